@@ -1,0 +1,45 @@
+"""raylens: the logit lens for corpora.
+
+``raylens.run`` lenses a corpus into a store, ``raylens.open`` reads a store, ``raylens.lens`` lenses one text in process.
+Names are loaded on first use, so ``import raylens`` imports neither torch nor ray.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from raylens.scheduler.api import run
+    from raylens.storage.errors import RaylensError
+    from raylens.storage.record import Failure, Record, TapLens
+    from raylens.storage.store import Run, Store
+    from raylens.storage.store import open_store as open  # noqa: A004
+    from raylens.workers.api import lens
+
+__all__ = ["Failure", "RaylensError", "Record", "Run", "Store", "TapLens", "lens", "open", "run"]
+
+_HOMES = {
+    "Failure": ("raylens.storage.record", "Failure"),
+    "RaylensError": ("raylens.storage.errors", "RaylensError"),
+    "Record": ("raylens.storage.record", "Record"),
+    "Run": ("raylens.storage.store", "Run"),
+    "Store": ("raylens.storage.store", "Store"),
+    "TapLens": ("raylens.storage.record", "TapLens"),
+    "lens": ("raylens.workers.api", "lens"),
+    "open": ("raylens.storage.store", "open_store"),
+    "run": ("raylens.scheduler.api", "run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'raylens' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

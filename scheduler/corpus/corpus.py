@@ -1,0 +1,145 @@
+"""The corpus as a stream of prompts, and the pass that checks it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Self
+
+import msgspec
+
+from raylens.scheduler.corpus.duplicates import IdHashes
+from raylens.scheduler.corpus.fingerprint import Fingerprint
+from raylens.scheduler.corpus.rows import BadRow, RowKeys
+from raylens.scheduler.corpus.settings import CorpusSettings
+from raylens.scheduler.corpus.sources import Source, find_sources, row_source
+from raylens.storage.errors import InputError, UsageError
+from raylens.storage.record import Prompt
+
+_PROGRESS_EVERY = 8192
+
+
+class CorpusSummary(msgspec.Struct, frozen=True):
+    """A corpus that was read to its end and found right.
+
+    Attributes:
+        count: prompts.
+        fingerprint: 64 hexadecimal digits; see Fingerprint.
+        bytes: the size of all prompts with ids and metadata, whatever the files' format.
+    """
+
+    count: int
+    fingerprint: str
+    bytes: int
+
+
+class Corpus:
+    """Prompts, read from their files each time anew; only one row is in memory.
+
+    Args:
+        settings: what to read. Files are looked for when reading starts, standard input is read once.
+
+    Raises:
+        UsageError: for settings that cannot be used or name nothing to read.
+    """
+
+    def __init__(self, settings: CorpusSettings) -> None:
+        if not settings.sources and not settings.texts:
+            raise UsageError("no corpus; name files, '-' for standard input, or give --text")
+        keys = RowKeys(settings.column, settings.id_column)
+        self._begin(settings, keys, lambda: find_sources(settings, keys))
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: Iterable[str | Mapping[str, Any]],
+        *,
+        column: str | None = None,
+        id_column: str | None = None,
+        limit: int | None = None,
+    ) -> Self:
+        """A corpus of Python values: texts, or dictionaries with the keys of JSON lines.
+
+        Args:
+            rows: read anew at each pass, and must not change; an iterator, which gives its rows once, is made a list.
+            column, id_column, limit: as in CorpusSettings.
+
+        Raises:
+            UsageError: for settings that cannot be used, or a single text or dictionary instead of a list.
+        """
+        if isinstance(rows, str | bytes | Mapping):
+            raise UsageError(f"rows is one {type(rows).__name__}; give a list of texts or dictionaries")
+        source = row_source(list(rows) if isinstance(rows, Iterator) else rows)
+        corpus = cls.__new__(cls)
+        settings = CorpusSettings(column=column, id_column=id_column, limit=limit)
+        corpus._begin(settings, RowKeys(column, id_column), lambda: [source])
+        return corpus
+
+    def _begin(self, settings: CorpusSettings, keys: RowKeys, find: Callable[[], list[Source]]) -> None:
+        settings.check()
+        self._settings = settings
+        self._keys = keys
+        self._find = find
+        self._sources: list[Source] | None = None
+
+    def prompts(self) -> Iterator[Prompt]:
+        """All prompts from the start, with indices from 0.
+
+        Raises:
+            InputError: at the first row that is not a prompt. Duplicate ids are for ``scan`` to find.
+        """
+        for _, _, prompt in self._located():
+            yield prompt
+
+    def scan(self, progress: Callable[[int], None] | None = None) -> CorpusSummary:
+        """Read the corpus once to its end and check every row. Uses 8 bytes a prompt.
+
+        Args:
+            progress: called now and then, and at the end, with the number of prompts so far.
+
+        Raises:
+            InputError: at the first row that is not a prompt, for a duplicate id, and if there is no prompt at all.
+        """
+        fingerprint, hashes = Fingerprint(), IdHashes()
+        count = size = 0
+        for _, _, prompt in self._located():
+            hashes.add(hash(prompt.id))
+            size += fingerprint.update(prompt)
+            count += 1
+            if progress is not None and count % _PROGRESS_EVERY == 0:
+                progress(count)
+        if not count:
+            raise InputError(self._name(), "no prompts", "give at least one")
+        if progress is not None:
+            progress(count)
+        for suspects in hashes.suspects():
+            self._refuse_duplicates(suspects)
+        return CorpusSummary(count, fingerprint.hexdigest(), size)
+
+    def _located(self) -> Iterator[tuple[Source, int, Prompt]]:
+        if self._sources is None:
+            self._sources = self._find()
+        make, limit = self._keys.prompt, self._settings.limit
+        index = 0
+        for source in self._sources:
+            for number, row in source.rows():
+                try:
+                    prompt = make(row, index)
+                except BadRow as bad:
+                    raise InputError(source.place(number), bad.problem, bad.remedy) from None
+                yield source, number, prompt
+                index += 1
+                if index == limit:
+                    return
+
+    def _refuse_duplicates(self, suspects: frozenset[int]) -> None:
+        """Raise for the first id that came before, of those with one of these hashes: two ids can share a hash."""
+        first: dict[str, str] = {}
+        for source, number, prompt in self._located():
+            if hash(prompt.id) not in suspects:
+                continue
+            place = source.place(number)
+            if prompt.id in first:
+                raise InputError(place, f"duplicate id {prompt.id!r} (first at {first[prompt.id]})", "ids must be unique")
+            first[prompt.id] = place
+
+    def _name(self) -> str:
+        given = self._settings.sources
+        return ", ".join(given[:3]) + (f" and {len(given) - 3} more" if len(given) > 3 else "") or "corpus"

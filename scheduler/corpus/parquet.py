@@ -1,0 +1,64 @@
+"""Parquet through pyarrow."""
+
+import shutil
+from collections.abc import Iterator
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
+
+from raylens.scheduler.corpus.files import InputFile
+from raylens.scheduler.corpus.rows import BadRow, RowKeys
+from raylens.scheduler.corpus.values import plain_row
+from raylens.storage.errors import InputError
+
+_BATCH_ROWS = 1024
+
+
+def rows(file: InputFile, keys: RowKeys) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows as dictionaries of JSON values, with their numbers from 1.
+
+    Raises:
+        InputError: for a file that is not Parquet, lacks the columns wanted, or holds values that JSON cannot.
+    """
+    with file.open() as stream:
+        if not file.compression:
+            yield from _rows(file, stream, keys)
+            return
+        # Parquet is read from its end, a compressed stream only from its start.
+        with TemporaryFile() as whole:
+            shutil.copyfileobj(stream, whole)
+            yield from _rows(file, whole, keys)
+
+
+def _rows(file: InputFile, stream: BinaryIO, keys: RowKeys) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = 0
+    for batch in _batches(file, stream, keys):
+        for row in batch:
+            number += 1
+            try:
+                yield number, plain_row(row)
+            except BadRow as bad:
+                raise InputError(f"{file.name} row {number}", bad.problem, bad.remedy) from None
+
+
+def _batches(file: InputFile, stream: BinaryIO, keys: RowKeys) -> Iterator[list[dict[str, Any]]]:
+    # Imported here: corpora of text need not wait for it.
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        # The same errors come from opening and from reading on.
+        with ParquetFile(stream) as table:
+            names = table.schema_arrow.names
+            _check_names(file, names, keys)
+            for batch in table.iter_batches(batch_size=_BATCH_ROWS):
+                yield batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(file.name, f"cannot be read as Parquet ({reason})", "check that it is a whole Parquet file") from None
+
+
+def _check_names(file: InputFile, names: list[str], keys: RowKeys) -> None:
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise InputError(file.name, f"has column {min(twice)!r} twice", "give every column its own name")
+    keys.check_columns(file.name, names)

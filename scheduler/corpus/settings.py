@@ -1,0 +1,39 @@
+"""What to read: files, texts, and how to find the prompt in a row."""
+
+from typing import Literal, get_args
+
+import msgspec
+
+from raylens.storage.errors import UsageError
+
+#: ``auto`` goes by the file's extension; ``txt`` is ``paragraphs`` where blank lines separate text, else ``lines``.
+Format = Literal["auto", "jsonl", "csv", "parquet", "txt", "lines", "paragraphs"]
+
+
+class CorpusSettings(msgspec.Struct, frozen=True):
+    """What to read.
+
+    Attributes:
+        sources: paths, glob patterns, or ``-`` for standard input, in order.
+        texts: prompts given directly, after the sources.
+        format: the format of every source.
+        column: the key or column that holds the prompt; by default ``text``, ``prompt``, ``content``, ``question`` or ``input``.
+        id_column: the key or column that holds the id; by default ``id`` where a row has one.
+        limit: stop after this many prompts.
+    """
+
+    sources: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    format: Format = "auto"
+    column: str | None = None
+    id_column: str | None = None
+    limit: int | None = None
+
+    def check(self) -> None:
+        """Raise UsageError for values that cannot be used."""
+        if self.format not in get_args(Format):
+            raise UsageError(f"format {self.format!r} is unknown; use one of {', '.join(get_args(Format))}")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"limit {self.limit} leaves no prompt; use 1 or more")
+        if self.column is not None and self.column == self.id_column:
+            raise UsageError(f"column {self.column!r} cannot be both the prompt and its id; name two columns")

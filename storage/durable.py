@@ -1,0 +1,49 @@
+"""Files that survive a crash: written whole, fsynced, and only then given their name."""
+
+import os
+import secrets
+from pathlib import Path
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_temporary(path: Path, data: bytes) -> Path:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write ``path`` whole, replacing what is there."""
+    _write_temporary(path, data).replace(path)
+    fsync_folder(path.parent)
+
+
+def create_file(path: Path, data: bytes) -> bool:
+    """Write ``path`` whole if and only if nothing has that name; False if something has.
+
+    link(2) fails when the name exists, on local disks and NFS alike, so of two processes exactly one succeeds.
+    """
+    temporary = _write_temporary(path, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    fsync_folder(path.parent)
+    return True

@@ -1,0 +1,80 @@
+"""Every error raylens raises on purpose, in one tree.
+
+    RaylensError            1   failed
+    ├── UsageError          2   an option or argument that cannot be used
+    ├── InputError          4   a corpus that cannot be read (names file and line)
+    ├── ModelError          4   a model that cannot be loaded or lensed
+    ├── BrokerError         5   Redis or Valkey cannot be reached or used
+    ├── ClusterError        5   Ray cannot be reached or used
+    ├── StoreError          6   a store that is damaged or locked
+    │   └── Fenced          6   another writer took the run over
+    └── FrameError          1   bytes from the stream that are not a valid frame
+
+The number is the exit code of the command line. A message says what is wrong, where, and what to do;
+it is printed as one line without a traceback.
+"""
+
+
+class RaylensError(Exception):
+    """Base of all errors meant for users."""
+
+    exit_code = 1
+
+
+class UsageError(RaylensError):
+    """An option or argument that cannot be used as given."""
+
+    exit_code = 2
+
+
+class InputError(RaylensError):
+    """A corpus that cannot be read.
+
+    Args:
+        place: the file, or ``file:line``.
+        problem: what is wrong there.
+        remedy: what the user can do.
+    """
+
+    exit_code = 4
+
+    def __init__(self, place: str, problem: str, remedy: str) -> None:
+        super().__init__(f"{place}: {problem}; {remedy}")
+
+
+class ModelError(RaylensError):
+    """A model that cannot be found, loaded, or lensed correctly."""
+
+    exit_code = 4
+
+
+class BrokerError(RaylensError):
+    """The Redis or Valkey server cannot be reached or must not be used."""
+
+    exit_code = 5
+
+
+class ClusterError(RaylensError):
+    """The Ray cluster cannot be reached or does not offer what a run needs."""
+
+    exit_code = 5
+
+
+class StoreError(RaylensError):
+    """A store that is damaged, locked, or of a version this raylens cannot read."""
+
+    exit_code = 6
+
+
+class Fenced(StoreError):
+    """Another writer has committed to the run; this one must stop."""
+
+
+class FrameError(RaylensError):
+    """Bytes from the stream that are not a valid frame of this run."""
+
+
+#: Exit code of a run that finished with at least one failed prompt.
+EXIT_FAILED_PROMPTS = 3
+#: Exit code of a run stopped by Ctrl-C or SIGTERM; the same command resumes it.
+EXIT_STOPPED = 130

@@ -1,0 +1,76 @@
+"""Where things lie in a store: ``STORE/runs/RUN/...`` (docs/FORMAT.md)."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from raylens.storage.errors import StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The paths of one run."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def certificate(self) -> Path:
+        return self.root / "certificate.json"
+
+    @property
+    def vocabulary(self) -> Path:
+        return self.root / "vocabulary.msgpack.zst"
+
+    @property
+    def commits(self) -> Path:
+        return self.root / "commits"
+
+    @property
+    def records(self) -> Path:
+        return self.root / "records"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine"
+
+    @property
+    def writer_log(self) -> Path:
+        return self.root / "writer.log"
+
+    def create(self) -> None:
+        """Make the folders."""
+        for folder in (self.commits, self.records, self.quarantine):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for one driver; the kernel lets go when the process dies.
+
+        Raises:
+            StoreError: another process on this machine is doing this run.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
+                raise StoreError(f"{self.root}: run is being done by process {holder}; wait for it or stop it") from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def runs_folder(store: Path) -> Path:
+    """The folder that holds the runs of a store."""
+    return store / "runs"

@@ -1,0 +1,107 @@
+"""The ledger: the list of committed segments, the only truth of what is done (docs/PROTOCOL.md)."""
+
+from pathlib import Path
+
+import msgspec
+
+from raylens.storage.durable import create_file
+from raylens.storage.errors import Fenced, StoreError
+from raylens.storage.layout import RunFolder
+
+#: Version of the commit files.
+FORMAT = 1
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One committed prompt: where its line lies in the segment, and how it ended.
+
+    Attributes:
+        index, id: of the prompt.
+        offset, length: bytes of its zstd frame in the segment.
+        tokens: tokens of the prompt, 0 for a failure.
+        failure: None for a record, else the failure's kind.
+    """
+
+    index: int
+    id: str
+    offset: int
+    length: int
+    tokens: int
+    failure: str | None
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """Commit ``n`` of a run. ``segment`` is None where a writer only took the run over."""
+
+    format: int
+    n: int
+    writer: str
+    segment: str | None
+    bytes: int
+    crc32: int
+    entries: list[Entry]
+
+
+class Ledger:
+    """The commits of one run, read in order and followed as they grow.
+
+    Attributes:
+        next: number of the first commit that does not exist yet.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._done = bytearray()  # a byte a prompt: 10 MB for ten million
+        self.next = 0
+        self.count = 0
+
+    def __contains__(self, index: int) -> bool:
+        return index < len(self._done) and bool(self._done[index])
+
+    def refresh(self) -> list[Commit]:
+        """Read the commits made since the last call.
+
+        Raises:
+            StoreError: a commit file is damaged or of another version.
+        """
+        found = []
+        while (commit := self._read(self.next)) is not None:
+            self._learn(commit)
+            found.append(commit)
+        return found
+
+    def append(self, commit: Commit) -> None:
+        """Make ``commit`` exist, durably.
+
+        Raises:
+            Fenced: that number exists, so another writer owns the run.
+        """
+        if not create_file(self._path(commit.n), msgspec.json.encode(commit)):
+            raise Fenced(f"{self._folder.root}: another writer took over at commit {commit.n}")
+        self._learn(commit)
+
+    def _path(self, n: int) -> Path:
+        return self._folder.commits / f"{n:09d}.json"
+
+    def _read(self, n: int) -> Commit | None:
+        path = self._path(n)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            commit = msgspec.json.decode(data, type=Commit)
+        except msgspec.DecodeError as error:
+            raise StoreError(f"{path}: damaged commit ({error})") from error
+        if commit.format != FORMAT or commit.n != n:
+            raise StoreError(f"{path}: commit format {commit.format}, number {commit.n}; expected format {FORMAT}, number {n}")
+        return commit
+
+    def _learn(self, commit: Commit) -> None:
+        for entry in commit.entries:
+            if entry.index >= len(self._done):
+                self._done.extend(bytes(max(entry.index + 1 - len(self._done), len(self._done))))
+            if not self._done[entry.index]:
+                self._done[entry.index] = 1
+                self.count += 1
+        self.next = commit.n + 1

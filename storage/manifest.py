@@ -1,0 +1,83 @@
+"""What a run is: written once when it begins, compared when the same command comes again."""
+
+from typing import Any
+
+import msgspec
+
+from raylens.storage.durable import create_file
+from raylens.storage.errors import StoreError, UsageError
+from raylens.storage.layout import RunFolder
+
+#: Version of run.json.
+FORMAT = 1
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """The contents of run.json.
+
+    Attributes:
+        format: version of this file.
+        name: the run's name, which is also its folder's.
+        uid: 16 random hex digits that name its stream.
+        created: ISO 8601 time, UTC.
+        identity: what the results depend on, by section and name. A resume must match it.
+        prompts: prompts in the corpus.
+        vocabulary_size: number of logits.
+        sources: where model and corpus were read from, for people.
+        versions: package -> version at the start.
+    """
+
+    format: int
+    name: str
+    uid: str
+    created: str
+    identity: dict[str, dict[str, Any]]
+    prompts: int
+    vocabulary_size: int
+    sources: dict[str, Any]
+    versions: dict[str, str]
+
+
+def read_manifest(folder: RunFolder) -> Manifest:
+    """The manifest of a run.
+
+    Raises:
+        StoreError: it is damaged or of another version.
+    """
+    try:
+        manifest = msgspec.json.decode(folder.manifest.read_bytes(), type=Manifest)
+    except OSError as error:
+        raise StoreError(f"{folder.manifest}: {error.strerror}; not a raylens run") from error
+    except msgspec.DecodeError as error:
+        raise StoreError(f"{folder.manifest}: damaged ({error})") from error
+    if manifest.format != FORMAT:
+        raise StoreError(f"{folder.manifest}: format {manifest.format}; this raylens reads format {FORMAT}")
+    return manifest
+
+
+def create_or_resume(folder: RunFolder, wanted: Manifest) -> tuple[Manifest, bool]:
+    """The manifest of the run, and whether it was there before.
+
+    Raises:
+        UsageError: a run of that name has other settings; the message shows each difference.
+    """
+    folder.create()
+    data = msgspec.json.format(msgspec.json.encode(wanted), indent=2)
+    if create_file(folder.manifest, data):
+        return wanted, False
+    found = read_manifest(folder)
+    changes = difference(found.identity, wanted.identity)
+    if changes:
+        raise UsageError(f"run {wanted.name!r} was made with other settings: {'; '.join(changes)}; repeat those, or give --name")
+    return found, True
+
+
+def difference(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:
+    """Each setting that differs, as ``section.name: old -> new``."""
+    changes = []
+    for section in sorted(old.keys() | new.keys()):
+        before, after = old.get(section, {}), new.get(section, {})
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name):
+                changes.append(f"{section}.{name}: {before.get(name)} -> {after.get(name)}")
+    return changes

@@ -1,0 +1,115 @@
+"""Static pictures of a record, drawn from what is stored and never from a model.
+
+A kind of picture is a module of this folder with ``STATS``, the stats that can colour it, the default first, and
+``figure(record, vocabulary, request, fonts)``. A new file is a new kind.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Protocol, cast
+
+from raylens.storage.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
+
+    from raylens.storage.fonts import Fonts
+    from raylens.storage.plots.request import Request
+    from raylens.storage.record import Record
+    from raylens.storage.vocabulary import Vocabulary
+
+_SHARED = {"canvas", "request"}
+#: The kinds of picture.
+KINDS = tuple(sorted(module.name for module in iter_modules(__path__) if module.name not in _SHARED))
+#: The file formats, by suffix.
+FORMATS = ("png", "svg", "pdf")
+
+
+class _Kind(Protocol):
+    STATS: tuple[str, ...]
+
+    def figure(self, record: "Record", vocabulary: "Vocabulary", request: "Request", fonts: "Fonts") -> "Figure": ...
+
+
+def stats(kind: str) -> tuple[str, ...]:
+    """The stats that can colour a kind of picture, the default first.
+
+    Raises:
+        UsageError: no such kind.
+    """
+    return _kind(kind).STATS
+
+
+def plot(
+    record: "Record",
+    kind: str,
+    path: str | Path,
+    *,
+    vocabulary: "Vocabulary",
+    model: str,
+    stat: str | None = None,
+    tap: str | None = None,
+    positions: "Sequence[int] | None" = None,
+    title: str | None = None,
+    font: str | Path | None = None,
+) -> Path:
+    """Draw one picture of a record into a file. The same arguments give the same bytes.
+
+    Args:
+        kind: one of ``KINDS``.
+        path: where to write; its suffix, png, svg or pdf, picks the format.
+        vocabulary: the run's tokens by id.
+        model: the model's name, for the heading.
+        stat: what colours the cells, one of ``stats(kind)``; by default its first.
+        tap: the tap to show, by its own or its LogitLens4LLMs name. By default grid shows ``resid_post``, rank all.
+        positions: from the start of the prompt. By default grid shows the last 24, rank the last one; rank takes one only.
+        title: heading in place of the model's and the prompt's name.
+        font: a font file to use for what DejaVu Sans lacks.
+
+    Returns:
+        The path written.
+
+    Raises:
+        UsageError: an argument that does not fit the record or the kind, a picture too large, or a path that cannot be written.
+    """
+    from raylens.storage.plots.request import Request
+
+    path = Path(path)
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        raise UsageError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
+    data = render(record, kind, suffix, Request(model, stat, tap, positions, title), vocabulary=vocabulary, font=font)
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}; choose another path") from error
+    return path
+
+
+def render(
+    record: "Record", kind: str, suffix: str, request: "Request", *, vocabulary: "Vocabulary", font: str | Path | None = None
+) -> bytes:
+    """The file that ``plot`` would write, in memory.
+
+    Args:
+        suffix: one of ``FORMATS``.
+
+    Raises:
+        UsageError: as ``plot``.
+    """
+    from raylens.storage.fonts import choose_fonts
+    from raylens.storage.plots import canvas
+
+    drawer = _kind(kind)
+    fonts = choose_fonts(None if font is None else Path(font))
+    with canvas.settled(fonts):
+        return canvas.encode(drawer.figure(record, vocabulary, request, fonts), suffix, request.heading(record))
+
+
+def _kind(kind: str) -> _Kind:
+    if kind not in KINDS:
+        raise UsageError(f"picture kind {kind!r}: choose from {', '.join(KINDS)}")
+    return cast("_Kind", import_module(f"raylens.storage.plots.{kind}"))

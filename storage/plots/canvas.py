@@ -1,0 +1,226 @@
+"""What all pictures share: a sheet measured in inches, coloured cells with text in them, colour scales, reproducible files."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from threading import Lock
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from raylens.storage import labels
+from raylens.storage.errors import UsageError
+from raylens.storage.fonts import Fonts
+
+DPI = 150
+#: Agg cannot draw a picture of 2**16 pixels on a side; long before that no viewer opens it.
+MAX_PIXELS = 40_000
+HEADING, CAPTION, CELL = 11.0, 8.5, 7.5  # points
+MARGIN = 0.15  # inches
+LEAST_WIDTH = 7.0  # of a picture with few columns, for its heading
+_LINE = 1.4  # height of a line of text, in ems
+_NO_VALUE = "#d0d0d0"
+_FAMILY = "sans-serif"
+#: Keeps a line that begins with Arabic or Hebrew from being laid out from the right as a whole. Draws nothing.
+_LEFT_TO_RIGHT = "\u200e"
+
+Array = NDArray[np.float64]
+
+_rc_lock = Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How values become colours; fixed by the stat and not by the data, so that pictures compare.
+
+    Attributes:
+        label: what the values are, in words and with their unit.
+        low, high: values at the ends of the scale; values beyond get the colour of the end.
+        colours: a matplotlib colour map.
+        ticks: values to mark, each with its text.
+        log: whether equal steps are equal ratios.
+    """
+
+    label: str
+    low: float
+    high: float
+    colours: str
+    ticks: tuple[tuple[float, str], ...]
+    log: bool = False
+
+    def paint(self, values: Array) -> Array:
+        """[..., 4] RGBA of values of any shape; grey where a value is not a number."""
+        norm = LogNorm(self.low, self.high) if self.log else Normalize(self.low, self.high)
+        known = np.where(np.isnan(values), self.low, np.clip(values, self.low, self.high))
+        rgba = np.asarray(matplotlib.colormaps[self.colours](norm(known)), dtype=np.float64)
+        rgba[np.isnan(values)] = matplotlib.colors.to_rgba(_NO_VALUE)
+        return rgba
+
+    def place(self, value: float) -> float:
+        """Where a value lies between the ends, 0 to 1."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+def ink(rgba: Array) -> str:
+    """Black or white, whichever contrasts more with a colour (relative luminance of WCAG)."""
+    linear = np.where(rgba[:3] <= 0.04045, rgba[:3] / 12.92, ((rgba[:3] + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ [0.2126, 0.7152, 0.0722])
+    return "black" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "white"
+
+
+class Sheet:
+    """A white page. Places are inches from its lower left corner."""
+
+    def __init__(self, width: float, height: float, fonts: Fonts) -> None:
+        """Args: width, height: in inches.
+
+        Raises:
+            UsageError: the picture would be too large.
+        """
+        if max(width, height) * DPI > MAX_PIXELS:
+            size = f"{width * DPI:.0f} x {height * DPI:.0f}"
+            raise UsageError(f"picture of {size} pixels is too large (limit {MAX_PIXELS}); choose fewer positions")
+        self.width, self.height, self.fonts = width, height, fonts
+        self.figure = Figure(figsize=(width, height), dpi=DPI)
+        FigureCanvasAgg(self.figure)
+        self._axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
+        self._axes.set_axis_off()
+        self._axes.set_autoscale_on(False)
+        self._properties: dict[float, FontProperties] = {}
+
+    def text(self, x: float, y: float, text: str, points: float = CELL, align: str = "left", colour: str = "black") -> None:
+        """Write drawable text with its middle line at y."""
+        if points not in self._properties:
+            self._properties[points] = FontProperties(family=[*self.fonts.families, _FAMILY], size=points)
+        # A shared baseline, unlike centring each text on its own ink, keeps a row of tokens level.
+        baseline = y - 0.36 * points / 72
+        font = self._properties[points]
+        self._axes.text(x, baseline, text, ha=align, va="baseline", color=colour, fontproperties=font, parse_math=False)
+
+    def cells(
+        self, left: float, bottom: float, size: tuple[float, float], colours: Array, texts: Sequence[Sequence[str]]
+    ) -> None:
+        """A grid of coloured cells with a text in each, first row at the bottom.
+
+        Args:
+            size: width and height of a cell.
+            colours: [R, C, 4] RGBA.
+            texts: [R][C] labels; each is cut to its cell.
+        """
+        rows, columns = colours.shape[:2]
+        self._mesh(left, bottom, size, colours, edge=0.5)
+        for row in range(rows):
+            for column in range(columns):
+                text = self.fonts.fit(texts[row][column], size[0] - 0.06, CELL)
+                x, y = left + (column + 0.5) * size[0], bottom + (row + 0.5) * size[1]
+                self.text(x, y, text, align="center", colour=ink(colours[row, column]))
+
+    def lines(self, segments: Sequence[tuple[float, float, float, float]], points: float, colour: str = "black") -> None:
+        """Straight lines, each from x0, y0 to x1, y1."""
+        ends = [((x0, y0), (x1, y1)) for x0, y0, x1, y1 in segments]
+        self._axes.add_collection(LineCollection(ends, linewidths=points, colors=colour, capstyle="butt"))
+
+    def frame(self, left: float, bottom: float, width: float, height: float, points: float, colour: str) -> None:
+        """An unfilled rectangle."""
+        self._axes.add_patch(Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=points, zorder=3))
+
+    def key(self, left: float, bottom: float, scale: Scale) -> None:
+        """The colour scale as a bar with marked values below it and its label to the right. See ``KEY_HEIGHT``."""
+        width, height, steps = 2.6, 0.12, 128
+        edges = np.linspace(0, 1, steps)
+        values = scale.low * (scale.high / scale.low) ** edges if scale.log else scale.low + (scale.high - scale.low) * edges
+        base = bottom + KEY_HEIGHT - height
+        self._mesh(left, base, (width / steps, height), scale.paint(values)[None], edge=0)
+        for value, text in scale.ticks:
+            x = left + width * scale.place(value)
+            self.lines([(x, base - 0.03, x, base)], 0.8)
+            self.text(x, base - 0.11, text, align="center")
+        self.text(left + width + 0.15, base + height / 2, scale.label, CAPTION)
+
+    def _mesh(self, left: float, bottom: float, size: tuple[float, float], colours: Array, edge: float) -> None:
+        rows, columns = colours.shape[:2]
+        x = left + size[0] * np.arange(columns + 1)
+        y = bottom + size[1] * np.arange(rows + 1)
+        self._axes.pcolormesh(x, y, colours, edgecolors="white" if edge else "face", linewidth=edge or 0.1)
+
+
+KEY_HEIGHT = 0.32  # inches, of a key with its marked values
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The lines above a picture: heading, captions, key.
+
+    Attributes:
+        lines: each with its size in points.
+        height: inches, with the margins above and below.
+    """
+
+    lines: tuple[tuple[str, float], ...]
+    height: float
+
+    def draw(self, sheet: Sheet, left: float, scale: Scale) -> None:
+        """Draw at the top of a sheet."""
+        y = sheet.height - MARGIN
+        for text, points in self.lines:
+            step = points * _LINE / 72
+            sheet.text(left, y - step / 2, _LEFT_TO_RIGHT + text, points)
+            y -= step
+        sheet.key(left, y - 0.08 - KEY_HEIGHT, scale)
+
+
+def header(heading: str, captions: Sequence[str], width: float, fonts: Fonts) -> Header:
+    """Lay out a heading and captions, plain text of any content, in a width in inches."""
+    lines = [(line, HEADING) for line in fonts.wrap(labels.text_label(heading), width, HEADING, 2)]
+    for caption in captions:
+        lines += [(line, CAPTION) for line in fonts.wrap(caption, width, CAPTION, 3)]
+    height = sum(points for _, points in lines) * _LINE / 72
+    return Header(tuple(lines), MARGIN + height + 0.08 + KEY_HEIGHT + 0.18)
+
+
+@contextmanager
+def settled(fonts: Fonts) -> Iterator[None]:
+    """Settings under which figures must be both built and encoded: ours alone, whatever the user's matplotlibrc says."""
+    # Matplotlib's settings are global and some are read only while saving, so pictures are drawn one at a time.
+    with _rc_lock, matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(
+            {
+                "text.parse_math": False,
+                # Names for viewers of an SVG that lack DejaVu Sans; Verdana has nearly the same widths.
+                "font.sans-serif": [*fonts.families, "Verdana", "Arial"],
+                "svg.hashsalt": "raylens",
+                "svg.fonttype": "none",  # text that can be searched, copied and read aloud
+            }
+        )
+        yield
+
+
+def encode(figure: Figure, suffix: str, title: str) -> bytes:
+    """A figure as a file without dates or random names in it. Call within ``settled``.
+
+    Args:
+        suffix: png, svg or pdf.
+        title: for readers that cannot see the picture.
+    """
+    name = labels.text_label(title)
+    metadata: dict[str, dict[str, Any]] = {
+        "png": {"Title": name, "Software": None},
+        "svg": {"Title": name, "Date": None},
+        "pdf": {"Title": name, "CreationDate": None},
+    }
+    data = BytesIO()
+    figure.savefig(data, format=suffix, dpi=DPI, metadata=metadata[suffix])
+    return data.getvalue()

@@ -1,0 +1,148 @@
+"""The rank picture of LogitLens4LLMs: one position, a row for each layer and tap, the k best tokens from left to right."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from raylens.storage.errors import UsageError
+from raylens.storage.fonts import Fonts
+from raylens.storage.labels import fit, text_label, token_label
+from raylens.storage.plots.canvas import LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
+from raylens.storage.plots.request import Request, coverage, prediction, taps_of
+from raylens.storage.record import Record
+from raylens.storage.vocabulary import Vocabulary
+
+STATS = ("prob",)
+#: Ranks drawn of a record that has more.
+MOST_RANKS = 20
+_WIDTH, _HEIGHT = 0.9, 0.2  # of a cell; all lengths are inches
+_LEFT = 1.45
+_ROW = 0.2  # of the ranks below and above the cells
+_PROMPT_CELLS = 240  # of the prompt in the caption: its end, which is what the position has read last
+_FOUND = "#ff2d55"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankPicture:
+    """What a rank picture shows. R rows, from the bottom up: layer by layer, taps in the order in which a block computes them.
+
+    Attributes:
+        heading, captions: text above it.
+        scale: what the colours mean.
+        rows: [R] layer and tap.
+        breaks: number of rows below each line between two layers, so the line lies between rows and cuts none.
+        texts: [R][k] labels of the tokens, best first; empty where a tap has fewer.
+        values: [R, k] their probabilities; not a number where a tap has fewer.
+        found: [R, k] whether it is the predicted token.
+    """
+
+    heading: str
+    captions: tuple[str, ...]
+    scale: Scale
+    rows: tuple[tuple[int, str], ...]
+    breaks: tuple[int, ...]
+    texts: tuple[tuple[str, ...], ...]
+    values: Array
+    found: np.ndarray[tuple[int, int], np.dtype[np.bool_]]
+
+
+def rank(record: Record, vocabulary: Vocabulary, request: Request) -> RankPicture:
+    """Choose and compute what the rank picture of a record shows.
+
+    Raises:
+        UsageError: a stat, tap or position that cannot be shown, or more than one position.
+    """
+    request.chosen_stat(STATS)
+    if request.positions is not None and len(set(request.positions)) > 1:
+        raise UsageError(f"the rank picture shows one position; {len(set(request.positions))} were chosen")
+    (position,) = request.chosen_positions(record, 1)
+    column = record.positions.index(position)
+    taps = taps_of(record) if request.tap is None else [request.chosen_tap(record)]
+    # Sorting is stable, so within a layer taps keep block order.
+    places = [(layer, tap, row) for tap in taps for row, layer in enumerate(record.taps[tap].layers)]
+    places.sort(key=lambda place: place[0])
+    rows = tuple((layer, tap) for layer, tap, _ in places)
+    most = max(record.taps[tap].ids.shape[2] for tap in taps)
+    k = min(most, MOST_RANKS)
+    ids = np.full((len(rows), k), -1, dtype=np.int64)
+    values = np.full((len(rows), k), np.nan)
+    for at, (_, tap, row) in enumerate(places):
+        best = record.taps[tap].ids[row, column, :k]
+        ids[at, : len(best)] = best
+        values[at, : len(best)] = np.exp(record.taps[tap].logprobs[row, column, :k].astype(np.float64))
+    target = int(prediction(record).ids[column])
+    return RankPicture(
+        heading=request.heading(record),
+        captions=_captions(record, vocabulary, position, column, f"rank 1 to {k}" + (f" of {most}" if most > k else "")),
+        scale=Scale("probability", 0, 1, "viridis", tuple((v / 4, f"{v / 4:g}") for v in range(5))),
+        rows=rows,
+        breaks=tuple(at for at in range(1, len(rows)) if rows[at][0] != rows[at - 1][0]),
+        texts=tuple(tuple(token_label(vocabulary, int(i)) if i >= 0 else "" for i in line) for line in ids),
+        values=values,
+        found=ids == target,
+    )
+
+
+def _captions(record: Record, vocabulary: Vocabulary, position: int, column: int, ranks: str) -> tuple[str, ...]:
+    final = prediction(record)
+    token = token_label(vocabulary, int(final.ids[column]))
+    predicted = f"predicted next: {token} (probability {final.probs[column]:.3f}, layer {final.layer}, {final.tap})"
+    following = record.token_ids[position + 1 : position + 2]
+    actual = f"; actual next: {token_label(vocabulary, following[0])}" if following else ""
+    axes = f"rows: layer and tap, layer 0 at the bottom; columns: {ranks}; framed: the predicted token"
+    return (
+        f"prompt: {_prompt_to(record, vocabulary, position)}",
+        predicted + actual,
+        f"{coverage(record, [position])}; {axes}",
+    )
+
+
+def _prompt_to(record: Record, vocabulary: Vocabulary, position: int) -> str:
+    """The end of what the model had read at a position."""
+    # So many tokens fill the caption however long the prompt is.
+    first = max(0, position + 1 - _PROMPT_CELLS)
+    known = [vocabulary[i] if i < len(vocabulary) else None for i in record.token_ids[first : position + 1]]
+    text = text_label(b"".join(token if token is not None else b"\xef\xbf\xbd" for token in known))
+    return fit(f"…{text}" if first else text, _PROMPT_CELLS, keep="end")
+
+
+def figure(record: Record, vocabulary: Vocabulary, request: Request, fonts: Fonts) -> Figure:
+    """The rank picture of a record, drawn."""
+    return draw(rank(record, vocabulary, request), fonts)
+
+
+def draw(picture: RankPicture, fonts: Fonts) -> Figure:
+    """Draw a rank picture, its cells all of one size whatever their number.
+
+    Raises:
+        UsageError: more rows than a picture can have.
+    """
+    rows, columns = picture.values.shape
+    width = max(_LEFT + columns * _WIDTH + MARGIN, LEAST_WIDTH)
+    head = header(picture.heading, picture.captions, width - 2 * MARGIN, fonts)
+    bottom = MARGIN + _ROW
+    sheet = Sheet(width, bottom + rows * _HEIGHT + _ROW + head.height, fonts)
+    head.draw(sheet, MARGIN, picture.scale)
+    sheet.cells(_LEFT, bottom, (_WIDTH, _HEIGHT), picture.scale.paint(picture.values), picture.texts)
+    for row, column in np.argwhere(picture.found):
+        corner = (_LEFT + column * _WIDTH + 0.02, bottom + row * _HEIGHT + 0.02)
+        sheet.frame(*corner, _WIDTH - 0.04, _HEIGHT - 0.04, 1.4, _FOUND)
+    ends = (MARGIN, _LEFT + columns * _WIDTH)
+    sheet.lines([(ends[0], bottom + at * _HEIGHT, ends[1], bottom + at * _HEIGHT) for at in picture.breaks], 1.0)
+    _draw_names(sheet, picture, bottom)
+    return sheet.figure
+
+
+def _draw_names(sheet: Sheet, picture: RankPicture, bottom: float) -> None:
+    edges = (0, *picture.breaks, len(picture.rows))
+    for first, last in pairwise(edges):
+        sheet.text(MARGIN + 0.2, bottom + (first + last) / 2 * _HEIGHT, str(picture.rows[first][0]), 9, align="center")
+    for row, (_, tap) in enumerate(picture.rows):
+        sheet.text(_LEFT - 0.08, bottom + (row + 0.5) * _HEIGHT, tap, align="right")
+    for y in (bottom - _ROW / 2, bottom + len(picture.rows) * _HEIGHT + _ROW / 2):
+        sheet.text(MARGIN + 0.2, y, "layer", align="center")
+        sheet.text(_LEFT - 0.08, y, "rank", align="right")
+        for column in range(picture.values.shape[1]):
+            sheet.text(_LEFT + (column + 0.5) * _WIDTH, y, str(column + 1), align="center")

@@ -1,0 +1,142 @@
+"""What a picture is asked to show, checked against what the record has."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raylens.storage.errors import UsageError
+from raylens.storage.record import Record, TapLens
+from raylens.storage.taps import ALIASES, TAPS
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The choices that a picture's caller makes; None leaves one to the kind of picture.
+
+    Attributes:
+        model: the model's name, for the heading.
+        stat: what colours the cells.
+        tap: the tap to show.
+        positions: the positions to show, counted from the start of the prompt.
+        title: heading in place of the model's and the prompt's name.
+    """
+
+    model: str
+    stat: str | None = None
+    tap: str | None = None
+    positions: Sequence[int] | None = None
+    title: str | None = None
+
+    def heading(self, record: Record) -> str:
+        """First line of the picture."""
+        return f"{self.model} · prompt {record.id}" if self.title is None else self.title
+
+    def chosen_stat(self, stats: Sequence[str]) -> str:
+        """The stat asked for, or the kind's first.
+
+        Raises:
+            UsageError: not one of the kind's.
+        """
+        if self.stat is not None and self.stat not in stats:
+            raise UsageError(f"stat {self.stat!r}: this picture can be coloured by {', '.join(stats)}")
+        return stats[0] if self.stat is None else self.stat
+
+    def chosen_tap(self, record: Record) -> str:
+        """The tap asked for (canonical name), or ``resid_post``, or where the record lacks it the last tap it has.
+
+        Raises:
+            UsageError: not in the record.
+        """
+        present = taps_of(record)
+        if self.tap is None:
+            return present[-1]
+        tap = ALIASES.get(self.tap, self.tap)
+        if tap not in present:
+            raise UsageError(f"tap {self.tap!r} is not in prompt {record.id!r}; it has {', '.join(present)}")
+        return tap
+
+    def chosen_positions(self, record: Record, most: int) -> tuple[int, ...]:
+        """The positions asked for, ascending and without repeats, or the last ``most`` of the record.
+
+        Raises:
+            UsageError: none asked for, none in the record, or one that the record lacks.
+        """
+        if not record.positions:
+            raise UsageError(f"prompt {record.id!r} has no lensed position to draw")
+        if self.positions is None:
+            return tuple(record.positions[-most:])
+        missing = sorted(set(self.positions) - set(record.positions))
+        if missing or not self.positions:
+            wrong = f"position {missing[0]} is not in prompt {record.id!r}" if missing else "no position chosen"
+            raise UsageError(f"{wrong}; it has {spans(record.positions)}")
+        return tuple(sorted(set(self.positions)))
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the last layer of a record predicts at each position.
+
+    Attributes:
+        tap, layer: where it was read: ``resid_post`` of the last lensed layer, if the record has that tap.
+        ids: [P] token ids.
+        probs: [P] their probabilities.
+    """
+
+    tap: str
+    layer: int
+    ids: NDArray[np.uint32]
+    probs: NDArray[np.float64]
+
+
+def prediction(record: Record) -> Prediction:
+    """The top-1 tokens of the last layer of the last tap."""
+    tap = taps_of(record)[-1]
+    lens = record.taps[tap]
+    row = int(np.argmax(lens.layers))
+    return Prediction(tap, lens.layers[row], lens.ids[row, :, 0], np.exp(lens.logprobs[row, :, 0].astype(np.float64)))
+
+
+def taps_of(record: Record) -> list[str]:
+    """The taps with at least one layer, in block order.
+
+    Raises:
+        UsageError: there is none.
+    """
+    present = [tap for tap in TAPS if tap in record.taps and record.taps[tap].layers]
+    if not present:
+        raise UsageError(f"prompt {record.id!r} has no tap to draw")
+    return present
+
+
+def ranks(lens: TapLens, targets: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """[L, P] rank of one token a position, from 1; k + 1 where it is not among the k stored.
+
+    Args:
+        targets: [P] token ids.
+    """
+    found = lens.ids == targets[None, :, None]
+    return np.where(found.any(axis=2), found.argmax(axis=2) + 1, lens.ids.shape[2] + 1).astype(np.int64)
+
+
+def spans(positions: Sequence[int]) -> str:
+    """Positions in words, runs shortened: ``0 to 3, 7, 9 to 12``."""
+    ordered = np.unique(np.asarray(positions))
+    runs = np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1)
+    words = [f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+    shown = words if len(words) <= 8 else [*words[:4], f"({len(words) - 5} more)", words[-1]]
+    return ", ".join(shown)
+
+
+def coverage(record: Record, shown: Sequence[int]) -> str:
+    """Which positions a picture shows and which it leaves out, in words."""
+    words = [f"position{'s' if len(shown) > 1 else ''} {spans(shown)} of 0 to {len(record.token_ids) - 1}"]
+    hidden = len(set(record.positions) - set(shown))
+    if hidden:
+        words.append(f"{hidden} of {len(record.positions)} lensed positions not shown")
+    if len(record.positions) < len(record.token_ids):
+        words.append(f"lensed: {spans(record.positions)}")
+    if record.truncated_from is not None:
+        words.append(f"prompt cut from {record.truncated_from} to {len(record.token_ids)} tokens before the model read it")
+    return "; ".join(words)

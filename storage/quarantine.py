@@ -1,0 +1,40 @@
+"""Entries of the stream that are not valid: kept beside the run with the reason, up to a limit."""
+
+import msgspec
+
+from raylens.storage.layout import RunFolder
+
+#: Bytes kept of one entry, and entries kept of one run; more are only counted.
+MAX_KEPT_BYTES = 1 << 20
+MAX_ENTRIES = 64
+
+
+class Quarantined(msgspec.Struct, frozen=True):
+    """One refused entry: its id in the stream, why, and its size in bytes."""
+
+    entry: str
+    reason: str
+    size: int
+
+
+class Quarantine:
+    """The quarantine folder of one run: ``reasons.jsonl`` lists every entry, ``ENTRY.bin`` keeps the first ones' bytes."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder.quarantine
+        self._list = self._folder / "reasons.jsonl"
+
+    def add(self, entry: str, reason: str, data: bytes) -> None:
+        """Keep one refused entry."""
+        line = msgspec.json.encode(Quarantined(entry, reason[:500], len(data)))
+        with self._list.open("ab") as file:
+            file.write(line + b"\n")
+        if sum(1 for _ in self._folder.glob("*.bin")) < MAX_ENTRIES:
+            # stream ids are digits and a dash, made by the server: safe as a name
+            (self._folder / f"{entry}.bin").write_bytes(data[:MAX_KEPT_BYTES])
+
+    def entries(self) -> list[Quarantined]:
+        """All refused entries, oldest first."""
+        if not self._list.exists():
+            return []
+        return [msgspec.json.decode(line, type=Quarantined) for line in self._list.read_bytes().splitlines()]

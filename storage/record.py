@@ -1,0 +1,93 @@
+"""What a prompt is and what it comes to: one record, or one failure with its reason."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+#: JSON metadata of a prompt: whatever other fields its corpus row had.
+Metadata = dict[str, Any]
+
+
+class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One row of a corpus. Exactly one of ``text``, ``messages`` and ``token_ids`` is given.
+
+    Attributes:
+        index: position in the corpus, from 0; the identity used by delivery.
+        id: the user's name for it, any string; the index in decimal where the corpus has none.
+        text: plain text, tokenized with the tokenizer's special tokens.
+        messages: chat turns for the model's chat template.
+        token_ids: ready token ids.
+        metadata: the row's other fields.
+    """
+
+    index: int
+    id: str
+    text: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    token_ids: list[int] | None = None
+    metadata: Metadata = {}
+
+
+@dataclass(frozen=True, slots=True)
+class TapLens:
+    """The lens at one tap. L layers, P positions, k tokens a place, best first.
+
+    Attributes:
+        layers: [L] layer numbers.
+        ids: [L, P, k] uint32 token ids.
+        logprobs: [L, P, k] float16 or float32 natural log probabilities.
+        logsumexp: [L, P] float32, of the logits over the whole vocabulary.
+        entropy: [L, P] float32, in nats, over the whole vocabulary.
+    """
+
+    layers: tuple[int, ...]
+    ids: NDArray[np.uint32]
+    logprobs: NDArray[np.floating[Any]]
+    logsumexp: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the lens saw in one prompt.
+
+    Attributes:
+        id, index, metadata: as in the prompt.
+        text: the text that was tokenized; for chat, the rendered template.
+        token_ids: [T] the ids the model read.
+        tokens: [T] display strings of them; two ids may show alike, the ids are the truth.
+        positions: [P] positions that were lensed, from 0.
+        layers: [L] layers that were lensed.
+        taps: tap name -> TapLens; a tap the model lacks is absent.
+        truncated_from: the length in tokens before truncation, if the prompt was cut.
+    """
+
+    id: str
+    index: int
+    text: str
+    token_ids: list[int]
+    tokens: list[str]
+    positions: list[int]
+    layers: list[int]
+    taps: dict[str, TapLens]
+    metadata: Metadata = field(default_factory=dict)
+    truncated_from: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a prompt has no record.
+
+    Attributes:
+        kind: a short word to count by: ``empty``, ``too_long``, ``skipped``, ``input``, ``model``, ``memory``, ``crash``, ``delivery``.
+        message: one line for the user.
+    """
+
+    id: str
+    index: int
+    kind: str
+    message: str
+    metadata: Metadata = field(default_factory=dict)

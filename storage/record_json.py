@@ -1,0 +1,130 @@
+"""The JSON form of records and failures: one line each (docs/FORMAT.md, section Record)."""
+
+from functools import cache
+from typing import Any
+
+import msgspec
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from raylens.storage.errors import StoreError
+from raylens.storage.record import Failure, Metadata, Record, TapLens
+
+
+class _TapJson(msgspec.Struct):
+    ids: list[list[list[int]]]
+    logprobs: list[list[list[float]]]
+    logsumexp: list[list[float]]
+    entropy: list[list[float]]
+    layers: list[int] | None = None
+
+
+class _ErrorJson(msgspec.Struct):
+    kind: str
+    message: str
+
+
+class _OutcomeJson(msgspec.Struct):
+    id: str
+    index: int
+    text: str = ""
+    token_ids: list[int] = []
+    tokens: list[str] = []
+    positions: list[int] = []
+    layers: list[int] = []
+    logprobs: str = "float16"
+    taps: dict[str, _TapJson] = {}
+    metadata: Metadata = {}
+    truncated_from: int | None = None
+    error: _ErrorJson | None = None
+
+
+_DECODER = msgspec.json.Decoder(_OutcomeJson)
+
+
+@cache
+def _shortest_decimals() -> NDArray[np.float64]:
+    """For each of the 65,536 float16 values, the float64 whose shortest decimal is the float16's own (about 4 digits)."""
+    values = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    return np.array([float(str(value)) for value in values])
+
+
+def _compact(values: NDArray[Any]) -> NDArray[Any]:
+    """Values that JSON prints with the digits they have."""
+    if values.dtype == np.float16:
+        return _shortest_decimals()[np.ascontiguousarray(values).view(np.uint16)]
+    return np.ascontiguousarray(values)
+
+
+def _tap_dict(tap: TapLens, layers: list[int]) -> dict[str, Any]:
+    out: dict[str, Any] = {} if list(tap.layers) == layers else {"layers": list(tap.layers)}
+    for name in ("ids", "logprobs", "logsumexp", "entropy"):
+        out[name] = _compact(getattr(tap, name))
+    return out
+
+
+def _record_dict(record: Record) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "id": record.id,
+        "index": record.index,
+        "text": record.text,
+        "token_ids": record.token_ids,
+        "tokens": record.tokens,
+        "positions": record.positions,
+        "layers": record.layers,
+        "logprobs": str(next(iter(record.taps.values())).logprobs.dtype),
+        "taps": {name: _tap_dict(tap, record.layers) for name, tap in record.taps.items()},
+    }
+    if record.truncated_from is not None:
+        out["truncated_from"] = record.truncated_from
+    out["metadata"] = record.metadata
+    return out
+
+
+def encode_outcome(outcome: Record | Failure) -> bytes:
+    """One line of JSON with its newline."""
+    if isinstance(outcome, Record):
+        value = _record_dict(outcome)
+    else:
+        error = {"kind": outcome.kind, "message": outcome.message}
+        value = {"id": outcome.id, "index": outcome.index, "error": error, "metadata": outcome.metadata}
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+
+
+def _tap_from_json(tap: _TapJson, layers: list[int], dtype: str) -> TapLens:
+    # float16 decimals round back to the very same float16, so reading gives what the actor sent
+    return TapLens(
+        layers=tuple(layers if tap.layers is None else tap.layers),
+        ids=np.array(tap.ids, dtype=np.uint32),
+        logprobs=np.array(tap.logprobs, dtype=np.float64).astype(dtype),
+        logsumexp=np.array(tap.logsumexp, dtype=np.float32),
+        entropy=np.array(tap.entropy, dtype=np.float32),
+    )
+
+
+def decode_outcome(line: bytes) -> Record | Failure:
+    """The record or failure in one line of JSON.
+
+    Raises:
+        StoreError: the line is not a record of this format.
+    """
+    try:
+        value = _DECODER.decode(line)
+        if value.error is not None:
+            return Failure(value.id, value.index, value.error.kind, value.error.message, value.metadata)
+        taps = {name: _tap_from_json(tap, value.layers, value.logprobs) for name, tap in value.taps.items()}
+    except (msgspec.DecodeError, ValueError, TypeError) as error:
+        raise StoreError(f"not a record of this format: {error}") from error
+    return Record(
+        id=value.id,
+        index=value.index,
+        text=value.text,
+        token_ids=value.token_ids,
+        tokens=value.tokens,
+        positions=value.positions,
+        layers=value.layers,
+        taps=taps,
+        metadata=value.metadata,
+        truncated_from=value.truncated_from,
+    )

@@ -1,0 +1,95 @@
+"""Segments: files of JSON records, one zstd frame a line, so that one record can be read alone and ``zstdcat`` reads all."""
+
+import os
+import zlib
+from pathlib import Path
+
+import zstandard
+
+from raylens.storage.durable import fsync_folder
+from raylens.storage.errors import StoreError
+from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import Commit, Entry
+from raylens.storage.record import Failure, Record
+from raylens.storage.record_json import decode_outcome, encode_outcome
+
+#: Bytes of one record's JSON, decompressed; a reader refuses more.
+MAX_RECORD_BYTES = 8 << 30
+
+_LEVEL = 3
+
+
+class SegmentBuilder:
+    """Lines gathered for the next commit."""
+
+    def __init__(self) -> None:
+        self._frames: list[bytes] = []
+        self._entries: list[Entry] = []
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, outcome: Record | Failure) -> None:
+        """Append one record or failure."""
+        frame = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(encode_outcome(outcome))
+        tokens, failure = (len(outcome.token_ids), None) if isinstance(outcome, Record) else (0, outcome.kind)
+        self._entries.append(Entry(outcome.index, outcome.id, self.size, len(frame), tokens, failure))
+        self._frames.append(frame)
+        self.size += len(frame)
+
+    def write(self, folder: RunFolder, n: int, writer: str) -> tuple[str, int, list[Entry]]:
+        """Write the segment durably; its name, checksum and entries. Until a commit names it, it is garbage."""
+        name = f"{n:09d}-{writer}.jsonl.zst"
+        data = b"".join(self._frames)
+        with (folder.records / name).open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fsync_folder(folder.records)
+        return name, zlib.crc32(data), self._entries
+
+
+def segment_path(folder: RunFolder, commit: Commit) -> Path:
+    """The file a commit names.
+
+    Raises:
+        StoreError: the commit names no plain file of its records folder.
+    """
+    name = commit.segment or ""
+    if Path(name).name != name or name in {"", ".", ".."}:
+        raise StoreError(f"{folder.commits}: commit {commit.n} names the segment {name!r}")
+    return folder.records / name
+
+
+def read_line(path: Path, entry: Entry) -> bytes:
+    """The JSON line of one committed prompt.
+
+    Raises:
+        StoreError: the segment is missing or damaged there.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(entry.offset)
+            frame = file.read(entry.length)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}; the store lacks a committed segment") from error
+    try:
+        size = zstandard.get_frame_parameters(frame).content_size
+        if not 0 < size <= MAX_RECORD_BYTES:
+            raise StoreError(f"{path} at byte {entry.offset}: record declares {size} bytes")
+        return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise StoreError(f"{path} at byte {entry.offset}: damaged record ({error})") from error
+
+
+def read_outcome(path: Path, entry: Entry) -> Record | Failure:
+    """The record or failure of one committed prompt.
+
+    Raises:
+        StoreError: the segment is missing or damaged there.
+    """
+    outcome = decode_outcome(read_line(path, entry))
+    if outcome.index != entry.index:
+        raise StoreError(f"{path} at byte {entry.offset}: holds prompt {outcome.index}, the ledger says {entry.index}")
+    return outcome

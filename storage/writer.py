@@ -1,0 +1,231 @@
+"""The storage writer: the one place where stream and store meet (docs/PROTOCOL.md).
+
+Read frames, put together the chunks of one attempt, commit a segment durably, and only then delete from the stream.
+Runs as a process of its own: ``python -m raylens.storage.writer`` with ``{"run": FOLDER, "redis": URL}`` on its first line
+of input; it ends when its input does.
+"""
+
+import logging
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from raylens.storage.errors import BrokerError, Fenced, FrameError, RaylensError
+from raylens.storage.frame import Frame, decode_frame, decode_payload
+from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.manifest import read_manifest
+from raylens.storage.quarantine import Quarantine
+from raylens.storage.segments import SegmentBuilder
+from raylens.storage.stream import Stream
+
+#: Commit when the waiting records have this many bytes ...
+COMMIT_BYTES = 4 << 20
+#: ... or the first of them has waited this many seconds.
+COMMIT_SECONDS = 2.0
+#: Wait this many milliseconds for the next entries.
+BLOCK_MS = 200
+#: Read the stream from its start again after this many idle seconds: entries may reappear when a server comes back.
+REWIND_SECONDS = 5.0
+
+log = logging.getLogger("raylens.writer")
+
+_Attempt = tuple[int, bytes]
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """The chunks of one attempt so far."""
+
+    chunks: int
+    bodies: dict[int, bytes] = field(default_factory=dict)
+    entries: set[str] = field(default_factory=set)
+
+
+class Writer:
+    """Moves one run's results from its stream to its folder.
+
+    Args:
+        folder: of the run; run.json must exist.
+        stream: of the run.
+
+    Raises:
+        StoreError: the run's folder is damaged.
+    """
+
+    def __init__(self, folder: RunFolder, stream: Stream) -> None:
+        manifest = read_manifest(folder)
+        self._folder = folder
+        self._stream = stream
+        self._run, self._prompts, self._vocabulary_size = manifest.uid, manifest.prompts, manifest.vocabulary_size
+        self._quarantine = Quarantine(folder)
+        self._ledger = Ledger(folder)
+        self._id = secrets.token_hex(4)
+        self._cursor = "0-0"
+        self._rewound = time.monotonic()
+        self._gathering: dict[_Attempt, _Gathering] = {}
+        self._segment = SegmentBuilder()
+        self._ready: dict[int, set[str]] = {}  # prompt index -> entries to delete once it is committed
+        self._ready_since = 0.0
+        self._spent: set[str] = set()  # entries whose prompt is in the ledger, or that are in quarantine
+
+    def take_over(self) -> None:
+        """Own the run: an empty commit fences any older writer, whose uncommitted segments are then garbage."""
+        while True:
+            self._ledger.refresh()
+            try:
+                self._ledger.append(Commit(FORMAT, self._ledger.next, self._id, None, 0, 0, []))
+            except Fenced:
+                continue
+            break
+        named = {commit.segment for commit in Ledger(self._folder).refresh()}
+        for path in self._folder.records.iterdir():
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+
+    def step(self) -> bool:
+        """Read once, commit if due; whether anything was read.
+
+        Raises:
+            Fenced: another writer took over.
+        """
+        entries = self._read()
+        for entry, data in entries:
+            self._accept(entry, data)
+        waited = time.monotonic() - self._ready_since
+        if len(self._segment) and (self._segment.size >= COMMIT_BYTES or waited >= COMMIT_SECONDS):
+            self.commit()
+        self._delete_spent()
+        return bool(entries)
+
+    def commit(self) -> None:
+        """Make the waiting records durable, enter them in the ledger, and only then delete their entries."""
+        if not len(self._segment):
+            return
+        n = self._ledger.next
+        name, crc32, entries = self._segment.write(self._folder, n, self._id)
+        self._ledger.append(Commit(FORMAT, n, self._id, name, self._segment.size, crc32, entries))
+        log.info("commit %d: %d prompts, %d bytes", n, len(entries), self._segment.size)
+        for ids in self._ready.values():
+            self._spent |= ids
+        for attempt in [attempt for attempt in self._gathering if attempt[0] in self._ledger]:
+            self._spent |= self._gathering.pop(attempt).entries
+        self._segment, self._ready = SegmentBuilder(), {}
+        self._delete_spent()
+
+    def _read(self) -> list[tuple[str, bytes]]:
+        try:
+            entries = self._stream.read(self._cursor, BLOCK_MS)
+        except BrokerError as error:
+            log.warning("server away: %s", error)
+            self._cursor = "0-0"
+            return []
+        if entries:
+            self._cursor = entries[-1][0]
+        elif time.monotonic() - self._rewound > REWIND_SECONDS:
+            self._cursor, self._rewound = "0-0", time.monotonic()
+        return entries
+
+    def _accept(self, entry: str, data: bytes) -> None:
+        if entry in self._spent:
+            return
+        try:
+            frame = decode_frame(data, self._run, self._prompts)
+            if frame.index in self._ledger:
+                self._spent.add(entry)
+            elif frame.index in self._ready:
+                self._ready[frame.index].add(entry)
+            else:
+                self._gather(entry, frame)
+        except FrameError as error:
+            self._refuse(entry, str(error), data)
+
+    def _gather(self, entry: str, frame: Frame) -> None:
+        attempt = (frame.index, frame.attempt)
+        gathering = self._gathering.setdefault(attempt, _Gathering(frame.chunks))
+        if frame.chunks != gathering.chunks:
+            raise FrameError(f"chunk count {frame.chunks}, the same attempt said {gathering.chunks}")
+        gathering.bodies[frame.chunk] = frame.body
+        gathering.entries.add(entry)
+        if len(gathering.bodies) < gathering.chunks:
+            return
+        del self._gathering[attempt]
+        payload = b"".join(gathering.bodies[chunk] for chunk in range(gathering.chunks))
+        try:
+            outcome = decode_payload(payload, frame.index, self._vocabulary_size)
+        except FrameError as error:
+            for one in gathering.entries:
+                self._refuse(one, str(error), payload)
+            return
+        if not self._ready:
+            self._ready_since = time.monotonic()
+        self._segment.add(outcome)
+        self._ready[frame.index] = gathering.entries
+
+    def _refuse(self, entry: str, reason: str, data: bytes) -> None:
+        log.warning("quarantined %s: %s", entry, reason)
+        self._quarantine.add(entry, reason, data)
+        self._spent.add(entry)
+
+    def _delete_spent(self) -> None:
+        if not self._spent:
+            return
+        try:
+            self._stream.delete(self._spent)
+        except BrokerError as error:  # they are dropped as known when read again
+            log.warning("could not delete %d entries: %s", len(self._spent), error)
+        else:
+            self._spent.clear()
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """Write until told to stop; then what is complete is committed first.
+
+        Raises:
+            Fenced: another writer took over.
+        """
+        self.take_over()
+        while True:
+            last = stopping()
+            if not self.step() and last:
+                break
+        self.commit()
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """The first line of a writer process's input."""
+
+    run: str
+    redis: str
+
+
+def main() -> int:
+    """Entry point of the writer process; its exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which tells us when to end
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=Orders)
+    owner_gone = threading.Event()
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        owner_gone.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    folder = RunFolder(Path(orders.run))
+    try:
+        stream = Stream(orders.redis, read_manifest(folder).uid, retries=2)
+        Writer(folder, stream).run(owner_gone.is_set)
+    except RaylensError as error:
+        log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

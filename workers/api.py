@@ -1,0 +1,48 @@
+"""``raylens.lens``: one text, in this process, without Ray, Redis or a store."""
+
+from functools import lru_cache
+
+from raylens.storage.errors import RaylensError
+from raylens.storage.record import Failure, Prompt, Record
+from raylens.storage.taps import parse_taps
+from raylens.workers.preflight import inspect_model
+from raylens.workers.settings import DType, InputSettings, LensSettings, ModelSettings, WorkerSettings
+from raylens.workers.worker import Worker
+
+
+@lru_cache(maxsize=1)
+def _worker(settings: WorkerSettings) -> Worker:
+    inspect_model(settings)
+    return Worker(settings)
+
+
+def lens(
+    text: str,
+    *,
+    model: str = "demo",
+    revision: str | None = None,
+    dtype: DType = "auto",
+    top_k: int = 10,
+    layers: str = "all",
+    taps: str | None = None,
+    positions: str = "all",
+) -> Record:
+    """The logit lens of one text. The model stays loaded for the next call with the same settings.
+
+    Args:
+        text: the prompt.
+        model: a folder, GGUF file, hub id, or ``demo``.
+        revision, dtype, top_k, layers, taps, positions: as the options of ``raylens run``; logprobs are float32.
+
+    Raises:
+        RaylensError: the model cannot be used, or the text cannot be lensed.
+    """
+    settings = WorkerSettings(
+        ModelSettings(model, revision, dtype),
+        LensSettings(top_k, layers, parse_taps(taps) if taps is not None else None, positions, logprobs="float32"),
+        InputSettings(),
+    )
+    (outcome,) = _worker(settings).run([Prompt(0, "0", text)])
+    if isinstance(outcome, Failure):
+        raise RaylensError(f"cannot lens this text ({outcome.kind}): {outcome.message}")
+    return outcome

@@ -1,0 +1,50 @@
+"""Batches of prompts of like length, padded on the right: with a causal mask that gives what each prompt gives alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raylens.workers.tokenize import Tokenized
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B prompts padded to T tokens.
+
+    Attributes:
+        prompts: the prompts.
+        ids, mask: [B, T] int64.
+        rows: [N] int64, the chosen positions as rows of the flattened [B*T], prompt after prompt.
+    """
+
+    prompts: list[Tokenized]
+    ids: Tensor
+    mask: Tensor
+    rows: Tensor
+
+
+def batches(prompts: Sequence[Tokenized], max_tokens: int) -> Iterator[list[Tokenized]]:
+    """Prompts by falling length, so that the largest batch comes first, each with at most ``max_tokens`` padded tokens."""
+    batch: list[Tokenized] = []
+    for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True):
+        if batch and len(batch[0].ids) * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(prompt)
+    if batch:
+        yield batch
+
+
+def pad(prompts: list[Tokenized], device: torch.device) -> Batch:
+    """Pad on the right. The padding id is 0: masked, and after every real token, it is never read."""
+    longest = max(len(prompt.ids) for prompt in prompts)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    rows: list[int] = []
+    for number, prompt in enumerate(prompts):
+        ids[number, : len(prompt.ids)] = torch.tensor(prompt.ids)
+        mask[number, : len(prompt.ids)] = 1
+        rows += [number * longest + position for position in prompt.positions]
+    return Batch(prompts, ids.to(device), mask.to(device), torch.tensor(rows, device=device))

@@ -1,0 +1,47 @@
+"""Hooks that hand over chosen rows of the residual stream while the model runs."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from raylens.workers.adapter import Site
+from raylens.workers.blocks import first_tensor, flat_rows, input_tensor
+
+#: Receives (tap, layer, rows [N, D]); the rows are copies.
+Sink = Callable[[str, int, Tensor], None]
+
+
+@contextmanager
+def capture(sites: Iterable[tuple[str, int, Site]], rows: Tensor, sink: Sink) -> Iterator[None]:
+    """While open, each forward pass gives ``sink`` the rows of every site.
+
+    Args:
+        sites: (tap, layer, site) to hook.
+        rows: [N] int64 numbers of rows in the flattened [B*T, D] hidden states.
+        sink: called from inside the hooks, in the order in which the model computes.
+    """
+    with ExitStack() as hooks:
+        for tap, layer, site in sites:
+            hooks.callback(_hook(tap, layer, site, rows, sink))
+        yield
+
+
+def _hook(tap: str, layer: int, site: Site, rows: Tensor, sink: Sink) -> Callable[[], None]:
+    def take(hidden: Tensor | None) -> None:
+        if hidden is None:
+            raise RuntimeError(f"{tap} of layer {layer}: module {site.name} gave no hidden state")
+        # index_select copies, which also guards against modules that change their output in place
+        chosen = flat_rows(hidden).index_select(0, rows.to(hidden.device))
+        sink(tap, layer, chosen if site.scale == 1.0 else chosen * site.scale)
+
+    def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        take(input_tensor(args, kwargs))
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        take(first_tensor(output))
+
+    if site.reads_input:
+        return site.module.register_forward_pre_hook(before, with_kwargs=True).remove
+    return site.module.register_forward_hook(after).remove

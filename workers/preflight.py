@@ -1,0 +1,110 @@
+"""What can be known of a model before its weights are loaded: layers, vocabulary, limits, tokenizer, identity."""
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from raylens.storage.errors import ModelError, UsageError
+from raylens.storage.vocabulary import Vocabulary
+from raylens.workers.selection import select_layers, select_positions
+from raylens.workers.settings import ModelSettings, WorkerSettings, check
+from raylens.workers.source import ModelSource, resolve
+from raylens.workers.token_bytes import vocabulary_bytes
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """Facts of a model from its configuration and tokenizer.
+
+    Attributes:
+        source: where it is.
+        commit: the hub's commit, for a hub id.
+        n_layers, width, vocabulary_size: of the model.
+        parameters: estimated number of weights, for the planner.
+        vocabulary: token id -> bytes.
+        tokenizer_hash, chat_template_hash: SHA-256, short.
+        has_chat_template: whether prompts with messages can be rendered.
+    """
+
+    source: ModelSource
+    commit: str | None
+    n_layers: int
+    width: int
+    vocabulary_size: int
+    vocabulary: Vocabulary
+    tokenizer_hash: str
+    chat_template_hash: str
+    has_chat_template: bool
+
+
+def inspect_model(settings: WorkerSettings) -> ModelFacts:
+    """Read configuration and tokenizer, and check the lens settings against them.
+
+    Raises:
+        ModelError: the model cannot be found or read.
+        UsageError: a setting does not fit the model.
+    """
+    check(settings)
+    select_positions(settings.lens.positions, 1)
+    source = resolve(settings.model)
+    config = load_config(settings.model, source)
+    tokenizer = load_tokenizer(settings.model, source)
+    text = config.get_text_config()
+    n_layers, size = int(text.num_hidden_layers), int(text.vocab_size)
+    select_layers(settings.lens.layers, n_layers)
+    if settings.lens.top_k > size:
+        raise UsageError(f"--top-k {settings.lens.top_k}: larger than the vocabulary of {size} tokens")
+    vocabulary = vocabulary_bytes(tokenizer, size)
+    template = settings.input.chat_template or getattr(tokenizer, "chat_template", None) or ""
+    return ModelFacts(
+        source=source,
+        commit=getattr(config, "_commit_hash", None) if not source.fingerprint else None,
+        n_layers=n_layers,
+        width=int(text.hidden_size),
+        vocabulary_size=size,
+        vocabulary=vocabulary,
+        tokenizer_hash=_hash(b"\0".join(token or b"" for token in vocabulary)),
+        chat_template_hash=_hash(str(template).encode()) if template else "",
+        has_chat_template=bool(template),
+    )
+
+
+def load_config(settings: ModelSettings, source: ModelSource) -> Any:
+    """The model's configuration.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loadable(settings, error) from error
+
+
+def load_tokenizer(settings: ModelSettings, source: ModelSource) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.path, revision=source.revision, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _not_loadable(settings, error) from error
+
+
+def _not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return ModelError(f"--model {settings.source}: needs its own code; read it, then give --trust-remote-code")
+    if "gated" in text or "401" in text:
+        return ModelError(f"--model {settings.source}: access denied by the hub; accept its licence there and run hf auth login")
+    return ModelError(f"--model {settings.source}: no such folder here and not loadable from the hub ({text[:300]}); check the name")
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -1,0 +1,84 @@
+"""What a run asks of the model and the lens, validated as far as text alone can be."""
+
+from typing import Literal
+
+import msgspec
+
+from raylens.storage.errors import UsageError
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+OnLong = Literal["truncate", "skip", "error"]
+
+
+class ModelSettings(msgspec.Struct, frozen=True):
+    """Which model, and how it is loaded.
+
+    Attributes:
+        source: a folder, a GGUF file, a hub id, or ``demo``.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights; ``auto`` keeps the checkpoint's.
+        device_map: handed to accelerate, such as ``auto``; None puts the model on one device.
+        trust_remote_code: run code that comes with the model.
+    """
+
+    source: str
+    revision: str | None = None
+    dtype: DType = "auto"
+    device_map: str | None = None
+    trust_remote_code: bool = False
+
+
+class LensSettings(msgspec.Struct, frozen=True):
+    """What is read out.
+
+    Attributes:
+        top_k: tokens a place.
+        layers: ``all``, ``0,5-10`` or a slice such as ``::4``.
+        taps: canonical names; None means the default four, less those the model lacks.
+        positions: ``last``, ``all``, ``last:N`` or a slice ``A:B``.
+        logprobs: how logprobs are stored.
+    """
+
+    top_k: int = 10
+    layers: str = "all"
+    taps: tuple[str, ...] | None = None
+    positions: str = "last"
+    logprobs: Literal["float16", "float32"] = "float16"
+
+
+class InputSettings(msgspec.Struct, frozen=True):
+    """How prompts become token ids.
+
+    Attributes:
+        chat_template: Jinja source used instead of the tokenizer's own for prompts with messages.
+        max_tokens: the longest prompt in tokens; None means the model's own limit.
+        on_long: what a longer prompt comes to: its beginning, a skipped prompt, or a failure.
+        batch_tokens: tokens of one forward pass, padding included.
+    """
+
+    chat_template: str | None = None
+    max_tokens: int | None = None
+    on_long: OnLong = "error"
+    batch_tokens: int = 2048
+
+
+class WorkerSettings(msgspec.Struct, frozen=True):
+    """Everything a worker needs to know."""
+
+    model: ModelSettings
+    lens: LensSettings = LensSettings()
+    input: InputSettings = InputSettings()
+
+
+def check(settings: WorkerSettings) -> None:
+    """Refuse numbers out of range.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if settings.lens.top_k < 1:
+        raise UsageError(f"--top-k {settings.lens.top_k}: must be at least 1")
+    if settings.input.max_tokens is not None and settings.input.max_tokens < 1:
+        raise UsageError(f"--max-tokens {settings.input.max_tokens}: must be at least 1")
+    if settings.input.batch_tokens < 1:
+        raise UsageError(f"--batch-tokens {settings.input.batch_tokens}: must be at least 1")

@@ -1,0 +1,78 @@
+"""From a prompt to token ids: plain text, chat messages, or ids given ready."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from raylens.storage.record import Failure, Prompt
+from raylens.workers.selection import select_positions
+from raylens.workers.settings import InputSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """A prompt ready for the model: its text as the model reads it, T ids, the positions to lens."""
+
+    prompt: Prompt
+    text: str
+    ids: list[int]
+    positions: list[int]
+    truncated_from: int | None
+
+
+class Tokenizer:
+    """Tokenizes prompts the same way for a whole run.
+
+    Args:
+        tokenizer: of the model.
+        settings: of the input.
+        positions: as in LensSettings.
+        limit: the model's own longest input, in tokens.
+        vocabulary_size: number of embeddings.
+    """
+
+    def __init__(self, tokenizer: Any, settings: InputSettings, positions: str, limit: int, vocabulary_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._positions = positions
+        self._limit = min(settings.max_tokens or limit, limit)
+        self._vocabulary_size = vocabulary_size
+
+    def __call__(self, prompt: Prompt) -> Tokenized | Failure:
+        """The tokenized prompt, or why it cannot be read."""
+        try:
+            text, ids = self._ids(prompt)
+        except Exception as error:  # noqa: BLE001  a template or tokenizer may raise anything; the run goes on
+            return _failure(prompt, "input", f"cannot be tokenized: {type(error).__name__}: {error}")
+        if not ids:
+            return _failure(prompt, "empty", "the prompt has no tokens")
+        if not 0 <= min(ids) <= max(ids) < self._vocabulary_size:
+            return _failure(prompt, "input", f"token ids must be from 0 to {self._vocabulary_size - 1}")
+        full = len(ids)
+        if full > self._limit:
+            if self._settings.on_long != "truncate":
+                kind = "skipped" if self._settings.on_long == "skip" else "too_long"
+                return _failure(prompt, kind, f"{full} tokens, the limit is {self._limit}; see --max-tokens and --on-long")
+            ids = ids[: self._limit]
+        positions = select_positions(self._positions, len(ids))
+        if not positions:
+            return _failure(prompt, "input", f"--positions {self._positions} chooses none of its {len(ids)} tokens")
+        return Tokenized(prompt, text, ids, positions, full if full > self._limit else None)
+
+    def _ids(self, prompt: Prompt) -> tuple[str, list[int]]:
+        if prompt.token_ids is not None:
+            return self._tokenizer.decode(prompt.token_ids), list(prompt.token_ids)
+        if prompt.messages is None:
+            text = prompt.text or ""
+            return text, self._tokenizer(text)["input_ids"] if text else []
+        text = self._tokenizer.apply_chat_template(
+            prompt.messages,
+            chat_template=self._settings.chat_template,
+            tokenize=False,
+            add_generation_prompt=prompt.messages[-1].get("role") != "assistant",
+        )
+        # the template writes the special tokens itself
+        return text, self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _failure(prompt: Prompt, kind: str, message: str) -> Failure:
+    return Failure(prompt.id, prompt.index, kind, " ".join(message.split())[:500], prompt.metadata)

@@ -1,0 +1,102 @@
+"""Exact top-k with ties broken by the lower id, and the statistics of a softmax, block by block over the vocabulary.
+
+This is the plain float32 form that every faster path is tested against.
+Shapes: N rows, V vocabulary, B columns of a block, K tokens kept.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of [N, V], best first; equal values by ascending index. Returns values and indices [N, k].
+
+    torch.topk leaves the order of equal values open, inside the k and at their edge, so both are settled here. Rows with
+    NaN have no order; they are for the caller to find.
+    """
+    columns = values.shape[1]
+    if k >= columns:
+        return _sorted(values, columns)
+    top, index = torch.topk(values, k + 1, dim=1)
+    tied_edge = top[:, k - 1] == top[:, k]
+    top, index = _order_ties(top[:, :k], index[:, :k])
+    if bool(tied_edge.any()):  # rare in float32: settle the few rows by a stable sort of the whole row
+        rows = tied_edge.nonzero().squeeze(1)
+        top[rows], index[rows] = _sorted(values[rows], k)
+    return top, index
+
+
+def _sorted(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    ordered, index = torch.sort(values, dim=1, descending=True, stable=True)
+    return ordered[:, :k], index[:, :k]
+
+
+def _order_ties(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    index, by_index = torch.sort(index, dim=1)
+    values, by_value = torch.sort(values.gather(1, by_index), dim=1, descending=True, stable=True)
+    return values, index.gather(1, by_value)
+
+
+@dataclass(slots=True)
+class Readout:
+    """What one pass over the logits of N rows leaves.
+
+    Attributes:
+        ids: [N, K] int64 token ids, best first.
+        logprobs: [N, K] float32, natural logarithm, at most 0.
+        logsumexp: [N] float32, of all logits of the row.
+        entropy: [N] float32, in nats.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    logsumexp: Tensor
+    entropy: Tensor
+
+
+class RunningReadout:
+    """Gathers a Readout from blocks of logits in ascending order of ids; no more than one block is ever held.
+
+    A block is summed in float32, blocks in float64, relative to a running maximum (online softmax, Milakov & Gimelshein 2018, arXiv:1805.02867).
+    """
+
+    def __init__(self, rows: int, k: int, device: torch.device) -> None:
+        self._k = k
+        self._first = 0
+        self._values = torch.empty(rows, 0, device=device)
+        self._ids = torch.empty(rows, 0, dtype=torch.int64, device=device)
+        self._maximum = torch.full((rows,), -torch.inf, dtype=torch.float64, device=device)
+        self._sum = torch.zeros(rows, dtype=torch.float64, device=device)  # of exp(logit - maximum)
+        self._weighted = torch.zeros(rows, dtype=torch.float64, device=device)  # of logit * exp(logit - maximum)
+
+    def add(self, logits: Tensor) -> None:
+        """Take in the next block, [N, B] float32."""
+        values, index = topk(logits, min(self._k, logits.shape[1]))
+        # what is kept has lower ids than the block, and both are in order, so a stable sort keeps ties in order
+        kept, order = torch.sort(torch.cat([self._values, values], dim=1), dim=1, descending=True, stable=True)
+        ids = torch.cat([self._ids, index + self._first], dim=1)
+        self._values, self._ids = kept[:, : self._k], ids.gather(1, order)[:, : self._k]
+        self._first += logits.shape[1]
+
+        maximum = torch.maximum(self._maximum, values[:, 0].double())
+        scale = torch.exp(self._maximum - maximum)
+        weights = (logits - maximum.float().unsqueeze(1)).exp_()
+        self._sum = self._sum * scale + weights.sum(dim=1).double()
+        self._weighted = self._weighted * scale + torch.linalg.vecdot(weights, logits).double()
+        self._maximum = maximum
+
+    def finish(self) -> Readout:
+        """The result, once all blocks are in."""
+        logsumexp = self._maximum + torch.log(self._sum)
+        logprobs = (self._values.double() - logsumexp.unsqueeze(1)).clamp(max=0.0)
+        entropy = (logsumexp - self._weighted / self._sum).clamp(min=0.0)
+        return Readout(self._ids, logprobs.float(), logsumexp.float(), entropy.float())
+
+
+def readout(logits: Tensor, k: int) -> Readout:
+    """The Readout of whole logits, [N, V] float32."""
+    running = RunningReadout(logits.shape[0], k, logits.device)
+    running.add(logits)
+    return running.finish()

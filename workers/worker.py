@@ -1,0 +1,90 @@
+"""One loaded model that turns prompts into records and failures. Runs under a debugger with neither Ray nor Redis."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from raylens.storage.record import Failure, Prompt, Record
+from raylens.storage.vocabulary import Vocabulary
+from raylens.workers.adapter import adapt
+from raylens.workers.batching import batches, pad
+from raylens.workers.lens import Lens
+from raylens.workers.model import load_model
+from raylens.workers.selection import select_layers
+from raylens.workers.settings import WorkerSettings
+from raylens.workers.token_bytes import vocabulary_bytes
+from raylens.workers.tokenize import Tokenized, Tokenizer
+
+
+class Worker:
+    """A model with its hooks, ready for prompts.
+
+    Attributes:
+        certificate: what was measured of the model (adapter.py), with the taps of this run.
+        vocabulary: token id -> bytes.
+
+    Raises:
+        ModelError: the model cannot be loaded or lensed.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._model, tokenizer = load_model(settings.model)
+        adapter = adapt(self._model)
+        taps = adapter.taps(settings.lens.taps)
+        layers = select_layers(settings.lens.layers, len(adapter.sites))
+        text = self._model.config.get_text_config()
+        self._lens = Lens(self._model, adapter, settings.lens, layers, taps)
+        size = int(text.vocab_size)
+        self._tokenizer = Tokenizer(tokenizer, settings.input, settings.lens.positions, _longest(text, tokenizer), size)
+        self.vocabulary: Vocabulary = vocabulary_bytes(tokenizer, size)
+        self.certificate: dict[str, Any] = {**adapter.certificate, "run_taps": list(taps), "device": str(self._model.device)}
+
+    def run(self, prompts: Sequence[Prompt]) -> Iterator[Record | Failure]:
+        """The outcome of each prompt, failures of tokenization first, then batch by batch; exactly one a prompt."""
+        ready: list[Tokenized] = []
+        for prompt in prompts:
+            tokenized = self._tokenizer(prompt)
+            if isinstance(tokenized, Failure):
+                yield tokenized
+            else:
+                ready.append(tokenized)
+        for batch in batches(ready, self._settings.input.batch_tokens):
+            yield from self._run_batch(batch)
+
+    def _run_batch(self, prompts: list[Tokenized]) -> Iterator[Record | Failure]:
+        """One batch; if it fails, its halves, down to the one prompt that is at fault."""
+        try:
+            outcomes = self._lens(pad(prompts, self._model.device))
+        except Exception as error:  # noqa: BLE001  a model may raise anything; one bad prompt never stops a run
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+            if len(prompts) == 1:
+                yield self._failure(prompts[0], error)
+                return
+            middle = len(prompts) // 2
+            yield from self._run_batch(prompts[:middle])
+            yield from self._run_batch(prompts[middle:])
+            return
+        for prompt, outcome in zip(prompts, outcomes, strict=True):
+            if isinstance(outcome, Record):
+                yield replace(outcome, tokens=[self._display(token) for token in outcome.token_ids])
+            else:
+                yield self._failure(prompt, outcome)
+
+    def _display(self, token: int) -> str:
+        return (self.vocabulary[token] or f"<{token}>".encode()).decode(errors="replace")
+
+    def _failure(self, tokenized: Tokenized, error: Exception) -> Failure:
+        kind = "memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "model"
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        prompt = tokenized.prompt
+        return Failure(prompt.id, prompt.index, kind, f"{len(tokenized.ids)} tokens: {text}", prompt.metadata)
+
+
+def _longest(config: Any, tokenizer: Any) -> int:
+    """The longest input in tokens: what the positions allow; a huge number where neither side says."""
+    limits = [getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None), tokenizer.model_max_length]
+    return min([int(limit) for limit in limits if isinstance(limit, int | float) and limit > 0], default=1 << 30)
