@@ -83,8 +83,12 @@ def split(payload: bytes, run: str, index: int, attempt: bytes) -> list[bytes]:
     """
     bodies = [payload[start : start + CHUNK_BYTES] for start in range(0, len(payload), CHUNK_BYTES)]
     if len(bodies) > MAX_CHUNKS:
-        raise FrameError(f"record of {len(payload)} bytes is over the limit of {MAX_CHUNKS * CHUNK_BYTES}; choose fewer positions")
-    frames = (Frame(VERSION, run, index, attempt, chunk, len(bodies), zlib.crc32(body), body) for chunk, body in enumerate(bodies))
+        raise FrameError(
+            f"record of {len(payload)} bytes is over the limit of {MAX_CHUNKS * CHUNK_BYTES}; choose fewer positions"
+        )
+    frames = (
+        Frame(VERSION, run, index, attempt, chunk, len(bodies), zlib.crc32(body), body) for chunk, body in enumerate(bodies)
+    )
     return [msgpack.packb(msgspec.to_builtins(frame, builtin_types=(bytes,)), use_bin_type=True) for frame in frames]
 
 
@@ -168,7 +172,14 @@ def decode_payload(payload: bytes, index: int, vocabulary_size: int) -> Record |
 def _unpack(data: bytes, kind: type[T], max_bin: int) -> T:
     try:
         value = msgpack.unpackb(
-            data, raw=False, strict_map_key=True, max_str_len=4096, max_bin_len=max_bin, max_array_len=4096, max_map_len=16, max_ext_len=0
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=4096,
+            max_bin_len=max_bin,
+            max_array_len=4096,
+            max_map_len=16,
+            max_ext_len=0,
         )
         return msgspec.convert(value, kind)
     except (ValueError, msgspec.ValidationError, msgpack.exceptions.UnpackException, RecursionError) as error:

@@ -55,8 +55,8 @@ def read_manifest(folder: RunFolder) -> Manifest:
     return manifest
 
 
-def create_or_resume(folder: RunFolder, wanted: Manifest) -> tuple[Manifest, bool]:
-    """The manifest of the run, and whether it was there before.
+def create_or_resume(folder: RunFolder, wanted: Manifest) -> Manifest:
+    """The manifest of the run: the wanted one, or the one an earlier call left if it agrees.
 
     Raises:
         UsageError: a run of that name has other settings; the message shows each difference.
@@ -64,12 +64,12 @@ def create_or_resume(folder: RunFolder, wanted: Manifest) -> tuple[Manifest, boo
     folder.create()
     data = msgspec.json.format(msgspec.json.encode(wanted), indent=2)
     if create_file(folder.manifest, data):
-        return wanted, False
+        return wanted
     found = read_manifest(folder)
     changes = difference(found.identity, wanted.identity)
     if changes:
         raise UsageError(f"run {wanted.name!r} was made with other settings: {'; '.join(changes)}; repeat those, or give --name")
-    return found, True
+    return found
 
 
 def difference(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:

@@ -82,7 +82,8 @@ class Failure:
     """Why a prompt has no record.
 
     Attributes:
-        kind: a short word to count by: ``empty``, ``too_long``, ``skipped``, ``input``, ``model``, ``memory``, ``crash``, ``delivery``.
+        kind: a short word to count by: ``empty``, ``too_long``, ``skipped``, ``input``, ``model``, ``memory``, ``too_large``,
+            ``crash``, ``delivery``.
         message: one line for the user.
     """
 

@@ -78,7 +78,9 @@ class Run:
     def _place(self, prompt_id: str) -> tuple[Path, Entry]:
         if prompt_id not in self._places:
             some = ", ".join(repr(entry.id) for entry in self.entries[:3])
-            raise UsageError(f"run {self.name!r} has no prompt {prompt_id[:80]!r}; it has {len(self)}, such as {some or 'none yet'}")
+            raise UsageError(
+                f"run {self.name!r} has no prompt {prompt_id[:80]!r}; it has {len(self)}, such as {some or 'none yet'}"
+            )
         return self._places[prompt_id]
 
     def __iter__(self) -> Iterator[Record | Failure]:
@@ -118,7 +120,8 @@ class Run:
 
     def __repr__(self) -> str:
         counts = self.counts()
-        return f"<Run {self.name!r}: {counts['records']} records, {sum(counts['failures'].values())} failures of {counts['prompts']}>"
+        failed = sum(counts["failures"].values())
+        return f"<Run {self.name!r}: {counts['records']} records, {failed} failures of {counts['prompts']} prompts>"
 
 
 class Store:

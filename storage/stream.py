@@ -5,7 +5,7 @@ what is done: a server may lose everything at any time.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import redis
@@ -62,7 +62,7 @@ def check_server(url: str) -> None:
         BrokerError: with the remedy.
     """
     try:
-        memory = cast("dict[str, Any]", connect(url, retries=3).info("memory"))
+        memory = connect(url, retries=3).info("memory")
     except redis.RedisError as error:
         raise BrokerError(f"--redis {redact(url)}: {error}; is the server running and the password right?") from error
     policy = memory.get("maxmemory_policy", "noeviction")
@@ -87,7 +87,7 @@ class Stream:
 
     def _call(self, *command: Any) -> Any:
         try:
-            return self._client.execute_command(*command)
+            return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
         except redis.RedisError as error:
             raise BrokerError(f"{self._url}: {error}") from error
 
@@ -107,7 +107,7 @@ class Stream:
         """Those of the ids that are no longer in the stream."""
         pipeline = self._client.pipeline(transaction=False)
         for entry_id in entry_ids:
-            pipeline.execute_command("XRANGE", self._key, entry_id, entry_id)
+            pipeline.xrange(self._key, entry_id, entry_id)
         try:
             replies = pipeline.execute()
         except redis.RedisError as error:

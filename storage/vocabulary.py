@@ -19,7 +19,7 @@ Vocabulary = Sequence[bytes | None]
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
     """Store a vocabulary durably."""
-    write_file(path, zstandard.compress(msgpack.packb([token for token in vocabulary], use_bin_type=True), 3))
+    write_file(path, zstandard.compress(msgpack.packb(list(vocabulary), use_bin_type=True), 3))
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -33,7 +33,11 @@ def read_vocabulary(path: Path) -> Vocabulary:
         if not 0 < zstandard.get_frame_parameters(data).content_size <= MAX_BYTES:
             raise StoreError(f"{path}: vocabulary is over the limit of {MAX_BYTES} bytes")
         tokens = msgpack.unpackb(
-            zstandard.ZstdDecompressor().decompress(data), max_bin_len=MAX_TOKEN_BYTES, max_str_len=0, max_map_len=0, max_ext_len=0
+            zstandard.ZstdDecompressor().decompress(data),
+            max_bin_len=MAX_TOKEN_BYTES,
+            max_str_len=0,
+            max_map_len=0,
+            max_ext_len=0,
         )
     except (OSError, ValueError, zstandard.ZstdError, msgpack.exceptions.UnpackException) as error:
         raise StoreError(f"{path}: damaged vocabulary ({error})") from error

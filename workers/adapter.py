@@ -190,7 +190,9 @@ def _find_projection(model: nn.Module, owner: nn.Module, last: Tensor, logits: T
     allowed = 8 * torch.finfo(logits.dtype).eps * size if short else LOGIT_TOLERANCE * max(1.0, size / 25)
     if best is None or not best[0] <= allowed:
         found = "no final norm found" if best is None else f"closest is off by {best[0]:.1e}, allowed {allowed:.1e}"
-        raise ModelError(f"{type(model).__name__}: the lens of the last block does not give the model's logits ({found}); not supported")
+        raise ModelError(
+            f"{type(model).__name__}: the lens of the last block does not give the model's logits ({found}); not supported"
+        )
     error, norm_name, step_name, projection = best
     lens = {"norm": norm_name, "after_head": step_name, "error": error, "allowed": allowed, "path": projection.path}
     return projection, lens

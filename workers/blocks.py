@@ -50,7 +50,9 @@ def find_stack(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in _STACK_NAMES and len(module) > 0
     ]
     if not stacks:
-        raise ModelError(f"{type(model).__name__}: no block stack named {', '.join(_STACK_NAMES)}; raylens cannot read this architecture")
+        raise ModelError(
+            f"{type(model).__name__}: no block stack named {', '.join(_STACK_NAMES)}; raylens cannot read this architecture"
+        )
     name, stack = min(stacks, key=lambda found: found[0].count("."))
     return model.get_submodule(name.rpartition(".")[0]), stack
 

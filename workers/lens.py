@@ -61,7 +61,9 @@ class _Reader:
         places = [place for place, _ in self._pending]
         self._pending, self._bytes = [], 0
         read = self._projection.read(rows, self._k)
-        parts = zip(*(value.cpu().split(sizes) for value in (read.ids, read.logprobs, read.logsumexp, read.entropy)), strict=True)
+        parts = zip(
+            *(torch.split(value.cpu(), sizes) for value in (read.ids, read.logprobs, read.logsumexp, read.entropy)), strict=True
+        )
         for place, (ids, logprobs, logsumexp, entropy) in zip(places, parts, strict=True):
             self.done[place] = _Read(ids.numpy().astype(np.uint32), logprobs.numpy(), logsumexp.numpy(), entropy.numpy())
 
@@ -77,7 +79,9 @@ class Lens:
         taps: chosen taps, all certified.
     """
 
-    def __init__(self, model: Any, adapter: Adapter, settings: LensSettings, layers: tuple[int, ...], taps: tuple[str, ...]) -> None:
+    def __init__(
+        self, model: Any, adapter: Adapter, settings: LensSettings, layers: tuple[int, ...], taps: tuple[str, ...]
+    ) -> None:
         self._model = model
         self._projection = adapter.projection
         self._settings = settings

@@ -33,7 +33,9 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
         if settings.device_map is None and torch.cuda.is_available():
             model = model.to("cuda")
     except torch.OutOfMemoryError as error:
-        raise ModelError(f"--model {settings.source}: does not fit the GPU ({error}); try --dtype bfloat16 or --device-map auto") from error
+        raise ModelError(
+            f"--model {settings.source}: does not fit the GPU ({error}); try --dtype bfloat16 or --device-map auto"
+        ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(f"--model {settings.source}: cannot load the weights ({' '.join(str(error).split())[:300]})") from error
     return model.eval(), tokenizer

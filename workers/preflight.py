@@ -103,7 +103,9 @@ def _not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
         return ModelError(f"--model {settings.source}: needs its own code; read it, then give --trust-remote-code")
     if "gated" in text or "401" in text:
         return ModelError(f"--model {settings.source}: access denied by the hub; accept its licence there and run hf auth login")
-    return ModelError(f"--model {settings.source}: no such folder here and not loadable from the hub ({text[:300]}); check the name")
+    return ModelError(
+        f"--model {settings.source}: no such folder here and not loadable from the hub ({text[:300]}); check the name"
+    )
 
 
 def _hash(data: bytes) -> str:

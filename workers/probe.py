@@ -32,7 +32,7 @@ class BlockProbe:
     inputs: dict[str, Tensor] = field(default_factory=dict)
 
 
-def probe_ids(model: nn.Module) -> Tensor:
+def probe_ids(model: Any) -> Tensor:
     """[1, T] token ids spread over the vocabulary."""
     size = int(model.config.get_text_config().vocab_size)
     return torch.linspace(1, size - 1, _PROBE_TOKENS).long().unsqueeze(0).to(model.device)
@@ -51,19 +51,21 @@ def probe_blocks(model: nn.Module, stack: nn.ModuleList, ids: Tensor) -> tuple[l
         logits = model(input_ids=ids, use_cache=False).logits
     for probe in probes:
         if probe.input.shape != probe.output.shape or probe.input.numel() == 0:
-            raise ModelError(f"block {probe.layer} is no residual block: input {tuple(probe.input.shape)}, output {tuple(probe.output.shape)}")
+            raise ModelError(
+                f"block {probe.layer} is no residual block: input {tuple(probe.input.shape)}, output {tuple(probe.output.shape)}"
+            )
     return probes, logits
 
 
 def _record(hooks: ExitStack, block: nn.Module, probe: BlockProbe) -> None:
-    def keep_block(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def keep_block(_module: nn.Module, _args: Any, output: Any) -> None:
         probe.output = _copy(first_tensor(output))
 
     def keep_block_input(_module: nn.Module, args: Any, kwargs: Any) -> None:
         probe.input = _copy(input_tensor(args, kwargs))
 
     hooks.callback(block.register_forward_pre_hook(keep_block_input, with_kwargs=True).remove)
-    hooks.callback(block.register_forward_hook(keep_block, with_kwargs=True).remove)
+    hooks.callback(block.register_forward_hook(keep_block).remove)
     for name, module in submodules(block, ATTENTION_NAMES + MLP_NAMES):
         hooks.callback(module.register_forward_hook(_keeper(probe.outputs, name)).remove)
     for name, module in block.named_children():

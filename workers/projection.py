@@ -45,7 +45,7 @@ class Projection:
 
     def read(self, rows: Tensor, k: int) -> Readout:
         """The k best tokens, logsumexp and entropy of each of [N, D] rows; memory does not grow with N beyond the result."""
-        parts = [self._read_chunk(chunk, k) for chunk in rows.split(ROWS)]
+        parts = [self._read_chunk(chunk, k) for chunk in torch.split(rows, ROWS)]
         return Readout(
             ids=torch.cat([part.ids for part in parts]),
             logprobs=torch.cat([part.logprobs for part in parts]),
@@ -88,7 +88,8 @@ def _float32(norm: nn.Module) -> nn.Module:
     """The norm computing in float32: itself, or a copy where its few weights are of a shorter type."""
     if _offloaded(norm) or _is_float32(norm):
         return norm
-    return remove_hook_from_module(copy.deepcopy(norm)).float()
+    plain: nn.Module = remove_hook_from_module(copy.deepcopy(norm))
+    return plain.float()
 
 
 def _offloaded(module: nn.Module) -> bool:

@@ -53,13 +53,13 @@ class InputSettings(msgspec.Struct, frozen=True):
         chat_template: Jinja source used instead of the tokenizer's own for prompts with messages.
         max_tokens: the longest prompt in tokens; None means the model's own limit.
         on_long: what a longer prompt comes to: its beginning, a skipped prompt, or a failure.
-        batch_tokens: tokens of one forward pass, padding included.
+        batch_tokens: tokens of one forward pass, padding included; None lets the run choose by device.
     """
 
     chat_template: str | None = None
     max_tokens: int | None = None
     on_long: OnLong = "error"
-    batch_tokens: int = 2048
+    batch_tokens: int | None = None
 
 
 class WorkerSettings(msgspec.Struct, frozen=True):
@@ -80,5 +80,5 @@ def check(settings: WorkerSettings) -> None:
         raise UsageError(f"--top-k {settings.lens.top_k}: must be at least 1")
     if settings.input.max_tokens is not None and settings.input.max_tokens < 1:
         raise UsageError(f"--max-tokens {settings.input.max_tokens}: must be at least 1")
-    if settings.input.batch_tokens < 1:
+    if settings.input.batch_tokens is not None and settings.input.batch_tokens < 1:
         raise UsageError(f"--batch-tokens {settings.input.batch_tokens}: must be at least 1")

@@ -71,7 +71,13 @@ def fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in _WEIGHTS or path.name in {"config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"}:
+        if path.suffix in _WEIGHTS or path.name in {
+            "config.json",
+            "tokenizer.json",
+            "tokenizer.model",
+            "vocab.json",
+            "merges.txt",
+        }:
             size = path.stat().st_size
             digest.update(f"{path.name}\0{size}\0".encode())
             digest.update(_sample(path, size))

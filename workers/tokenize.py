@@ -76,3 +76,9 @@ class Tokenizer:
 
 def _failure(prompt: Prompt, kind: str, message: str) -> Failure:
     return Failure(prompt.id, prompt.index, kind, " ".join(message.split())[:500], prompt.metadata)
+
+
+def longest_input(config: Any, tokenizer: Any) -> int:
+    """The longest input in tokens: what the positions allow; a huge number where neither side says."""
+    limits = [getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None), tokenizer.model_max_length]
+    return min([int(limit) for limit in limits if isinstance(limit, int | float) and limit > 0], default=1 << 30)

@@ -59,7 +59,8 @@ class Readout:
 class RunningReadout:
     """Gathers a Readout from blocks of logits in ascending order of ids; no more than one block is ever held.
 
-    A block is summed in float32, blocks in float64, relative to a running maximum (online softmax, Milakov & Gimelshein 2018, arXiv:1805.02867).
+    A block is summed in float32, blocks in float64, relative to a running maximum (online softmax, Milakov & Gimelshein
+    2018, arXiv:1805.02867).
     """
 
     def __init__(self, rows: int, k: int, device: torch.device) -> None:
@@ -69,12 +70,12 @@ class RunningReadout:
         self._ids = torch.empty(rows, 0, dtype=torch.int64, device=device)
         self._maximum = torch.full((rows,), -torch.inf, dtype=torch.float64, device=device)
         self._sum = torch.zeros(rows, dtype=torch.float64, device=device)  # of exp(logit - maximum)
-        self._weighted = torch.zeros(rows, dtype=torch.float64, device=device)  # of logit * exp(logit - maximum)
+        self._weighted = torch.zeros_like(self._sum)  # of logit * exp(logit - maximum)
 
     def add(self, logits: Tensor) -> None:
         """Take in the next block, [N, B] float32."""
         values, index = topk(logits, min(self._k, logits.shape[1]))
-        # what is kept has lower ids than the block, and both are in order, so a stable sort keeps ties in order
+        # kept ids are lower than the block's and both are in order, so a stable sort keeps ties in order
         kept, order = torch.sort(torch.cat([self._values, values], dim=1), dim=1, descending=True, stable=True)
         ids = torch.cat([self._ids, index + self._first], dim=1)
         self._values, self._ids = kept[:, : self._k], ids.gather(1, order)[:, : self._k]

@@ -15,7 +15,10 @@ from raylens.workers.model import load_model
 from raylens.workers.selection import select_layers
 from raylens.workers.settings import WorkerSettings
 from raylens.workers.token_bytes import vocabulary_bytes
-from raylens.workers.tokenize import Tokenized, Tokenizer
+from raylens.workers.tokenize import Tokenized, Tokenizer, longest_input
+
+#: Tokens of one forward pass where the settings leave it open.
+DEFAULT_BATCH_TOKENS = 512
 
 
 class Worker:
@@ -38,7 +41,7 @@ class Worker:
         text = self._model.config.get_text_config()
         self._lens = Lens(self._model, adapter, settings.lens, layers, taps)
         size = int(text.vocab_size)
-        self._tokenizer = Tokenizer(tokenizer, settings.input, settings.lens.positions, _longest(text, tokenizer), size)
+        self._tokenizer = Tokenizer(tokenizer, settings.input, settings.lens.positions, longest_input(text, tokenizer), size)
         self.vocabulary: Vocabulary = vocabulary_bytes(tokenizer, size)
         self.certificate: dict[str, Any] = {**adapter.certificate, "run_taps": list(taps), "device": str(self._model.device)}
 
@@ -51,7 +54,7 @@ class Worker:
                 yield tokenized
             else:
                 ready.append(tokenized)
-        for batch in batches(ready, self._settings.input.batch_tokens):
+        for batch in batches(ready, self._settings.input.batch_tokens or DEFAULT_BATCH_TOKENS):
             yield from self._run_batch(batch)
 
     def _run_batch(self, prompts: list[Tokenized]) -> Iterator[Record | Failure]:
@@ -82,9 +85,3 @@ class Worker:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         prompt = tokenized.prompt
         return Failure(prompt.id, prompt.index, kind, f"{len(tokenized.ids)} tokens: {text}", prompt.metadata)
-
-
-def _longest(config: Any, tokenizer: Any) -> int:
-    """The longest input in tokens: what the positions allow; a huge number where neither side says."""
-    limits = [getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None), tokenizer.model_max_length]
-    return min([int(limit) for limit in limits if isinstance(limit, int | float) and limit > 0], default=1 << 30)

@@ -1,1 +1,66 @@
-def main() -> None: ...
+"""The command line: a command is a module of this folder, imported only when it is used, so that ``--help`` is quick."""
+
+import importlib
+import pkgutil
+from typing import Any
+
+import click
+
+from raylens import __version__
+from raylens.storage.errors import EXIT_STOPPED, RaylensError
+
+#: One line each, so that ``raylens --help`` imports no command.
+_SUMMARIES = {
+    "demo": "Lens sixteen bundled prompts with a bundled model; no network.",
+    "export": "Write the records of a run to a file.",
+    "plot": "Draw a picture of one prompt.",
+    "run": "Lens a corpus into a store.",
+    "runs": "List the runs of a store.",
+    "show": "Show a run, or one of its prompts.",
+}
+
+
+def _failed(error: RaylensError) -> click.ClickException:
+    failed = click.ClickException(str(error))
+    failed.exit_code = error.exit_code  # type: ignore[misc]  # click keeps it on the class
+    return failed
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _SUMMARIES[name]) for name in self.list_commands(ctx)])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RaylensError as error:
+            raise _failed(error) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "RAYLENS"})
+@click.version_option(__version__, prog_name="raylens")
+def group() -> None:
+    """The logit lens for corpora.
+
+    Results go to stdout, progress to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 finished with failed prompts,
+    4 model or input not loadable, 5 Ray or Redis unreachable, 6 store damaged or locked, 130 stopped.
+    Every option can be set as RAYLENS_COMMAND_OPTION, such as RAYLENS_RUN_TOP_K.
+    """
+
+
+def main() -> None:
+    """Entry point of the ``raylens`` command."""
+    try:
+        group(standalone_mode=True)
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_STOPPED) from None

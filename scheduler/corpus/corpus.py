@@ -23,11 +23,13 @@ class CorpusSummary(msgspec.Struct, frozen=True):
         count: prompts.
         fingerprint: 64 hexadecimal digits; see Fingerprint.
         bytes: the size of all prompts with ids and metadata, whatever the files' format.
+        has_messages: whether any prompt is a chat, which needs a chat template.
     """
 
     count: int
     fingerprint: str
     bytes: int
+    has_messages: bool
 
 
 class Corpus:
@@ -99,19 +101,21 @@ class Corpus:
         """
         fingerprint, hashes = Fingerprint(), IdHashes()
         count = size = 0
+        has_messages = False
         for _, _, prompt in self._located():
             hashes.add(hash(prompt.id))
             size += fingerprint.update(prompt)
             count += 1
+            has_messages = has_messages or prompt.messages is not None
             if progress is not None and count % _PROGRESS_EVERY == 0:
                 progress(count)
         if not count:
-            raise InputError(self._name(), "no prompts", "give at least one")
+            raise InputError(self.name, "no prompts", "give at least one")
         if progress is not None:
             progress(count)
         for suspects in hashes.suspects():
             self._refuse_duplicates(suspects)
-        return CorpusSummary(count, fingerprint.hexdigest(), size)
+        return CorpusSummary(count, fingerprint.hexdigest(), size, has_messages)
 
     def _located(self) -> Iterator[tuple[Source, int, Prompt]]:
         if self._sources is None:
@@ -140,6 +144,8 @@ class Corpus:
                 raise InputError(place, f"duplicate id {prompt.id!r} (first at {first[prompt.id]})", "ids must be unique")
             first[prompt.id] = place
 
-    def _name(self) -> str:
+    @property
+    def name(self) -> str:
+        """Where the prompts come from, for people."""
         given = self._settings.sources
         return ", ".join(given[:3]) + (f" and {len(given) - 3} more" if len(given) > 3 else "") or "corpus"

@@ -42,7 +42,7 @@ def rows(file: InputFile, keys: RowKeys) -> Iterator[tuple[int, dict[str, str]]]
         elif len(fields) == len(header):
             yield number, dict(zip(header, fields, strict=True))
         else:
-            problem = f"{len(fields)} fields where the header has {len(header)}"
+            problem = f"{len(fields)} field{'s' * (len(fields) != 1)} where the header has {len(header)}"
             raise InputError(
                 f"{file.name}:{number}", problem, "give every row one field a column, and quote fields with delimiters"
             )

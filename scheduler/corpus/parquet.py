@@ -54,6 +54,10 @@ def _batches(file: InputFile, stream: BinaryIO, keys: RowKeys) -> Iterator[list[
                 yield batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
+        if reason.startswith("Nanosecond"):
+            raise InputError(
+                file.name, "has times in nanoseconds, which JSON dates cannot hold", "cast them to microseconds"
+            ) from None
         raise InputError(file.name, f"cannot be read as Parquet ({reason})", "check that it is a whole Parquet file") from None
 
 

@@ -21,15 +21,15 @@ _STORABLE = "use strings, 64-bit integers, floats, and at most 200 levels of lis
 _KINDS = {
     type(None): "null",
     bool: "a boolean",
-    int: "a number",
-    float: "a number",
+    int: "an integer",
+    float: "a float",
     str: "a string",
     list: "a list",
     dict: "an object",
 }
 
 
-class BadRow(Exception):  # noqa: N818
+class BadRow(Exception):
     """What is wrong with a row; whoever knows its place makes an InputError of it."""
 
     def __init__(self, problem: str, remedy: str) -> None:

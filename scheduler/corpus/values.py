@@ -26,7 +26,7 @@ def plain_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     return plain
 
 
-class _NotJson(Exception):  # noqa: N818
+class _NotJson(Exception):
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
         self.remedy = remedy
@@ -53,6 +53,9 @@ def _plain_scalar(value: Any) -> str | int | float:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, datetime.date | datetime.time):
+        # Only pandas' times have them, and Arrow gives those where pandas is installed: the same file is refused everywhere.
+        if getattr(value, "nanosecond", 0):
+            raise _NotJson("a time in nanoseconds", "cast it to microseconds")
         return value.isoformat()
     if isinstance(value, Decimal):
         return str(value)

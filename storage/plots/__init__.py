@@ -66,7 +66,7 @@ def plot(
         stat: what colours the cells, one of ``stats(kind)``; by default its first.
         tap: the tap to show, by its own or its LogitLens4LLMs name. By default grid shows ``resid_post``, rank all.
         positions: from the start of the prompt. By default grid shows the last 24, rank the last one; rank takes one only.
-        title: heading in place of the model's and the prompt's name.
+        title: heading; the model's and the prompt's name then go to the line below it.
         font: a font file to use for what DejaVu Sans lacks.
 
     Returns:

@@ -71,7 +71,8 @@ def grid(record: Record, vocabulary: Vocabulary, request: Request) -> Grid:
     following = [record.token_ids[position + 1 : position + 2] for position in positions]
     return Grid(
         heading=request.heading(record),
-        captions=(
+        captions=request.captions(
+            record,
             f"cells: top-1 token of {tap}; below: the token read; above: the token that comes next, "
             f"with {_MARK} where layer {final.layer} ({final.tap}) predicts it",
             coverage(record, positions),

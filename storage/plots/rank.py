@@ -75,7 +75,9 @@ def rank(record: Record, vocabulary: Vocabulary, request: Request) -> RankPictur
     target = int(prediction(record).ids[column])
     return RankPicture(
         heading=request.heading(record),
-        captions=_captions(record, vocabulary, position, column, f"rank 1 to {k}" + (f" of {most}" if most > k else "")),
+        captions=request.captions(
+            record, *_captions(record, vocabulary, position, f"rank 1 to {k}" + (f" of {most}" if most > k else ""))
+        ),
         scale=Scale("probability", 0, 1, "viridis", tuple((v / 4, f"{v / 4:g}") for v in range(5))),
         rows=rows,
         breaks=tuple(at for at in range(1, len(rows)) if rows[at][0] != rows[at - 1][0]),
@@ -85,8 +87,9 @@ def rank(record: Record, vocabulary: Vocabulary, request: Request) -> RankPictur
     )
 
 
-def _captions(record: Record, vocabulary: Vocabulary, position: int, column: int, ranks: str) -> tuple[str, ...]:
+def _captions(record: Record, vocabulary: Vocabulary, position: int, ranks: str) -> tuple[str, ...]:
     final = prediction(record)
+    column = record.positions.index(position)
     token = token_label(vocabulary, int(final.ids[column]))
     predicted = f"predicted next: {token} (probability {final.probs[column]:.3f}, layer {final.layer}, {final.tap})"
     following = record.token_ids[position + 1 : position + 2]
@@ -95,7 +98,8 @@ def _captions(record: Record, vocabulary: Vocabulary, position: int, column: int
     return (
         f"prompt: {_prompt_to(record, vocabulary, position)}",
         predicted + actual,
-        f"{coverage(record, [position])}; {axes}",
+        coverage(record, [position]),
+        axes,
     )
 
 

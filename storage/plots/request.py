@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylens.storage.errors import UsageError
+from raylens.storage.labels import text_label
 from raylens.storage.record import Record, TapLens
 from raylens.storage.taps import ALIASES, TAPS
 
@@ -20,7 +21,7 @@ class Request:
         stat: what colours the cells.
         tap: the tap to show.
         positions: the positions to show, counted from the start of the prompt.
-        title: heading in place of the model's and the prompt's name.
+        title: heading; the model's and the prompt's name then go to the line below it.
     """
 
     model: str
@@ -31,7 +32,14 @@ class Request:
 
     def heading(self, record: Record) -> str:
         """First line of the picture."""
-        return f"{self.model} · prompt {record.id}" if self.title is None else self.title
+        return self._subject(record) if self.title is None else self.title
+
+    def captions(self, record: Record, *lines: str) -> tuple[str, ...]:
+        """Lines below the heading: who is shown, unless the heading says it, then those given."""
+        return lines if self.title is None else (text_label(self._subject(record)), *lines)
+
+    def _subject(self, record: Record) -> str:
+        return f"{self.model} · prompt {record.id}"
 
     def chosen_stat(self, stats: Sequence[str]) -> str:
         """The stat asked for, or the kind's first.
@@ -117,7 +125,8 @@ def ranks(lens: TapLens, targets: NDArray[np.uint32]) -> NDArray[np.int64]:
         targets: [P] token ids.
     """
     found = lens.ids == targets[None, :, None]
-    return np.where(found.any(axis=2), found.argmax(axis=2) + 1, lens.ids.shape[2] + 1).astype(np.int64)
+    places: NDArray[np.int64] = np.where(found.any(axis=2), found.argmax(axis=2) + 1, lens.ids.shape[2] + 1)
+    return places
 
 
 def spans(positions: Sequence[int]) -> str:

@@ -1,0 +1,85 @@
+"""``raylens.run``: a corpus into a store, from Python."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from raylens.scheduler.corpus import Corpus, CorpusSettings, Format
+from raylens.scheduler.progress import choose
+from raylens.scheduler.run import run_corpus
+from raylens.scheduler.settings import RunSettings
+from raylens.scheduler.stopping import Stopping
+from raylens.storage.store import Run, Store
+from raylens.storage.taps import parse_taps
+from raylens.workers.settings import DType, InputSettings, LensSettings, ModelSettings, OnLong, WorkerSettings
+
+
+def run(
+    corpus: str | Path | Iterable[str | Mapping[str, Any]],
+    *,
+    model: str,
+    store: str | Path = "raylens-store",
+    name: str | None = None,
+    revision: str | None = None,
+    dtype: DType = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+    top_k: int = 10,
+    layers: str = "all",
+    taps: str | None = None,
+    positions: str = "last",
+    logprobs: str = "float16",
+    format: Format = "auto",  # noqa: A002  the name of the option
+    column: str | None = None,
+    id_column: str | None = None,
+    limit: int | None = None,
+    chat_template: str | None = None,
+    max_tokens: int | None = None,
+    on_long: OnLong = "error",
+    batch_tokens: int | None = None,
+    actors: int | None = None,
+    gpus_per_actor: float = 1.0,
+    ray: str = "auto",
+    redis: str = "embedded",
+    quiet: bool = False,
+) -> Run:
+    """Lens a corpus into a store and open the run; the same call again goes on where the last one ended.
+
+    Args:
+        corpus: a path or glob of files, or an iterable of texts or of dictionaries with the keys of JSON lines.
+        model: a folder, GGUF file, hub id, or ``demo``.
+        store: folder of runs, made if absent.
+        chat_template: Jinja source.
+        quiet: show no progress.
+        name, revision, ...: as the options of ``raylens run``.
+
+    Raises:
+        RaylensError: the run cannot begin or go on. Failed prompts raise nothing; see ``Run.failures``.
+        KeyboardInterrupt: stopped by Ctrl-C; what is stored stays.
+    """
+    if isinstance(corpus, str | Path):
+        prompts = Corpus(CorpusSettings(sources=(str(corpus),), format=format, column=column, id_column=id_column, limit=limit))
+    else:
+        prompts = Corpus.from_rows(corpus, column=column, id_column=id_column, limit=limit)
+    lens = LensSettings(
+        top_k,
+        layers,
+        parse_taps(taps) if taps is not None else None,
+        positions,
+        "float32" if logprobs == "float32" else "float16",
+    )
+    worker = WorkerSettings(
+        ModelSettings(model, revision, dtype, device_map, trust_remote_code),
+        lens,
+        InputSettings(chat_template, max_tokens, on_long, batch_tokens),
+    )
+    settings = RunSettings(worker, Path(store), name, actors, gpus_per_actor, ray, redis)
+    progress = choose(as_json=False, quiet=quiet)
+    with Stopping() as stopping:
+        try:
+            outcome = run_corpus(settings, prompts, progress, stopping)
+        finally:
+            progress.close()
+    if not outcome.complete:
+        raise KeyboardInterrupt(f"run {outcome.run} stopped; the same call resumes it")
+    return Store(store)[outcome.run]

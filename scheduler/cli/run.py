@@ -1,0 +1,183 @@
+"""``raylens run``."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raylens.scheduler.cli._options import DEFAULT_STORE
+from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED, UsageError
+
+_FORMATS = ("auto", "jsonl", "csv", "parquet", "txt", "lines", "paragraphs")
+
+
+def _load_config(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    """Defaults from a TOML file; flags and environment win over them."""
+    if value is None:
+        return
+    import tomllib
+
+    try:
+        found = tomllib.loads(Path(value).read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"--config {value}: {error}") from error
+    names = {option.removeprefix("--"): parameter.name for parameter in ctx.command.params for option in parameter.opts}
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise UsageError(f"--config {value}: unknown option {unknown[0]!r}; see raylens run --help")
+    ctx.default_map = {**(ctx.default_map or {}), **{str(names[name]): setting for name, setting in found.items()}}
+
+
+@click.command("run", context_settings={"show_default": True})
+@click.argument("corpus", nargs=-1)
+@click.option("-m", "--model", required=True, help="A folder, a GGUF file, a hub id, or demo.")
+@click.option("-o", "--store", default=DEFAULT_STORE, envvar="RAYLENS_STORE", help="Folder of runs, made if absent.")
+@click.option("--name", help="Name of the run; from model and corpus by default.")
+@click.option("--text", multiple=True, help="A prompt given here; repeatable.")
+@click.option("--revision", help="Branch, tag or commit on the hub.")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", help="Of the weights.")
+@click.option("--device-map", help="Spread the model over devices by accelerate, such as auto.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
+@click.option("--format", "kind", type=click.Choice(_FORMATS), default="auto", help="Of the corpus; auto goes by extension.")
+@click.option("--column", help="Key or column of the text.")
+@click.option("--id-column", help="Key or column of the id.")
+@click.option("--limit", type=int, help="Stop after this many prompts.")
+@click.option("--chat-template", type=click.File(), help="Jinja file for prompts with messages, instead of the model's own.")
+@click.option("--max-tokens", type=int, help="Longest prompt; the model's limit by default.")
+@click.option(
+    "--on-long", type=click.Choice(["truncate", "skip", "error"]), default="error", help="What a longer prompt comes to."
+)
+@click.option("-k", "--top-k", type=int, default=10, help="Tokens kept a place.")
+@click.option("--layers", default="all", help="all, 0,5-10 or ::4.")
+@click.option("--taps", help="Comma list of resid_pre, attn_out, resid_mid, mlp_out, resid_post; the last four by default.")
+@click.option("--positions", default="last", help="last, all, last:N or A:B.")
+@click.option("--logprobs", type=click.Choice(["float16", "float32"]), default="float16", help="How logprobs are stored.")
+@click.option("--actors", default="auto", help="Number of actors, or auto: one a GPU share, or one a node.")
+@click.option("--gpus-per-actor", type=float, default=1.0, help="GPUs of one actor, or a fraction.")
+@click.option("--batch-tokens", type=int, help="Tokens of one forward pass; 512 on CPUs and 4096 on GPUs by default.")
+@click.option("--ray", default="auto", help="local, an address, or auto: RAY_ADDRESS if set, else local.")
+@click.option("--redis", default="embedded", help="embedded, or the URL of a Redis or Valkey server.")
+@click.option("--dry-run", is_flag=True, help="Say what the run would take, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_load_config,
+    help="TOML file with options of this command, such as top-k = 5.",
+)
+def command(**options: Any) -> None:
+    """Lens every prompt of CORPUS into a store; the same command again goes on where the last one ended.
+
+    CORPUS is any number of files or globs: JSON lines, CSV, Parquet or plain text, also .gz and .zst, or - for stdin.
+    """
+    from raylens.scheduler.progress import choose
+    from raylens.scheduler.run import run_corpus
+    from raylens.scheduler.stopping import Stopping
+
+    corpus, settings = _corpus(options), _settings(options)
+    if options["dry_run"]:
+        _dry_run(settings, corpus, options["as_json"])
+        return
+    progress = choose(as_json=options["as_json"], quiet=options["quiet"])
+    with Stopping() as stopping:
+        try:
+            outcome = run_corpus(settings, corpus, progress, stopping)
+        finally:
+            progress.close()
+    failed = _summary(options["store"], outcome.run, options["as_json"], options["quiet"])
+    if not outcome.complete:
+        click.echo(f"stopped; what is stored stays. To go on: {_command_line()}", err=True)
+        sys.exit(EXIT_STOPPED)
+    if failed:
+        sys.exit(EXIT_FAILED_PROMPTS)
+
+
+def _corpus(options: dict[str, Any]) -> Any:
+    from raylens.scheduler.corpus import Corpus, CorpusSettings
+
+    return Corpus(
+        CorpusSettings(
+            sources=options["corpus"],
+            texts=options["text"],
+            format=options["kind"],
+            column=options["column"],
+            id_column=options["id_column"],
+            limit=options["limit"],
+        )
+    )
+
+
+def _settings(options: dict[str, Any]) -> Any:
+    from raylens.scheduler.settings import RunSettings
+    from raylens.storage.taps import parse_taps
+    from raylens.workers.settings import InputSettings, LensSettings, ModelSettings, WorkerSettings
+
+    actors = options["actors"]
+    if actors != "auto" and not actors.isdigit():
+        raise UsageError(f"--actors {actors!r}: give a number, or auto")
+    template = options["chat_template"].read() if options["chat_template"] is not None else None
+    worker = WorkerSettings(
+        ModelSettings(
+            options["model"], options["revision"], options["dtype"], options["device_map"], options["trust_remote_code"]
+        ),
+        LensSettings(
+            options["top_k"],
+            options["layers"],
+            parse_taps(options["taps"]) if options["taps"] is not None else None,
+            options["positions"],
+            options["logprobs"],
+        ),
+        InputSettings(template, options["max_tokens"], options["on_long"], options["batch_tokens"]),
+    )
+    return RunSettings(
+        worker=worker,
+        store=Path(options["store"]),
+        name=options["name"],
+        actors=None if actors == "auto" else int(actors),
+        gpus_per_actor=options["gpus_per_actor"],
+        ray=options["ray"],
+        redis=options["redis"],
+    )
+
+
+def _summary(store: str, name: str, as_json: bool, quiet: bool) -> int:
+    """Say what the run came to and what to do next; the number of failed prompts that count as such."""
+    import orjson
+
+    from raylens.storage.store import Store
+
+    run = Store(store)[name]
+    counts = run.counts()
+    quarantined = len(run.quarantine())
+    if as_json:
+        click.echo(orjson.dumps({"event": "done", "run": name, "store": store, **counts, "quarantined": quarantined}))
+    elif not quiet:
+        failures = ", ".join(f"{number:,} {kind}" for kind, number in counts["failures"].items())
+        words = [f"{counts['records']:,} records", f"{failures or 'no'} failures", f"{counts['tokens']:,} tokens"]
+        if quarantined:
+            words.append(f"{quarantined} entries in quarantine")
+        click.echo(f"{name}: {', '.join(words)}")
+        click.echo(f"next: raylens show {name} --store {store}", err=True)
+    return sum(number for kind, number in counts["failures"].items() if kind != "skipped")
+
+
+def _dry_run(settings: Any, corpus: Any, as_json: bool) -> None:
+    import orjson
+
+    from raylens.scheduler.estimate import estimate
+
+    found = estimate(settings, corpus)
+    if as_json:
+        click.echo(orjson.dumps(found.to_dict()))
+    else:
+        click.echo("\n".join(found.lines()))
+
+
+def _command_line() -> str:
+    import shlex
+
+    return shlex.join(["raylens", *sys.argv[1:]])

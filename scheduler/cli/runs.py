@@ -1,0 +1,30 @@
+"""``raylens runs``."""
+
+from typing import Any
+
+import click
+import orjson
+
+from raylens.scheduler.cli._options import DEFAULT_STORE, print_table
+from raylens.storage.store import Run, Store
+
+
+@click.command("runs")
+@click.argument("store", default=DEFAULT_STORE, envvar="RAYLENS_STORE")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+def command(store: str, as_json: bool) -> None:
+    """List the runs of STORE, oldest first."""
+    rows = [_row(run) for run in Store(store).runs()]
+    if as_json:
+        click.echo(orjson.dumps(rows))
+        return
+    print_table(["run", "created", "model", "prompts", "records", "failures", "state"], [_cells(row) for row in rows])
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    numbers = [f"{number:,}" for number in (row["prompts"], row["records"], sum(row["failures"].values()))]
+    return [row["run"], row["created"], row["model"], *numbers, "complete" if row["complete"] else "unfinished"]
+
+
+def _row(run: Run) -> dict[str, Any]:
+    return {"run": run.name, "created": run.manifest.created, "model": run.manifest.sources["model"], **run.counts()}

@@ -1,0 +1,81 @@
+"""``raylens show``."""
+
+import click
+import msgspec
+import orjson
+
+from raylens.scheduler.cli._options import open_run, print_table, store_option
+from raylens.storage.errors import UsageError
+from raylens.storage.labels import label, text_label
+from raylens.storage.record import Failure, Record
+from raylens.storage.record_view import readable, table
+from raylens.storage.store import Run
+
+#: Failures listed for people; --json lists all.
+MAX_FAILURES = 20
+
+
+@click.command("show")
+@click.argument("address", metavar="RUN[/PROMPT]")
+@store_option
+@click.option("--position", type=int, help="Position in the prompt; the last one lensed by default.")
+@click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="Tokens a tap.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def command(address: str, store: str, position: int | None, top: int, as_json: bool) -> None:
+    """Show a run's settings, counts and failures, or one prompt layer by layer.
+
+    RUN may be the beginning of a name. A prompt is named as RUN/PROMPT, whatever its id holds.
+    """
+    run, prompt = open_run(store, address)
+    if prompt is None:
+        _show_run(run, as_json)
+        return
+    outcome = run[prompt]
+    if as_json:
+        click.echo(orjson.dumps(readable(outcome, run.vocabulary)))
+    elif isinstance(outcome, Failure):
+        click.echo(f"prompt {text_label(outcome.id)} failed ({outcome.kind}): {outcome.message}")
+    else:
+        _show_record(run, outcome, position, top)
+
+
+def _show_run(run: Run, as_json: bool) -> None:
+    counts = run.counts()
+    if as_json:
+        failures = [
+            {"id": failure.id, "index": failure.index, "kind": failure.kind, "message": failure.message}
+            for failure in run.failures()
+        ]
+        value = {**msgspec.to_builtins(run.manifest), "counts": counts, "certificate": run.certificate, "failures": failures}
+        click.echo(orjson.dumps(value))
+        return
+    manifest = run.manifest
+    click.echo(f"run {run.name}, made {manifest.created}, {'complete' if counts['complete'] else 'unfinished'}")
+    click.echo(f"model {manifest.sources['model']}, corpus {manifest.sources['corpus']}")
+    failed = sum(counts["failures"].values())
+    click.echo(
+        f"{counts['records']:,} records, {failed:,} failures, of {counts['prompts']:,} prompts; {counts['tokens']:,} tokens"
+    )
+    for section, values in manifest.identity.items():
+        click.echo(f"{section}: " + ", ".join(f"{name} {value}" for name, value in values.items() if value is not None))
+    if run.certificate:
+        lens, taps = run.certificate["lens"], ", ".join(run.certificate["run_taps"])
+        click.echo(f"taps: {taps}; last lens against the model's logits: {lens['error']:.1e}; {lens['path']}")
+    if refused := len(run.quarantine()):
+        click.echo(f"quarantine: {refused} entries, see {run.folder.quarantine}")
+    for number, failure in enumerate(run.failures()):
+        if number == MAX_FAILURES:
+            click.echo("more failures: --json lists all")
+            break
+        click.echo(f"failed {text_label(failure.id)} ({failure.kind}): {failure.message}")
+
+
+def _show_record(run: Run, record: Record, position: int | None, top: int) -> None:
+    chosen = record.positions[-1] if position is None else position
+    if chosen not in record.positions:
+        raise UsageError(f"--position {chosen}: not lensed; it has positions {record.positions[0]} to {record.positions[-1]}")
+    click.echo(
+        f"prompt {text_label(record.id)}, {len(record.token_ids)} tokens, after position {chosen}: {label(record.tokens[chosen])}"
+    )
+    click.echo(f"text: {text_label(record.text[-300:])}")
+    print_table(*table(record, run.vocabulary, record.positions.index(chosen), top))

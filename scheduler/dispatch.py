@@ -1,0 +1,97 @@
+"""The loop of a run: feed the actors, follow the ledger, mend what breaks."""
+
+from collections.abc import Callable
+
+from raylens.scheduler.broker import Broker
+from raylens.scheduler.pool import Done, Event, Loaded, Lost, Pool
+from raylens.scheduler.progress import Progress
+from raylens.scheduler.tracker import Tracker
+from raylens.scheduler.writer_process import WriterProcess
+from raylens.storage.errors import BrokerError
+from raylens.storage.ledger import Commit
+
+#: Seconds to wait for an actor before looking at everything else.
+POLL_SECONDS = 0.2
+#: Times in a row that actors may find the server away, each after waiting for it, before the run is given up.
+MAX_BROKER_LOSSES = 10
+
+
+class Dispatch:
+    """Runs every prompt of a tracker through a pool until the ledger holds them all.
+
+    Args:
+        pool, tracker, writer, broker: the parts of the run.
+        progress: told of every commit.
+        loaded: told the certificate of each actor that loads the model.
+        stopping: whether the user wants to stop.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        tracker: Tracker,
+        writer: WriterProcess,
+        broker: Broker,
+        progress: Progress,
+        loaded: Callable[[dict[str, object]], None],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._pool = pool
+        self._tracker = tracker
+        self._writer = writer
+        self._broker = broker
+        self._progress = progress
+        self._loaded = loaded
+        self._stopping = stopping
+        self._broker_losses = 0
+
+    def run(self) -> bool:
+        """Whether the run is complete; False if the user stopped it.
+
+        Raises:
+            RaylensError: the run cannot go on.
+        """
+        while not self._stopping():
+            self._feed()
+            if self._tracker.done:
+                return True
+            for event in self._pool.poll(POLL_SECONDS):
+                self._handle(event)
+            self._look_after()
+        return False
+
+    def _feed(self) -> None:
+        while self._pool.room() and (shard := self._tracker.next_shard()) is not None:
+            if not self._pool.submit(shard):  # a suspect waits until an actor is free of everything else
+                self._tracker.put_back(shard)
+                return
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Loaded(certificate):
+                self._loaded(certificate)
+            case Done(_, receipts):
+                self._broker_losses = 0
+                self._tracker.produced(receipts)
+            case Lost(shard, blame, broker):
+                self._progress.waiting("server away, resubmitting" if broker else "an actor died, resubmitting its prompts")
+                self._broker_losses += broker
+                if self._broker_losses > MAX_BROKER_LOSSES:
+                    raise BrokerError("the actors cannot reach the server; is it up, and reachable from their machines?")
+                self._tracker.lost(shard, blame)
+
+    def _look_after(self) -> None:
+        self._broker.watch()
+        self._writer.ensure_alive()
+        self._tell(self._tracker.follow())
+        try:
+            self._tell(self._tracker.check_receipts())
+        except BrokerError as error:
+            self._progress.waiting(f"server away: {error}")
+
+    def _tell(self, commits: list[Commit]) -> None:
+        for commit in commits:
+            if commit.entries:
+                self._writer.committed()
+                failures = sum(entry.failure is not None for entry in commit.entries)
+                self._progress.committed(len(commit.entries) - failures, failures, sum(entry.tokens for entry in commit.entries))

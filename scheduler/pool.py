@@ -1,0 +1,172 @@
+"""The actors of a run: who is ready, who is busy, who died. Ray places and restarts them; this only keeps them fed."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from raylens.scheduler.cluster import Share
+from raylens.scheduler.shards import Shard
+from raylens.storage.errors import BrokerError, ModelError, RaylensError
+from raylens.workers.actor import start_actor
+from raylens.workers.publish import Receipt, decode_receipts, encode_prompts
+from raylens.workers.settings import WorkerSettings
+
+#: Shards given to an actor at once: one at work and one waiting, so that it never idles.
+DEPTH = 2
+#: Deaths of an actor while it loads the model, after which the run is given up.
+MAX_LOAD_DEATHS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An actor has loaded its model; its certificate."""
+
+    certificate: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An actor published a shard."""
+
+    shard: Shard
+    receipts: list[Receipt]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An actor did not answer for a shard. ``blame``: it died while at work on it. ``broker``: the server was away."""
+
+    shard: Shard
+    blame: bool
+    broker: bool = False
+
+
+Event = Loaded | Done | Lost
+
+
+@dataclass(eq=False, slots=True)
+class _Slot:
+    """One actor: its load call while it is not ready, and its shards, oldest first."""
+
+    actor: Any
+    loading: Any
+    shards: deque[tuple[Any, Shard]] = field(default_factory=deque)
+    load_deaths: int = 0
+
+    def has_room(self, shard: Shard) -> bool:
+        if self.loading is not None or any(one.alone for _, one in self.shards):
+            return False
+        return len(self.shards) < (1 if shard.alone else DEPTH)
+
+
+class Pool:
+    """Actors that load at once and take shards as they become ready.
+
+    Args:
+        settings, run, redis: as for LensActor.
+        share: how many actors, and what each gets.
+    """
+
+    def __init__(self, settings: WorkerSettings, run: str, redis: str, share: Share) -> None:
+        actors = [start_actor(settings, run, redis, share.cpus, share.gpus) for _ in range(share.actors)]
+        self._slots = [_Slot(actor, actor.load.remote()) for actor in actors]
+        self.deaths = 0
+
+    @property
+    def ready(self) -> int:
+        """Actors that hold a model."""
+        return sum(slot.loading is None for slot in self._slots)
+
+    def room(self) -> bool:
+        """Whether any actor can take an ordinary shard now."""
+        return any(slot.has_room(Shard([])) for slot in self._slots)
+
+    def submit(self, shard: Shard) -> bool:
+        """Give a shard to the actor with the fewest; False if none can take it now."""
+        for slot in sorted(self._slots, key=lambda slot: len(slot.shards)):
+            if slot.has_room(shard) and not (shard.alone and slot.shards):
+                slot.shards.append((slot.actor.work.remote(encode_prompts(shard.prompts)), shard))
+                return True
+        return False
+
+    def poll(self, seconds: float) -> Iterator[Event]:
+        """What happened, after waiting up to ``seconds`` for something to happen.
+
+        Raises:
+            ModelError: the model cannot be loaded, or kills its actor each time it loads.
+        """
+        waited_for = [slot.loading for slot in self._slots if slot.loading is not None]
+        waited_for += [slot.shards[0][0] for slot in self._slots if slot.shards]
+        if not waited_for:  # only the writer is at work
+            time.sleep(seconds)
+            return
+        finished = ray.wait(waited_for, timeout=seconds)[0]
+        for slot in self._slots:
+            if slot.loading in finished:
+                yield from self._loaded(slot)
+            elif slot.shards and slot.shards[0][0] in finished:
+                yield from self._worked(slot)
+
+    def _loaded(self, slot: _Slot) -> Iterator[Event]:
+        call, slot.loading = slot.loading, None
+        try:
+            certificate = ray.get(call)
+        except RayTaskError as error:
+            raise _cause(error) from None
+        except RayActorError as error:
+            self.deaths += 1
+            slot.load_deaths += 1
+            if slot.load_deaths >= MAX_LOAD_DEATHS:
+                raise ModelError(
+                    f"actors die while they load the model ({_first_line(error)}); is there memory enough for it?"
+                ) from None
+            self._reload(slot)
+            return
+        slot.load_deaths = 0
+        yield Loaded(certificate)
+
+    def _worked(self, slot: _Slot) -> Iterator[Event]:
+        call, shard = slot.shards.popleft()
+        try:
+            answer = ray.get(call)
+        except RayTaskError as error:
+            cause = _cause(error)
+            if not isinstance(cause, BrokerError):
+                raise cause from None
+            yield Lost(shard, blame=False, broker=True)
+        except RayActorError:
+            # the oldest shard was at work; those behind it had not begun
+            self.deaths += 1
+            behind = [waiting for _, waiting in slot.shards]
+            slot.shards.clear()
+            self._reload(slot)
+            yield Lost(shard, blame=True)
+            for waiting in behind:
+                yield Lost(waiting, blame=False)
+        else:
+            yield Done(shard, decode_receipts(answer))
+
+    def _reload(self, slot: _Slot) -> None:
+        # retries make Ray hold the call until the actor is back; without them it fails at once, again and again
+        slot.loading = slot.actor.load.options(max_task_retries=3).remote()
+
+    def stop(self) -> None:
+        """End the actors now. What they published stays; what they were computing is lost and resumable."""
+        for slot in self._slots:
+            ray.kill(slot.actor)
+
+
+def _cause(error: RayTaskError) -> RaylensError:
+    cause = error.cause if isinstance(error.cause, BaseException) else error
+    if isinstance(cause, RaylensError):
+        return cause
+    return ModelError(f"an actor failed: {type(cause).__name__}: {_first_line(cause)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]

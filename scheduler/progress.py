@@ -1,0 +1,227 @@
+"""How a run shows itself: a bar on a terminal, plain lines elsewhere, or JSON events."""
+
+import json
+import sys
+import time
+from collections import deque
+from typing import Any, Protocol
+
+#: Seconds between two plain lines.
+LINE_SECONDS = 10.0
+#: Seconds over which the rate is averaged.
+_RATE_SECONDS = 60.0
+
+
+class Progress(Protocol):
+    """What a run tells while it goes on."""
+
+    def stage(self, text: str) -> None:
+        """A preparation has begun."""
+
+    def scanned(self, prompts: int) -> None:
+        """So many prompts of the corpus have been checked."""
+
+    def start(self, run: str, total: int, done: int) -> None:
+        """The run begins with ``done`` of ``total`` prompts in the ledger."""
+
+    def committed(self, records: int, failures: int, tokens: int) -> None:
+        """So many more are in the ledger."""
+
+    def waiting(self, text: str) -> None:
+        """What the run is waiting for, or an event such as a restart; empty when it goes on."""
+
+    def close(self) -> None:
+        """The run has ended."""
+
+
+class Meter:
+    """Counts and rates that every display shares."""
+
+    def __init__(self) -> None:
+        self.run, self.total, self.done, self.failures, self.tokens = "", 0, 0, 0, 0
+        self._began = time.monotonic()
+        self._marks: deque[tuple[float, int, int]] = deque()
+
+    def start(self, run: str, total: int, done: int) -> None:
+        self.run, self.total, self.done = run, total, done
+        self._began = time.monotonic()
+        self._marks.append((self._began, done, 0))
+
+    def add(self, records: int, failures: int, tokens: int) -> None:
+        self.done += records + failures
+        self.failures += failures
+        self.tokens += tokens
+        now = time.monotonic()
+        self._marks.append((now, self.done, self.tokens))
+        while len(self._marks) > 2 and now - self._marks[1][0] > _RATE_SECONDS:
+            self._marks.popleft()
+
+    def rate(self) -> tuple[float, float]:
+        """Prompts and tokens a second over the last minute."""
+        if not self._marks:
+            return 0.0, 0.0
+        then, done, tokens = self._marks[0]
+        seconds = max(time.monotonic() - then, 1e-9)
+        return (self.done - done) / seconds, (self.tokens - tokens) / seconds
+
+    def eta(self) -> float | None:
+        """Seconds to the end at this rate."""
+        prompts, _ = self.rate()
+        return (self.total - self.done) / prompts if prompts > 0 else None
+
+    def line(self) -> str:
+        """One line of text."""
+        _, tokens = self.rate()
+        parts = [f"{self.done:,}/{self.total:,} prompts", f"{tokens:,.1f} tokens/s"]
+        if self.failures:
+            parts.append(f"{self.failures:,} failed")
+        if (eta := self.eta()) is not None and self.done < self.total:
+            parts.append(f"ETA {_duration(eta)}")
+        return ", ".join(parts)
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def stage(self, text: str) -> None: ...
+    def scanned(self, prompts: int) -> None: ...
+    def start(self, run: str, total: int, done: int) -> None: ...
+    def committed(self, records: int, failures: int, tokens: int) -> None: ...
+    def waiting(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Lines:
+    """Plain lines on stderr, for logs."""
+
+    def __init__(self) -> None:
+        self._meter = Meter()
+        self._last = time.monotonic()
+
+    def stage(self, text: str) -> None:
+        self._say(text)
+
+    def scanned(self, prompts: int) -> None:
+        self._now_and_then(f"corpus: {prompts:,} prompts checked")
+
+    def start(self, run: str, total: int, done: int) -> None:
+        self._meter.start(run, total, done)
+        self._say(f"run {run}: {total:,} prompts" + (f", {done:,} done before" if done else ""))
+
+    def committed(self, records: int, failures: int, tokens: int) -> None:
+        self._meter.add(records, failures, tokens)
+        if self._meter.done == self._meter.total:
+            self._say(self._meter.line())
+        else:
+            self._now_and_then(self._meter.line())
+
+    def waiting(self, text: str) -> None:
+        if text:
+            self._say(text)
+
+    def close(self) -> None: ...
+
+    def _now_and_then(self, text: str) -> None:
+        if time.monotonic() - self._last >= LINE_SECONDS:
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        self._last = time.monotonic()
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+class Events:
+    """One JSON object a line on stdout: ``event`` is stage, start, progress, waiting."""
+
+    def __init__(self) -> None:
+        self._meter = Meter()
+
+    def stage(self, text: str) -> None:
+        self._emit("stage", text=text)
+
+    def scanned(self, prompts: int) -> None:
+        self._emit("scan", prompts=prompts)
+
+    def start(self, run: str, total: int, done: int) -> None:
+        self._meter.start(run, total, done)
+        self._emit("start", run=run, prompts=total, done=done)
+
+    def committed(self, records: int, failures: int, tokens: int) -> None:
+        self._meter.add(records, failures, tokens)
+        meter, (prompts_rate, tokens_rate) = self._meter, self._meter.rate()
+        self._emit(
+            "progress",
+            done=meter.done,
+            prompts=meter.total,
+            failed=meter.failures,
+            prompts_per_second=round(prompts_rate, 3),
+            tokens_per_second=round(tokens_rate, 3),
+            eta_seconds=None if (eta := meter.eta()) is None else round(eta, 1),
+        )
+
+    def waiting(self, text: str) -> None:
+        if text:
+            self._emit("waiting", text=text)
+
+    def close(self) -> None: ...
+
+    def _emit(self, event: str, **fields: Any) -> None:
+        print(json.dumps({"event": event, **fields}), flush=True)  # noqa: T201
+
+
+class Bar:
+    """A rich progress bar on stderr."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self._meter = Meter()
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task("starting", total=None, note="")
+        self._bar.start()
+
+    def stage(self, text: str) -> None:
+        self._bar.update(self._task, description=text)
+
+    def scanned(self, prompts: int) -> None:
+        self._bar.update(self._task, description="checking the corpus", completed=prompts)
+
+    def start(self, run: str, total: int, done: int) -> None:
+        self._meter.start(run, total, done)
+        self._bar.update(self._task, description=run, total=total, completed=done, note="")
+
+    def committed(self, records: int, failures: int, tokens: int) -> None:
+        self._meter.add(records, failures, tokens)
+        note = self._meter.line().partition(", ")[2]
+        self._bar.update(self._task, completed=self._meter.done, note=note)
+
+    def waiting(self, text: str) -> None:
+        if text:
+            self._bar.update(self._task, note=text)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def choose(*, as_json: bool, quiet: bool) -> Progress:
+    """The display that fits the options and the terminal."""
+    if as_json:
+        return Events()
+    if quiet:
+        return Quiet()
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,47 @@
+"""What a run is asked to do, beyond the model and the lens."""
+
+from pathlib import Path
+
+import msgspec
+
+from raylens.storage.errors import UsageError
+from raylens.workers.settings import WorkerSettings
+
+
+class RunSettings(msgspec.Struct, frozen=True):
+    """Everything a run needs except its corpus.
+
+    Attributes:
+        worker: model, lens and input.
+        store: folder of runs.
+        name: of the run; None names it after model and corpus.
+        actors: number of actors; None means one a GPU share, or one a node without GPUs.
+        gpus_per_actor: GPUs of one actor, or a fraction of one.
+        ray: ``auto`` (RAY_ADDRESS if set, else local), ``local``, or an address.
+        redis: ``embedded`` or a URL.
+    """
+
+    worker: WorkerSettings
+    store: Path
+    name: str | None = None
+    actors: int | None = None
+    gpus_per_actor: float = 1.0
+    ray: str = "auto"
+    redis: str = "embedded"
+
+
+def check(settings: RunSettings) -> None:
+    """Refuse what cannot be.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if settings.actors is not None and settings.actors < 1:
+        raise UsageError(f"--actors {settings.actors}: must be at least 1")
+    if settings.gpus_per_actor < 0:
+        raise UsageError(f"--gpus-per-actor {settings.gpus_per_actor:g}: must be at least 0")
+    name = settings.name
+    if name is not None and (
+        not name or len(name) > 100 or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name)
+    ):
+        raise UsageError(f"--name {name!r}: use 1 to 100 letters, digits, '-', '_' and '.', not beginning with '.'")

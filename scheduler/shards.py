@@ -1,0 +1,43 @@
+"""Shards: the prompts one actor takes at a time."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from raylens.storage.record import Prompt
+
+#: Prompts of one shard at most; from 16 on, Ray's cost a call no longer counts.
+MAX_PROMPTS = 64
+#: Shards each actor should get at least, so that all stay busy to the end.
+SHARDS_PER_ACTOR = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Prompts for one call of one actor. ``alone`` keeps its actor free of anything else, to find who kills it."""
+
+    prompts: list[Prompt]
+    alone: bool = False
+
+
+def estimated_tokens(prompt: Prompt) -> int:
+    """About how many tokens a prompt has; English text has some four characters a token, other scripts fewer."""
+    if prompt.token_ids is not None:
+        return len(prompt.token_ids)
+    if prompt.messages is not None:
+        return 16 + sum(len(str(message.get("content", ""))) for message in prompt.messages) // 3
+    return 1 + len(prompt.text or "") // 3
+
+
+def shards(prompts: Iterable[Prompt], count: int, actors: int, tokens: int) -> Iterator[Shard]:
+    """Cut a stream of about ``count`` prompts into shards of at most about ``tokens`` tokens."""
+    most = max(1, min(MAX_PROMPTS, -(-count // (actors * SHARDS_PER_ACTOR))))
+    batch: list[Prompt] = []
+    size = 0
+    for prompt in prompts:
+        if batch and (len(batch) >= most or size + estimated_tokens(prompt) > tokens):
+            yield Shard(batch)
+            batch, size = [], 0
+        batch.append(prompt)
+        size += estimated_tokens(prompt)
+    if batch:
+        yield Shard(batch)

@@ -1,0 +1,34 @@
+"""Ctrl-C and SIGTERM: the first asks a run to stop cleanly, the second ends it at once."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+
+class Stopping:
+    """While entered in the main thread, turns the first signal into ``stopping()`` being true.
+
+    The next signal raises KeyboardInterrupt; what is committed is safe either way.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._old: dict[int, object] = {}
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def __enter__(self) -> "Stopping":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]

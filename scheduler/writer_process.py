@@ -1,0 +1,81 @@
+"""The storage writer as a process of the driver's: started, restarted when it dies, ended with the run."""
+
+import subprocess
+import sys
+from types import TracebackType
+
+import msgspec
+
+from raylens.storage.errors import StoreError
+from raylens.storage.layout import RunFolder
+from raylens.storage.writer import Orders
+
+#: Deaths without a commit in between, after which the run is given up.
+MAX_DEATHS = 5
+
+
+class WriterProcess:
+    """Owns the writer process of one run. Its input is a pipe: when this process dies, the writer ends too."""
+
+    def __init__(self, folder: RunFolder, redis: str) -> None:
+        self._folder = folder
+        self._orders = msgspec.json.encode(Orders(str(folder.root.resolve()), redis)) + b"\n"
+        self._deaths = 0
+        self._process = self._start()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        with self._folder.writer_log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "raylens.storage.writer"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C in the terminal is for the driver
+            )
+        assert process.stdin is not None
+        process.stdin.write(self._orders)
+        process.stdin.flush()
+        return process
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        return self._process.pid
+
+    def committed(self) -> None:
+        """Tell that the writer has made progress."""
+        self._deaths = 0
+
+    def ensure_alive(self) -> None:
+        """Restart the writer if it died.
+
+        Raises:
+            StoreError: it was fenced by a rival, or dies each time.
+        """
+        code = self._process.poll()
+        if code is None:
+            return
+        self._deaths += 1
+        if code == StoreError.exit_code or self._deaths >= MAX_DEATHS:
+            raise StoreError(f"the writer ended with code {code}: {self._last_words()} (see {self._folder.writer_log})")
+        self._process = self._start()
+
+    def finish(self, seconds: float) -> None:
+        """Let the writer commit what is complete, and end it."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _last_words(self) -> str:
+        lines = self._folder.writer_log.read_text(errors="replace").strip().splitlines()
+        return lines[-1][-300:] if lines else "no message"
+
+    def __enter__(self) -> "WriterProcess":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.finish(seconds=60)

@@ -1,0 +1,48 @@
+"""Records for people: token text and probabilities beside ids and logprobs."""
+
+import math
+from typing import Any
+
+import numpy as np
+import orjson
+
+from raylens.storage.labels import token_label
+from raylens.storage.record import Failure, Record, TapLens
+from raylens.storage.record_json import encode_outcome
+from raylens.storage.vocabulary import Vocabulary
+
+
+def token_text(vocabulary: Vocabulary, token: int) -> str:
+    """A token as text; bytes that are no whole character become U+FFFD, an id without a token ``<ID>``."""
+    known = vocabulary[token] if token < len(vocabulary) else None
+    return f"<{token}>" if known is None else known.decode(errors="replace")
+
+
+def readable(outcome: Record | Failure, vocabulary: Vocabulary) -> dict[str, Any]:
+    """The stored JSON with ``tokens`` and ``probabilities``, [L][P][k], added to each tap."""
+    value: dict[str, Any] = orjson.loads(encode_outcome(outcome))
+    for tap in value.get("taps", {}).values():
+        tap["tokens"] = [[[token_text(vocabulary, token) for token in place] for place in layer] for layer in tap["ids"]]
+        tap["probabilities"] = [
+            [[round(math.exp(logprob), 6) for logprob in place] for place in layer] for layer in tap["logprobs"]
+        ]
+    return value
+
+
+def table(record: Record, vocabulary: Vocabulary, position: int, top: int) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, one a layer: at ``position`` (an index into the record's positions) the ``top`` tokens of each tap.
+
+    The highest layer comes last, as the model computes.
+    """
+    taps = list(record.taps)
+    layers = sorted({layer for tap in taps for layer in record.taps[tap].layers})
+    rows = [[str(layer), *(_cell(record.taps[tap], layer, position, vocabulary, top) for tap in taps)] for layer in layers]
+    return ["layer", *taps], rows
+
+
+def _cell(lens: TapLens, layer: int, position: int, vocabulary: Vocabulary, top: int) -> str:
+    if layer not in lens.layers:
+        return ""
+    place = (lens.layers.index(layer), position)
+    best = zip(lens.ids[place][:top].tolist(), np.exp(lens.logprobs[place][:top].astype(np.float64)).tolist(), strict=True)
+    return "  ".join(f"{token_label(vocabulary, token)} {probability:.1%}" for token, probability in best)

@@ -1,0 +1,211 @@
+"""Which files a corpus reads, streams that come once, and damaged or oversized files."""
+
+import gzip
+import os
+import random
+import subprocess
+import sys
+import threading
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+import raylens
+from raylens.scheduler.corpus import Corpus, CorpusSettings
+from raylens.scheduler.corpus.files import ROW_LIMIT
+from raylens.storage.errors import InputError, UsageError
+
+
+def corpus(*sources: Path | str, **settings: Any) -> Corpus:
+    return Corpus(CorpusSettings(sources=tuple(map(str, sources)), **settings))
+
+
+def texts(*sources: Path | str, **settings: Any) -> list[str | None]:
+    return [prompt.text for prompt in corpus(*sources, **settings).prompts()]
+
+
+def refusal(*sources: Path | str, **settings: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        corpus(*sources, **settings).scan()
+    return str(caught.value)
+
+
+def test_globs_are_sorted_and_leave_folders_out(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "c.md", "deep/d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "folder.txt").mkdir()
+    assert texts(tmp_path / "*.txt") == ["a.txt", "b.txt"]
+    assert texts(tmp_path / "**" / "[d-z].txt") == ["deep/d.txt"]
+    assert texts(tmp_path / "c.md", tmp_path / "?.txt") == ["c.md", "a.txt", "b.txt"]
+
+
+def test_a_file_may_be_named_like_a_pattern(tmp_path: Path) -> None:
+    (tmp_path / "data[1].txt").write_text("literal")
+    (tmp_path / "data1.txt").write_text("matched")
+    assert texts(tmp_path / "data[1].txt") == ["literal"]
+
+
+def test_sources_that_are_no_files(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.txt"
+    loop.symlink_to(loop)
+    (tmp_path / "a.txt").write_text("x")
+    assert refusal(tmp_path / "no.jsonl") == f"{tmp_path}/no.jsonl: no such file; check the path"
+    assert refusal(tmp_path / "*.csv") == f"{tmp_path}/*.csv: matches no file; check the pattern"
+    assert refusal(tmp_path) == f"{tmp_path}: is a directory; name its files, such as {tmp_path}/*.jsonl"
+    assert refusal(loop) == f"{loop}: cannot be read (Too many levels of symbolic links); check the path and its permissions"
+    assert "a.txt/b: cannot be read (Not a directory)" in refusal(tmp_path / "a.txt" / "b")
+    assert ": cannot be read (File name too long)" in refusal("x" * 300)
+
+
+def test_a_missing_file_is_found_before_any_is_read(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("not json")
+    assert "no such file" in refusal(tmp_path / "bad.jsonl", tmp_path / "no.jsonl")
+
+
+def test_a_file_lost_between_two_passes(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("x")
+    read = corpus(path)
+    read.scan()
+    path.unlink()
+    with pytest.raises(InputError, match="no such file"):
+        list(read.prompts())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_permission(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("x")
+    path.chmod(0)
+    assert refusal(path) == f"{path}: cannot be read (Permission denied); check the path and its permissions"
+
+
+def test_a_file_named_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(UsageError, match=r"a\.txt: named more than once"):
+        corpus(tmp_path / "*.txt", tmp_path / "a.txt").scan()
+
+
+def test_other_compressions_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.xz").write_bytes(b"")
+    assert ".xz files are not read; decompress it, or compress it as .gz or .zst" in refusal(tmp_path / "a.jsonl.xz")
+
+
+STDIN = """
+from raylens.scheduler.corpus import Corpus, CorpusSettings
+corpus = Corpus(CorpusSettings(sources=("-",)))
+print(corpus.scan().count, [prompt.text for prompt in corpus.prompts()], [prompt.text for prompt in corpus.prompts()])
+"""
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b'\xef\xbb\xbf \n {"text": "a"}\n{"text": "b"}\n', ["a", "b"]),
+        (b"[1]\n[2]\n", ["[1]", "[2]"]),
+        (b"a\nb\n\nc", ["a\nb", "c"]),
+    ],
+)
+def test_standard_input_can_be_read_again(tmp_path: Path, data: bytes, expected: list[str]) -> None:
+    env = {**os.environ, "PYTHONPATH": str(Path(raylens.__file__).parent.parent), "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", STDIN], input=data, env=env, capture_output=True, check=True)
+    assert done.stdout.decode() == f"{len(expected)} {expected} {expected}\n"
+    assert done.stderr == b""
+    assert list(tmp_path.iterdir()) == []
+
+
+def through_pipe(path: Path, data: bytes) -> threading.Thread:
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(data,))
+    writer.start()
+    return writer
+
+
+def test_a_pipe_can_be_read_by_two_passes_at_once(tmp_path: Path) -> None:
+    expected = [f"prompt {number}" for number in range(20_000)]
+    writer = through_pipe(tmp_path / "pipe", "\n".join(expected).encode())
+    read = corpus(tmp_path / "pipe")
+    assert [(one.text, two.text) for one, two in zip(read.prompts(), read.prompts(), strict=True)] == [(x, x) for x in expected]
+    writer.join()
+
+
+def test_a_pipe_of_parquet(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "c.parquet")
+    writer = through_pipe(tmp_path / "pipe", (tmp_path / "c.parquet").read_bytes())
+    assert texts(tmp_path / "pipe", format="parquet") == ["a", "b"]
+    writer.join()
+
+
+def noise(count: int) -> bytes:
+    return b"".join(b'{"text": "%x"}\n' % random.Random(number).getrandbits(512) for number in range(count))
+
+
+@pytest.mark.parametrize("extension", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_compressed_files_cut_short_or_damaged(tmp_path: Path, extension: str, compression: str) -> None:
+    path = tmp_path / f"c{extension}{compression}"
+    compress = gzip.compress if compression == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress
+    whole = compress(noise(2000))
+    damaged = bytearray(whole)
+    damaged[-3] ^= 1  # in the checksum
+    for data in (whole[:-1], whole[: len(whole) // 2], whole[:4], bytes(damaged), whole + b"garbage"):
+        path.write_bytes(data)
+        message = refusal(path)
+        assert message.startswith(f"{path}: cannot be decompressed (")
+        assert message.endswith("); it is damaged or cut short: copy or compress it again")
+
+
+def test_a_zstd_window_of_two_gigabytes_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl.zst"
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path.write_bytes(compressor.compress(noise(10)) + compressor.flush())
+    assert zstandard.get_frame_parameters(path.read_bytes()).window_size == 1 << 28
+    assert corpus(path).scan().count == 10
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("extension", [".txt", ".jsonl", ".csv"])
+def test_a_line_over_the_limit_is_refused_before_all_of_it_is_read(tmp_path: Path, extension: str, compression: str) -> None:
+    path = tmp_path / f"c{extension}{compression}"
+    size = 4 * ROW_LIMIT
+    if compression == "":
+        with path.open("wb") as file:
+            file.truncate(size)
+    elif compression == ".gz":
+        path.write_bytes(gzip.compress(bytes(size), 1))
+    else:
+        path.write_bytes(zstandard.ZstdCompressor().compress(bytes(size)))
+
+    tracemalloc.start()
+    message = refusal(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert message == f"{path}:1: a line longer than 64 MiB; split it, or check that the format is right"
+    assert peak < 2 * ROW_LIMIT
+
+
+def test_rows_of_many_lines_over_the_limit(tmp_path: Path) -> None:
+    line = b"x" * (1 << 20) + b"\n"
+    (tmp_path / "c.txt").write_bytes(b"first\n\n" + line * 64)
+    (tmp_path / "c.csv").write_bytes(b'text\nfirst\n"' + line * 64)
+    assert f"{tmp_path}/c.txt:3: a paragraph longer than 64 MiB" in refusal(tmp_path / "c.txt")
+    assert f"{tmp_path}/c.csv:3: a row longer than 64 MiB" in refusal(tmp_path / "c.csv")
+
+
+def test_rows_just_under_the_limit_are_read(tmp_path: Path) -> None:
+    text = "x" * (ROW_LIMIT - 1000)
+    (tmp_path / "c.txt").write_text(f"{text}\nnext\n")
+    (tmp_path / "c.csv").write_text(f"text,z\n{text},1\n")
+    (tmp_path / "c.jsonl").write_text(f'{{"text": "{text}"}}\n')
+    for name in ("c.txt", "c.csv", "c.jsonl"):
+        first = next(corpus(tmp_path / name).prompts())
+        assert first.text == text

@@ -1,0 +1,63 @@
+"""The Ray actor: a worker that publishes what it finds. The only module of workers that knows Ray."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from raylens.storage.record import Prompt
+from raylens.storage.stream import Stream
+from raylens.workers.publish import Receipt, decode_prompts, encode_receipts, publish
+from raylens.workers.settings import WorkerSettings
+from raylens.workers.worker import Worker
+
+
+class LensActor:
+    """A long-lived worker. The model loads on the first call, so that a load error reaches the caller as itself.
+
+    Args:
+        settings: of the worker.
+        run: unique id of the run.
+        redis: URL of the server.
+        threads: CPU threads for torch.
+    """
+
+    def __init__(self, settings: WorkerSettings, run: str, redis: str, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._settings = settings
+        self._run = run
+        self._stream = Stream(redis, run)
+        self._worker: Worker | None = None
+
+    def load(self) -> dict[str, Any]:
+        """Load the model; its certificate.
+
+        Raises:
+            ModelError: the model cannot be loaded or lensed.
+        """
+        return self._ready().certificate
+
+    def work(self, prompts: bytes) -> bytes:
+        """Lens and publish prompts; the receipts.
+
+        Raises:
+            BrokerError: the server is away for longer than the client waits.
+        """
+        return encode_receipts(list(self._work(decode_prompts(prompts))))
+
+    def _work(self, prompts: list[Prompt]) -> Iterator[Receipt]:
+        for outcome in self._ready().run(prompts):
+            yield publish(self._stream, self._run, outcome)
+
+    def _ready(self) -> Worker:
+        if self._worker is None:
+            self._worker = Worker(self._settings)
+        return self._worker
+
+
+def start_actor(settings: WorkerSettings, run: str, redis: str, cpus: float, gpus: float) -> Any:
+    """A new actor on the cluster. Ray restarts it when it dies; what it was doing is the driver's to resubmit."""
+    options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
+    return ray.remote(LensActor).options(**options).remote(settings, run, redis, max(1, int(cpus)))
