@@ -1,0 +1,28 @@
+# make demo: install and lens sixteen prompts.   make test: install and run every check that CI runs.
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check fix clean
+
+$(VENV)/installed: pyproject.toml infra/constraints.txt infra/install.sh
+	@echo "installing into $(VENV); the first time takes a few minutes"
+	@infra/install.sh $(VENV)
+
+demo: $(VENV)/installed
+	$(BIN)/raylens demo
+
+test: $(VENV)/installed check
+	$(BIN)/pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p raylens
+	$(BIN)/lint-imports
+
+fix: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) raylens-demo raylens-store
