@@ -73,8 +73,9 @@ class Dispatch:
             case Done(_, receipts):
                 self._broker_losses = 0
                 self._tracker.produced(receipts)
-            case Lost(shard, blame, broker):
-                self._progress.waiting("server away, resubmitting" if broker else "an actor died, resubmitting its prompts")
+            case Lost(shard, reason, blame, broker):
+                if reason:
+                    self._progress.waiting(f"{reason}; resubmitting its prompts")
                 self._broker_losses += broker
                 if self._broker_losses > MAX_BROKER_LOSSES:
                     raise BrokerError("the actors cannot reach the server; is it up, and reachable from their machines?")

@@ -42,6 +42,7 @@ class Lost:
     """An actor did not answer for a shard. ``blame``: it died while at work on it. ``broker``: the server was away."""
 
     shard: Shard
+    reason: str
     blame: bool
     broker: bool = False
 
@@ -51,7 +52,7 @@ Event = Loaded | Done | Lost
 
 @dataclass(eq=False, slots=True)
 class _Slot:
-    """One actor: its load call while it is not ready, and its shards, oldest first."""
+    """One actor: the call that makes it ready, while it is not, and its shards, oldest first."""
 
     actor: Any
     loading: Any
@@ -74,8 +75,7 @@ class Pool:
 
     def __init__(self, settings: WorkerSettings, run: str, redis: str, share: Share) -> None:
         actors = [start_actor(settings, run, redis, share.cpus, share.gpus) for _ in range(share.actors)]
-        self._slots = [_Slot(actor, actor.load.remote()) for actor in actors]
-        self.deaths = 0
+        self._slots = [_Slot(actor, _begin(actor)) for actor in actors]
 
     @property
     def ready(self) -> int:
@@ -119,13 +119,13 @@ class Pool:
         except RayTaskError as error:
             raise _cause(error) from None
         except RayActorError as error:
-            self.deaths += 1
             slot.load_deaths += 1
             if slot.load_deaths >= MAX_LOAD_DEATHS:
-                raise ModelError(
-                    f"actors die while they load the model ({_first_line(error)}); is there memory enough for it?"
-                ) from None
-            self._reload(slot)
+                raise ModelError(f"actors die while they load the model ({_reason(error)}); is there memory for it?") from None
+            slot.loading = _begin(slot.actor)
+            return
+        if certificate is None:  # the process is up: now its model
+            slot.loading = slot.actor.load.remote()
             return
         slot.load_deaths = 0
         yield Loaded(certificate)
@@ -138,22 +138,17 @@ class Pool:
             cause = _cause(error)
             if not isinstance(cause, BrokerError):
                 raise cause from None
-            yield Lost(shard, blame=False, broker=True)
-        except RayActorError:
+            yield Lost(shard, f"server away ({cause})", blame=False, broker=True)
+        except RayActorError as error:
             # the oldest shard was at work; those behind it had not begun
-            self.deaths += 1
             behind = [waiting for _, waiting in slot.shards]
             slot.shards.clear()
-            self._reload(slot)
-            yield Lost(shard, blame=True)
+            slot.loading = _begin(slot.actor)
+            yield Lost(shard, f"an actor died ({_reason(error)})", blame=True)
             for waiting in behind:
-                yield Lost(waiting, blame=False)
+                yield Lost(waiting, "", blame=False)
         else:
             yield Done(shard, decode_receipts(answer))
-
-    def _reload(self, slot: _Slot) -> None:
-        # retries make Ray hold the call until the actor is back; without them it fails at once, again and again
-        slot.loading = slot.actor.load.options(max_task_retries=3).remote()
 
     def stop(self) -> None:
         """End the actors now. What they published stays; what they were computing is lost and resumable."""
@@ -161,12 +156,20 @@ class Pool:
             ray.kill(slot.actor)
 
 
+def _begin(actor: Any) -> Any:
+    # with retries Ray holds the call until the actor is back; without them it fails at once, again and again. Loading
+    # itself is not retried, so that a model which kills its actor is noticed.
+    return actor.up.options(max_task_retries=-1).remote()
+
+
 def _cause(error: RayTaskError) -> RaylensError:
     cause = error.cause if isinstance(error.cause, BaseException) else error
     if isinstance(cause, RaylensError):
         return cause
-    return ModelError(f"an actor failed: {type(cause).__name__}: {_first_line(cause)}")
+    return ModelError(f"an actor failed: {type(cause).__name__}: {_reason(cause)}")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+def _reason(error: BaseException) -> str:
+    """The line of Ray's long message that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "low on memory" in line or "OOM" in line), lines[-1])[:200]

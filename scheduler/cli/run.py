@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from raylens.scheduler.cli._options import DEFAULT_STORE
+from raylens.scheduler.cli._running import run_from_command
 from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED, UsageError
 
 _FORMATS = ("auto", "jsonl", "csv", "parquet", "txt", "lines", "paragraphs")
@@ -74,20 +75,11 @@ def command(**options: Any) -> None:
 
     CORPUS is any number of files or globs: JSON lines, CSV, Parquet or plain text, also .gz and .zst, or - for stdin.
     """
-    from raylens.scheduler.progress import choose
-    from raylens.scheduler.run import run_corpus
-    from raylens.scheduler.stopping import Stopping
-
     corpus, settings = _corpus(options), _settings(options)
     if options["dry_run"]:
         _dry_run(settings, corpus, options["as_json"])
         return
-    progress = choose(as_json=options["as_json"], quiet=options["quiet"])
-    with Stopping() as stopping:
-        try:
-            outcome = run_corpus(settings, corpus, progress, stopping)
-        finally:
-            progress.close()
+    outcome = run_from_command(settings, corpus, as_json=options["as_json"], quiet=options["quiet"])
     failed = _summary(options["store"], outcome.run, options["as_json"], options["quiet"])
     if not outcome.complete:
         click.echo(f"stopped; what is stored stays. To go on: {_command_line()}", err=True)

@@ -1,0 +1,29 @@
+"""Running a corpus from a command: signals, progress, and a stdout that holds nothing but data."""
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from raylens.scheduler.corpus import Corpus
+    from raylens.scheduler.run import Outcome
+    from raylens.scheduler.settings import RunSettings
+
+
+def run_from_command(settings: "RunSettings", corpus: "Corpus", *, as_json: bool, quiet: bool) -> "Outcome":
+    """Run to the end or to Ctrl-C.
+
+    Raises:
+        RaylensError: as ``run_corpus``.
+    """
+    from raylens.scheduler.progress import choose
+    from raylens.scheduler.run import run_corpus
+    from raylens.scheduler.stopping import Stopping
+
+    progress = choose(as_json=as_json, quiet=quiet)
+    # Ray prints notices of dead workers to stdout, where only our data belongs
+    with Stopping() as stopping, contextlib.redirect_stdout(sys.stderr):
+        try:
+            return run_corpus(settings, corpus, progress, stopping)
+        finally:
+            progress.close()

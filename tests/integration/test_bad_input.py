@@ -1,0 +1,93 @@
+"""Each bad input gets one line that names the place and the remedy, and its exit code, before any model loads."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.command import raylens_command
+
+GOOD = '{"text": "hello"}\n'
+
+
+def check(done: object, code: int, *parts: str) -> None:
+    """One line of error, without a traceback, with these parts."""
+    error = done.stderr  # type: ignore[attr-defined]
+    assert done.returncode == code, error  # type: ignore[attr-defined]
+    lines = [line for line in error.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    assert "loading the model" not in error
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"", ("c.jsonl", "no prompts", "give at least one")),
+        (GOOD.encode() + b'{"text": \n', ("c.jsonl:2", "not valid JSON")),
+        (GOOD.encode() + b'{"text": "\xff"}\n', ("c.jsonl:2", "UTF-8")),
+        (b'{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}\n', ("c.jsonl:2", "duplicate id 'a'", "c.jsonl:1", "unique")),
+        (b'{"txt": "x"}\n', ("c.jsonl:1", "txt")),
+        (b'{"text": 5}\n', ("c.jsonl:1", "text")),
+    ],
+    ids=["empty", "json", "utf8", "duplicate", "no-text", "number"],
+)
+def test_bad_rows(tmp_path: Path, tiny: Path, content: bytes, parts: tuple[str, ...]) -> None:
+    """A row that is no prompt names its file and line."""
+    (tmp_path / "c.jsonl").write_bytes(content)
+    check(raylens_command("run", "c.jsonl", "-m", str(tiny), cwd=tmp_path), 4, *parts)
+
+
+def test_missing_file(tmp_path: Path, tiny: Path) -> None:
+    """A file that is not there is named."""
+    check(
+        raylens_command("run", "nofile.jsonl", "-m", str(tiny), cwd=tmp_path), 4, "nofile.jsonl", "no such file", "check the path"
+    )
+
+
+def test_missing_column_lists_the_columns(tmp_path: Path, tiny: Path) -> None:
+    """A wrong column names those there are, and the closest."""
+    (tmp_path / "c.csv").write_text("number,question\n1,why\n")
+    done = raylens_command("run", "c.csv", "--column", "qestion", "-m", str(tiny), cwd=tmp_path)
+    check(done, 4, "c.csv", "qestion", "number", "question")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        (("-m", "./nothere"), 4, ("--model ./nothere", "no such folder")),
+        (("-m", "TINY", "--layers", "0,x"), 2, ("--layers", "'x'", "0,5-10")),
+        (("-m", "TINY", "--layers", "7"), 2, ("--layers '7'", "layers 0 to 1")),
+        (("-m", "TINY", "-k", "50000"), 2, ("--top-k 50000", "vocabulary of 49152")),
+        (("-m", "TINY", "-k", "0"), 2, ("--top-k 0",)),
+        (("-m", "TINY", "--positions", "first"), 2, ("--positions 'first'", "last, all, last:N or A:B")),
+        (("-m", "TINY", "--taps", "attn,mlp"), 2, ("--taps", "unknown tap 'attn'", "resid_post")),
+        (("-m", "TINY", "--name", "../up"), 2, ("--name", "letters")),
+        (("-m", "TINY", "--redis", "http://x"), 5, ("--redis http://x", "redis://")),
+        (("-m", "TINY", "--redis", "redis://:hunter2@127.0.0.1:1/0"), 5, ("--redis redis://***@127.0.0.1:1", "running")),
+    ],
+    ids=["model", "layers", "layer-range", "top-k", "top-k-0", "positions", "taps", "name", "redis-url", "redis-away"],
+)
+def test_bad_options(tmp_path: Path, tiny: Path, arguments: tuple[str, ...], code: int, parts: tuple[str, ...]) -> None:
+    """An option that cannot be used is named with what would do; a password in a URL is never shown."""
+    (tmp_path / "c.jsonl").write_text(GOOD)
+    filled = [str(tiny) if argument == "TINY" else argument for argument in arguments]
+    done = raylens_command("run", "c.jsonl", *filled, cwd=tmp_path)
+    check(done, code, *parts)
+    assert "hunter2" not in done.stderr + done.stdout
+
+
+def test_unknown_option(tmp_path: Path, tiny: Path) -> None:
+    """An option that does not exist yet is an error, not ignored."""
+    (tmp_path / "c.jsonl").write_text(GOOD)
+    done = raylens_command("run", "c.jsonl", "-m", str(tiny), "--generate", "5", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "No such option '--generate'" in done.stderr.replace('"', "'").replace(
+        "No such option: --generate", "No such option '--generate'"
+    )
+
+
+def test_no_corpus(tmp_path: Path, tiny: Path) -> None:
+    """Without files, texts or stdin there is nothing to do."""
+    check(raylens_command("run", "-m", str(tiny), cwd=tmp_path), 2, "no corpus", "--text")

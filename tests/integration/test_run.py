@@ -1,0 +1,128 @@
+"""Runs from a corpus file to a store, by the command line, with the real demo model and two Ray actors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import raylens
+from raylens.storage.record import Failure, Record
+from raylens.workers.settings import ModelSettings
+from raylens.workers.source import resolve
+from tests.command import raylens_command
+from tests.reference import assert_record_is_exact
+from tests.tiny import sentences
+
+PROMPTS = sentences(64, 4)
+#: One prompt a forward pass, on one thread: the forward is then the very same as the reference's.
+EXACT = ["--positions", "all", "--logprobs", "float32", "--actors", "2", "--batch-tokens", "1", "--name", "exact"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"id": f"p{number}", "text": text}) + "\n" for number, text in enumerate(PROMPTS)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A store with one run of all 64 prompts at all positions in float32, by two actors."""
+    folder = tmp_path_factory.mktemp("store")
+    done = raylens_command("run", str(corpus), "-m", "demo", "-o", str(folder), *EXACT)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def demo_model() -> torch.nn.Module:
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(resolve(ModelSettings("demo")).path, dtype=torch.float32).eval()
+    return model
+
+
+def test_every_record_equals_the_float64_reference(store: Path) -> None:
+    """64 prompts at all positions through two actors: ids and logprobs to 1e-4 of a plain float64 lens."""
+    model = demo_model()
+    run = raylens.open(store)["exact"]
+    records = list(run.records())
+    assert [record.text for record in records] == PROMPTS
+    for record in records:
+        assert record.positions == list(range(len(record.token_ids)))
+        assert sorted(record.taps) == ["attn_out", "mlp_out", "resid_mid", "resid_post"]
+        assert record.layers == list(range(30))
+        assert_record_is_exact(record, model, tolerance=1e-4)
+
+
+def test_default_logprobs_equal_the_exact_ones_to_float16(store: Path, corpus: Path) -> None:
+    """The default stores float16 and runs padded batches: each logprob is the float32 one within float16's rounding and
+    what the model's own float32 forward pass differs by between batch shapes."""
+    done = raylens_command(
+        "run", str(corpus), "-m", "demo", "-o", str(store), "--positions", "all", "--limit", "8", "--name", "half"
+    )
+    assert done.returncode == 0, done.stderr
+    exact, half = raylens.open(store)["exact"], raylens.open(store)["half"]
+    for record in half.records():
+        twin = exact[record.id]
+        assert isinstance(twin, Record)
+        for tap, lens in record.taps.items():
+            assert lens.logprobs.dtype == np.float16
+            bound = np.abs(twin.taps[tap].logprobs) * 2.0**-11 + 1e-3
+            assert (np.abs(lens.logprobs.astype(np.float64) - twin.taps[tap].logprobs) <= bound).all()
+
+
+def test_the_same_command_again_does_nothing_twice(store: Path, corpus: Path) -> None:
+    """A finished run is left as it is, and says so."""
+    before = sorted(path.name for path in (store / "runs" / "exact" / "commits").iterdir())
+    done = raylens_command("run", str(corpus), "-m", "demo", "-o", str(store), *EXACT)
+    assert done.returncode == 0
+    assert "64 done before" in done.stderr
+    assert sorted(path.name for path in (store / "runs" / "exact" / "commits").iterdir()) == before
+
+
+def test_a_changed_setting_is_refused_with_the_difference(store: Path, corpus: Path) -> None:
+    """The message names each setting that changed, and the way out."""
+    done = raylens_command("run", str(corpus), "-m", "demo", "-o", str(store), "-k", "5", "--name", "exact")
+    assert done.returncode == 2
+    assert "lens.top_k: 10 -> 5" in done.stderr
+    assert "lens.positions: all -> last" in done.stderr
+    assert "--name" in done.stderr
+
+
+def test_failed_prompts_are_stored_and_the_run_goes_on(tmp_path: Path, tiny: Path) -> None:
+    """Empty, too long and impossible prompts become failures with reasons; the others records; exit code 3."""
+    rows = [
+        {"id": "good/../../etc", "text": "hello world", "topic": "greeting"},
+        {"id": "empty", "text": ""},
+        {"id": "long", "text": "word " * 100},
+        {"id": "alien", "token_ids": [10**6]},
+        {"id": "x" * 300, "messages": [{"role": "user", "content": "hi"}]},
+    ]
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = raylens_command("run", str(corpus), "-m", str(tiny), "-o", str(tmp_path / "st"), "--max-tokens", "50", "--json")
+    assert done.returncode == 3, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (last["event"], last["records"], last["failures"]) == ("done", 2, {"empty": 1, "too_long": 1, "input": 1})
+    run = raylens.open(tmp_path / "st")[last["run"]]
+    found = {outcome.id: outcome for outcome in run}
+    assert list(found) == [row["id"] for row in rows]
+    assert isinstance(found["good/../../etc"], Record)
+    assert found["good/../../etc"].metadata == {"topic": "greeting"}
+    long = found["long"]
+    assert isinstance(long, Failure)
+    assert "limit is 50" in long.message
+
+
+def test_python_run_open_and_iterate(tmp_path: Path, tiny: Path) -> None:
+    """raylens.run takes rows, gives the open run, and resumes when called again."""
+    rows = [{"id": "one", "text": "call me ishmael"}, "some years ago"]
+    run = raylens.run(rows, model=str(tiny), store=tmp_path / "st", positions="last:2", quiet=True)
+    assert [type(outcome).__name__ for outcome in run] == ["Record", "Record"]
+    record = run["one"]
+    assert isinstance(record, Record)
+    assert len(record.positions) == 2
+    again = raylens.run(rows, model=str(tiny), store=tmp_path / "st", positions="last:2", quiet=True)
+    assert again.manifest == run.manifest
+    assert again.counts()["complete"]

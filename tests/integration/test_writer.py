@@ -1,0 +1,549 @@
+"""The writer between a real Valkey and real files: nothing is lost, nothing is stored twice, whoever dies when."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raylens.storage import frame as frame_module
+from raylens.storage import server as server_module
+from raylens.storage import writer as writer_module
+from raylens.storage.errors import BrokerError, Fenced
+from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import Ledger
+from raylens.storage.manifest import Manifest
+from raylens.storage.record import Failure, Record
+from raylens.storage.server import EmbeddedServer
+from raylens.storage.store import Store
+from raylens.storage.stream import Stream, connect
+from raylens.storage.writer import Writer
+from raylens.workers.publish import publish
+from tests.builders import make_failure, make_frames, make_large_record, make_record, make_run, same
+from tests.waiting import wait_until
+
+PROMPTS = 8
+#: Records of three full frames in the test of a full server, some 2.5 MB each.
+LARGE = 4
+
+
+def make_long_record(index: int, seed: int | None = None) -> Record:
+    """A record that takes three of the small frames of these tests."""
+    record = make_record(index, seed=seed, tokens=60, k=10)
+    assert len(make_frames(record, "run")) == 3
+    return record
+
+
+class Crashed(BaseException):
+    """Stands for the end of the process: nothing in the product catches it."""
+
+
+@dataclass
+class Bench:
+    """One run on one server, with a stream to publish into and writers that read from their own."""
+
+    server: EmbeddedServer
+    store: Path
+    folder: RunFolder
+    manifest: Manifest
+    open_stream: Callable[..., Stream]
+    stream: Stream = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stream = self.open_stream(self.server.url, self.manifest.uid)
+
+    def publish(self, outcome: Record | Failure, attempt: bytes | None = None) -> list[str]:
+        """All frames of one attempt; the entries' ids."""
+        return [self.stream.publish(data) for data in make_frames(outcome, self.manifest.uid, attempt)]
+
+    def writer(self, stream: Stream | None = None) -> Writer:
+        """A new writer that has taken the run over."""
+        writer = Writer(self.folder, stream or self.open_stream(self.server.url, self.manifest.uid))
+        writer.take_over()
+        return writer
+
+    def stored(self) -> list[int]:
+        """The index of each entry of the ledger; one that is there twice is twice in the list."""
+        return sorted(entry.index for commit in Ledger(self.folder).refresh() for entry in commit.entries)
+
+    def assert_stored(self, *outcomes: Record | Failure) -> None:
+        """Exactly these are in the store, each once, and the stream is empty."""
+        assert self.stored() == sorted(outcome.index for outcome in outcomes)
+        run = Store(self.store)["demo"]
+        assert all(same(run[outcome.id], outcome) for outcome in outcomes)
+        assert self.stream.length() == 0
+
+    def assert_no_garbage(self) -> None:
+        """Each segment is named by a commit."""
+        named = {commit.segment for commit in Ledger(self.folder).refresh()}
+        assert {path.name for path in self.folder.records.iterdir()} <= named
+
+
+def make_bench(server: EmbeddedServer, store: Path, open_stream: Callable[..., Stream]) -> Bench:
+    folder, manifest = make_run(store, prompts=PROMPTS)
+    return Bench(server, store, folder, manifest, open_stream)
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commit at each step, do not wait for entries, and cut payloads into small frames."""
+    monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(writer_module, "BLOCK_MS", 1)
+    monkeypatch.setattr(frame_module, "CHUNK_BYTES", 4200)
+
+
+@pytest.fixture
+def real_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of the size they have in a run."""
+    monkeypatch.setattr(frame_module, "CHUNK_BYTES", 1 << 20)
+
+
+@pytest.fixture
+def never_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave it to the test when to commit."""
+    monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 1e9)
+
+
+@pytest.fixture
+def bench(server: EmbeddedServer, tmp_path: Path, open_stream: Callable[..., Stream]) -> Iterator[Bench]:
+    bench = make_bench(server, tmp_path, open_stream)
+    yield bench
+    bench.stream.drop()
+
+
+@pytest.fixture
+def own_bench(own_server: EmbeddedServer, tmp_path: Path, open_stream: Callable[..., Stream]) -> Bench:
+    """A bench whose server the test may kill."""
+    return make_bench(own_server, tmp_path, open_stream)
+
+
+def drain(writer: Writer) -> None:
+    """Step until nothing is read any more, and commit."""
+    while writer.step():
+        pass
+    writer.commit()
+
+
+@pytest.mark.usefixtures("real_frames")
+def test_outcomes_reach_the_store_and_leave_the_stream(bench: Bench) -> None:
+    """Records of one frame and of several, and failures, are stored as sent, and the stream ends empty."""
+    outcomes = [make_record(0), make_large_record(1), make_failure(2), make_record(3, dtype="float32")]
+    for outcome in outcomes:
+        receipt = publish(bench.stream, bench.manifest.uid, outcome)
+        assert receipt.index == outcome.index
+        assert bench.stream.missing(receipt.entries) == set()
+    drain(bench.writer())
+    bench.assert_stored(*outcomes)
+    bench.assert_no_garbage()
+
+
+@pytest.mark.usefixtures("never_commit")
+def test_nothing_is_deleted_before_its_commit(bench: Bench) -> None:
+    """Until the commit exists every entry stays in the stream; afterwards they are gone."""
+    entries = bench.publish(make_record(0)) + bench.publish(make_long_record(1))
+    writer = bench.writer()
+    for _ in range(3):
+        writer.step()
+        assert bench.stream.missing(entries) == set()
+        assert bench.stored() == []
+    writer.commit()
+    assert bench.stream.missing(entries) == set(entries)
+    bench.assert_stored(make_record(0), make_long_record(1))
+
+
+# Points at which a writer may die while it commits, in the order in which it passes them: its n-th call of fsync
+# (segment, its folder, the commit's temporary file, its folder), link, and the deletion from the stream.
+CRASH_POINTS = ["fsync 1", "fsync 2", "fsync 3", "link", "fsync 4", "delete"]
+COMMITTED_FROM = CRASH_POINTS.index("fsync 4")
+
+
+class DiesBeforeDelete(Stream):
+    """A stream whose reader dies when it comes to delete."""
+
+    def delete(self, entry_ids: Any) -> None:
+        raise Crashed
+
+
+def arm(monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    """Make the process end at a crash point."""
+    fsync, calls = os.fsync, 0
+
+    def dying_fsync(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if point == f"fsync {calls}":
+            raise Crashed
+        fsync(descriptor)
+
+    def dying_link(*arguments: Any) -> None:
+        raise Crashed
+
+    monkeypatch.setattr(os, "fsync", dying_fsync)
+    if point == "link":
+        monkeypatch.setattr(os, "link", dying_link)
+
+
+@pytest.mark.usefixtures("never_commit")
+@pytest.mark.parametrize("point", CRASH_POINTS)
+def test_a_writer_that_dies_in_a_commit_loses_and_doubles_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """Whichever step of a commit a writer dies at, the next one finishes the work, once, and cleans up."""
+    outcomes = [make_record(0), make_long_record(1), make_failure(2)]
+    entries = [entry for outcome in outcomes for entry in bench.publish(outcome)]
+    stream = DiesBeforeDelete(bench.server.url, bench.manifest.uid) if point == "delete" else None
+    first = bench.writer(stream)
+    first.step()
+    with monkeypatch.context() as armed:
+        arm(armed, point)
+        with pytest.raises(Crashed):
+            first.commit()
+    if stream is not None:
+        stream.close()
+    committed = CRASH_POINTS.index(point) >= COMMITTED_FROM
+    assert bench.stored() == ([0, 1, 2] if committed else [])
+    assert bench.stream.missing(entries) == set(), "nothing was deleted yet"
+
+    drain(bench.writer())
+    bench.assert_stored(*outcomes)
+    bench.assert_no_garbage()
+
+
+@pytest.mark.usefixtures("never_commit")
+def test_a_writer_that_dies_before_it_commits_loses_nothing(bench: Bench) -> None:
+    """What a dead writer had read is read again by the next."""
+    bench.publish(make_record(0))
+    abandoned = bench.writer()
+    abandoned.step()
+    bench.publish(make_record(1))
+    drain(bench.writer())
+    bench.assert_stored(make_record(0), make_record(1))
+
+
+def test_chunks_of_two_attempts_never_mix(bench: Bench) -> None:
+    """The chunks of two attempts that together would be complete are no record; one whole attempt is, and clears the others."""
+    one, other = make_long_record(3, seed=1), make_long_record(3, seed=2)
+    frames = {name: make_frames(record, bench.manifest.uid, name) for name, record in [(b"attempt1", one), (b"attempt2", other)]}
+    for data in (frames[b"attempt1"][0], frames[b"attempt1"][2], frames[b"attempt2"][1]):
+        bench.stream.publish(data)
+    writer = bench.writer()
+    drain(writer)
+    assert bench.stored() == []
+    assert bench.stream.length() == 3
+    for data in (frames[b"attempt2"][2], frames[b"attempt2"][0]):
+        bench.stream.publish(data)
+    drain(writer)
+    bench.assert_stored(other)
+
+
+def test_the_first_complete_attempt_wins(bench: Bench) -> None:
+    """Of two whole attempts the one that was complete first is stored; the other is deleted, before and after the commit."""
+    first, second, third = (make_record(3, seed=seed) for seed in (1, 2, 3))
+    bench.publish(first)
+    bench.publish(second)
+    writer = bench.writer()
+    drain(writer)
+    bench.publish(third)
+    drain(writer)
+    bench.assert_stored(first)
+
+
+def test_a_frame_sent_twice_counts_once(bench: Bench) -> None:
+    """An actor that repeats a command after a lost answer leaves no double and no remainder."""
+    record = make_long_record(0)
+    for data in make_frames(record, bench.manifest.uid):
+        bench.stream.publish(data)
+        bench.stream.publish(data)
+    drain(bench.writer())
+    bench.assert_stored(record)
+
+
+def test_entries_that_come_back_are_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries of stored prompts that reappear, as after a server's restore, are deleted and not stored again."""
+    monkeypatch.setattr(writer_module, "REWIND_SECONDS", 0.0)
+    record = make_record(0)
+    frames = make_frames(record, bench.manifest.uid)
+    for data in frames:
+        bench.stream.publish(data)
+    writer = bench.writer()
+    drain(writer)
+    for data in frames:
+        bench.stream.publish(data)
+    drain(writer)
+    bench.assert_stored(record)
+    for data in frames:
+        bench.stream.publish(data)
+    drain(bench.writer())
+    bench.assert_stored(record)
+
+
+def test_an_idle_writer_reads_from_the_start_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries with ids below the cursor, as a server with a slower clock gives them, are found when nothing else comes."""
+    monkeypatch.setattr(writer_module, "REWIND_SECONDS", 0.0)
+    writer = bench.writer()
+    bench.publish(make_record(0))
+    drain(writer)
+    bench.stream.drop()  # a new stream may begin with any id
+    with connect(bench.server.url) as client:
+        for number, data in enumerate(make_frames(make_record(1), bench.manifest.uid), start=1):
+            client.execute_command("XADD", f"raylens:{{{bench.manifest.uid}}}:frames", f"{number}-1", "f", data)
+    wait_until(lambda: writer.step() or 1 in bench.stored(), "the entries below the cursor are stored")
+    drain(writer)
+    assert bench.stored() == [0, 1]
+    assert bench.stream.length() == 0
+
+
+@pytest.mark.usefixtures("never_commit")
+def test_a_fenced_writer_stops_and_has_deleted_nothing(bench: Bench) -> None:
+    """A writer that lost the run gets Fenced at its next commit; what it had read is still there for its successor."""
+    outcomes = [make_record(index) for index in range(3)]
+    entries = [entry for outcome in outcomes for entry in bench.publish(outcome)]
+    old = bench.writer()
+    old.step()
+    new = bench.writer()
+    with pytest.raises(Fenced, match="another writer took over"):
+        old.commit()
+    assert bench.stored() == []
+    assert bench.stream.missing(entries) == set()
+    drain(new)
+    bench.assert_stored(*outcomes)
+
+
+@pytest.mark.usefixtures("never_commit")
+def test_what_a_fenced_writer_deletes_is_in_the_ledger(bench: Bench) -> None:
+    """A writer that does not know yet that it is fenced still deletes only entries of stored prompts and refused ones."""
+    bench.publish(make_record(0))
+    old = bench.writer()
+    drain(old)
+    new = bench.writer()
+    repeated = bench.publish(make_record(0))
+    poison = bench.stream.publish(b"poison")
+    fresh = bench.publish(make_record(1))
+    old.step()
+    assert bench.stream.missing([*repeated, poison, *fresh]) == {*repeated, poison}
+    assert [one.entry for one in Store(bench.store)["demo"].quarantine()] == [poison]
+    drain(new)
+    bench.assert_stored(make_record(0), make_record(1))
+
+
+@pytest.mark.usefixtures("never_commit")
+def test_a_take_over_leaves_a_newer_writers_segment_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that is overtaken between its take-over and its cleaning does not remove what its successor commits."""
+    bench.publish(make_record(0))
+    link = os.link
+    overtaken: list[Writer] = []
+
+    def link_and_be_overtaken(source: Any, target: Any) -> None:
+        link(source, target)
+        if not overtaken:  # the first writer's own commit; now a second takes over and stores the record
+            overtaken.append(Writer(bench.folder, bench.open_stream(bench.server.url, bench.manifest.uid)))
+            overtaken[0].take_over()
+            drain(overtaken[0])
+
+    monkeypatch.setattr(os, "link", link_and_be_overtaken)
+    bench.writer()
+    assert overtaken
+    bench.assert_stored(make_record(0))
+
+
+def test_writers_that_take_over_at_once_end_as_one(bench: Bench) -> None:
+    """Of several writers that take over at the same time all have a number of their own, and only the last can commit."""
+    barrier = threading.Barrier(4)
+    writers = [Writer(bench.folder, bench.open_stream(bench.server.url, bench.manifest.uid)) for _ in range(4)]
+
+    def take_over(writer: Writer) -> None:
+        barrier.wait()
+        writer.take_over()
+
+    threads = [threading.Thread(target=take_over, args=[writer]) for writer in writers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    commits = Ledger(bench.folder).refresh()
+    assert [commit.n for commit in commits] == [0, 1, 2, 3]
+    assert len({commit.writer for commit in commits}) == 4
+    bench.publish(make_record(0))
+    fenced = 0
+    for writer in writers:
+        try:
+            drain(writer)
+        except Fenced:
+            fenced += 1
+    drain(bench.writer())
+    assert fenced <= 3
+    bench.assert_stored(make_record(0))
+
+
+def test_poison_goes_to_quarantine_and_is_deleted(bench: Bench) -> None:
+    """Entries that are not valid are kept aside with the reason, also those of several frames, and the rest is stored."""
+    uid = bench.manifest.uid
+    refused = [bench.stream.publish(data) for data in (b"", b"noise", make_frames(make_record(0), "another run")[0])]
+    refused += bench.publish(make_record(PROMPTS))
+    wrong = make_long_record(1)
+    wrong.taps["resid_post"].logprobs[0, 0, 0] = float("nan")
+    refused += bench.publish(wrong)
+    with connect(bench.server.url) as client:
+        raw = client.execute_command("XADD", f"raylens:{{{uid}}}:frames", "*", "other field", "value")
+        refused.append(raw.decode())
+    bench.publish(make_record(1))
+    drain(bench.writer())
+    found = {one.entry: one.reason for one in Store(bench.store)["demo"].quarantine()}
+    assert found.keys() == set(refused)
+    assert found[refused[2]] == "frame of another run"
+    assert found[refused[3]] == f"prompt index {PROMPTS} is outside the corpus"
+    assert found[refused[4]] == found[refused[6]] == "logprobs are not sorted finite numbers at or below 0"
+    bench.assert_stored(make_record(1))
+
+
+@pytest.mark.parametrize("depth", [0, 400])
+def test_what_json_cannot_hold_is_refused_and_stops_nothing(bench: Bench, depth: int) -> None:
+    """Metadata with an integer over 64 bits, or nested without end, does not kill the writer that would store it."""
+    value: Any = 1 << 70
+    for _ in range(depth):
+        value = [value]
+    entries = bench.publish(make_record(0, metadata={"n": value})) + bench.publish(make_failure(1, metadata={"n": value}))
+    bench.publish(make_record(2))
+    drain(bench.writer())
+    found = Store(bench.store)["demo"].quarantine()
+    assert {one.entry for one in found} == set(entries)
+    assert all("cannot be stored as JSON" in one.reason for one in found)
+    bench.assert_stored(make_record(2))
+
+
+def test_an_attempt_that_changes_its_chunk_count_is_refused(bench: Bench) -> None:
+    """A frame that contradicts its attempt is refused, and another attempt is stored."""
+    record = make_long_record(0)
+    three = make_frames(record, bench.manifest.uid, b"attempt1")
+    bench.stream.publish(three[0])
+    odd = bench.publish(make_record(0), b"attempt1")
+    writer = bench.writer()
+    drain(writer)
+    assert [(one.entry, one.reason) for one in Store(bench.store)["demo"].quarantine()] == [
+        (odd[0], "chunk count 1, the same attempt said 3")
+    ]
+    bench.publish(record)
+    drain(writer)
+    bench.assert_stored(record)
+
+
+def test_a_writer_told_to_stop_commits_what_is_complete(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of its input lets a writer read what is there, commit it and return."""
+    monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 1e9)
+    for index in range(PROMPTS):
+        bench.publish(make_record(index))
+    Writer(bench.folder, bench.open_stream(bench.server.url, bench.manifest.uid)).run(stopping=lambda: True)
+    bench.assert_stored(*(make_record(index) for index in range(PROMPTS)))
+
+
+def test_a_full_segment_is_committed_without_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes over the limit are committed at once, however long a commit may wait."""
+    monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 1e9)
+    monkeypatch.setattr(writer_module, "COMMIT_BYTES", 1)
+    bench.publish(make_record(0))
+    bench.writer().step()
+    bench.assert_stored(make_record(0))
+
+
+# ---- servers that die
+
+
+def kill(server: EmbeddedServer) -> None:
+    """SIGKILL the server's own process, and wait until it is gone."""
+    with connect(server.url) as client:
+        pid = int(client.info("server")["process_id"])
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not server.alive(), "the killed server is gone")
+
+
+@pytest.mark.usefixtures("never_commit")
+def test_a_server_restarted_empty_costs_only_a_repetition(own_bench: Bench) -> None:
+    """What a lost server held is sent again; what was read or stored before is neither lost nor doubled."""
+    stored, read, lost = make_record(0), make_record(1), make_record(2)
+    writer = own_bench.writer()
+    own_bench.publish(stored)
+    drain(writer)
+    own_bench.publish(read)
+    writer.step()
+    own_bench.publish(lost)
+    own_bench.server.restart()
+    assert own_bench.stream.length() == 0
+    drain(writer)
+    assert own_bench.stored() == [0, 1]
+    for record in (stored, read, lost):  # the driver's receipts are gone, so it sends again
+        own_bench.publish(record)
+    drain(writer)
+    own_bench.assert_stored(stored, read, lost)
+
+
+@pytest.mark.usefixtures("never_commit")
+def test_a_killed_server_stops_no_writer(own_bench: Bench, open_stream: Callable[..., Stream]) -> None:
+    """While the server is away a writer waits, commits what it has, and goes on when the server is back."""
+    stream = open_stream(own_bench.server.url, own_bench.manifest.uid, 0)
+    writer = own_bench.writer(stream)
+    entries = own_bench.publish(make_record(0))
+    writer.step()
+    kill(own_bench.server)
+    with pytest.raises(BrokerError):
+        stream.publish(b"frame")
+    assert not writer.step()
+    writer.commit()
+    assert own_bench.stored() == [0], "the ledger needs no server"
+    assert not writer.step()
+    own_bench.server.restart()
+    own_bench.publish(make_record(1))
+    assert own_bench.stream.missing(entries) == set(entries)
+    drain(writer)
+    own_bench.assert_stored(make_record(0), make_record(1))
+
+
+def test_an_actor_waits_for_a_server_that_is_away(own_bench: Bench) -> None:
+    """An outcome published while the server is dead arrives once it is back."""
+    kill(own_bench.server)
+    stream = own_bench.open_stream(own_bench.server.url, own_bench.manifest.uid, 30)
+    receipts: list[Any] = []
+    actor = threading.Thread(target=lambda: receipts.append(publish(stream, own_bench.manifest.uid, make_record(0))))
+    actor.start()
+    own_bench.server.restart()
+    actor.join(timeout=60)
+    assert len(receipts) == 1
+    drain(own_bench.writer())
+    own_bench.assert_stored(make_record(0))
+
+
+@pytest.mark.usefixtures("real_frames")
+def test_a_full_server_makes_actors_wait(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, open_stream: Callable[..., Stream]
+) -> None:
+    """When memory is used up an actor's publish waits, the writer makes room, and nothing is dropped."""
+    monkeypatch.setattr(server_module, "MAX_MEMORY", "5mb")
+    with EmbeddedServer() as small:
+        bench = make_bench(small, tmp_path, open_stream)
+        impatient = open_stream(small.url, bench.manifest.uid, 0)
+        filled = 0
+        with pytest.raises(BrokerError, match="OOM|maxmemory"):
+            while True:
+                publish(impatient, bench.manifest.uid, make_large_record(filled))
+                filled += 1
+        assert 0 < filled < LARGE
+        assert bench.stream.length() >= 3 * filled, "a full server drops nothing"
+
+        patient = open_stream(small.url, bench.manifest.uid, 30)
+        sent: list[int] = []
+
+        def actor() -> None:
+            for index in range(filled, LARGE):
+                sent.append(publish(patient, bench.manifest.uid, make_large_record(index)).index)
+
+        thread = threading.Thread(target=actor)
+        thread.start()
+        writer = bench.writer()
+        wait_until(lambda: not writer.step() and not thread.is_alive(), "everything is sent", seconds=60)
+        thread.join()
+        assert sent == list(range(filled, LARGE))
+        drain(writer)
+        bench.assert_stored(*(make_large_record(index) for index in range(LARGE)))

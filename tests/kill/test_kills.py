@@ -1,0 +1,168 @@
+"""SIGKILL of each process in the middle of a run: every prompt ends as exactly one record, equal to an undisturbed run's."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import raylens
+from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import Ledger
+from raylens.storage.record import Record
+from raylens.storage.store import Run
+from tests.command import HUNG
+from tests.tiny import sentences
+
+PROMPTS = 160
+OPTIONS = ["--positions", "all", "--logprobs", "float32", "--actors", "2", "--batch-tokens", "64", "--name", "killed", "--json"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"id": f"p/{n}", "text": text}) + "\n" for n, text in enumerate(sentences(PROMPTS, 24))))
+    return path
+
+
+class Running:
+    """A ``raylens run`` in a process of its own, followed by its events."""
+
+    def __init__(self, corpus: Path, model: Path, store: Path) -> None:
+        command = [sys.executable, "-m", "raylens", "run", str(corpus), "-m", str(model), "-o", str(store), *OPTIONS]
+        self._log = store.parent / f"stderr-{id(self)}"
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def events(self) -> Iterator[dict[str, object]]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            yield json.loads(line)
+
+    def until_midway(self) -> None:
+        """Return once the ledger holds some prompts, but not all."""
+        for event in self.events():
+            if event["event"] == "progress":
+                assert 0 < event["done"] < PROMPTS, "the run is over too soon to be killed in its middle"  # type: ignore[operator]
+                return
+        pytest.fail(f"the run ended before its first commit: {self.stderr()}")
+
+    def finish(self) -> int:
+        """Read to the end; the exit code."""
+        for _ in self.events():
+            pass
+        return self.process.wait(timeout=HUNG)
+
+    def stderr(self) -> str:
+        return self._log.read_text()
+
+    def family(self, *words: str) -> list[psutil.Process]:
+        """The descendants whose command line holds any of the words."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return [process for process in found if any(word in " ".join(process.cmdline()) for word in words)]
+
+    def kill(self, word: str) -> None:
+        """SIGKILL one descendant, but not the shell that guards it."""
+        found = [process for process in self.family(word) if "/bin/sh" not in process.cmdline()]
+        assert found, f"no process {word}"
+        found[0].send_signal(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny: Path) -> Run:
+    store = tmp_path_factory.mktemp("undisturbed") / "store"
+    with Running(corpus, tiny, store) as running:
+        assert running.finish() == 0, running.stderr()
+    return raylens.open(store)["killed"]
+
+
+def assert_each_prompt_once(store: Path) -> Run:
+    """The ledger names each prompt exactly once, and each has a record."""
+    folder = RunFolder(store / "runs" / "killed")
+    entered = Counter(entry.index for commit in Ledger(folder).refresh() for entry in commit.entries)
+    assert entered == Counter(range(PROMPTS))
+    run = raylens.open(store)["killed"]
+    assert run.counts()["records"] == PROMPTS
+    return run
+
+
+def assert_same_records(run: Run, other: Run) -> None:
+    """The same results, up to what the float32 model itself differs by between batch shapes."""
+    for record in run.records():
+        twin = other[record.id]
+        assert isinstance(twin, Record)
+        assert (record.text, record.token_ids, record.positions, record.layers) == (
+            twin.text, twin.token_ids, twin.positions, twin.layers,
+        )  # fmt: skip
+        for tap, lens in record.taps.items():
+            np.testing.assert_allclose(lens.logprobs, twin.taps[tap].logprobs, atol=1e-4)
+            same = lens.ids == twin.taps[tap].ids
+            gap = np.diff(lens.logprobs, axis=-1) > -1e-4  # neighbours so close may swap
+            close = np.concatenate([gap, gap[..., :1]], -1) | np.concatenate([gap[..., :1], gap], -1)
+            close[..., -1] = True  # the last place may go to a neighbour that is not stored
+            assert (same | close).all()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("word", ["ray::LensActor", "raylens.storage.writer", "valkey-server"], ids=["actor", "writer", "server"])
+def test_run_mends_itself(tmp_path: Path, corpus: Path, tiny: Path, undisturbed: Run, word: str) -> None:
+    """The run goes on without the killed process and finishes; the same command again finds nothing to do."""
+    store = tmp_path / "store"
+    with Running(corpus, tiny, store) as running:
+        running.until_midway()
+        running.kill(word)
+        assert running.finish() == 0, running.stderr()
+    assert_same_records(assert_each_prompt_once(store), undisturbed)
+    with Running(corpus, tiny, store) as again:
+        assert again.finish() == 0, again.stderr()
+    assert_each_prompt_once(store)
+
+
+@pytest.mark.timeout(600)
+def test_driver_is_killed_and_the_same_command_resumes(tmp_path: Path, corpus: Path, tiny: Path, undisturbed: Run) -> None:
+    """After SIGKILL of the driver its processes end; the same command does the rest, and nothing twice."""
+    store = tmp_path / "store"
+    with Running(corpus, tiny, store) as running:
+        running.until_midway()
+        family = running.family("valkey", "raylens.storage.writer", "LensActor")
+        assert len(family) >= 4, "server with its guard, writer and actors"
+        os.kill(running.process.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(family, timeout=60)
+        assert not alive, f"outlived the driver: {alive}"
+    stored = raylens.open(store)["killed"].counts()["records"]
+    assert 0 < stored < PROMPTS
+    with Running(corpus, tiny, store) as again:
+        first = next(event for event in again.events() if event["event"] == "start")
+        assert first["done"] == stored
+        assert again.finish() == 0, again.stderr()
+    assert_same_records(assert_each_prompt_once(store), undisturbed)
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_drains_and_resumes(tmp_path: Path, corpus: Path, tiny: Path) -> None:
+    """SIGINT ends the run with exit code 130 and the command that goes on; what was published is stored."""
+    store = tmp_path / "store"
+    with Running(corpus, tiny, store) as running:
+        running.until_midway()
+        os.killpg(running.process.pid, signal.SIGINT)  # as a terminal does: the whole group hears it
+        assert running.finish() == 130, running.stderr()
+        assert "To go on: raylens run" in running.stderr()
+    stored = raylens.open(store)["killed"].counts()["records"]
+    assert 0 < stored < PROMPTS
+    with Running(corpus, tiny, store) as again:
+        assert again.finish() == 0, again.stderr()
+    assert_each_prompt_once(store)

@@ -1,0 +1,47 @@
+"""A small real model for runs: random Llama weights of two layers under the demo model's real tokenizer."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from raylens.workers.settings import ModelSettings
+from raylens.workers.source import resolve
+
+#: Words of the public domain from which prompts are made.
+TEXT = (
+    "call me ishmael some years ago never mind how long precisely having little or no money in my purse and nothing "
+    "particular to interest me on shore i thought i would sail about a little and see the watery part of the world"
+)
+WORDS = TEXT.split()
+
+
+def save_tiny_llama(folder: Path) -> Path:
+    """Save a 2-layer, 64-wide Llama with the demo's tokenizer and chat template; the same weights each time."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve(ModelSettings("demo")).path)
+    torch.manual_seed(11)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name:
+                weight.mul_(4)  # so that a layer's writes are of the residual's size and predictions differ
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def sentences(count: int, words: int) -> list[str]:
+    """Different prompts of ``words`` words each."""
+    return [
+        " ".join(WORDS[(number * 7 + place * (1 + number % 5)) % len(WORDS)] for place in range(words)) for number in range(count)
+    ]
