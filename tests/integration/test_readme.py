@@ -1,0 +1,42 @@
+"""Every command and every Python line of the README runs, in order, in an empty folder."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stranger")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("language", "source"), BLOCKS, ids=[f"{n}-{language}" for n, (language, _) in enumerate(BLOCKS)])
+def test_block_runs(folder: Path, language: str, source: str) -> None:
+    """The block ends without error; the blocks share a folder, as a reader's would."""
+    command = ["bash", "-euo", "pipefail", "-m", "-c", source] if language == "sh" else [sys.executable, "-c", source]
+    bin_folder = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, f"{source}\n{done.stdout}\n{done.stderr}"
+
+
+def test_there_are_blocks() -> None:
+    """The pattern above finds the README's blocks."""
+    assert [language for language, _ in BLOCKS].count("sh") >= 3
+    assert [language for language, _ in BLOCKS].count("python") >= 1
+
+
+def test_set_up_commands_are_make_targets() -> None:
+    """The README's two set-up commands exist; CI runs them themselves."""
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test"):
+        assert f"make {target} " in (ROOT / "README.md").read_text()
+        assert f"\n{target}:" in makefile
