@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from raylens.scheduler.corpus import Corpus
+from raylens.scheduler.progress import duration
 from raylens.scheduler.settings import RunSettings, check
 from raylens.storage.record import Failure
 from raylens.storage.taps import DEFAULT_TAPS
@@ -49,8 +50,9 @@ class Estimate(msgspec.Struct, frozen=True):
 
     def lines(self) -> list[str]:
         """For people."""
-        seconds = (
-            "not known for a GPU" if self.seconds is None else f"about {self.seconds / 60:.1f} minutes on this CPU with one actor"
+        spent = None if self.seconds is None else duration(self.seconds)
+        words = (
+            "not known for a GPU" if spent is None else f"about {spent} on this CPU with one actor, and half a minute to start"
         )
         return [
             f"prompts  {self.prompts:,}"
@@ -60,7 +62,7 @@ class Estimate(msgspec.Struct, frozen=True):
             f"store    about {self.store_bytes / 1e6:,.1f} MB",
             f"memory   {self.model_bytes / 1e9:,.2f} GB for the weights of each actor, and about 0.5 GB to work in",
             f"work     {self.flops / 1e12:,.2f} TFLOP",
-            f"time     {seconds}",
+            f"time     {words}",
         ]
 
 

@@ -76,7 +76,7 @@ class Meter:
         if self.failures:
             parts.append(f"{self.failures:,} failed")
         if (eta := self.eta()) is not None and self.done < self.total:
-            parts.append(f"ETA {_duration(eta)}")
+            parts.append(f"ETA {duration(eta)}")
         return ", ".join(parts)
 
 
@@ -222,7 +222,8 @@ def choose(*, as_json: bool, quiet: bool) -> Progress:
     return Bar() if sys.stderr.isatty() else Lines()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``M:SS`` or ``H:MM:SS``."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

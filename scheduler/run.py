@@ -55,7 +55,7 @@ def run_corpus(
     """
     check(settings)
     progress.stage("checking the corpus")
-    summary = corpus.scan(progress.scanned)
+    summary = corpus.scan(_scanned(progress, stopping))
     progress.stage("reading the model's configuration")
     facts = inspect_model(settings.worker)
     if summary.has_messages and not facts.has_chat_template:
@@ -71,10 +71,21 @@ def run_corpus(
         ledger = Ledger(folder)
         ledger.refresh()
         progress.start(manifest.name, manifest.prompts, ledger.count)
-        if ledger.count == manifest.prompts:
-            return Outcome(manifest.name, complete=True)
+        if ledger.count == manifest.prompts or stopping():
+            return Outcome(manifest.name, complete=ledger.count == manifest.prompts)
         complete = _work(stack, settings, corpus, summary, folder, manifest, ledger, progress, stopping)
     return Outcome(manifest.name, complete)
+
+
+def _scanned(progress: Progress, stopping: Callable[[], bool]) -> Callable[[int], None]:
+    """Shows how far the check of the corpus is, and ends it when the user wants to stop."""
+
+    def scanned(prompts: int) -> None:
+        progress.scanned(prompts)
+        if stopping():
+            raise KeyboardInterrupt
+
+    return scanned
 
 
 def _work(

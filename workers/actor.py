@@ -31,6 +31,9 @@ class LensActor:
         self._stream = Stream(redis, run)
         self._worker: Worker | None = None
 
+    def up(self) -> None:
+        """Answer at once: the process is there, its model may not be."""
+
     def load(self) -> dict[str, Any]:
         """Load the model; its certificate.
 

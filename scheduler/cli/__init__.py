@@ -45,6 +45,9 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except RaylensError as error:
             raise _failed(error) from error
+        except KeyboardInterrupt:  # click would make it exit code 1
+            click.echo("stopped", err=True)
+            ctx.exit(EXIT_STOPPED)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "RAYLENS"})
@@ -60,7 +63,4 @@ def group() -> None:
 
 def main() -> None:
     """Entry point of the ``raylens`` command."""
-    try:
-        group(standalone_mode=True)
-    except KeyboardInterrupt:
-        raise SystemExit(EXIT_STOPPED) from None
+    group()

@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("language", "source"), BLOCKS, ids=[f"{n}-{language}" for n, (language, _) in enumerate(BLOCKS)])
 def test_block_runs(folder: Path, language: str, source: str) -> None:
     """The block ends without error; the blocks share a folder, as a reader's would."""
-    command = ["bash", "-euo", "pipefail", "-m", "-c", source] if language == "sh" else [sys.executable, "-c", source]
+    command = ["bash", "-euo", "pipefail", "-c", source] if language == "sh" else [sys.executable, "-c", source]
     bin_folder = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False)
