@@ -3,6 +3,7 @@
 import atexit
 import os
 import secrets
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from raylens.storage.errors import ClusterError
 
 #: Shared memory of a local Ray: prompts and receipts are small, results never pass through it.
 OBJECT_STORE_BYTES = 200 * 10**6
+#: Seconds to wait for an address to answer.
+REACH_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ def cluster(address: str) -> Iterator[bool]:
         return
     target = os.environ.get("RAY_ADDRESS") if address == "auto" else None if address == "local" else address
     try:
+        if target is not None:
+            _check_reachable(target)
         _init(target)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         text = " ".join(str(error).split())[:300]
@@ -50,6 +55,13 @@ def cluster(address: str) -> Iterator[bool]:
         yield _single_host()
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ask the address itself first: Ray keeps trying for minutes before it says that nobody is there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
 
 
 def _init(address: str | None) -> None:

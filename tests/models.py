@@ -4,19 +4,27 @@ Defaults hide mistakes: norms of weight 1, biases of 0, writes a hundred times s
 every weight here is random, every sublayer writes about as much as is there already, and caps and factors are switched on.
 """
 
+import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 # products this small lose time waiting for a second thread
 torch.set_num_threads(1)
 
 VOCABULARY = 307
+
+#: How close two float32 runs of different batches come; a GPU, where models are loaded if there is one, adds in other orders.
+CLOSE = 1e-4 if torch.cuda.is_available() else 1e-5
 
 #: Parameters with a meaning of their own (state spaces, gates), left as the family initializes them.
 _KEPT = ("A_log", ".D", "dt_bias", "dt_proj.bias", "recurrent_param", "sinks", "xielu", "act_fn", "conv1d")
@@ -479,3 +487,87 @@ def randomize(model: Any, seed: int = 0) -> Any:
         else:
             value.copy_(1.5 * noise / value.shape[-1] ** 0.5)
     return model
+
+
+@dataclass
+class Seen:
+    """What our own hooks saw of one block, [T, D] each."""
+
+    pre: Tensor = field(default_factory=lambda: torch.empty(0))
+    post: Tensor = field(default_factory=lambda: torch.empty(0))
+    attn: Tensor | None = None
+    mlp: Tensor | None = None
+    mid: Tensor | None = None
+    end: Tensor | None = None
+
+
+def _one(value: Any) -> Tensor:
+    while isinstance(value, tuple | list):
+        value = value[0]
+    assert isinstance(value, Tensor)
+    return value.detach().clone().reshape(-1, value.shape[-1])
+
+
+def _read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return _one(args if args else kwargs["hidden_states"])
+
+
+@torch.no_grad()
+def see(model: Any, family: Family, ids: Tensor) -> tuple[list[Seen], Tensor]:
+    """Hook the modules the family's row names, with no code of the adapter; blocks and logits."""
+    blocks: list[Seen] = []
+    with ExitStack() as hooks:
+        for block in model.get_submodule(family.stack):
+            seen = Seen()
+            blocks.append(seen)
+
+            def pre(_module: nn.Module, args: Any, kwargs: Any, seen: Seen = seen) -> None:
+                seen.pre = _read(args, kwargs)
+
+            def post(_module: nn.Module, _args: Any, output: Any, seen: Seen = seen) -> None:
+                seen.post = _one(output)
+
+            hooks.callback(block.register_forward_pre_hook(pre, with_kwargs=True).remove)
+            hooks.callback(block.register_forward_hook(post).remove)
+            for place, name in (("attn", family.attn), ("mlp", family.mlp)):
+                if (module := path(block, name)) is not None:
+                    hooks.callback(module.register_forward_hook(_keep_output(seen, place, family.scale)).remove)
+            for place, name in (("mid", family.mid), ("end", family.ends)):
+                if (module := path(block, name)) is not None:
+                    hooks.callback(module.register_forward_pre_hook(_keep_input(seen, place), with_kwargs=True).remove)
+        logits = model(input_ids=ids, use_cache=False).logits[0]
+    return blocks, logits
+
+
+def _keep_output(seen: Seen, place: str, scale: float) -> Callable[..., None]:
+    return lambda _module, _args, output: setattr(seen, place, _one(output) * scale)
+
+
+def _keep_input(seen: Seen, place: str) -> Callable[..., None]:
+    return lambda _module, args, kwargs: setattr(seen, place, _read(args, kwargs))
+
+
+def save(folder: Path, name: str = "llama", spoiled: int | None = None, dtype: torch.dtype = torch.float32) -> Path:
+    """Save the family's model with a tokenizer whose token n is the word ``wn``.
+
+    Args:
+        folder: where to.
+        name: of the family.
+        spoiled: a token whose embedding is not a number.
+        dtype: of the weights.
+    """
+    model = copy.deepcopy(build(name)).to(dtype)
+    if spoiled is not None:
+        with torch.no_grad():
+            model.get_input_embeddings().weight[spoiled] = torch.nan
+    transformers_logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    core = Tokenizer(models.WordLevel({f"w{number}": number for number in range(VOCABULARY)}, unk_token="w0"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=core, unk_token="w0").save_pretrained(folder)
+    return folder
+
+
+def sentence(ids: list[int]) -> str:
+    """The text whose ids these are."""
+    return " ".join(f"w{number}" for number in ids)

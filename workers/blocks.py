@@ -1,6 +1,7 @@
-"""Finding the parts of a model by the names its authors use; which of them is right is then measured (adapter.py)."""
+"""Finding the parts of a model by the names its authors use; which of them is right is then measured (sums.py, calibrate.py)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +9,21 @@ from torch import Tensor, nn
 from raylens.storage.errors import ModelError
 
 _STACK_NAMES = ("layers", "h", "blocks", "block")
-_NORM_NAMES = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "layer_norm", "final_norm")
+_NORM_NAMES = (
+    "norm",
+    "ln_f",
+    "final_layernorm",
+    "final_layer_norm",
+    "norm_f",
+    "layer_norm",
+    "final_norm",
+    "layernorm",
+    "ln_out",
+    "out_norm",
+    "embedding_norm",  # LFM2 calls its final norm so
+)
 
-#: Modules whose output may be what attention adds to the residual, the likelier first.
+#: Modules whose output may be what attention, or the recurrent mixer in its place, adds to the residual; the likelier first.
 ATTENTION_NAMES = (
     "post_attention_layernorm",
     "post_self_attn_layernorm",
@@ -19,7 +32,12 @@ ATTENTION_NAMES = (
     "attention",
     "self_attention",
     "self_attention.dense",
+    "multi_head_attention",
+    "linear_attn",
     "temporal_block",
+    "mamba",
+    "conv",
+    "mixer",
 )
 #: Modules whose output may be what the MLP adds to the residual, the likelier first.
 MLP_NAMES = (
@@ -29,20 +47,26 @@ MLP_NAMES = (
     "ffn",
     "feed_forward",
     "block_sparse_moe",
+    "shared_mlp",
     "mlp.dense_4h_to_h",
     "ffn.down_proj",
     "mlp_block",
     "fc2",
 )
-#: Configuration fields that scale each write to the residual (Granite, MiniCPM).
+#: Fields of the configuration or of a block that scale each write to the residual (Granite, MiniCPM).
 WRITE_SCALES = ("residual_multiplier", "residual_scale")
+#: Fields of a block that scale the whole residual at its end (Gemma-4).
+BLOCK_SCALES = ("layer_scalar",)
 
 
-def find_stack(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
+def find_stack(model: Any) -> tuple[nn.Module, nn.ModuleList]:
     """The module that owns the block stack, and the stack.
 
+    Of several lists, such as those of a vision tower beside the language model, the one as long as the configuration says
+    is taken, then the least nested.
+
     Raises:
-        ModelError: no list of blocks under a known name.
+        ModelError: no list of blocks under a known name, or one block that stands in it twice.
     """
     stacks = [
         (name, module)
@@ -53,21 +77,36 @@ def find_stack(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
         raise ModelError(
             f"{type(model).__name__}: no block stack named {', '.join(_STACK_NAMES)}; raylens cannot read this architecture"
         )
-    name, stack = min(stacks, key=lambda found: found[0].count("."))
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    name, stack = min(stacks, key=lambda found: (len(found[1]) != depth, found[0].count(".")))
+    if len({id(block) for block in stack}) != len(stack):
+        raise ModelError(f"{type(model).__name__}: {name} holds the same block more than once, so a hook cannot tell its layers")
     return model.get_submodule(name.rpartition(".")[0]), stack
 
 
 def final_norms(owner: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules beside the stack that may be the final norm."""
+    """Modules beside the stack that may be the final norm; last, that there is none (post-norm blocks such as GPT-1's)."""
     for name, child in owner.named_children():
         if name in _NORM_NAMES:
             yield name, child
+    yield "none", nn.Identity()
 
 
 def submodules(block: nn.Module, names: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
     """Those of the named modules that the block has."""
     found = dict(block.named_modules())
     return [(name, found[name]) for name in names if name in found]
+
+
+def numbers(holders: tuple[object, ...], names: tuple[str, ...]) -> list[float]:
+    """The numbers, other than 0 and 1, that the holders keep under the names: plain or as one-element tensors."""
+    found = []
+    for value in (getattr(holder, name, None) for holder in holders for name in names):
+        if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta:
+            value = value.item()
+        if isinstance(value, int | float) and value not in (0, 1):
+            found.append(float(value))
+    return list(dict.fromkeys(found))
 
 
 def first_tensor(value: object) -> Tensor | None:
@@ -101,6 +140,32 @@ def output_embedding(model: nn.Module) -> nn.Module:
     return head
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """Relative error allowed to a sum of residual writes: 1e-5 in float32, a few roundings in shorter types."""
-    return max(1e-5, 2 * torch.finfo(dtype).eps)
+def device_of(module: nn.Module, default: torch.device) -> torch.device:
+    """Where a module computes, also when accelerate keeps its weights elsewhere; the default if it has no weights."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if device is not None:
+        return torch.device(device)
+    return next((parameter.device for parameter in module.parameters()), default)
+
+
+def dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    """In what type a module computes; the default if it has no weight of a floating type, as when it is quantised."""
+    weight = getattr(module, "weight", None)
+    return weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else default
+
+
+def input_device(model: Any) -> torch.device:
+    """Where token ids go; under a device map the model's own device may be no more than a place for offloaded weights."""
+    device: torch.device = model.device
+    return device_of(model.get_input_embeddings(), device)
+
+
+def rounding(model: nn.Module) -> float:
+    """The relative spacing of numbers in the shortest type the model computes in, whatever it casts its results to (Mamba)."""
+    types = {parameter.dtype for parameter in model.parameters()} & {torch.float32, torch.bfloat16, torch.float16}
+    return max((torch.finfo(dtype).eps for dtype in types), default=torch.finfo(torch.float32).eps)
+
+
+def tolerance(*tensors: Tensor) -> float:
+    """Error allowed to a sum of them, relative to its terms: 1e-5 in float32, two roundings of the shortest type."""
+    return max(1e-5, *(2 * torch.finfo(tensor.dtype).eps for tensor in tensors))

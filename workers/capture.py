@@ -2,12 +2,28 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from raylens.workers.adapter import Site
 from raylens.workers.blocks import first_tensor, flat_rows, input_tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One hook: a module of a block, whether its input or output is read, and the factor on it."""
+
+    module: nn.Module
+    name: str
+    reads_input: bool = False
+    scale: float = 1.0
+
+    def __str__(self) -> str:
+        side = "input of" if self.reads_input else "output of"
+        scale = "" if self.scale == 1.0 else f" x {self.scale:g}"
+        return f"{side} {self.name or 'the block'}{scale}"
+
 
 #: Receives (tap, layer, rows [N, D]); the rows are copies.
 Sink = Callable[[str, int, Tensor], None]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raylens.storage.record import Record, TapLens
-from raylens.workers.adapter import Adapter, Site
+from raylens.workers.adapter import Adapter
 from raylens.workers.batching import Batch
-from raylens.workers.capture import capture
+from raylens.workers.capture import Site, capture
 from raylens.workers.projection import Projection
 from raylens.workers.settings import LensSettings
 
@@ -72,17 +72,14 @@ class Lens:
     """Reads batches of one model with one setting.
 
     Args:
-        model: in evaluation mode.
-        adapter: of the model.
+        adapter: of the model, which is in evaluation mode.
         settings: of the lens.
         layers: chosen layer numbers.
         taps: chosen taps, all certified.
     """
 
-    def __init__(
-        self, model: Any, adapter: Adapter, settings: LensSettings, layers: tuple[int, ...], taps: tuple[str, ...]
-    ) -> None:
-        self._model = model
+    def __init__(self, adapter: Adapter, settings: LensSettings, layers: tuple[int, ...], taps: tuple[str, ...]) -> None:
+        self._trunk = adapter.trunk
         self._projection = adapter.projection
         self._settings = settings
         self._layers = layers
@@ -99,8 +96,7 @@ class Lens:
         """A record for each prompt of the batch, or a ValueError where the model's numbers are not finite."""
         reader = _Reader(self._projection, self._settings.top_k)
         with capture(self._sites, batch.rows, reader.take):
-            # the head is not run over the prompt: the lens needs hidden states only
-            self._model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+            self._trunk(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
         reader.flush()
         records: list[Record | ValueError] = []
         start = 0

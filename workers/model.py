@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import msgspec
 import torch
 
-from raylens.storage.errors import ModelError
+from raylens.storage.errors import ModelError, UsageError
 from raylens.workers.preflight import load_tokenizer
 from raylens.workers.settings import ModelSettings
 from raylens.workers.source import resolve
@@ -14,7 +15,8 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
     """The model in evaluation mode on its device or devices, and its tokenizer.
 
     Raises:
-        ModelError: it cannot be found, read, or does not fit.
+        ModelError: it cannot be found, read, does not fit, or lacks weights.
+        UsageError: the device map cannot be read.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -23,11 +25,12 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
     source = resolve(settings)
     tokenizer = load_tokenizer(settings, source)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             source.path,
+            output_loading_info=True,
             revision=source.revision,
             dtype=settings.dtype,
-            device_map=settings.device_map,
+            device_map=_device_map(settings),
             trust_remote_code=settings.trust_remote_code,
         )
         if settings.device_map is None and torch.cuda.is_available():
@@ -38,4 +41,20 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(f"--model {settings.source}: cannot load the weights ({' '.join(str(error).split())[:300]})") from error
+    if missing := sorted(report["missing_keys"]):  # transformers has filled these at random
+        named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise ModelError(
+            f"--model {settings.source}: the checkpoint lacks weights ({named}); give that of a causal language model"
+        )
     return model.eval(), tokenizer
+
+
+def _device_map(settings: ModelSettings) -> str | dict[str, int | str] | None:
+    """What --device-map says: a word for accelerate, or a JSON object from module names to devices."""
+    text = settings.device_map
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return msgspec.json.decode(text, type=dict[str, int | str])
+    except msgspec.DecodeError as error:
+        raise UsageError(f"--device-map {text!r}: {error}; write auto, or a JSON object from module to device") from error

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from accelerate.hooks import remove_hook_from_module
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
+from raylens.workers.blocks import device_of, dtype_of
 from raylens.workers.topk import Readout, RunningReadout
 
 #: Vocabulary entries whose logits exist at once.
@@ -29,14 +30,15 @@ class Projection:
         head: the output embedding.
         step: what the model does to the logits after the head (softcap, scale); elementwise.
 
-    Weights are used where they are: tied, offloaded and quantised heads are called, never copied.
+    A plain linear head is multiplied in float32, block by block, from its weights where they are, tied or offloaded; any
+    other, such as a quantised one, is called. Only the norm's few weights are copied, where they are offloaded or short.
     """
 
     def __init__(self, norm: nn.Module, head: nn.Module, step: Step) -> None:
-        self._norm = _float32(norm)
+        self._norm = norm if _is_plain_float32(norm) else _copied(norm)
         self._head = head
         self._step = step
-        self._sliceable = type(head) is nn.Linear and head.weight.is_floating_point() and not _offloaded(head)
+        self._sliceable = type(head) is nn.Linear and head.weight.is_floating_point()
 
     @property
     def path(self) -> str:
@@ -67,44 +69,33 @@ class Projection:
 
     @torch.inference_mode()
     def _blocks(self, rows: Tensor) -> Iterator[Tensor]:
+        normed = self._norm(rows.to(device_of(self._norm, rows.device)).float())
+        normed = normed.to(device_of(self._head, normed.device))
         if self._sliceable:
-            yield from self._sliced_blocks(rows)
+            with align_module_device(self._head):  # brings offloaded weights in for the while
+                yield from self._sliced_blocks(normed)
         else:
-            normed = self._norm(rows.float() if _is_float32(self._norm) else rows)
-            whole = self._head(normed.to(_dtype_of(self._head, normed.dtype)))
-            for block in whole.split(BLOCK, dim=1):
+            for block in self._head(normed.to(dtype_of(self._head, normed.dtype))).split(BLOCK, dim=1):
                 yield self._step(block.float())
 
-    def _sliced_blocks(self, rows: Tensor) -> Iterator[Tensor]:
+    def _sliced_blocks(self, normed: Tensor) -> Iterator[Tensor]:
         weight, bias = self._head.weight, self._head.bias
         assert isinstance(weight, Tensor)
-        normed = self._norm(rows.to(_device_of(self._norm, rows)).float()).to(weight.device)
         for start in range(0, weight.shape[0], BLOCK):
             part = slice(start, start + BLOCK)
             yield self._step(F.linear(normed, weight[part].float(), bias[part].float() if isinstance(bias, Tensor) else None))
 
 
-def _float32(norm: nn.Module) -> nn.Module:
-    """The norm computing in float32: itself, or a copy where its few weights are of a shorter type."""
-    if _offloaded(norm) or _is_float32(norm):
-        return norm
-    plain: nn.Module = remove_hook_from_module(copy.deepcopy(norm))
+def _is_plain_float32(norm: nn.Module) -> bool:
+    return all(parameter.dtype == torch.float32 and not parameter.is_meta for parameter in norm.parameters())
+
+
+def _copied(norm: nn.Module) -> nn.Module:
+    """A copy of the norm in float32, without accelerate's hook, which would take every offloaded weight of the model along."""
+    hooks = [hook for module in norm.modules() if (hook := getattr(module, "_hf_hook", None)) is not None]
+    with align_module_device(norm):
+        plain = copy.deepcopy(norm, {id(hook): None for hook in hooks})
+    for module in plain.modules():
+        if module.__dict__.pop("_hf_hook", hooks) is not hooks:  # there was one, and it had replaced forward
+            del module.forward, module._old_forward
     return plain.float()
-
-
-def _offloaded(module: nn.Module) -> bool:
-    hook = getattr(module, "_hf_hook", None)  # accelerate's, under a device map
-    return bool(getattr(hook, "offload", False)) or any(parameter.is_meta for parameter in module.parameters())
-
-
-def _is_float32(module: nn.Module) -> bool:
-    return all(parameter.dtype == torch.float32 for parameter in module.parameters())
-
-
-def _dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
-    weight = getattr(module, "weight", None)
-    return weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else default
-
-
-def _device_of(module: nn.Module, rows: Tensor) -> torch.device:
-    return next((parameter.device for parameter in module.parameters()), rows.device)

@@ -4,8 +4,9 @@ import re
 
 from raylens.storage.errors import UsageError
 
-_SLICE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(-?\d+))?")
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_SLICE = re.compile(r"(-?\d{1,18})?:(-?\d{1,18})?(?::(-?\d{1,18}))?")
+_RANGE = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?")
+_LAST = re.compile(r"last:(\d{1,18})")
 
 
 def parse_slice(text: str) -> slice | None:
@@ -60,9 +61,9 @@ def select_positions(spec: str, n_tokens: int) -> list[int]:
         return list(range(n_tokens))
     if spec == "last":
         return list(range(n_tokens))[-1:]
-    if match := re.fullmatch(r"last:(\d+)", spec):
-        count = int(match[1])
-        return list(range(max(0, n_tokens - count), n_tokens))
+    match = _LAST.fullmatch(spec)
+    if match and int(match[1]) > 0:
+        return list(range(max(0, n_tokens - int(match[1])), n_tokens))
     part = parse_slice(spec) if ":" in spec else None
     if part is None or part.step is not None:
         raise UsageError(f"--positions {spec!r}: write last, all, last:N or A:B")

@@ -17,7 +17,8 @@ class ModelSettings(msgspec.Struct, frozen=True):
         source: a folder, a GGUF file, a hub id, or ``demo``.
         revision: branch, tag or commit on the hub.
         dtype: of the weights; ``auto`` keeps the checkpoint's.
-        device_map: handed to accelerate, such as ``auto``; None puts the model on one device.
+        device_map: handed to accelerate, such as ``auto`` or a JSON object from module names to devices; None puts the model
+            on one device.
         trust_remote_code: run code that comes with the model.
     """
 

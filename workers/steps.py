@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
+from raylens.workers.blocks import numbers
+
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _FACTORS = ("logit_scale", "lm_head_multiplier")
 _DIVISORS = ("logits_scaling",)
 
 
-def _identity(logits: Tensor) -> Tensor:
+def identity(logits: Tensor) -> Tensor:
+    """Nothing."""
     return logits
 
 
@@ -26,18 +29,11 @@ def _scale(logits: Tensor, factor: float) -> Tensor:
 
 def candidate_steps(config: Any) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
     """Name and function of each step the configuration allows; the right one is found by comparing logits."""
-    yield "nothing", _identity
-    for name in _SOFTCAPS:
-        if value := _number(config, name):
-            yield f"softcap {value:g}", partial(_softcap, cap=value)
-    for name in _FACTORS:
-        if value := _number(config, name):
-            yield f"x {value:g}", partial(_scale, factor=value)
-    for name in _DIVISORS:
-        if value := _number(config, name):
-            yield f"/ {value:g}", partial(_scale, factor=1 / value)
-
-
-def _number(config: Any, name: str) -> float:
-    value = getattr(config, name, None)
-    return float(value) if isinstance(value, int | float) else 0.0
+    holders = (config, config.get_text_config())
+    yield "nothing", identity
+    for value in numbers(holders, _SOFTCAPS):
+        yield f"softcap {value:g}", partial(_softcap, cap=value)
+    for value in numbers(holders, _FACTORS):
+        yield f"x {value:g}", partial(_scale, factor=value)
+    for value in numbers(holders, _DIVISORS):
+        yield f"/ {value:g}", partial(_scale, factor=1 / value)

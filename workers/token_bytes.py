@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from raylens.storage.vocabulary import Vocabulary
@@ -15,21 +16,23 @@ def vocabulary_bytes(tokenizer: Any, size: int) -> Vocabulary:
     Byte-level tokenizers (GPT-2 and most since) and SentencePiece-like ones are read from the token itself; any other
     falls back to decoding each id alone.
     """
-    tokens = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
     special = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
     to_bytes = _rule(tokenizer)
-    vocabulary = [None if token is None else token.encode() if token in special else to_bytes(token) for token in tokens]
-    return vocabulary + [None] * (size - len(vocabulary))
+    vocabulary: list[bytes | None] = [None] * size
+    for token, number in tokenizer.get_vocab().items():  # ids may have gaps
+        if number < size:
+            vocabulary[number] = token.encode() if token in special else to_bytes(token)
+    return vocabulary
 
 
-def _rule(tokenizer: Any) -> Any:
+def _rule(tokenizer: Any) -> Callable[[str], bytes]:
     decoder = _decoder_types(tokenizer)
     if "ByteLevel" in decoder:
         table = _byte_level_table()
         return lambda token: bytes(table[char] for char in token) if all(char in table for char in token) else token.encode()
     if decoder & {"ByteFallback", "Metaspace", "Replace"}:
         return _sentencepiece_bytes
-    return lambda token: tokenizer.convert_tokens_to_string([token]).encode()
+    return lambda token: str(tokenizer.convert_tokens_to_string([token])).encode()
 
 
 def _decoder_types(tokenizer: Any) -> set[str]:

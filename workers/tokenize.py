@@ -45,7 +45,7 @@ class Tokenizer:
             return _failure(prompt, "input", f"cannot be tokenized: {type(error).__name__}: {error}")
         if not ids:
             return _failure(prompt, "empty", "the prompt has no tokens")
-        if not 0 <= min(ids) <= max(ids) < self._vocabulary_size:
+        if not self._known(ids):
             return _failure(prompt, "input", f"token ids must be from 0 to {self._vocabulary_size - 1}")
         full = len(ids)
         if full > self._limit:
@@ -60,8 +60,9 @@ class Tokenizer:
 
     def _ids(self, prompt: Prompt) -> tuple[str, list[int]]:
         if prompt.token_ids is not None:
-            return self._tokenizer.decode(prompt.token_ids), list(prompt.token_ids)
-        if prompt.messages is None:
+            ids = list(prompt.token_ids)
+            return self._tokenizer.decode(ids) if self._known(ids) else "", ids
+        if not prompt.messages:
             text = prompt.text or ""
             return text, self._tokenizer(text)["input_ids"] if text else []
         text = self._tokenizer.apply_chat_template(
@@ -72,6 +73,9 @@ class Tokenizer:
         )
         # the template writes the special tokens itself
         return text, self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _known(self, ids: list[int]) -> bool:
+        return all(0 <= number < self._vocabulary_size for number in ids)
 
 
 def _failure(prompt: Prompt, kind: str, message: str) -> Failure:

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_LOWEST = torch.finfo(torch.float32).min
+#: A logit this far below the largest has weight 0 in float32, and 0 times it is 0, which 0 times infinity is not.
+_NOTHING = -1e4
+
 
 def topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row of [N, V], best first; equal values by ascending index. Returns values and indices [N, k].
@@ -60,7 +64,7 @@ class RunningReadout:
     """Gathers a Readout from blocks of logits in ascending order of ids; no more than one block is ever held.
 
     A block is summed in float32, blocks in float64, relative to a running maximum (online softmax, Milakov & Gimelshein
-    2018, arXiv:1805.02867).
+    2018, arXiv:1805.02867). Logits of minus infinity are tokens of probability 0.
     """
 
     def __init__(self, rows: int, k: int, device: torch.device) -> None:
@@ -68,9 +72,10 @@ class RunningReadout:
         self._first = 0
         self._values = torch.empty(rows, 0, device=device)
         self._ids = torch.empty(rows, 0, dtype=torch.int64, device=device)
-        self._maximum = torch.full((rows,), -torch.inf, dtype=torch.float64, device=device)
+        # the lowest finite number, not minus infinity, whose difference from itself is not a number
+        self._maximum = torch.full((rows,), _LOWEST, dtype=torch.float64, device=device)
         self._sum = torch.zeros(rows, dtype=torch.float64, device=device)  # of exp(logit - maximum)
-        self._weighted = torch.zeros_like(self._sum)  # of logit * exp(logit - maximum)
+        self._weighted = torch.zeros_like(self._sum)  # of (logit - maximum) * exp(logit - maximum)
 
     def add(self, logits: Tensor) -> None:
         """Take in the next block, [N, B] float32."""
@@ -82,17 +87,20 @@ class RunningReadout:
         self._first += logits.shape[1]
 
         maximum = torch.maximum(self._maximum, values[:, 0].double())
-        scale = torch.exp(self._maximum - maximum)
-        weights = (logits - maximum.float().unsqueeze(1)).exp_()
+        fall = self._maximum - maximum
+        scale = torch.exp(fall)
+        below = (logits - maximum.float().unsqueeze(1)).clamp_(min=_NOTHING)
+        weights = torch.exp(below)
+        self._weighted = scale * (self._weighted + fall * self._sum) + torch.linalg.vecdot(weights, below).double()
         self._sum = self._sum * scale + weights.sum(dim=1).double()
-        self._weighted = self._weighted * scale + torch.linalg.vecdot(weights, logits).double()
         self._maximum = maximum
 
     def finish(self) -> Readout:
         """The result, once all blocks are in."""
-        logsumexp = self._maximum + torch.log(self._sum)
+        log_sum = torch.log(self._sum)
+        logsumexp = self._maximum + log_sum
         logprobs = (self._values.double() - logsumexp.unsqueeze(1)).clamp(max=0.0)
-        entropy = (logsumexp - self._weighted / self._sum).clamp(min=0.0)
+        entropy = (log_sum - self._weighted / self._sum).clamp(min=0.0)
         return Readout(self._ids, logprobs.float(), logsumexp.float(), entropy.float())
 
 

@@ -10,6 +10,7 @@ from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.vocabulary import Vocabulary
 from raylens.workers.adapter import adapt
 from raylens.workers.batching import batches, pad
+from raylens.workers.blocks import input_device
 from raylens.workers.lens import Lens
 from raylens.workers.model import load_model
 from raylens.workers.selection import select_layers
@@ -39,11 +40,12 @@ class Worker:
         taps = adapter.taps(settings.lens.taps)
         layers = select_layers(settings.lens.layers, len(adapter.sites))
         text = self._model.config.get_text_config()
-        self._lens = Lens(self._model, adapter, settings.lens, layers, taps)
+        self._device = input_device(self._model)
+        self._lens = Lens(adapter, settings.lens, layers, taps)
         size = int(text.vocab_size)
         self._tokenizer = Tokenizer(tokenizer, settings.input, settings.lens.positions, longest_input(text, tokenizer), size)
         self.vocabulary: Vocabulary = vocabulary_bytes(tokenizer, size)
-        self.certificate: dict[str, Any] = {**adapter.certificate, "run_taps": list(taps), "device": str(self._model.device)}
+        self.certificate: dict[str, Any] = {**adapter.certificate, "run_taps": list(taps), "device": str(self._device)}
 
     def run(self, prompts: Sequence[Prompt]) -> Iterator[Record | Failure]:
         """The outcome of each prompt, failures of tokenization first, then batch by batch; exactly one a prompt."""
@@ -59,23 +61,30 @@ class Worker:
 
     def _run_batch(self, prompts: list[Tokenized]) -> Iterator[Record | Failure]:
         """One batch; if it fails, its halves, down to the one prompt that is at fault."""
-        try:
-            outcomes = self._lens(pad(prompts, self._model.device))
-        except Exception as error:  # noqa: BLE001  a model may raise anything; one bad prompt never stops a run
-            if isinstance(error, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
-            if len(prompts) == 1:
-                yield self._failure(prompts[0], error)
-                return
+        outcomes = self._attempt(prompts)
+        if not isinstance(outcomes, Exception):
+            for prompt, outcome in zip(prompts, outcomes, strict=True):
+                if isinstance(outcome, Record):
+                    yield replace(outcome, tokens=[self._display(token) for token in outcome.token_ids])
+                else:
+                    yield self._failure(prompt, outcome)
+        elif len(prompts) == 1:
+            yield self._failure(prompts[0], outcomes)
+        else:
             middle = len(prompts) // 2
             yield from self._run_batch(prompts[:middle])
             yield from self._run_batch(prompts[middle:])
-            return
-        for prompt, outcome in zip(prompts, outcomes, strict=True):
-            if isinstance(outcome, Record):
-                yield replace(outcome, tokens=[self._display(token) for token in outcome.token_ids])
-            else:
-                yield self._failure(prompt, outcome)
+
+    def _attempt(self, prompts: list[Tokenized]) -> list[Record | ValueError] | Exception:
+        """The outcomes of a batch, or what the model raised, without the frames that would keep its tensors in memory."""
+        try:
+            return self._lens(pad(prompts, self._device))
+        except Exception as error:  # noqa: BLE001  a model may raise anything; one bad prompt never stops a run
+            error.__context__ = None
+            failed = error.with_traceback(None)
+        if isinstance(failed, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+        return failed
 
     def _display(self, token: int) -> str:
         return (self.vocabulary[token] or f"<{token}>".encode()).decode(errors="replace")

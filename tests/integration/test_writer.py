@@ -93,7 +93,7 @@ def make_bench(server: EmbeddedServer, store: Path, open_stream: Callable[..., S
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commit at each step, do not wait for entries, and cut payloads into small frames."""
     monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(writer_module, "BLOCK_MS", 1)
+    monkeypatch.setattr(writer_module, "BLOCK_MS", None)
     monkeypatch.setattr(frame_module, "CHUNK_BYTES", 4200)
 
 

@@ -1,0 +1,85 @@
+"""The real demo model, SmolLM2-135M: the lens says what the model says."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import raylens
+from raylens.workers.adapter import Adapter, adapt
+from raylens.workers.model import load_model
+from raylens.workers.settings import DType, ModelSettings
+
+TEXT = "The capital of France is"
+
+
+@cache
+def demo(dtype: DType = "float32") -> tuple[Any, Any, Adapter]:
+    model, tokenizer = load_model(ModelSettings("demo", dtype=dtype))
+    return model, tokenizer, adapt(model)
+
+
+@torch.no_grad()
+def model_logits(text: str, dtype: DType = "float32") -> torch.Tensor:
+    """[T, V] as transformers gives them, on the CPU."""
+    model, tokenizer, _ = demo(dtype)
+    return model(**tokenizer(text, return_tensors="pt").to(model.device)).logits[0].cpu()
+
+
+def test_last_layer_is_the_models_prediction() -> None:
+    """The last layer's first token is Paris, and the whole distribution is log_softmax of the model's logits to 1e-4."""
+    size = demo()[0].config.vocab_size
+    record = raylens.lens(TEXT, dtype="float32", top_k=size, layers="-1:", taps="resid_post")
+    exact = torch.log_softmax(model_logits(TEXT).double(), dim=1).numpy()
+    lens = record.taps["resid_post"]
+    assert record.tokens[0] == "The"
+    assert demo()[1].decode([int(lens.ids[0, -1, 0])]) == " Paris"
+    assert sorted(lens.ids[0, -1].tolist()) == list(range(size))
+    found = np.take_along_axis(exact, lens.ids[0].astype(np.int64), axis=1)
+    assert np.abs(lens.logprobs[0] - found).max() < 1e-4
+    assert np.abs(lens.entropy[0] + (np.exp(exact) * exact).sum(axis=1)).max() < 1e-4
+    assert np.abs(lens.logsumexp[0] - model_logits(TEXT).double().logsumexp(dim=1).numpy()).max() < 1e-4
+
+
+def test_record_of_every_layer_and_tap() -> None:
+    """By default each of the 30 layers has its four taps at every position, best first, and the embedding can be asked for."""
+    record = raylens.lens(TEXT, dtype="float32")
+    assert record.layers == list(range(30))
+    assert list(record.taps) == ["attn_out", "resid_mid", "mlp_out", "resid_post"]
+    for lens in record.taps.values():
+        assert lens.ids.shape == lens.logprobs.shape == (30, 5, 10)
+        assert lens.logprobs.dtype == np.float32
+        assert (np.diff(lens.logprobs, axis=2) <= 0).all()
+    embedding = raylens.lens(TEXT, dtype="float32", taps="resid_pre", top_k=1)
+    assert embedding.taps["resid_pre"].ids.shape == (1, 5, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_certificate_is_within_its_bounds(dtype: DType) -> None:
+    """Real weights, with entries of the residual in the ten thousands, are certified whole, and within the stated bounds."""
+    certificate = demo(dtype)[2].certificate
+    assert certificate["refused"] == {}
+    assert set(certificate["sums"]) == {"resid_pre + attn_out = resid_mid", "resid_mid + mlp_out = resid_post"}
+    assert max(certificate["sums"].values()) < (1e-6 if dtype == "float32" else 2**-7)
+    assert certificate["lens"]["error"] <= certificate["lens"]["allowed"] < (2e-4 if dtype == "float32" else 1.0)
+    assert certificate["runs"]["padding_error"] <= certificate["runs"]["allowed"]
+
+
+def test_bfloat16_lens_is_within_the_bound_on_text() -> None:
+    """On a text that is not the probe the lens in bfloat16 differs from the model's own logits by no more than allowed."""
+    size = demo("bfloat16")[0].config.vocab_size
+    record = raylens.lens(TEXT, dtype="bfloat16", top_k=size, layers="-1:", taps="resid_post", positions="last")
+    lens = record.taps["resid_post"]
+    logits = lens.logprobs[0, 0] + lens.logsumexp[0, 0]
+    own = model_logits(TEXT, "bfloat16")[-1].float().numpy()[lens.ids[0, 0].astype(np.int64)]
+    assert np.abs(logits - own).max() <= demo("bfloat16")[2].certificate["lens"]["allowed"]
+    assert demo()[1].decode([int(lens.ids[0, 0, 0])]) == " Paris"
+
+
+@pytest.mark.parametrize(("text", "kind"), [("", "empty"), ("word " * 9000, "too_long")])
+def test_text_that_cannot_be_lensed(text: str, kind: str) -> None:
+    """An empty text and one longer than the model can read are refused with the reason."""
+    with pytest.raises(raylens.RaylensError, match=rf"cannot lens this text \({kind}\)"):
+        raylens.lens(text, dtype="float32")

@@ -1,0 +1,56 @@
+"""Batches hold every prompt once and no more tokens than told; padding is on the right and rows name the right places."""
+
+from random import Random
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raylens.storage.record import Prompt
+from raylens.workers.batching import batches, pad
+from raylens.workers.tokenize import Tokenized
+
+
+def tokenized(number: int, length: int, positions: list[int] | None = None) -> Tokenized:
+    ids = [number * 1000 + place + 1 for place in range(length)]
+    return Tokenized(Prompt(number, str(number)), "", ids, positions if positions is not None else [length - 1], None)
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))
+def test_batches_hold_each_prompt_once_within_the_limit(lengths: list[int], limit: int) -> None:
+    """Each prompt is in one batch, longest first; a batch padded to its longest is within the limit, or one prompt."""
+    prompts = [tokenized(number, length) for number, length in enumerate(lengths)]
+    found = list(batches(prompts, limit))
+    assert sorted(prompt.prompt.index for batch in found for prompt in batch) == list(range(len(lengths)))
+    order = [len(prompt.ids) for batch in found for prompt in batch]
+    assert order == sorted(order, reverse=True)
+    for batch in found:
+        assert len(batch) == 1 or len(batch) * len(batch[0].ids) <= limit
+
+
+def test_batches_are_full() -> None:
+    """A batch is closed only when one more prompt would not fit."""
+    assert [len(batch) for batch in batches([tokenized(n, 10) for n in range(7)], 30)] == [3, 3, 1]
+
+
+def test_same_length_keeps_the_order_of_the_corpus() -> None:
+    """Prompts of one length stay in order, so that equal runs form equal batches."""
+    (batch,) = batches([tokenized(n, 3) for n in range(5)], 100)
+    assert [prompt.prompt.index for prompt in batch] == [0, 1, 2, 3, 4]
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_rows_name_the_chosen_tokens(lengths: list[int], random: Random) -> None:
+    """Row n of the flattened batch is the n-th chosen token, prompt after prompt; the mask covers the real tokens only."""
+    prompts = [
+        tokenized(number, length, sorted(random.sample(range(length), random.randint(1, length))))
+        for number, length in enumerate(lengths)
+    ]
+    batch = pad(prompts, torch.device("cpu"))
+    assert batch.ids.shape == batch.mask.shape == (len(lengths), max(lengths))
+    chosen = [prompt.ids[place] for prompt in prompts for place in prompt.positions]
+    assert batch.ids.flatten()[batch.rows].tolist() == chosen
+    assert batch.mask.sum(dim=1).tolist() == lengths
+    for row, prompt in enumerate(prompts):
+        assert batch.ids[row, : len(prompt.ids)].tolist() == prompt.ids
+        assert bool((batch.mask[row, : len(prompt.ids)] == 1).all())

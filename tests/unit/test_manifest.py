@@ -1,0 +1,120 @@
+"""The manifest of a run: written once, compared on resume, and refused when it cannot be read."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from raylens.storage.errors import StoreError, UsageError
+from raylens.storage.layout import RunFolder
+from raylens.storage.manifest import Manifest, create_or_resume, difference, read_manifest
+from tests.builders import make_manifest
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "runs" / "demo")
+
+
+def write(folder: RunFolder, manifest: Manifest, **changes: Any) -> None:
+    """Put a changed run.json in place."""
+    folder.create()
+    folder.manifest.write_bytes(msgspec.json.encode({**msgspec.to_builtins(manifest), **changes}))
+
+
+def test_a_new_run_gets_the_wanted_manifest(folder: RunFolder) -> None:
+    """The first call writes run.json, and it reads back as it was given."""
+    wanted = make_manifest()
+    assert create_or_resume(folder, wanted) == wanted
+    assert read_manifest(folder) == wanted
+
+
+def test_the_same_settings_resume_the_run(folder: RunFolder) -> None:
+    """A second call with the same identity keeps the first manifest, with its stream's name."""
+    first = create_or_resume(folder, make_manifest())
+    assert create_or_resume(folder, make_manifest(created="2030-01-01T00:00:00+00:00")) == first
+
+
+def test_tuples_of_settings_equal_the_lists_they_become_in_json(folder: RunFolder) -> None:
+    """Settings given as tuples resume the run that they began."""
+    identity = {"lens": {"taps": ("attn_out", "resid_post"), "top_k": 3}}
+    first = create_or_resume(folder, make_manifest(identity=identity))
+    assert create_or_resume(folder, make_manifest(identity=identity)).uid == first.uid
+
+
+def test_changed_settings_are_refused_with_each_difference(folder: RunFolder) -> None:
+    """A run with other settings is refused, and the message shows every old and new value."""
+    create_or_resume(folder, make_manifest(identity={"lens": {"top_k": 3, "layers": "all"}, "old": {"gone": 1}}))
+    with pytest.raises(UsageError) as refused:
+        create_or_resume(folder, make_manifest(identity={"lens": {"top_k": 5, "layers": "all"}, "new": {"come": 2}}))
+    text = str(refused.value)
+    assert "lens.top_k: 3 -> 5" in text
+    assert "old.gone: 1 -> None" in text
+    assert "new.come: None -> 2" in text
+    assert "layers" not in text
+    assert "--name" in text
+
+
+def test_equal_settings_differ_in_nothing() -> None:
+    """No difference is found between equal identities in another order."""
+    assert difference({"a": {"x": 1, "y": [1, 2]}}, {"a": {"y": (1, 2), "x": 1}}) == []
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b"null", b'{"format": 1}', b'{"format": 1, "name": "\xff"}', b"[" * 100_000]
+)
+def test_a_damaged_manifest_is_one_clear_error(folder: RunFolder, damage: bytes) -> None:
+    """Whatever is in run.json, the error is a StoreError that names the file."""
+    folder.create()
+    folder.manifest.write_bytes(damage)
+    with pytest.raises(StoreError, match=r"run\.json: damaged"):
+        read_manifest(folder)
+
+
+def test_a_manifest_with_a_wrong_type_is_damaged(folder: RunFolder) -> None:
+    """A field of another type is named in the error."""
+    write(folder, make_manifest(), prompts="many")
+    with pytest.raises(StoreError, match=r"run\.json: damaged .*prompts"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("changes", [{"format": 2}, {"format": 2, "prompts": {"count": 4}}, {"format": 0}])
+def test_another_format_is_refused_by_its_number(folder: RunFolder, changes: dict[str, Any]) -> None:
+    """A manifest of another version is refused as such, even if its other fields have changed."""
+    write(folder, make_manifest(), **changes)
+    with pytest.raises(StoreError, match=rf"run\.json: format {changes['format']}; this raylens reads format 1"):
+        read_manifest(folder)
+
+
+def test_a_folder_without_a_manifest_is_no_run(folder: RunFolder) -> None:
+    """A folder that is not a run is named as such."""
+    with pytest.raises(StoreError, match=r"run\.json: .*not a raylens run"):
+        read_manifest(folder)
+
+
+def test_one_driver_holds_a_run(folder: RunFolder) -> None:
+    """A second holder on this machine is refused with the first one's process id, until the first lets go."""
+    with folder.lock():
+        with pytest.raises(StoreError, match=f"by process {os.getpid()};"), folder.lock():
+            pass
+    with folder.lock():
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_free(folder: RunFolder) -> None:
+    """A driver that was killed does not keep its run locked."""
+    script = (
+        "import os, pathlib, sys\n"
+        "from raylens.storage.layout import RunFolder\n"
+        "with RunFolder(pathlib.Path(sys.argv[1])).lock():\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(folder.root)], check=False)
+    assert killed.returncode == -9
+    assert (folder.root / "lock").read_text() != f"{os.getpid()}\n"
+    with folder.lock():
+        assert (folder.root / "lock").read_text() == f"{os.getpid()}\n"

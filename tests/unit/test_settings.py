@@ -1,0 +1,47 @@
+"""Numbers out of range are refused before a model is loaded, naming the option."""
+
+import msgspec
+import pytest
+
+from raylens.storage.errors import UsageError
+from raylens.workers.settings import InputSettings, LensSettings, ModelSettings, WorkerSettings, check
+
+
+@pytest.mark.parametrize(
+    ("lens", "given", "option"),
+    [
+        (LensSettings(top_k=0), InputSettings(), "--top-k 0"),
+        (LensSettings(top_k=-3), InputSettings(), "--top-k -3"),
+        (LensSettings(), InputSettings(max_tokens=0), "--max-tokens 0"),
+        (LensSettings(), InputSettings(batch_tokens=-1), "--batch-tokens -1"),
+    ],
+)
+def test_out_of_range(lens: LensSettings, given: InputSettings, option: str) -> None:
+    """Each number below 1 is refused under its option's name."""
+    with pytest.raises(UsageError, match=f"{option}: must be at least 1"):
+        check(WorkerSettings(ModelSettings("demo"), lens, given))
+
+
+@pytest.mark.parametrize("given", [InputSettings(), InputSettings(max_tokens=1, batch_tokens=1)])
+def test_in_range(given: InputSettings) -> None:
+    """The defaults and the smallest numbers are accepted."""
+    check(WorkerSettings(ModelSettings("demo"), LensSettings(top_k=1), given))
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"model": {"source": "demo", "dtype": "int8"}}', b'{"model": {"source": "demo"}, "input": {"on_long": "cut"}}']
+)
+def test_unknown_words_are_refused(text: bytes) -> None:
+    """Settings read from a file or a message accept no dtype and no rule that does not exist."""
+    with pytest.raises(msgspec.ValidationError, match="Invalid enum value"):
+        msgspec.json.decode(text, type=WorkerSettings)
+
+
+def test_settings_travel_unchanged() -> None:
+    """What the driver sends is what an actor reads."""
+    settings = WorkerSettings(
+        ModelSettings("a/b", "main", "bfloat16", "auto", True),
+        LensSettings(3, "0,2", ("attn_out",), "last:2", "float32"),
+        InputSettings("{{ messages }}", 9, "skip", 64),
+    )
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(settings), type=WorkerSettings) == settings

