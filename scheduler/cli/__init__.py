@@ -12,6 +12,7 @@ from raylens.storage.errors import EXIT_STOPPED, RaylensError
 #: One line each, so that ``raylens --help`` imports no command.
 _SUMMARIES = {
     "demo": "Lens sixteen bundled prompts with a bundled model; no network.",
+    "doctor": "Load a model and say what of it can be lensed, and how exactly.",
     "export": "Write the records of a run to a file.",
     "plot": "Draw a picture of one prompt.",
     "run": "Lens a corpus into a store.",

@@ -3,13 +3,16 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from raylens.storage.errors import UsageError
 from raylens.storage.record import Record
 from raylens.storage.store import Run, Store
+
+if TYPE_CHECKING:
+    from raylens.workers.settings import ModelSettings
 
 #: Where runs go when nothing is said.
 DEFAULT_STORE = "raylens-store"
@@ -23,6 +26,34 @@ def store_option(function: F) -> F:
         "-s", "--store", default=DEFAULT_STORE, show_default=True, envvar="RAYLENS_STORE", metavar="STORE", help="Folder of runs."
     )
     return option(function)
+
+
+def model_options(function: F) -> F:
+    """Which model, and how it is loaded."""
+    options = [
+        click.option("-m", "--model", required=True, help="A folder, a GGUF file, a hub id, or demo."),
+        click.option("--revision", help="Branch, tag or commit on the hub."),
+        click.option(
+            "--dtype",
+            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+            default="auto",
+            help="Of the weights; auto keeps the checkpoint's.",
+        ),
+        click.option("--device-map", help="Spread the model over devices by accelerate, such as auto."),
+        click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def model_settings(options: dict[str, Any]) -> "ModelSettings":
+    """The settings that ``model_options`` gave."""
+    from raylens.workers.settings import ModelSettings
+
+    return ModelSettings(
+        options["model"], options["revision"], options["dtype"], options["device_map"], options["trust_remote_code"]
+    )
 
 
 def open_run(store: str, address: str) -> tuple[Run, str | None]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from raylens.scheduler.cli._options import DEFAULT_STORE
+from raylens.scheduler.cli._options import DEFAULT_STORE, model_options, model_settings
 from raylens.scheduler.cli._running import run_from_command
 from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED, UsageError
 
@@ -32,14 +32,10 @@ def _load_config(ctx: click.Context, _parameter: click.Parameter, value: str | N
 
 @click.command("run", context_settings={"show_default": True})
 @click.argument("corpus", nargs=-1)
-@click.option("-m", "--model", required=True, help="A folder, a GGUF file, a hub id, or demo.")
+@model_options
 @click.option("-o", "--store", default=DEFAULT_STORE, envvar="RAYLENS_STORE", help="Folder of runs, made if absent.")
 @click.option("--name", help="Name of the run; from model and corpus by default.")
 @click.option("--text", multiple=True, help="A prompt given here; repeatable.")
-@click.option("--revision", help="Branch, tag or commit on the hub.")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", help="Of the weights.")
-@click.option("--device-map", help="Spread the model over devices by accelerate, such as auto.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
 @click.option("--format", "kind", type=click.Choice(_FORMATS), default="auto", help="Of the corpus; auto goes by extension.")
 @click.option("--column", help="Key or column of the text.")
 @click.option("--id-column", help="Key or column of the id.")
@@ -106,16 +102,14 @@ def _corpus(options: dict[str, Any]) -> Any:
 def _settings(options: dict[str, Any]) -> Any:
     from raylens.scheduler.settings import RunSettings
     from raylens.storage.taps import parse_taps
-    from raylens.workers.settings import InputSettings, LensSettings, ModelSettings, WorkerSettings
+    from raylens.workers.settings import InputSettings, LensSettings, WorkerSettings
 
     actors = options["actors"]
     if actors != "auto" and not actors.isdigit():
         raise UsageError(f"--actors {actors!r}: give a number, or auto")
     template = options["chat_template"].read() if options["chat_template"] is not None else None
     worker = WorkerSettings(
-        ModelSettings(
-            options["model"], options["revision"], options["dtype"], options["device_map"], options["trust_remote_code"]
-        ),
+        model_settings(options),
         LensSettings(
             options["top_k"],
             options["layers"],

@@ -1,5 +1,6 @@
 """The real demo model, SmolLM2-135M: the lens says what the model says."""
 
+import json
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,7 @@ import raylens
 from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.model import load_model
 from raylens.workers.settings import DType, ModelSettings
+from tests.command import raylens_command
 
 TEXT = "The capital of France is"
 
@@ -83,3 +85,13 @@ def test_text_that_cannot_be_lensed(text: str, kind: str) -> None:
     """An empty text and one longer than the model can read are refused with the reason."""
     with pytest.raises(raylens.RaylensError, match=rf"cannot lens this text \({kind}\)"):
         raylens.lens(text, dtype="float32")
+
+
+def test_doctor_prints_the_certificate() -> None:
+    """raylens doctor says what is hooked and how exact the lens is; as JSON it is the certificate itself."""
+    done = raylens_command("doctor", "--model", "demo", "--json")
+    assert done.returncode == 0, done.stderr
+    certificate = json.loads(done.stdout)
+    assert certificate["lens"]["error"] <= certificate["lens"]["allowed"]
+    assert certificate["sums"]["resid_mid + mlp_out = resid_post"] < 1e-5
+    assert certificate["refused"] == {}
