@@ -3,8 +3,10 @@
 import atexit
 import os
 import secrets
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,14 @@ REACH_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
+class Cluster:
+    """Whether all of it is on one machine, and its GPUs."""
+
+    one_host: bool
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True)
 class Share:
     """What each of ``actors`` actors gets."""
 
@@ -31,8 +41,8 @@ class Share:
 
 
 @contextmanager
-def cluster(address: str) -> Iterator[bool]:
-    """Join or start Ray; yields whether all of it is on this machine.
+def cluster(address: str) -> Iterator[Cluster]:
+    """Join or start Ray.
 
     A Ray that the calling script has initialised is used and left as it is. raylens never calls ``ray stop``, which
     would end every Ray on the machine.
@@ -41,20 +51,30 @@ def cluster(address: str) -> Iterator[bool]:
         ClusterError: Ray cannot be reached or started.
     """
     if ray.is_initialized():
-        yield _single_host()
+        yield _cluster()
         return
     target = os.environ.get("RAY_ADDRESS") if address == "auto" else None if address == "local" else address
     try:
         if target is not None:
             _check_reachable(target)
-        _init(target)
+        with _own_signals():
+            _init(target)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         text = " ".join(str(error).split())[:300]
         raise ClusterError(f"--ray {address}: {text}; is the cluster up and of Ray {ray.__version__}?") from error
     try:
-        yield _single_host()
+        yield _cluster()
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, which would end a run without draining it; the caller's handler is put back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _check_reachable(address: str) -> None:
@@ -89,8 +109,10 @@ def _token_file() -> Path:
     return path
 
 
-def _single_host() -> bool:
-    return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) <= 1
+def _cluster() -> Cluster:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    hosts = {node["NodeManagerAddress"] for node in nodes}
+    return Cluster(one_host=len(hosts) <= 1, gpus=sum(node["Resources"].get("GPU", 0.0) for node in nodes))
 
 
 def share(actors: int | None, gpus_per_actor: float) -> Share:

@@ -70,6 +70,7 @@ class Dispatch:
         match event:
             case Loaded(certificate):
                 self._loaded(certificate)
+                self._progress.working()
             case Done(_, receipts):
                 self._broker_losses = 0
                 self._tracker.produced(receipts)

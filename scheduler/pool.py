@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import ray
@@ -154,6 +155,13 @@ class Pool:
         """End the actors now. What they published stays; what they were computing is lost and resumable."""
         for slot in self._slots:
             ray.kill(slot.actor)
+        self._slots = []
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
 
 
 def _begin(actor: Any) -> Any:

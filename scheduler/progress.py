@@ -24,6 +24,9 @@ class Progress(Protocol):
     def start(self, run: str, total: int, done: int) -> None:
         """The run begins with ``done`` of ``total`` prompts in the ledger."""
 
+    def working(self) -> None:
+        """An actor holds a model: rates count from here."""
+
     def committed(self, records: int, failures: int, tokens: int) -> None:
         """So many more are in the ledger."""
 
@@ -39,13 +42,16 @@ class Meter:
 
     def __init__(self) -> None:
         self.run, self.total, self.done, self.failures, self.tokens = "", 0, 0, 0, 0
-        self._began = time.monotonic()
         self._marks: deque[tuple[float, int, int]] = deque()
 
     def start(self, run: str, total: int, done: int) -> None:
         self.run, self.total, self.done = run, total, done
-        self._began = time.monotonic()
-        self._marks.append((self._began, done, 0))
+        self._marks.append((time.monotonic(), done, 0))
+
+    def begin(self) -> None:
+        """Count rates from now, unless something is done already."""
+        if len(self._marks) == 1:
+            self._marks[0] = (time.monotonic(), self.done, self.tokens)
 
     def add(self, records: int, failures: int, tokens: int) -> None:
         self.done += records + failures
@@ -86,6 +92,7 @@ class Quiet:
     def stage(self, text: str) -> None: ...
     def scanned(self, prompts: int) -> None: ...
     def start(self, run: str, total: int, done: int) -> None: ...
+    def working(self) -> None: ...
     def committed(self, records: int, failures: int, tokens: int) -> None: ...
     def waiting(self, text: str) -> None: ...
     def close(self) -> None: ...
@@ -107,6 +114,9 @@ class Lines:
     def start(self, run: str, total: int, done: int) -> None:
         self._meter.start(run, total, done)
         self._say(f"run {run}: {total:,} prompts" + (f", {done:,} done before" if done else ""))
+
+    def working(self) -> None:
+        self._meter.begin()
 
     def committed(self, records: int, failures: int, tokens: int) -> None:
         self._meter.add(records, failures, tokens)
@@ -146,6 +156,9 @@ class Events:
     def start(self, run: str, total: int, done: int) -> None:
         self._meter.start(run, total, done)
         self._emit("start", run=run, prompts=total, done=done)
+
+    def working(self) -> None:
+        self._meter.begin()
 
     def committed(self, records: int, failures: int, tokens: int) -> None:
         self._meter.add(records, failures, tokens)
@@ -199,6 +212,9 @@ class Bar:
     def start(self, run: str, total: int, done: int) -> None:
         self._meter.start(run, total, done)
         self._bar.update(self._task, description=run, total=total, completed=done, note="")
+
+    def working(self) -> None:
+        self._meter.begin()
 
     def committed(self, records: int, failures: int, tokens: int) -> None:
         self._meter.add(records, failures, tokens)

@@ -3,8 +3,10 @@
 import importlib.metadata
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,11 +25,11 @@ from raylens.storage.errors import BrokerError, ClusterError, InputError, ModelE
 from raylens.storage.layout import RunFolder, runs_folder
 from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import FORMAT, Manifest, create_or_resume
-from raylens.storage.record import Failure, Prompt
+from raylens.storage.record import Prompt
 from raylens.storage.stream import Stream
 from raylens.storage.vocabulary import write_vocabulary
 from raylens.workers.preflight import ModelFacts, inspect_model
-from raylens.workers.publish import Receipt, publish
+from raylens.workers.publish import publish
 from raylens.workers.settings import WorkerSettings
 
 #: Times the driver tries to reach the server before it goes on with other things.
@@ -35,19 +37,37 @@ _DRIVER_RETRIES = 3
 #: Seconds the writer gets to commit what is complete.
 _FINISH_SECONDS = 120.0
 
+#: Tokens of one forward pass, and how many such passes make a shard.
+CPU_BATCH_TOKENS = 512
+GPU_BATCH_TOKENS = 4096
+SHARD_BATCHES = 2
+
 _PACKAGES = ("torch", "transformers", "accelerate", "ray", "redis", "msgpack", "numpy", "tokenizers")
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class RunResult(msgspec.Struct, frozen=True):
     """How a run ended: its name, and whether every prompt is in the ledger."""
 
     run: str
     complete: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A run that may begin: what is asked, what was found, and where its results go."""
+
+    settings: RunSettings
+    corpus: Corpus
+    summary: CorpusSummary
+    facts: ModelFacts
+    folder: RunFolder
+    manifest: Manifest
+    ledger: Ledger
+
+
 def run_corpus(
     settings: RunSettings, corpus: Corpus, progress: Progress, stopping: Callable[[], bool] = lambda: False
-) -> Outcome:
+) -> RunResult:
     """Lens a corpus into a store, or go on with what an earlier call left.
 
     Raises:
@@ -59,22 +79,21 @@ def run_corpus(
     progress.stage("reading the model's configuration")
     facts = inspect_model(settings.worker)
     if summary.has_messages and not facts.has_chat_template:
-        raise ModelError(
-            f"--model {settings.worker.model.source}: has no chat template for prompts with messages; give --chat-template FILE"
-        )
-    folder, wanted = _plan(settings, corpus, summary, facts)
-    with ExitStack() as stack:
-        stack.enter_context(folder.lock())
+        source = settings.worker.model.source
+        raise ModelError(f"--model {source}: has no chat template for prompts with messages; give --chat-template FILE")
+    wanted = _manifest(settings, corpus, summary, facts)
+    folder = RunFolder(runs_folder(settings.store) / wanted.name)
+    with folder.lock():
         manifest = create_or_resume(folder, wanted)
         if not folder.vocabulary.exists():
             write_vocabulary(folder.vocabulary, facts.vocabulary)
         ledger = Ledger(folder)
         ledger.refresh()
         progress.start(manifest.name, manifest.prompts, ledger.count)
-        if ledger.count == manifest.prompts or stopping():
-            return Outcome(manifest.name, complete=ledger.count == manifest.prompts)
-        complete = _work(stack, settings, corpus, summary, folder, manifest, ledger, progress, stopping)
-    return Outcome(manifest.name, complete)
+        complete = ledger.count == manifest.prompts
+        if not complete and not stopping():
+            complete = _work(_Plan(settings, corpus, summary, facts, folder, manifest, ledger), progress, stopping)
+    return RunResult(manifest.name, complete)
 
 
 def _scanned(progress: Progress, stopping: Callable[[], bool]) -> Callable[[int], None]:
@@ -88,57 +107,51 @@ def _scanned(progress: Progress, stopping: Callable[[], bool]) -> Callable[[int]
     return scanned
 
 
-def _work(
-    stack: ExitStack,
-    settings: RunSettings,
-    corpus: Corpus,
-    summary: CorpusSummary,
-    folder: RunFolder,
-    manifest: Manifest,
-    ledger: Ledger,
-    progress: Progress,
-    stopping: Callable[[], bool],
-) -> bool:
+def _work(plan: _Plan, progress: Progress, stopping: Callable[[], bool]) -> bool:
+    """Start server, Ray, writer and actors, and run what is not in the ledger; whether all of it is then."""
     # imported here, so that bad input is told before Ray's second of import
     from raylens.scheduler.cluster import cluster, share
     from raylens.scheduler.dispatch import Dispatch
     from raylens.scheduler.pool import Pool
 
-    broker = stack.enter_context(Broker(settings.redis))
-    progress.stage("starting Ray")
-    one_host = stack.enter_context(cluster(settings.ray))
-    if settings.redis == "embedded" and not one_host:
-        raise ClusterError("the Ray cluster has other machines, which the embedded server does not reach; give --redis URL")
-    writer = stack.enter_context(WriterProcess(folder, broker.url))
-    stream = Stream(broker.url, manifest.uid, _DRIVER_RETRIES)
-    worker_settings, batch_tokens = _sized(settings.worker)
-    parts = share(settings.actors, settings.gpus_per_actor)
-    progress.stage(f"loading the model in {parts.actors} actor{'s' if parts.actors > 1 else ''}")
-    pool = Pool(worker_settings, manifest.uid, broker.url, parts)
-    fresh = shards(_remaining(corpus, summary, ledger), summary.count, parts.actors, 2 * batch_tokens)
-    tracker = Tracker(fresh, ledger, stream, _giver_up(stream, manifest.uid), settings.worker.lens.positions != "last")
-    dispatch = Dispatch(pool, tracker, writer, broker, progress, lambda found: _keep_certificate(folder, found), stopping)
-    complete = dispatch.run()
-    progress.stage("finishing")
-    pool.stop()
-    writer.finish(_FINISH_SECONDS)
-    ledger.refresh()
-    if complete:
-        _drop(stream)
-    return complete
+    settings, run = plan.settings, plan.manifest.uid
+    with ExitStack() as stack:
+        broker = stack.enter_context(Broker(settings.redis))
+        progress.stage("starting Ray")
+        ours = stack.enter_context(cluster(settings.ray))
+        if settings.redis == "embedded" and not ours.one_host:
+            raise ClusterError("the Ray cluster has other machines, which the embedded server does not reach; give --redis URL")
+        writer = stack.enter_context(WriterProcess(plan.folder, broker.url))
+        stream = Stream(broker.url, run, _DRIVER_RETRIES)
+        stack.callback(stream.close)
+        worker = _settled(settings.worker, plan.facts, GPU_BATCH_TOKENS if ours.gpus else CPU_BATCH_TOKENS)
+        parts = share(settings.actors, settings.gpus_per_actor)
+        progress.stage(f"loading the model in {parts.actors} actor{'s' if parts.actors > 1 else ''}")
+        pool = stack.enter_context(Pool(worker, run, broker.url, parts))
+        fresh = shards(_remaining(plan), plan.summary.count, parts.actors, SHARD_BATCHES * (worker.input.batch_tokens or 1))
+        give_up = partial(publish, stream, run)
+        tracker = Tracker(fresh, plan.ledger, stream, give_up, settings.worker.lens.positions != "last")
+        complete = Dispatch(pool, tracker, writer, broker, progress, partial(_keep_certificate, plan.folder), stopping).run()
+        progress.stage("finishing")
+        pool.stop()
+        writer.finish(_FINISH_SECONDS)
+        if complete:
+            _drop(stream)
+    plan.ledger.refresh()
+    return plan.ledger.count == plan.manifest.prompts
 
 
-def _sized(settings: WorkerSettings) -> tuple[WorkerSettings, int]:
-    """The batch size that fits the cluster's devices, unless the user chose one."""
-    import ray
+def _settled(settings: WorkerSettings, facts: ModelFacts, batch_tokens: int) -> WorkerSettings:
+    """What every actor gets: the batch size if the user left it open, and of a hub model the one commit that was found."""
+    model, given = settings.model, settings.input
+    if facts.commit is not None:
+        model = msgspec.structs.replace(model, revision=facts.commit)
+    if given.batch_tokens is None:
+        given = msgspec.structs.replace(given, batch_tokens=batch_tokens)
+    return msgspec.structs.replace(settings, model=model, input=given)
 
-    if settings.input.batch_tokens is not None:
-        return settings, settings.input.batch_tokens
-    tokens = 4096 if ray.cluster_resources().get("GPU", 0) else 512
-    return msgspec.structs.replace(settings, input=msgspec.structs.replace(settings.input, batch_tokens=tokens)), tokens
 
-
-def _plan(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, facts: ModelFacts) -> tuple[RunFolder, Manifest]:
+def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, facts: ModelFacts) -> Manifest:
     name = settings.name or f"{_slug(facts.source.label)}-{summary.fingerprint[:8]}"
     worker = settings.worker
     identity: dict[str, dict[str, Any]] = {
@@ -155,7 +168,7 @@ def _plan(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, facts: 
         },
         "corpus": {"prompts": summary.count, "fingerprint": summary.fingerprint},
     }
-    manifest = Manifest(
+    return Manifest(
         format=FORMAT,
         name=name,
         uid=secrets.token_hex(8),
@@ -166,33 +179,26 @@ def _plan(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, facts: 
         sources={"model": worker.model.source, "label": facts.source.label, "revision": facts.commit, "corpus": corpus.name},
         versions={"raylens": __version__, **{package: importlib.metadata.version(package) for package in _PACKAGES}},
     )
-    return RunFolder(runs_folder(settings.store) / name), manifest
 
 
 def _slug(label: str) -> str:
-    return (
-        "".join(char if char.isascii() and (char.isalnum() or char in "-_.") else "-" for char in label.lower()).strip(".-")[:60]
-        or "run"
-    )
+    kept = "".join(char if char.isascii() and (char.isalnum() or char in "-_.") else "-" for char in label.lower())
+    return kept.strip(".-")[:60] or "run"
 
 
-def _remaining(corpus: Corpus, summary: CorpusSummary, ledger: Ledger) -> Iterator[Prompt]:
+def _remaining(plan: _Plan) -> Iterator[Prompt]:
     """The prompts that are not in the ledger, checking on the way that the corpus is still the one that was scanned.
 
     Raises:
         InputError: it changed.
     """
     fingerprint = Fingerprint()
-    for prompt in corpus.prompts():
+    for prompt in plan.corpus.prompts():
         fingerprint.update(prompt)
-        if prompt.index not in ledger:
+        if prompt.index not in plan.ledger:
             yield prompt
-    if fingerprint.hexdigest() != summary.fingerprint:
-        raise InputError(corpus.name, "the corpus changed while it was read", "run again when nothing writes to it")
-
-
-def _giver_up(stream: Stream, run: str) -> Callable[[Failure], Receipt]:
-    return lambda failure: publish(stream, run, failure)
+    if fingerprint.hexdigest() != plan.summary.fingerprint:
+        raise InputError(plan.corpus.name, "the corpus changed while it was read", "run again when nothing writes to it")
 
 
 def _keep_certificate(folder: RunFolder, certificate: dict[str, object]) -> None:
@@ -202,9 +208,5 @@ def _keep_certificate(folder: RunFolder, certificate: dict[str, object]) -> None
 
 def _drop(stream: Stream) -> None:
     """A finished run leaves no key; if the server is gone, so is the key."""
-    try:
+    with suppress(BrokerError):
         stream.drop()
-    except BrokerError:
-        return
-    finally:
-        stream.close()

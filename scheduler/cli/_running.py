@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from raylens.scheduler.corpus import Corpus
-    from raylens.scheduler.run import Outcome
+    from raylens.scheduler.run import RunResult
     from raylens.scheduler.settings import RunSettings
 
 
-def run_from_command(settings: "RunSettings", corpus: "Corpus", *, as_json: bool, quiet: bool) -> "Outcome":
+def run_from_command(settings: "RunSettings", corpus: "Corpus", *, as_json: bool, quiet: bool) -> "RunResult":
     """Run to the end or to Ctrl-C.
 
     Raises:

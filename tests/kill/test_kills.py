@@ -118,13 +118,13 @@ def assert_same_records(run: Run, other: Run) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("word", ["ray::LensActor", "raylens.storage.writer", "valkey-server"], ids=["actor", "writer", "server"])
-def test_run_mends_itself(tmp_path: Path, corpus: Path, tiny: Path, undisturbed: Run, word: str) -> None:
-    """The run goes on without the killed process and finishes; the same command again finds nothing to do."""
+def test_run_mends_itself(tmp_path: Path, corpus: Path, tiny: Path, undisturbed: Run) -> None:
+    """The run goes on without an actor, then the writer, then the server; the same command again finds nothing to do."""
     store = tmp_path / "store"
     with Running(corpus, tiny, store) as running:
-        running.until_midway()
-        running.kill(word)
+        for word in ("ray::LensActor", "raylens.storage.writer", "valkey-server"):
+            running.until_midway()
+            running.kill(word)
         assert running.finish() == 0, running.stderr()
     assert_same_records(assert_each_prompt_once(store), undisturbed)
     with Running(corpus, tiny, store) as again:
@@ -153,16 +153,21 @@ def test_driver_is_killed_and_the_same_command_resumes(tmp_path: Path, corpus: P
 
 
 @pytest.mark.timeout(600)
-def test_ctrl_c_drains_and_resumes(tmp_path: Path, corpus: Path, tiny: Path) -> None:
-    """SIGINT ends the run with exit code 130 and the command that goes on; what was published is stored."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_stop_drains_and_can_be_resumed(tmp_path: Path, corpus: Path, tiny: Path, number: signal.Signals) -> None:
+    """The run ends with exit code 130 and the command that goes on; what was published is stored."""
     store = tmp_path / "store"
     with Running(corpus, tiny, store) as running:
         running.until_midway()
-        os.killpg(running.process.pid, signal.SIGINT)  # as a terminal does: the whole group hears it
+        if number == signal.SIGINT:
+            os.killpg(running.process.pid, number)  # as a terminal does: the whole group hears it
+        else:
+            running.process.send_signal(number)
         assert running.finish() == 130, running.stderr()
         assert "To go on: raylens run" in running.stderr()
     stored = raylens.open(store)["killed"].counts()["records"]
     assert 0 < stored < PROMPTS
-    with Running(corpus, tiny, store) as again:
-        assert again.finish() == 0, again.stderr()
-    assert_each_prompt_once(store)
+    if number == signal.SIGINT:
+        with Running(corpus, tiny, store) as again:
+            assert again.finish() == 0, again.stderr()
+        assert_each_prompt_once(store)
