@@ -88,7 +88,8 @@ def run_corpus(
         if not folder.vocabulary.exists():
             write_vocabulary(folder.vocabulary, facts.vocabulary)
         ledger = Ledger(folder)
-        ledger.refresh()
+        for _ in ledger.follow():  # one at a time: a ledger may hold millions of entries
+            pass
         progress.start(manifest.name, manifest.prompts, ledger.count)
         complete = ledger.count == manifest.prompts
         if not complete and not stopping():

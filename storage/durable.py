@@ -3,6 +3,32 @@
 import os
 import secrets
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from raylens.storage.errors import StoreError
+
+T = TypeVar("T")
+
+
+class _Versioned(msgspec.Struct):
+    format: int
+
+
+def decode_json(path: Path, data: bytes, kind: type[T], version: int) -> T:
+    """The contents of a JSON file whose ``format`` says its version; other versions may differ in all else.
+
+    Raises:
+        StoreError: it is damaged or of another version.
+    """
+    try:
+        found = msgspec.json.decode(data, type=_Versioned).format
+        if found == version:
+            return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise StoreError(f"{path}: damaged ({error})") from error
+    raise StoreError(f"{path}: format {found}; this raylens reads format {version}")
 
 
 def fsync_folder(folder: Path) -> None:

@@ -3,7 +3,9 @@
 Decoding trusts nothing: sizes are tested before anything is allocated, types and values before anything is used.
 """
 
+import operator
 import zlib
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import msgpack
@@ -14,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from raylens.storage.errors import FrameError
 from raylens.storage.record import Failure, Metadata, Record, TapLens
+from raylens.storage.taps import TAPS
 
 #: Version of frame and payload; a reader refuses any other.
 VERSION = 1
@@ -23,15 +26,18 @@ CHUNK_BYTES = 1 << 20
 MAX_CHUNKS = 256
 #: Bytes of one whole frame: a chunk and its envelope.
 MAX_FRAME_BYTES = CHUNK_BYTES + 512
-#: Bytes of the JSON head (text, ids, tokens, metadata) of one outcome, decompressed.
-MAX_HEAD_BYTES = 192 << 20
-#: Bytes of one array of one tap, decompressed.
-MAX_ARRAY_BYTES = 1 << 30
+#: Bytes of the JSON head (text, ids, tokens, metadata) of one outcome, decompressed: two of the corpus's largest rows.
+MAX_HEAD_BYTES = 128 << 20
+#: Bytes of all arrays of one outcome, decompressed; they compress by half, so a full payload has about so many.
+MAX_ARRAY_BYTES = 512 << 20
+#: Layers of one tap.
+MAX_LAYERS = 4096
 
 T = TypeVar("T")
 
 _ARRAYS = {"ids": "<u4", "logprobs": "", "logsumexp": "<f4", "entropy": "<f4"}
 _LOGPROB_TYPES = {"float16": "<f2", "float32": "<f4"}
+_LOGPROB_BYTES = {"float16": 2, "float32": 4}
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -117,7 +123,11 @@ def decode_frame(data: bytes, run: str, prompts: int) -> Frame:
 
 
 def encode_payload(outcome: Record | Failure) -> bytes:
-    """The payload of one record or failure."""
+    """The payload of one record or failure.
+
+    Raises:
+        FrameError: it is larger than ``decode_payload`` takes.
+    """
     if isinstance(outcome, Failure):
         head = _Head(outcome.id, outcome.index, outcome.metadata, error=(outcome.kind, outcome.message))
         taps = {}
@@ -134,7 +144,11 @@ def encode_payload(outcome: Record | Failure) -> bytes:
             truncated_from=outcome.truncated_from,
         )
         taps = {name: _pack_tap(tap) for name, tap in outcome.taps.items()}
-    payload = _Payload(zstandard.compress(msgspec.json.encode(head), 1), taps)
+    encoded = msgspec.json.encode(head)
+    if len(encoded) > MAX_HEAD_BYTES:
+        raise FrameError(f"text, tokens and metadata of {len(encoded)} bytes are over the limit of {MAX_HEAD_BYTES}")
+    _check_size(taps)
+    payload = _Payload(zstandard.compress(encoded, 1), taps)
     return bytes(msgpack.packb(msgspec.to_builtins(payload, builtin_types=(bytes,)), use_bin_type=True))
 
 
@@ -153,8 +167,8 @@ def decode_payload(payload: bytes, index: int, vocabulary_size: int) -> Record |
         raise FrameError(f"head is of prompt {head.index}, frame of prompt {index}")
     if head.error is not None:
         return Failure(head.id, head.index, head.error[0], head.error[1], head.metadata)
-    if not packed.taps:
-        raise FrameError("record without taps")
+    _check_head(head, vocabulary_size)
+    _check_taps(packed.taps, len(head.positions), vocabulary_size)
     return Record(
         id=head.id,
         index=head.index,
@@ -163,7 +177,7 @@ def decode_payload(payload: bytes, index: int, vocabulary_size: int) -> Record |
         tokens=head.tokens,
         positions=head.positions,
         layers=head.layers,
-        taps={name: _unpack_tap(tap, len(head.positions), vocabulary_size) for name, tap in packed.taps.items()},
+        taps={name: _unpack_tap(tap, vocabulary_size) for name, tap in packed.taps.items()},
         metadata=head.metadata,
         truncated_from=head.truncated_from,
     )
@@ -177,13 +191,57 @@ def _unpack(data: bytes, kind: type[T], max_bin: int) -> T:
             strict_map_key=True,
             max_str_len=4096,
             max_bin_len=max_bin,
-            max_array_len=4096,
+            max_array_len=MAX_LAYERS,
             max_map_len=16,
             max_ext_len=0,
         )
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, builtin_types=(bytes,))  # else text would pass for bytes, as base64
     except (ValueError, msgspec.ValidationError, msgpack.exceptions.UnpackException, RecursionError) as error:
         raise FrameError(f"not a valid {kind.__name__.strip('_').lower()}: {error}") from error
+
+
+def _check_head(head: _Head, vocabulary_size: int) -> None:
+    if not head.token_ids or len(head.tokens) != len(head.token_ids):
+        raise FrameError(f"{len(head.token_ids)} token ids and {len(head.tokens)} tokens")
+    if not 0 <= min(head.token_ids) <= max(head.token_ids) < vocabulary_size:
+        raise FrameError(f"a token id of the prompt is outside the vocabulary of {vocabulary_size}")
+    if not _ascend(head.positions, below=len(head.token_ids)):
+        raise FrameError("positions are not ascending numbers within the prompt")
+    if not _ascend(head.layers, below=MAX_LAYERS):
+        raise FrameError("layers are not ascending numbers")
+    if head.truncated_from is not None and not len(head.token_ids) < head.truncated_from < 1 << 63:
+        raise FrameError(f"truncated from {head.truncated_from} tokens to {len(head.token_ids)}")
+
+
+def _ascend(numbers: list[int], below: int) -> bool:
+    """Whether there are numbers, and they rise from 0 or more to less than ``below``."""
+    return bool(numbers) and numbers[0] >= 0 and numbers[-1] < below and all(map(operator.lt, numbers, islice(numbers, 1, None)))
+
+
+def _check_taps(taps: dict[str, _Tap], positions: int, vocabulary_size: int) -> None:
+    """Everything that can be said before an array is inflated."""
+    if not taps:
+        raise FrameError("record without taps")
+    if unknown := sorted(taps.keys() - set(TAPS)):
+        raise FrameError(f"unknown tap {unknown[0][:80]!r}")
+    if len({tap.dtype for tap in taps.values()}) > 1:
+        raise FrameError("taps differ in the type of their logprobs")
+    for tap in taps.values():
+        n_layers, n_positions, k = tap.shape
+        if n_layers != len(tap.layers) or n_positions != positions or not 1 <= k <= vocabulary_size:
+            raise FrameError(f"shape {tap.shape} does not fit {len(tap.layers)} layers and {positions} positions")
+        if not _ascend(tap.layers, below=MAX_LAYERS):
+            raise FrameError("layers of a tap are not ascending numbers")
+    _check_size(taps)
+
+
+def _check_size(taps: dict[str, _Tap]) -> None:
+    size = 0
+    for tap in taps.values():
+        layers, positions, k = tap.shape
+        size += layers * positions * (k * (4 + _LOGPROB_BYTES[tap.dtype]) + 8)
+    if size > MAX_ARRAY_BYTES:
+        raise FrameError(f"arrays of {size} bytes are over the limit of {MAX_ARRAY_BYTES}; choose fewer positions")
 
 
 def _inflate(data: bytes, limit: int, expected: int | None = None) -> bytes:
@@ -221,13 +279,8 @@ def _pack_tap(tap: TapLens) -> _Tap:
     return _Tap(layers=list(tap.layers), shape=(layers, positions, k), dtype=dtype, **arrays)
 
 
-def _unpack_tap(tap: _Tap, positions: int, vocabulary_size: int) -> TapLens:
-    n_layers, n_positions, k = tap.shape
-    if n_layers != len(tap.layers) or n_positions != positions or not 1 <= k <= vocabulary_size:
-        raise FrameError(f"shape {tap.shape} does not fit {len(tap.layers)} layers and {positions} positions")
-    if n_layers * n_positions * k * 4 > MAX_ARRAY_BYTES:
-        raise FrameError(f"shape {tap.shape} is over the limit")
-    place = (n_layers, n_positions)
+def _unpack_tap(tap: _Tap, vocabulary_size: int) -> TapLens:
+    place = tap.shape[:2]
     ids = _restore(tap.ids, "<u4", tap.shape)
     logprobs = _restore(tap.logprobs, _LOGPROB_TYPES[tap.dtype], tap.shape)
     logsumexp = _restore(tap.logsumexp, "<f4", place)

@@ -1,15 +1,20 @@
 """The ledger: the list of committed segments, the only truth of what is done (docs/PROTOCOL.md)."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
-from raylens.storage.durable import create_file
+from raylens.storage.durable import create_file, decode_json
 from raylens.storage.errors import Fenced, StoreError
 from raylens.storage.layout import RunFolder
 
 #: Version of the commit files.
 FORMAT = 1
+
+_Size = Annotated[int, msgspec.Meta(ge=0)]
+_Index = Annotated[int, msgspec.Meta(ge=0, lt=1 << 30)]  # a damaged file must not ask for a byte a prompt without end
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -22,11 +27,11 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
         failure: None for a record, else the failure's kind.
     """
 
-    index: int
+    index: _Index
     id: str
-    offset: int
-    length: int
-    tokens: int
+    offset: _Size
+    length: _Size
+    tokens: _Size
     failure: str | None
 
 
@@ -56,7 +61,7 @@ class Ledger:
         self.count = 0
 
     def __contains__(self, index: int) -> bool:
-        return index < len(self._done) and bool(self._done[index])
+        return 0 <= index < len(self._done) and bool(self._done[index])
 
     def refresh(self) -> list[Commit]:
         """Read the commits made since the last call.
@@ -64,11 +69,17 @@ class Ledger:
         Raises:
             StoreError: a commit file is damaged or of another version.
         """
-        found = []
+        return list(self.follow())
+
+    def follow(self) -> Iterator[Commit]:
+        """The same, one at a time: the entries of ten million prompts are never in memory together.
+
+        Raises:
+            StoreError: a commit file is damaged or of another version.
+        """
         while (commit := self._read(self.next)) is not None:
             self._learn(commit)
-            found.append(commit)
-        return found
+            yield commit
 
     def append(self, commit: Commit) -> None:
         """Make ``commit`` exist, durably.
@@ -89,12 +100,11 @@ class Ledger:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
-        try:
-            commit = msgspec.json.decode(data, type=Commit)
-        except msgspec.DecodeError as error:
-            raise StoreError(f"{path}: damaged commit ({error})") from error
-        if commit.format != FORMAT or commit.n != n:
-            raise StoreError(f"{path}: commit format {commit.format}, number {commit.n}; expected format {FORMAT}, number {n}")
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from error
+        commit = decode_json(path, data, Commit, FORMAT)
+        if commit.n != n or (commit.segment is None and commit.entries):
+            raise StoreError(f"{path}: damaged (commit {commit.n} of segment {commit.segment})")
         return commit
 
     def _learn(self, commit: Commit) -> None:

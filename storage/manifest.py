@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from raylens.storage.durable import create_file
+from raylens.storage.durable import create_file, decode_json
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.layout import RunFolder
 
@@ -45,14 +45,10 @@ def read_manifest(folder: RunFolder) -> Manifest:
         StoreError: it is damaged or of another version.
     """
     try:
-        manifest = msgspec.json.decode(folder.manifest.read_bytes(), type=Manifest)
+        data = folder.manifest.read_bytes()
     except OSError as error:
         raise StoreError(f"{folder.manifest}: {error.strerror}; not a raylens run") from error
-    except msgspec.DecodeError as error:
-        raise StoreError(f"{folder.manifest}: damaged ({error})") from error
-    if manifest.format != FORMAT:
-        raise StoreError(f"{folder.manifest}: format {manifest.format}; this raylens reads format {FORMAT}")
-    return manifest
+    return decode_json(folder.manifest, data, Manifest, FORMAT)
 
 
 def create_or_resume(folder: RunFolder, wanted: Manifest) -> Manifest:
@@ -73,7 +69,8 @@ def create_or_resume(folder: RunFolder, wanted: Manifest) -> Manifest:
 
 
 def difference(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:
-    """Each setting that differs, as ``section.name: old -> new``."""
+    """Each setting that differs once both are JSON, as ``section.name: old -> new``."""
+    old, new = (msgspec.json.decode(msgspec.json.encode(one), type=dict[str, dict[str, Any]]) for one in (old, new))
     changes = []
     for section in sorted(old.keys() | new.keys()):
         before, after = old.get(section, {}), new.get(section, {})

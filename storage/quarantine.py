@@ -37,4 +37,11 @@ class Quarantine:
         """All refused entries, oldest first."""
         if not self._list.exists():
             return []
-        return [msgspec.json.decode(line, type=Quarantined) for line in self._list.read_bytes().splitlines()]
+        return [_read(line) for line in self._list.read_bytes().split(b"\n") if line]
+
+
+def _read(line: bytes) -> Quarantined:
+    try:
+        return msgspec.json.decode(line, type=Quarantined)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # the writer was killed while it wrote the line
+        return Quarantined("", "this line of the list was cut short", 0)

@@ -1,7 +1,7 @@
 """The JSON form of records and failures: one line each (docs/FORMAT.md, section Record)."""
 
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -33,7 +33,7 @@ class _OutcomeJson(msgspec.Struct):
     tokens: list[str] = []
     positions: list[int] = []
     layers: list[int] = []
-    logprobs: str = "float16"
+    logprobs: Literal["float16", "float32"] = "float16"
     taps: dict[str, _TapJson] = {}
     metadata: Metadata = {}
     truncated_from: int | None = None
@@ -83,24 +83,37 @@ def _record_dict(record: Record) -> dict[str, Any]:
 
 
 def encode_outcome(outcome: Record | Failure) -> bytes:
-    """One line of JSON with its newline."""
+    """One line of JSON with its newline.
+
+    Raises:
+        StoreError: metadata that JSON tools do not read: integers over 64 bits, over 250 levels.
+    """
     if isinstance(outcome, Record):
         value = _record_dict(outcome)
     else:
         error = {"kind": outcome.kind, "message": outcome.message}
         value = {"id": outcome.id, "index": outcome.index, "error": error, "metadata": outcome.metadata}
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+    except TypeError as error:
+        raise StoreError(f"cannot be stored as JSON: {error}") from error
 
 
-def _tap_from_json(tap: _TapJson, layers: list[int], dtype: str) -> TapLens:
-    # float16 decimals round back to the very same float16, so reading gives what the actor sent
-    return TapLens(
-        layers=tuple(layers if tap.layers is None else tap.layers),
+def _tap_from_json(tap: _TapJson, value: _OutcomeJson) -> TapLens:
+    lens = TapLens(
+        layers=tuple(value.layers if tap.layers is None else tap.layers),
         ids=np.array(tap.ids, dtype=np.uint32),
-        logprobs=np.array(tap.logprobs, dtype=np.float64).astype(dtype),
+        # float16 decimals round back to the very same float16, so reading gives what the actor sent
+        logprobs=np.array(tap.logprobs, dtype=np.float64).astype(value.logprobs),
         logsumexp=np.array(tap.logsumexp, dtype=np.float32),
         entropy=np.array(tap.entropy, dtype=np.float32),
     )
+    place = (len(lens.layers), len(value.positions))
+    if lens.ids.shape[:2] != place or lens.ids.ndim != 3 or lens.logprobs.shape != lens.ids.shape:
+        raise ValueError(f"ids or logprobs are not [layers][positions][k] for {place[0]} layers and {place[1]} positions")
+    if lens.logsumexp.shape != place or lens.entropy.shape != place:
+        raise ValueError(f"logsumexp or entropy is not [layers][positions] for {place[0]} layers and {place[1]} positions")
+    return lens
 
 
 def decode_outcome(line: bytes) -> Record | Failure:
@@ -113,8 +126,9 @@ def decode_outcome(line: bytes) -> Record | Failure:
         value = _DECODER.decode(line)
         if value.error is not None:
             return Failure(value.id, value.index, value.error.kind, value.error.message, value.metadata)
-        taps = {name: _tap_from_json(tap, value.layers, value.logprobs) for name, tap in value.taps.items()}
-    except (msgspec.DecodeError, ValueError, TypeError) as error:
+        with np.errstate(over="raise"):
+            taps = {name: _tap_from_json(tap, value) for name, tap in value.taps.items()}
+    except (ValueError, ArithmeticError, RecursionError) as error:
         raise StoreError(f"not a record of this format: {error}") from error
     return Record(
         id=value.id,

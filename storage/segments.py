@@ -1,6 +1,7 @@
 """Segments: files of JSON records, one zstd frame a line, so that one record can be read alone and ``zstdcat`` reads all."""
 
 import os
+import re
 import zlib
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from raylens.storage.record_json import decode_outcome, encode_outcome
 MAX_RECORD_BYTES = 8 << 30
 
 _LEVEL = 3
+_NAME = re.compile(r"([0-9]{9,18})-[0-9a-f]{8}\.jsonl\.zst")
 
 
 class SegmentBuilder:
@@ -54,12 +56,23 @@ def segment_path(folder: RunFolder, commit: Commit) -> Path:
     """The file a commit names.
 
     Raises:
-        StoreError: the commit names no plain file of its records folder.
+        StoreError: the commit names no segment of its records folder.
     """
     name = commit.segment or ""
-    if Path(name).name != name or name in {"", ".", ".."}:
+    if _NAME.fullmatch(name) is None:
         raise StoreError(f"{folder.commits}: commit {commit.n} names the segment {name!r}")
     return folder.records / name
+
+
+def remove_garbage(folder: RunFolder, n: int, named: set[str | None]) -> None:
+    """Remove the segments that commits up to ``n`` could have named and did not.
+
+    Those of later commits are left alone: a newer writer may be about to name them, or has done so since.
+    """
+    for path in folder.records.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match is not None and int(match[1]) <= n and path.name not in named:
+            path.unlink(missing_ok=True)
 
 
 def read_line(path: Path, entry: Entry) -> bytes:
@@ -89,7 +102,12 @@ def read_outcome(path: Path, entry: Entry) -> Record | Failure:
     Raises:
         StoreError: the segment is missing or damaged there.
     """
-    outcome = decode_outcome(read_line(path, entry))
-    if outcome.index != entry.index:
-        raise StoreError(f"{path} at byte {entry.offset}: holds prompt {outcome.index}, the ledger says {entry.index}")
+    line = read_line(path, entry)
+    try:
+        outcome = decode_outcome(line)
+    except StoreError as error:
+        raise StoreError(f"{path} at byte {entry.offset}: {error}") from error
+    failure = outcome.kind if isinstance(outcome, Failure) else None
+    if (outcome.index, outcome.id, failure) != (entry.index, entry.id, entry.failure):
+        raise StoreError(f"{path} at byte {entry.offset}: holds prompt {outcome.index}, not prompt {entry.index} as committed")
     return outcome

@@ -3,8 +3,10 @@
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -13,10 +15,18 @@ from raylens.storage.stream import Stream
 
 #: Backstop for bytes waiting in the server; actors wait when it is reached.
 MAX_MEMORY = "1gb"
+#: Times a new server is tried, with growing pauses, before it counts as not started.
+START_RETRIES = 40
+#: Seconds a server has to end by itself before it is killed.
+END_SECONDS = 10.0
 
 # Valkey outlives a killed parent, even one ended by SIGTERM. So a shell holds it, and reads a pipe whose other end only
-# the owner has: when the owner is gone, by whatever means, the read ends and the shell stops the server.
-_GUARD = '"$0" "$@" & p=$!; trap "" INT; read -r _; kill -TERM $p 2>/dev/null; wait $p'
+# the owner has: when the owner is gone, by whatever means, the read ends and the shell stops the server. An owner that
+# ends the server itself writes a line first; where none came, nobody else is left to remove the folder.
+_GUARD = (
+    '"$0" "$@" & p=$!; trap "" INT; read -r _ || gone=1; kill -TERM $p 2>/dev/null; wait $p; '
+    '[ -z "$gone" ] || rm -rf "$RAYLENS_SERVER_FOLDER"'
+)
 
 
 def _valkey_binary() -> Path:
@@ -43,9 +53,13 @@ class EmbeddedServer:
         acl.touch(mode=0o600)
         acl.write_text(
             "user default on nopass resetkeys resetchannels -@all +ping\n"
-            f"user raylens on >{password} resetchannels ~raylens:* -@all +@stream +@connection +info +del\n"
+            f"user raylens on >{password} resetchannels ~raylens:* -@all +@stream +@connection -@dangerous +info +del\n"
         )
-        self._process = self._start()
+        try:
+            self._process = self._start()
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
 
     def _start(self) -> "subprocess.Popen[bytes]":
         socket = self._folder / "socket"
@@ -68,6 +82,7 @@ class EmbeddedServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env={**os.environ, "gone": "", "RAYLENS_SERVER_FOLDER": str(self._folder)},
             start_new_session=True,  # a Ctrl-C in the terminal is for the driver, which drains first
         )
         try:
@@ -78,7 +93,7 @@ class EmbeddedServer:
         return process
 
     def _wait_until_ready(self) -> None:
-        stream = Stream(self.url, "probe", retries=40)
+        stream = Stream(self.url, "probe", retries=START_RETRIES)
         try:
             stream.ping()
         except BrokerError as error:
@@ -117,10 +132,15 @@ class EmbeddedServer:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    if process.stdin is not None:
+    if process.stdin is None or process.stdin.closed:  # has been ended before
+        return
+    if process.poll() is not None:  # the guard was killed and ended nothing; its whole session is ours to kill
         process.stdin.close()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return
     try:
-        process.wait(timeout=10)
-    except subprocess.TimeoutExpired:  # a frozen server does not hear SIGTERM; its whole session is ours to kill
-        os.killpg(process.pid, 9)
+        process.communicate(b"\n", timeout=END_SECONDS)
+    except subprocess.TimeoutExpired:  # a frozen server does not hear SIGTERM
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()

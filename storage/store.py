@@ -43,13 +43,20 @@ class Run:
         """What was measured about the model at load: taps, errors, the path of the lens. Empty before a model loaded."""
         if not self.folder.certificate.exists():
             return {}
-        value: dict[str, Any] = orjson.loads(self.folder.certificate.read_bytes())
+        try:
+            value: dict[str, Any] = orjson.loads(self.folder.certificate.read_bytes())
+        except orjson.JSONDecodeError as error:
+            raise StoreError(f"{self.folder.certificate}: damaged ({error})") from error
         return value
 
     @cached_property
     def _places(self) -> dict[str, tuple[Path, Entry]]:
-        commits = [commit for commit in Ledger(self.folder).refresh() if commit.segment is not None]
-        return {entry.id: (segment_path(self.folder, commit), entry) for commit in commits for entry in commit.entries}
+        places: dict[str, tuple[Path, Entry]] = {}
+        for commit in Ledger(self.folder).follow():
+            if commit.segment is not None:
+                path = segment_path(self.folder, commit)
+                places.update((entry.id, (path, entry)) for entry in commit.entries)
+        return places
 
     @cached_property
     def entries(self) -> list[Entry]:

@@ -6,7 +6,6 @@ what is done: a server may lose everything at any time.
 
 from collections.abc import Iterable, Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -18,6 +17,8 @@ from raylens.storage.errors import BrokerError
 RETRIES = 30
 #: Entries fetched at once; with frames of 1 MiB this bounds the reader's memory.
 READ_COUNT = 16
+#: Entries asked for at once by ``missing``, whose answers hold their frames.
+ASK_COUNT = 64
 
 _WAIT_FOR = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, redis.exceptions.OutOfMemoryError)
 
@@ -28,12 +29,15 @@ def stream_key(run: str) -> str:
 
 
 def redact(url: str) -> str:
-    """The URL without its secrets, for messages and logs."""
-    parts = urlsplit(url)
-    if parts.password is None and parts.username is None:
-        return urlunsplit(parts._replace(query=""))
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"***@{host}", query=""))
+    """The URL without its secrets, for messages and logs; of one that is badly written, only what is surely no secret."""
+    scheme, mark, rest = url.partition("://")
+    place, _, query = rest.partition("?")
+    if not mark:
+        return "***" if "@" in url else url
+    if "@" in query:  # a password may hold any sign, also those that end it
+        return f"{scheme}://***"
+    secret, at, host = place.rpartition("@")
+    return f"{scheme}://{'***' if secret else ''}{at}{host.partition('#')[0]}"
 
 
 def connect(url: str, retries: int = RETRIES) -> "redis.Redis":
@@ -50,8 +54,13 @@ def connect(url: str, retries: int = RETRIES) -> "redis.Redis":
             socket_timeout=30,
             socket_connect_timeout=10,
         )
-    except ValueError as error:
-        raise BrokerError(f"--redis {redact(url)}: {error}; use redis://, rediss:// or unix://") from error
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # unknown options are found here, or not before the first command
+    except (ValueError, TypeError):  # whose text may hold a piece of a password
+        raise BrokerError(
+            f"--redis {redact(url)}: not a URL that can be used; write redis://, rediss:// or unix://, "
+            "and the signs @ : / ? # % of a password as %40 %3A %2F %3F %23 %25"
+        ) from None
     return client
 
 
@@ -62,7 +71,8 @@ def check_server(url: str) -> None:
         BrokerError: with the remedy.
     """
     try:
-        memory = connect(url, retries=3).info("memory")
+        with connect(url, retries=3) as client:
+            memory = client.info("memory")
     except redis.RedisError as error:
         raise BrokerError(f"--redis {redact(url)}: {error}; is the server running and the password right?") from error
     policy = memory.get("maxmemory_policy", "noeviction")
@@ -105,14 +115,18 @@ class Stream:
 
     def missing(self, entry_ids: Sequence[str]) -> set[str]:
         """Those of the ids that are no longer in the stream."""
-        pipeline = self._client.pipeline(transaction=False)
-        for entry_id in entry_ids:
-            pipeline.xrange(self._key, entry_id, entry_id)
-        try:
-            replies = pipeline.execute()
-        except redis.RedisError as error:
-            raise BrokerError(f"{self._url}: {error}") from error
-        return {entry_id for entry_id, reply in zip(entry_ids, replies, strict=True) if not reply}
+        found: set[str] = set()
+        for start in range(0, len(entry_ids), ASK_COUNT):
+            asked = entry_ids[start : start + ASK_COUNT]
+            pipeline = self._client.pipeline(transaction=False)
+            for entry_id in asked:
+                pipeline.xrange(self._key, entry_id, entry_id)
+            try:
+                replies = pipeline.execute()
+            except redis.RedisError as error:
+                raise BrokerError(f"{self._url}: {error}") from error
+            found.update(entry_id for entry_id, reply in zip(asked, replies, strict=True) if reply)
+        return set(entry_ids) - found
 
     def delete(self, entry_ids: Iterable[str]) -> None:
         """Remove entries, a thousand to a command."""

@@ -30,6 +30,9 @@ def read_vocabulary(path: Path) -> Vocabulary:
     """
     try:
         data = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}; the run lacks its vocabulary") from error
+    try:
         if not 0 < zstandard.get_frame_parameters(data).content_size <= MAX_BYTES:
             raise StoreError(f"{path}: vocabulary is over the limit of {MAX_BYTES} bytes")
         tokens = msgpack.unpackb(
@@ -39,7 +42,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
             max_map_len=0,
             max_ext_len=0,
         )
-    except (OSError, ValueError, zstandard.ZstdError, msgpack.exceptions.UnpackException) as error:
+    except (ValueError, zstandard.ZstdError, msgpack.exceptions.UnpackException) as error:
         raise StoreError(f"{path}: damaged vocabulary ({error})") from error
     if not isinstance(tokens, list) or not all(token is None or isinstance(token, bytes) for token in tokens):
         raise StoreError(f"{path}: not a list of byte strings")

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import msgspec
 
-from raylens.storage.errors import BrokerError, Fenced, FrameError, RaylensError
+from raylens.storage.errors import BrokerError, Fenced, FrameError, RaylensError, StoreError
 from raylens.storage.frame import Frame, decode_frame, decode_payload
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
 from raylens.storage.manifest import read_manifest
 from raylens.storage.quarantine import Quarantine
-from raylens.storage.segments import SegmentBuilder
+from raylens.storage.segments import SegmentBuilder, remove_garbage
 from raylens.storage.stream import Stream
 
 #: Commit when the waiting records have this many bytes ...
@@ -78,17 +78,16 @@ class Writer:
 
     def take_over(self) -> None:
         """Own the run: an empty commit fences any older writer, whose uncommitted segments are then garbage."""
+        named: set[str | None] = set()
         while True:
-            self._ledger.refresh()
+            named.update(commit.segment for commit in self._ledger.follow())
+            n = self._ledger.next
             try:
-                self._ledger.append(Commit(FORMAT, self._ledger.next, self._id, None, 0, 0, []))
+                self._ledger.append(Commit(FORMAT, n, self._id, None, 0, 0, []))
             except Fenced:
                 continue
             break
-        named = {commit.segment for commit in Ledger(self._folder).refresh()}
-        for path in self._folder.records.iterdir():
-            if path.name not in named:
-                path.unlink(missing_ok=True)
+        remove_garbage(self._folder, n, named)
 
     def step(self) -> bool:
         """Read once, commit if due; whether anything was read.
@@ -159,14 +158,13 @@ class Writer:
         del self._gathering[attempt]
         payload = b"".join(gathering.bodies[chunk] for chunk in range(gathering.chunks))
         try:
-            outcome = decode_payload(payload, frame.index, self._vocabulary_size)
-        except FrameError as error:
+            self._segment.add(decode_payload(payload, frame.index, self._vocabulary_size))
+        except (FrameError, StoreError) as error:  # not a frame, or nothing that JSON can hold
             for one in gathering.entries:
                 self._refuse(one, str(error), payload)
             return
         if not self._ready:
             self._ready_since = time.monotonic()
-        self._segment.add(outcome)
         self._ready[frame.index] = gathering.entries
 
     def _refuse(self, entry: str, reason: str, data: bytes) -> None:

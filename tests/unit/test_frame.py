@@ -121,11 +121,11 @@ def test_what_would_be_refused_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> N
     """The sender holds to the limits of the receiver, so that a prompt fails at once and not after eight refusals."""
     monkeypatch.setattr(frame_module, "MAX_HEAD_BYTES", 1000)
     monkeypatch.setattr(frame_module, "MAX_ARRAY_BYTES", 1000)
-    with pytest.raises(FrameError, match="text, tokens and metadata of .* over the limit"):
+    with pytest.raises(FrameError, match=r"text, tokens and metadata of .* over the limit"):
         encode_payload(make_record(text="x" * 1000))
-    with pytest.raises(FrameError, match="text, tokens and metadata of .* over the limit"):
+    with pytest.raises(FrameError, match=r"text, tokens and metadata of .* over the limit"):
         encode_payload(make_failure(metadata={"x": "x" * 1000}))
-    with pytest.raises(FrameError, match="arrays of .* over the limit"):
+    with pytest.raises(FrameError, match=r"arrays of .* over the limit"):
         encode_payload(make_record(tokens=40))
 
 

@@ -98,9 +98,8 @@ def test_a_folder_without_a_manifest_is_no_run(folder: RunFolder) -> None:
 
 def test_one_driver_holds_a_run(folder: RunFolder) -> None:
     """A second holder on this machine is refused with the first one's process id, until the first lets go."""
-    with folder.lock():
-        with pytest.raises(StoreError, match=f"by process {os.getpid()};"), folder.lock():
-            pass
+    with folder.lock(), pytest.raises(StoreError, match=f"by process {os.getpid()};"), folder.lock():
+        pass
     with folder.lock():
         pass
 

@@ -7,7 +7,6 @@ import numpy as np
 import orjson
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from raylens.storage.errors import StoreError

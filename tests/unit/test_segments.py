@@ -90,7 +90,7 @@ def test_a_segment_is_never_written_over(folder: RunFolder) -> None:
 
 @pytest.mark.parametrize("place", range(0, 100, 7))
 def test_a_flipped_bit_is_found(folder: RunFolder, place: int) -> None:
-    """A bit that flipped anywhere in a record is one clear error, by the checksum if nothing else; its neighbours are readable."""
+    """A bit that flipped anywhere in a record is one clear error, and its neighbours stay readable."""
     path, entries = write(folder)
     data = bytearray(path.read_bytes())
     hit = entries[1]
