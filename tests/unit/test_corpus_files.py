@@ -5,8 +5,10 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +78,23 @@ def test_a_file_lost_between_two_passes(tmp_path: Path) -> None:
         list(read.prompts())
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_a_file_without_permission(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("x")
-    path.chmod(0)
-    assert refusal(path) == f"{path}: cannot be read (Permission denied); check the path and its permissions"
+@pytest.fixture
+def ordinary_user() -> Iterator[None]:
+    """Root may read every file, so as root the test runs as nobody."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(before)
+
+
+@pytest.mark.usefixtures("ordinary_user")
+def test_a_file_without_permission() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.txt"
+        path.write_text("x")
+        path.chmod(0)
+        assert refusal(path) == f"{path}: cannot be read (Permission denied); check the path and its permissions"
 
 
 def test_a_file_named_twice(tmp_path: Path) -> None:
