@@ -1,6 +1,6 @@
 """``raylens.run``: a corpus into a store, from Python."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from raylens.scheduler.settings import RunSettings
 from raylens.scheduler.stopping import Stopping
 from raylens.storage.store import Run, Store
 from raylens.storage.taps import parse_taps
-from raylens.workers.settings import DType, InputSettings, LensSettings, ModelSettings, OnLong, WorkerSettings
+from raylens.workers.settings import DType, InputSettings, LensSettings, LogprobType, ModelSettings, OnLong, WorkerSettings
 
 
 def run(
@@ -26,9 +26,9 @@ def run(
     trust_remote_code: bool = False,
     top_k: int = 10,
     layers: str = "all",
-    taps: str | None = None,
+    taps: str | Sequence[str] | None = None,
     positions: str = "last",
-    logprobs: str = "float16",
+    logprobs: LogprobType = "float16",
     format: Format = "auto",  # noqa: A002  the name of the option
     column: str | None = None,
     id_column: str | None = None,
@@ -66,7 +66,7 @@ def run(
         layers,
         parse_taps(taps) if taps is not None else None,
         positions,
-        "float32" if logprobs == "float32" else "float16",
+        logprobs,
     )
     worker = WorkerSettings(
         ModelSettings(model, revision, dtype, device_map, trust_remote_code),

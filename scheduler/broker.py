@@ -3,11 +3,14 @@
 import time
 from types import TracebackType
 
+from raylens.storage.errors import BrokerError
 from raylens.storage.server import EmbeddedServer
-from raylens.storage.stream import check_server
+from raylens.storage.stream import answers, check_server, redact
 
-#: Seconds between two looks at the embedded server.
+#: Seconds between two looks at the server.
 WATCH_SECONDS = 1.0
+#: Seconds without an answer of the user's server after which a run ends; it can be resumed.
+MAX_AWAY_SECONDS = 120.0
 
 
 class Broker:
@@ -23,23 +26,26 @@ class Broker:
     def __init__(self, redis: str) -> None:
         self._embedded = EmbeddedServer() if redis == "embedded" else None
         self.url = self._embedded.url if self._embedded is not None else redis
-        self.restarts = 0
-        self._looked = time.monotonic()
+        self._looked = self._answered = time.monotonic()
         if self._embedded is None:
             check_server(self.url)
 
     def watch(self) -> None:
-        """Start the embedded server anew if it died; what it held is resubmitted by receipt.
+        """Start the embedded server anew if it died; what it held is resubmitted by receipt. Wait for the user's own.
 
         Raises:
-            BrokerError: it does not start again.
+            BrokerError: it does not start again, or has not answered for two minutes.
         """
-        if self._embedded is None or time.monotonic() - self._looked < WATCH_SECONDS:
+        now = time.monotonic()
+        if now - self._looked < WATCH_SECONDS:
             return
-        self._looked = time.monotonic()
-        if not self._embedded.alive():
+        self._looked = now
+        if answers(self.url):
+            self._answered = now
+        elif self._embedded is not None:
             self._embedded.restart()
-            self.restarts += 1
+        elif now - self._answered > MAX_AWAY_SECONDS:
+            raise BrokerError(f"--redis {redact(self.url)}: has not answered for {MAX_AWAY_SECONDS:.0f} seconds; is it up?")
 
     def __enter__(self) -> "Broker":
         return self

@@ -1,6 +1,7 @@
 """The Ray cluster of a run: joined, or started on this machine, and how many actors it takes."""
 
 import atexit
+import contextlib
 import os
 import secrets
 import signal
@@ -19,6 +20,8 @@ from raylens.storage.errors import ClusterError
 
 #: Shared memory of a local Ray: prompts and receipts are small, results never pass through it.
 OBJECT_STORE_BYTES = 200 * 10**6
+#: Variables that are set while a local Ray runs.
+_ENVIRONMENT = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
 #: Seconds to wait for an address to answer.
 REACH_SECONDS = 10.0
 
@@ -54,6 +57,7 @@ def cluster(address: str) -> Iterator[Cluster]:
         yield _cluster()
         return
     target = os.environ.get("RAY_ADDRESS") if address == "auto" else None if address == "local" else address
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     try:
         if target is not None:
             _check_reachable(target)
@@ -61,18 +65,30 @@ def cluster(address: str) -> Iterator[Cluster]:
             _init(target)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         text = " ".join(str(error).split())[:300]
-        raise ClusterError(f"--ray {address}: {text}; is the cluster up and of Ray {ray.__version__}?") from error
+        remedy = f"is it up, of Ray {ray.__version__}, and if a token guards it, RAY_AUTH_MODE=token set?"
+        raise ClusterError(f"--ray {address}: {text}; {remedy}") from error
     try:
         yield _cluster()
     finally:
         ray.shutdown()
+        for name, value in before.items():  # the caller's own
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
     """Ray takes SIGTERM for itself, which would end a run without draining it; the caller's handler is put back."""
     handler = signal.getsignal(signal.SIGTERM)
-    yield
+    try:
+        yield
+    finally:
+        _restore(handler)
+
+
+def _restore(handler: "signal._HANDLER") -> None:
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
 
@@ -95,7 +111,9 @@ def _init(address: str | None) -> None:
     # Ray guards a local cluster by a token; without a file of ours it would write one to the user's home, which every
     # later cluster would then enforce
     os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token_file()))
-    ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+    # Ray puts the driver's working folder on its workers' path, where a redis.py of the user's would be imported
+    with contextlib.chdir("/"):
+        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
 
 
 @cache

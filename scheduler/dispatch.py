@@ -1,5 +1,6 @@
 """The loop of a run: feed the actors, follow the ledger, mend what breaks."""
 
+import time
 from collections.abc import Callable
 
 from raylens.scheduler.broker import Broker
@@ -7,13 +8,16 @@ from raylens.scheduler.pool import Done, Event, Loaded, Lost, Pool
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.tracker import Tracker
 from raylens.scheduler.writer_process import WriterProcess
-from raylens.storage.errors import BrokerError
+from raylens.storage.errors import BrokerError, ClusterError
 from raylens.storage.ledger import Commit
 
 #: Seconds to wait for an actor before looking at everything else.
 POLL_SECONDS = 0.2
+#: Seconds after which the user is told that no actor has a place yet, and after which the run ends.
+PLACE_SECONDS = 10.0
+MAX_PLACE_SECONDS = 600.0
 #: Times in a row that actors may find the server away, each after waiting for it, before the run is given up.
-MAX_BROKER_LOSSES = 10
+MAX_BROKER_LOSSES = 3
 
 
 class Dispatch:
@@ -44,6 +48,8 @@ class Dispatch:
         self._loaded = loaded
         self._stopping = stopping
         self._broker_losses = 0
+        self._began = time.monotonic()
+        self._told_waiting = False
 
     def run(self) -> bool:
         """Whether the run is complete; False if the user stopped it.
@@ -83,6 +89,7 @@ class Dispatch:
                 self._tracker.lost(shard, blame)
 
     def _look_after(self) -> None:
+        self._check_placed()
         self._broker.watch()
         self._writer.ensure_alive()
         self._tell(self._tracker.follow())
@@ -90,6 +97,16 @@ class Dispatch:
             self._tell(self._tracker.check_receipts())
         except BrokerError as error:
             self._progress.waiting(f"server away: {error}")
+
+    def _check_placed(self) -> None:
+        waited = time.monotonic() - self._began
+        if self._pool.placed or waited < PLACE_SECONDS:
+            return
+        if waited >= MAX_PLACE_SECONDS:
+            raise ClusterError("the Ray cluster found no place for any actor; is something else using its CPUs or GPUs?")
+        if not self._told_waiting:
+            self._told_waiting = True
+            self._progress.waiting("waiting for the Ray cluster to place the actors")
 
     def _tell(self, commits: list[Commit]) -> None:
         for commit in commits:

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from raylens.scheduler.chat import check_chat
 from raylens.scheduler.corpus import Corpus
 from raylens.scheduler.progress import duration
 from raylens.scheduler.settings import RunSettings, check
@@ -78,6 +79,7 @@ def estimate(settings: RunSettings, corpus: Corpus) -> Estimate:
     summary = corpus.scan(None)
     worker = settings.worker
     facts = inspect_model(worker)
+    check_chat(summary, facts)
     config = load_config(worker.model, facts.source).get_text_config()
     tokenizer = load_tokenizer(worker.model, facts.source)
     tokenize = Tokenizer(tokenizer, worker.input, worker.lens.positions, longest_input(config, tokenizer), facts.vocabulary_size)
@@ -90,7 +92,8 @@ def estimate(settings: RunSettings, corpus: Corpus) -> Estimate:
             tokens += len(found.ids)
             positions += len(found.positions)
     taps = worker.lens.taps or DEFAULT_TAPS
-    places = positions * len(taps) * len(select_layers(worker.lens.layers, facts.n_layers))
+    layers = len(select_layers(worker.lens.layers, facts.n_layers))
+    places = positions * sum(1 if tap == "resid_pre" else layers for tap in taps)
     parameters = _parameters(config, facts.n_layers)
     flops = 2.0 * parameters * tokens + 2.0 * facts.width * facts.vocabulary_size * places
     width = 2 if worker.model.dtype in {"bfloat16", "float16"} or "16" in str(getattr(config, "dtype", "")) else 4

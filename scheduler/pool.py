@@ -77,11 +77,12 @@ class Pool:
     def __init__(self, settings: WorkerSettings, run: str, redis: str, share: Share) -> None:
         actors = [start_actor(settings, run, redis, share.cpus, share.gpus) for _ in range(share.actors)]
         self._slots = [_Slot(actor, _begin(actor)) for actor in actors]
+        self._placed = False
 
     @property
-    def ready(self) -> int:
-        """Actors that hold a model."""
-        return sum(slot.loading is None for slot in self._slots)
+    def placed(self) -> bool:
+        """Whether any actor has got its place on the cluster."""
+        return self._placed
 
     def room(self) -> bool:
         """Whether any actor can take an ordinary shard now."""
@@ -126,6 +127,7 @@ class Pool:
             slot.loading = _begin(slot.actor)
             return
         if certificate is None:  # the process is up: now its model
+            self._placed = True
             slot.loading = slot.actor.load.remote()
             return
         slot.load_deaths = 0

@@ -31,7 +31,10 @@ class Progress(Protocol):
         """So many more are in the ledger."""
 
     def waiting(self, text: str) -> None:
-        """What the run is waiting for, or an event such as a restart; empty when it goes on."""
+        """What the run is waiting for, or an event such as a restart."""
+
+    def failed(self, message: str, exit_code: int) -> None:
+        """The run cannot go on; the message is printed by who called it."""
 
     def close(self) -> None:
         """The run has ended."""
@@ -95,6 +98,7 @@ class Quiet:
     def working(self) -> None: ...
     def committed(self, records: int, failures: int, tokens: int) -> None: ...
     def waiting(self, text: str) -> None: ...
+    def failed(self, message: str, exit_code: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -126,8 +130,9 @@ class Lines:
             self._now_and_then(self._meter.line())
 
     def waiting(self, text: str) -> None:
-        if text:
-            self._say(text)
+        self._say(text)
+
+    def failed(self, message: str, exit_code: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -174,8 +179,10 @@ class Events:
         )
 
     def waiting(self, text: str) -> None:
-        if text:
-            self._emit("waiting", text=text)
+        self._emit("waiting", text=text)
+
+    def failed(self, message: str, exit_code: int) -> None:
+        self._emit("error", message=message, exit_code=exit_code)
 
     def close(self) -> None: ...
 
@@ -194,10 +201,10 @@ class Bar:
         self._meter = Meter()
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task("starting", total=None, note="")
@@ -222,8 +229,9 @@ class Bar:
         self._bar.update(self._task, completed=self._meter.done, note=note)
 
     def waiting(self, text: str) -> None:
-        if text:
-            self._bar.update(self._task, note=text)
+        self._bar.update(self._task, note=text)
+
+    def failed(self, message: str, exit_code: int) -> None: ...
 
     def close(self) -> None:
         self._bar.stop()

@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ import orjson
 
 from raylens import __version__
 from raylens.scheduler.broker import Broker
+from raylens.scheduler.chat import check_chat
 from raylens.scheduler.corpus import Corpus, CorpusSummary, Fingerprint
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.settings import RunSettings, check
@@ -21,8 +23,8 @@ from raylens.scheduler.shards import shards
 from raylens.scheduler.tracker import Tracker
 from raylens.scheduler.writer_process import WriterProcess
 from raylens.storage.durable import write_file
-from raylens.storage.errors import BrokerError, ClusterError, InputError, ModelError
-from raylens.storage.layout import RunFolder, runs_folder
+from raylens.storage.errors import BrokerError, ClusterError, InputError
+from raylens.storage.layout import RunFolder, check_writable, runs_folder
 from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import FORMAT, Manifest, create_or_resume
 from raylens.storage.record import Prompt
@@ -74,22 +76,21 @@ def run_corpus(
         RaylensError: the corpus, model, store or a service cannot be used; nothing that is stored is lost.
     """
     check(settings)
+    check_writable(settings.store)
     progress.stage("checking the corpus")
     summary = corpus.scan(_scanned(progress, stopping))
     progress.stage("reading the model's configuration")
     facts = inspect_model(settings.worker)
-    if summary.has_messages and not facts.has_chat_template:
-        source = settings.worker.model.source
-        raise ModelError(f"--model {source}: has no chat template for prompts with messages; give --chat-template FILE")
+    check_chat(summary, facts)
     wanted = _manifest(settings, corpus, summary, facts)
     folder = RunFolder(runs_folder(settings.store) / wanted.name)
     with folder.lock():
-        manifest = create_or_resume(folder, wanted)
-        if not folder.vocabulary.exists():
-            write_vocabulary(folder.vocabulary, facts.vocabulary)
         ledger = Ledger(folder)
         for _ in ledger.follow():  # one at a time: a ledger may hold millions of entries
             pass
+        manifest = create_or_resume(folder, wanted, empty=ledger.count == 0)
+        if not folder.vocabulary.exists():
+            write_vocabulary(folder.vocabulary, facts.vocabulary)
         progress.start(manifest.name, manifest.prompts, ledger.count)
         complete = ledger.count == manifest.prompts
         if not complete and not stopping():
@@ -143,8 +144,11 @@ def _work(plan: _Plan, progress: Progress, stopping: Callable[[], bool]) -> bool
 
 
 def _settled(settings: WorkerSettings, facts: ModelFacts, batch_tokens: int) -> WorkerSettings:
-    """What every actor gets: the batch size if the user left it open, and of a hub model the one commit that was found."""
+    """What every actor gets: the batch size if the user left it open, whole paths, and of a hub model the commit found."""
     model, given = settings.model, settings.input
+    path = Path(model.source).expanduser()
+    if model.source != "demo" and path.exists():
+        model = msgspec.structs.replace(model, source=str(path.resolve()))
     if facts.commit is not None:
         model = msgspec.structs.replace(model, revision=facts.commit)
     if given.batch_tokens is None:

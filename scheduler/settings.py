@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from raylens.storage.errors import UsageError
-from raylens.workers.settings import WorkerSettings
+from raylens.workers.settings import WorkerSettings, check_types
 
 
 class RunSettings(msgspec.Struct, frozen=True):
@@ -36,12 +36,13 @@ def check(settings: RunSettings) -> None:
     Raises:
         UsageError: naming the option.
     """
+    check_types(settings)
     if settings.actors is not None and settings.actors < 1:
         raise UsageError(f"--actors {settings.actors}: must be at least 1")
-    if settings.gpus_per_actor < 0:
-        raise UsageError(f"--gpus-per-actor {settings.gpus_per_actor:g}: must be at least 0")
+    if not 0 <= settings.gpus_per_actor < 1000:
+        raise UsageError(f"--gpus-per-actor {settings.gpus_per_actor:g}: must be 0 or more")
     name = settings.name
     if name is not None and (
-        not name or len(name) > 100 or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name)
+        not name or len(name) > 100 or name.startswith(".") or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name)
     ):
         raise UsageError(f"--name {name!r}: use 1 to 100 letters, digits, '-', '_' and '.', not beginning with '.'")

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: the first asks a run to stop cleanly, the second ends it at once."""
 
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 
@@ -20,8 +21,11 @@ class Stopping:
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         if self._asked:
+            for number in self._old:  # cleaning up must not be interrupted again
+                signal.signal(number, signal.SIG_IGN)
             raise KeyboardInterrupt
         self._asked = True
+        print("stopping; once more ends at once", file=sys.stderr)  # noqa: T201
 
     def __enter__(self) -> "Stopping":
         if threading.current_thread() is threading.main_thread():

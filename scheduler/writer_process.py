@@ -25,8 +25,9 @@ class WriterProcess:
 
     def _start(self) -> "subprocess.Popen[bytes]":
         with self._folder.writer_log.open("ab") as log:
+            # -P: a redis.py in the working folder is not ours to import
             process = subprocess.Popen(
-                [sys.executable, "-m", "raylens.storage.writer"],
+                [sys.executable, "-P", "-m", "raylens.storage.writer"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -36,11 +37,6 @@ class WriterProcess:
         process.stdin.write(self._orders)
         process.stdin.flush()
         return process
-
-    @property
-    def pid(self) -> int:
-        """Of the running process."""
-        return self._process.pid
 
     def committed(self) -> None:
         """Tell that the writer has made progress."""

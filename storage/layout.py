@@ -45,9 +45,16 @@ class RunFolder:
         return self.root / "writer.log"
 
     def create(self) -> None:
-        """Make the folders."""
-        for folder in (self.commits, self.records, self.quarantine):
-            folder.mkdir(parents=True, exist_ok=True)
+        """Make the folders.
+
+        Raises:
+            StoreError: they cannot be made.
+        """
+        try:
+            for folder in (self.commits, self.records, self.quarantine):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.root}: cannot be written ({error.strerror}); choose another --store") from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -56,7 +63,7 @@ class RunFolder:
         Raises:
             StoreError: another process on this machine is doing this run.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.create()
         descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
@@ -69,6 +76,20 @@ class RunFolder:
             yield
         finally:
             os.close(descriptor)
+
+
+def check_writable(store: Path) -> None:
+    """Make the store's folder, and refuse one that cannot be written.
+
+    Raises:
+        StoreError: naming it.
+    """
+    try:
+        runs_folder(store).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"--store {store}: cannot be written ({error.strerror}); choose another folder") from error
+    if not os.access(runs_folder(store), os.W_OK):
+        raise StoreError(f"--store {store}: cannot be written (Permission denied); choose another folder")
 
 
 def runs_folder(store: Path) -> Path:

@@ -81,6 +81,17 @@ class Ledger:
             self._learn(commit)
             yield commit
 
+    def check_whole(self) -> None:
+        """Refuse a ledger in which a commit is missing before another.
+
+        Raises:
+            StoreError: naming the missing file.
+        """
+        present = {path.name for path in self._folder.commits.glob("*.json")}
+        missing = self._path(self.next)
+        if missing.name not in present and max(present, default="") > missing.name and not missing.exists():
+            raise StoreError(f"{missing}: missing, though later commits exist; restore it from a backup")
+
     def append(self, commit: Commit) -> None:
         """Make ``commit`` exist, durably.
 

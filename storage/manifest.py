@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from raylens.storage.durable import create_file, decode_json
+from raylens.storage.durable import create_file, decode_json, write_file
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.layout import RunFolder
 
@@ -51,8 +51,12 @@ def read_manifest(folder: RunFolder) -> Manifest:
     return decode_json(folder.manifest, data, Manifest, FORMAT)
 
 
-def create_or_resume(folder: RunFolder, wanted: Manifest) -> Manifest:
+def create_or_resume(folder: RunFolder, wanted: Manifest, empty: bool = False) -> Manifest:
     """The manifest of the run: the wanted one, or the one an earlier call left if it agrees.
+
+    Args:
+        folder, wanted: the run.
+        empty: whether nothing was ever stored in it; then the wanted one takes the place of another.
 
     Raises:
         UsageError: a run of that name has other settings; the message shows each difference.
@@ -63,6 +67,11 @@ def create_or_resume(folder: RunFolder, wanted: Manifest) -> Manifest:
         return wanted
     found = read_manifest(folder)
     changes = difference(found.identity, wanted.identity)
+    if changes and empty:
+        folder.certificate.unlink(missing_ok=True)
+        folder.vocabulary.unlink(missing_ok=True)
+        write_file(folder.manifest, data)
+        return wanted
     if changes:
         raise UsageError(f"run {wanted.name!r} was made with other settings: {'; '.join(changes)}; repeat those, or give --name")
     return found

@@ -9,13 +9,7 @@ import orjson
 from raylens.storage.labels import token_label
 from raylens.storage.record import Failure, Record, TapLens
 from raylens.storage.record_json import encode_outcome
-from raylens.storage.vocabulary import Vocabulary
-
-
-def token_text(vocabulary: Vocabulary, token: int) -> str:
-    """A token as text; bytes that are no whole character become U+FFFD, an id without a token ``<ID>``."""
-    known = vocabulary[token] if token < len(vocabulary) else None
-    return f"<{token}>" if known is None else known.decode(errors="replace")
+from raylens.storage.vocabulary import Vocabulary, token_text
 
 
 def readable(outcome: Record | Failure, vocabulary: Vocabulary) -> dict[str, Any]:

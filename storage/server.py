@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from raylens.storage.errors import BrokerError
-from raylens.storage.stream import Stream
+from raylens.storage.stream import Stream, answers
 
 #: Backstop for bytes waiting in the server; actors wait when it is reached.
 MAX_MEMORY = "1gb"
@@ -110,19 +110,14 @@ class EmbeddedServer:
 
     def alive(self) -> bool:
         """Whether the server answers right now."""
-        stream = Stream(self.url, "probe", retries=0)
-        try:
-            stream.ping()
-        except BrokerError:
-            return False
-        finally:
-            stream.close()
-        return True
+        return answers(self.url)
 
     def close(self) -> None:
         """End the server and remove its folder."""
-        _end(self._process)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            _end(self._process)
+        finally:  # it holds the password
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> "EmbeddedServer":
         return self

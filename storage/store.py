@@ -31,7 +31,7 @@ class Run:
     @property
     def name(self) -> str:
         """The run's name."""
-        return self.manifest.name
+        return self.folder.root.name
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -52,10 +52,12 @@ class Run:
     @cached_property
     def _places(self) -> dict[str, tuple[Path, Entry]]:
         places: dict[str, tuple[Path, Entry]] = {}
-        for commit in Ledger(self.folder).follow():
+        ledger = Ledger(self.folder)
+        for commit in ledger.follow():
             if commit.segment is not None:
                 path = segment_path(self.folder, commit)
                 places.update((entry.id, (path, entry)) for entry in commit.entries)
+        ledger.check_whole()
         return places
 
     @cached_property

@@ -80,6 +80,18 @@ def check_server(url: str) -> None:
         raise BrokerError(f"--redis {redact(url)}: maxmemory-policy is {policy}, which may drop results; set it to noeviction")
 
 
+def answers(url: str) -> bool:
+    """Whether the server answers right now."""
+    stream = Stream(url, "probe", retries=0)
+    try:
+        stream.ping()
+    except BrokerError:
+        return False
+    finally:
+        stream.close()
+    return True
+
+
 class Stream:
     """One run's stream.
 

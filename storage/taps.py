@@ -1,5 +1,7 @@
 """The places in a transformer block that can be lensed, under TransformerLens's names."""
 
+from collections.abc import Sequence
+
 from raylens.storage.errors import UsageError
 
 #: Canonical names, in the order in which a block computes them.
@@ -17,13 +19,13 @@ ALIASES = {
 }
 
 
-def parse_taps(spec: str) -> tuple[str, ...]:
-    """Canonical tap names from a comma-separated list, in block order and without repeats.
+def parse_taps(spec: str | Sequence[str]) -> tuple[str, ...]:
+    """Canonical tap names from names or a comma-separated list of them, in block order and without repeats.
 
     Raises:
         UsageError: an unknown or missing name.
     """
-    names = [name.strip() for name in spec.split(",") if name.strip()]
+    names = [name.strip() for name in (spec.split(",") if isinstance(spec, str) else spec) if name.strip()]
     chosen = {ALIASES.get(name, name) for name in names}
     unknown = sorted(chosen - set(TAPS))
     if unknown or not chosen:

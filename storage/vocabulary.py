@@ -17,6 +17,12 @@ MAX_TOKEN_BYTES = 1 << 16
 Vocabulary = Sequence[bytes | None]
 
 
+def token_text(vocabulary: Vocabulary, token: int) -> str:
+    """A token as text; bytes that are no whole character become U+FFFD, an id without a token ``‹id N›``."""
+    known = vocabulary[token] if token < len(vocabulary) else None
+    return f"‹id {token}›" if known is None else known.decode(errors="replace")
+
+
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
     """Store a vocabulary durably."""
     write_file(path, zstandard.compress(msgpack.packb(list(vocabulary), use_bin_type=True), 3))

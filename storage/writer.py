@@ -6,6 +6,7 @@ of input; it ends when its input does.
 """
 
 import logging
+import os
 import secrets
 import signal
 import sys
@@ -69,6 +70,7 @@ class Writer:
         self._ledger = Ledger(folder)
         self._id = secrets.token_hex(4)
         self._cursor = "0-0"
+        self._away = False
         self._rewound = time.monotonic()
         self._gathering: dict[_Attempt, _Gathering] = {}
         self._segment = SegmentBuilder()
@@ -123,9 +125,11 @@ class Writer:
         try:
             entries = self._stream.read(self._cursor, BLOCK_MS)
         except BrokerError as error:
-            log.warning("server away: %s", error)
-            self._cursor = "0-0"
+            if not self._away:  # once an outage, not once a try
+                log.warning("server away: %s", error)
+            self._away, self._cursor = True, "0-0"
             return []
+        self._away = False
         if entries:
             self._cursor = entries[-1][0]
         elif time.monotonic() - self._rewound > REWIND_SECONDS:
@@ -211,7 +215,9 @@ def main() -> int:
     owner_gone = threading.Event()
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # not through sys.stdin: its lock, held by a waiting read, would abort the interpreter's shutdown
+        while os.read(0, 1 << 16):
+            pass
         owner_gone.set()
 
     threading.Thread(target=watch, daemon=True).start()
@@ -222,6 +228,9 @@ def main() -> int:
     except RaylensError as error:
         log.error("%s", error)
         return error.exit_code
+    except OSError as error:  # such as a full disk; what is not committed is still in the stream
+        log.error("cannot write: %s", error)
+        return StoreError.exit_code
     return 0
 
 

@@ -1,12 +1,13 @@
 """``raylens.lens``: one text, in this process, without Ray, Redis or a store."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
-from raylens.storage.errors import RaylensError
+from raylens.storage.errors import RaylensError, UsageError
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.taps import parse_taps
 from raylens.workers.preflight import inspect_model
-from raylens.workers.settings import DType, InputSettings, LensSettings, ModelSettings, WorkerSettings
+from raylens.workers.settings import DType, InputSettings, LensSettings, ModelSettings, WorkerSettings, check
 from raylens.workers.worker import Worker
 
 
@@ -24,7 +25,7 @@ def lens(
     dtype: DType = "auto",
     top_k: int = 10,
     layers: str = "all",
-    taps: str | None = None,
+    taps: str | Sequence[str] | None = None,
     positions: str = "all",
 ) -> Record:
     """The logit lens of one text. The model stays loaded for the next call with the same settings.
@@ -42,6 +43,9 @@ def lens(
         LensSettings(top_k, layers, parse_taps(taps) if taps is not None else None, positions, logprobs="float32"),
         InputSettings(),
     )
+    check(settings)
+    if not isinstance(text, str):
+        raise UsageError(f"the text is a {type(text).__name__}; give a str, or use raylens.run for many")
     (outcome,) = _worker(settings).run([Prompt(0, "0", text)])
     if isinstance(outcome, Failure):
         raise RaylensError(f"cannot lens this text ({outcome.kind}): {outcome.message}")

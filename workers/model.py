@@ -39,7 +39,7 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
         raise ModelError(
             f"--model {settings.source}: does not fit the GPU ({error}); try --dtype bfloat16 or --device-map auto"
         ) from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:
         raise ModelError(f"--model {settings.source}: cannot load the weights ({' '.join(str(error).split())[:300]})") from error
     if missing := sorted(report["missing_keys"]):  # transformers has filled these at random
         named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")

@@ -1,6 +1,7 @@
 """What can be known of a model before its weights are loaded: layers, vocabulary, limits, tokenizer, identity."""
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +21,6 @@ class ModelFacts(msgspec.Struct, frozen=True):
         source: where it is.
         commit: the hub's commit, for a hub id.
         n_layers, width, vocabulary_size: of the model.
-        parameters: estimated number of weights, for the planner.
         vocabulary: token id -> bytes.
         tokenizer_hash, chat_template_hash: SHA-256, short.
         has_chat_template: whether prompts with messages can be rendered.
@@ -46,6 +46,8 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
     """
     check(settings)
     select_positions(settings.lens.positions, 1)
+    if settings.input.chat_template is not None:
+        _check_template(settings.input.chat_template)
     source = resolve(settings.model)
     config = load_config(settings.model, source)
     tokenizer = load_tokenizer(settings.model, source)
@@ -67,6 +69,15 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
         chat_template_hash=_hash(str(template).encode()) if template else "",
         has_chat_template=bool(template),
     )
+
+
+def _check_template(source: str) -> None:
+    import jinja2
+
+    try:
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source)  # noqa: S701  parsed, never rendered here
+    except jinja2.TemplateSyntaxError as error:
+        raise UsageError(f"--chat-template line {error.lineno}: {error.message}") from error
 
 
 def load_config(settings: ModelSettings, source: ModelSource) -> Any:
@@ -103,6 +114,8 @@ def _not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
         return ModelError(f"--model {settings.source}: needs its own code; read it, then give --trust-remote-code")
     if "gated" in text or "401" in text:
         return ModelError(f"--model {settings.source}: access denied by the hub; accept its licence there and run hf auth login")
+    if Path(settings.source).expanduser().exists():
+        return ModelError(f"--model {settings.source}: its configuration or tokenizer cannot be read ({text[:300]})")
     return ModelError(
         f"--model {settings.source}: no such folder here and not loadable from the hub ({text[:300]}); check the name"
     )

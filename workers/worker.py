@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from raylens.storage.record import Failure, Prompt, Record
-from raylens.storage.vocabulary import Vocabulary
+from raylens.storage.vocabulary import Vocabulary, token_text
 from raylens.workers.adapter import adapt
 from raylens.workers.batching import batches, pad
 from raylens.workers.blocks import input_device
@@ -65,7 +65,7 @@ class Worker:
         if not isinstance(outcomes, Exception):
             for prompt, outcome in zip(prompts, outcomes, strict=True):
                 if isinstance(outcome, Record):
-                    yield replace(outcome, tokens=[self._display(token) for token in outcome.token_ids])
+                    yield replace(outcome, tokens=[token_text(self.vocabulary, token) for token in outcome.token_ids])
                 else:
                     yield self._failure(prompt, outcome)
         elif len(prompts) == 1:
@@ -85,9 +85,6 @@ class Worker:
         if isinstance(failed, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
         return failed
-
-    def _display(self, token: int) -> str:
-        return (self.vocabulary[token] or f"<{token}>".encode()).decode(errors="replace")
 
     def _failure(self, tokenized: Tokenized, error: Exception) -> Failure:
         kind = "memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "model"

@@ -4,6 +4,8 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
+from raylens.storage.errors import RaylensError
+
 if TYPE_CHECKING:
     from raylens.scheduler.corpus import Corpus
     from raylens.scheduler.run import RunResult
@@ -25,5 +27,8 @@ def run_from_command(settings: "RunSettings", corpus: "Corpus", *, as_json: bool
     with Stopping() as stopping, contextlib.redirect_stdout(sys.stderr):
         try:
             return run_corpus(settings, corpus, progress, stopping)
+        except RaylensError as error:
+            progress.failed(str(error), error.exit_code)
+            raise
         finally:
             progress.close()

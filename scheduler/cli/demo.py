@@ -1,5 +1,6 @@
 """``raylens demo``."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -8,6 +9,7 @@ import orjson
 from raylens.scheduler.cli._options import print_table
 from raylens.scheduler.cli._running import run_from_command
 from raylens.scheduler.demo import PROMPTS
+from raylens.storage.errors import UsageError
 from raylens.storage.labels import fit, label, token_label
 from raylens.storage.record import Record
 from raylens.storage.store import Run, Store
@@ -31,7 +33,10 @@ def command(output: str, quiet: bool) -> None:
     folder = Path(output)
     worker = WorkerSettings(ModelSettings("demo"), LensSettings(positions="all"))
     settings = RunSettings(worker, store=folder, name="demo", ray="local")
-    outcome = run_from_command(settings, Corpus(CorpusSettings(sources=(str(PROMPTS),))), as_json=False, quiet=quiet)
+    try:
+        outcome = run_from_command(settings, Corpus(CorpusSettings(sources=(str(PROMPTS),))), as_json=False, quiet=quiet)
+    except UsageError as error:  # a demo of another version is there
+        raise UsageError(f"{error.args[0].partition(';')[0]}; give another folder with -o") from error
     if not outcome.complete:
         raise KeyboardInterrupt
     run = Store(folder)["demo"]
@@ -41,7 +46,7 @@ def command(output: str, quiet: bool) -> None:
     click.echo()
     for name, path in _write_out(run, folder).items():
         click.echo(f"{name:13} {path}")
-    click.echo(f"{'look further':13} raylens show demo/{SHOWN} --store {folder}")
+    click.echo(f"{'look further':13} raylens show demo/{SHOWN} --store {shlex.quote(str(folder))}")
 
 
 def _row(run: Run, record: Record) -> list[str]:

@@ -1,8 +1,9 @@
 """``raylens run``."""
 
+import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,7 +11,17 @@ from raylens.scheduler.cli._options import DEFAULT_STORE, model_options, model_s
 from raylens.scheduler.cli._running import run_from_command
 from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED, UsageError
 
+if TYPE_CHECKING:
+    from raylens.scheduler.run import RunResult
+
 _FORMATS = ("auto", "jsonl", "csv", "parquet", "txt", "lines", "paragraphs")
+
+
+def _read_text(option: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{option} {path}: {error}") from error
 
 
 def _load_config(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
@@ -20,14 +31,21 @@ def _load_config(ctx: click.Context, _parameter: click.Parameter, value: str | N
     import tomllib
 
     try:
-        found = tomllib.loads(Path(value).read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        found = tomllib.loads(_read_text("--config", value))
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"--config {value}: {error}") from error
     names = {option.removeprefix("--"): parameter.name for parameter in ctx.command.params for option in parameter.opts}
+    names.pop("config")
     unknown = sorted(set(found) - set(names))
     if unknown:
         raise UsageError(f"--config {value}: unknown option {unknown[0]!r}; see raylens run --help")
-    ctx.default_map = {**(ctx.default_map or {}), **{str(names[name]): setting for name, setting in found.items()}}
+    wrong = [name for name, setting in found.items() if not isinstance(setting, str | int | bool | float)]
+    if wrong:
+        raise UsageError(f"--config {value}: {wrong[0]} must be one value")
+    ctx.default_map = {
+        **(ctx.default_map or {}),
+        **{str(names[name]): setting if isinstance(setting, bool) else str(setting) for name, setting in found.items()},
+    }
 
 
 @click.command("run", context_settings={"show_default": True})
@@ -35,12 +53,23 @@ def _load_config(ctx: click.Context, _parameter: click.Parameter, value: str | N
 @model_options
 @click.option("-o", "--store", default=DEFAULT_STORE, envvar="RAYLENS_STORE", help="Folder of runs, made if absent.")
 @click.option("--name", help="Name of the run; from model and corpus by default.")
-@click.option("--text", multiple=True, help="A prompt given here; repeatable.")
-@click.option("--format", "kind", type=click.Choice(_FORMATS), default="auto", help="Of the corpus; auto goes by extension.")
+@click.option("--text", multiple=True, allow_from_autoenv=False, help="A prompt given here; repeatable.")
+@click.option(
+    "--format",
+    "kind",
+    envvar="RAYLENS_RUN_FORMAT",
+    type=click.Choice(_FORMATS),
+    default="auto",
+    help="Of the corpus; auto goes by extension.",
+)
 @click.option("--column", help="Key or column of the text.")
 @click.option("--id-column", help="Key or column of the id.")
 @click.option("--limit", type=int, help="Stop after this many prompts.")
-@click.option("--chat-template", type=click.File(), help="Jinja file for prompts with messages, instead of the model's own.")
+@click.option(
+    "--chat-template",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Jinja file for prompts with messages, instead of the model's own.",
+)
 @click.option("--max-tokens", type=int, help="Longest prompt; the model's limit by default.")
 @click.option(
     "--on-long", type=click.Choice(["truncate", "skip", "error"]), default="error", help="What a longer prompt comes to."
@@ -56,7 +85,7 @@ def _load_config(ctx: click.Context, _parameter: click.Parameter, value: str | N
 @click.option("--ray", default="auto", help="local, an address, or auto: RAY_ADDRESS if set, else local.")
 @click.option("--redis", default="embedded", help="embedded, or the URL of a Redis or Valkey server.")
 @click.option("--dry-run", is_flag=True, help="Say what the run would take, and stop.")
-@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
+@click.option("--json", "as_json", envvar="RAYLENS_RUN_JSON", is_flag=True, help="Events as JSON lines on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.option(
     "--config",
@@ -75,10 +104,13 @@ def command(**options: Any) -> None:
     if options["dry_run"]:
         _dry_run(settings, corpus, options["as_json"])
         return
-    outcome = run_from_command(settings, corpus, as_json=options["as_json"], quiet=options["quiet"])
-    failed = _summary(options["store"], outcome.run, options["as_json"], options["quiet"])
+    try:
+        outcome = run_from_command(settings, corpus, as_json=options["as_json"], quiet=options["quiet"])
+    except KeyboardInterrupt:
+        _say_how_to_resume()
+        sys.exit(EXIT_STOPPED)
+    failed = _summary(options["store"], outcome, options["as_json"], options["quiet"])
     if not outcome.complete:
-        click.echo(f"stopped; what is stored stays. To go on: {_command_line()}", err=True)
         sys.exit(EXIT_STOPPED)
     if failed:
         sys.exit(EXIT_FAILED_PROMPTS)
@@ -105,9 +137,9 @@ def _settings(options: dict[str, Any]) -> Any:
     from raylens.workers.settings import InputSettings, LensSettings, WorkerSettings
 
     actors = options["actors"]
-    if actors != "auto" and not actors.isdigit():
+    if actors != "auto" and not (actors.isascii() and actors.isdigit()):
         raise UsageError(f"--actors {actors!r}: give a number, or auto")
-    template = options["chat_template"].read() if options["chat_template"] is not None else None
+    template = _read_text("--chat-template", options["chat_template"]) if options["chat_template"] is not None else None
     worker = WorkerSettings(
         model_settings(options),
         LensSettings(
@@ -130,24 +162,37 @@ def _settings(options: dict[str, Any]) -> Any:
     )
 
 
-def _summary(store: str, name: str, as_json: bool, quiet: bool) -> int:
+def _summary(store: str, ended: "RunResult", as_json: bool, quiet: bool) -> int:
     """Say what the run came to and what to do next; the number of failed prompts that count as such."""
     import orjson
 
     from raylens.storage.store import Store
 
+    name = ended.run
     run = Store(store)[name]
     counts = run.counts()
     quarantined = len(run.quarantine())
     if as_json:
-        click.echo(orjson.dumps({"event": "done", "run": name, "store": store, **counts, "quarantined": quarantined}))
+        click.echo(
+            orjson.dumps(
+                {
+                    "event": "done" if ended.complete else "stopped",
+                    "run": name,
+                    "store": store,
+                    **counts,
+                    "quarantined": quarantined,
+                }
+            )
+        )
     elif not quiet:
         failures = ", ".join(f"{number:,} {kind}" for kind, number in counts["failures"].items())
         words = [f"{counts['records']:,} records", f"{failures or 'no'} failures", f"{counts['tokens']:,} tokens"]
         if quarantined:
             words.append(f"{quarantined} entries in quarantine")
         click.echo(f"{name}: {', '.join(words)}")
-        click.echo(f"next: raylens show {name} --store {store}", err=True)
+        click.echo(f"next: raylens show {name} --store {shlex.quote(store)}", err=True)
+    if not ended.complete:
+        _say_how_to_resume()
     return sum(number for kind, number in counts["failures"].items() if kind != "skipped")
 
 
@@ -163,7 +208,5 @@ def _dry_run(settings: Any, corpus: Any, as_json: bool) -> None:
         click.echo("\n".join(found.lines()))
 
 
-def _command_line() -> str:
-    import shlex
-
-    return shlex.join(["raylens", *sys.argv[1:]])
+def _say_how_to_resume() -> None:
+    click.echo(f"stopped; what is stored stays. To go on: {shlex.join(['raylens', *sys.argv[1:]])}", err=True)

@@ -6,6 +6,7 @@ import click
 import orjson
 
 from raylens.scheduler.cli._options import DEFAULT_STORE, print_table
+from raylens.storage.errors import StoreError
 from raylens.storage.store import Run, Store
 
 
@@ -14,7 +15,18 @@ from raylens.storage.store import Run, Store
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 def command(store: str, as_json: bool) -> None:
     """List the runs of STORE, oldest first."""
-    rows = [_row(run) for run in Store(store).runs()]
+    found, rows, damaged = Store(store), [], []
+    for name in found.names():
+        try:
+            rows.append(_row(found[name]))
+        except StoreError as error:  # one damaged run does not hide the others
+            damaged.append(str(error))
+    _print(rows, as_json)
+    if damaged:
+        raise StoreError("; ".join(damaged))
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         click.echo(orjson.dumps(rows))
         return

@@ -66,7 +66,7 @@ class Corpus:
         Raises:
             UsageError: for settings that cannot be used, or a single text or dictionary instead of a list.
         """
-        if isinstance(rows, str | bytes | Mapping):
+        if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
             raise UsageError(f"rows is one {type(rows).__name__}; give a list of texts or dictionaries")
         source = row_source(list(rows) if isinstance(rows, Iterator) else rows)
         corpus = cls.__new__(cls)

@@ -1,9 +1,15 @@
 """Each bad input gets one line that names the place and the remedy, and its exit code, before any model loads."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import raylens
+from raylens.storage.errors import UsageError
 from tests.command import raylens_command
 
 GOOD = '{"text": "hello"}\n'
@@ -91,3 +97,63 @@ def test_unknown_option(tmp_path: Path, tiny: Path) -> None:
 def test_no_corpus(tmp_path: Path, tiny: Path) -> None:
     """Without files, texts or stdin there is nothing to do."""
     check(raylens_command("run", "-m", str(tiny), cwd=tmp_path), 2, "no corpus", "--text")
+
+
+def test_a_store_that_cannot_be_written(tmp_path: Path, tiny: Path) -> None:
+    """A file in the place of the store is named; exit code 6."""
+    (tmp_path / "c.jsonl").write_text(GOOD)
+    (tmp_path / "store").write_text("a file")
+    check(
+        raylens_command("run", "c.jsonl", "-m", str(tiny), "-o", "store", cwd=tmp_path), 6, "--store store", "cannot be written"
+    )
+
+
+def test_a_run_that_stored_nothing_gives_way(tmp_path: Path, tiny: Path) -> None:
+    """After a command that failed before its first result, the corrected one is not refused for its settings."""
+    (tmp_path / "c.jsonl").write_text(GOOD)
+    options = ["run", "c.jsonl", "-m", str(tiny), "--name", "a"]
+    check(raylens_command(*options, "--redis", "redis://127.0.0.1:1", cwd=tmp_path), 5, "--redis")
+    check(raylens_command(*options, "--redis", "redis://127.0.0.1:1", "-k", "3", cwd=tmp_path), 5, "--redis")
+
+
+def test_errors_are_events_too(tmp_path: Path, tiny: Path) -> None:
+    """With --json the last line of stdout is the error with its exit code."""
+    (tmp_path / "c.jsonl").write_text('{"text": 5}\n')
+    done = raylens_command("run", "c.jsonl", "-m", str(tiny), "--json", cwd=tmp_path)
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (last["event"], last["exit_code"], done.returncode) == ("error", 4, 4)
+    assert "c.jsonl:1" in last["message"]
+
+
+def test_options_from_environment_and_file(tmp_path: Path, tiny: Path) -> None:
+    """Flags win over the environment, which wins over --config; an unknown name in the file is refused."""
+    (tmp_path / "c.txt").write_text("question\nwhy\n")
+    (tmp_path / "c.toml").write_text('top-k = 0\nlayers = "7"\n')
+    options = ["run", "c.txt", "-m", str(tiny), "--config", "c.toml", "--dry-run", "--json"]
+    check(raylens_command(*options, cwd=tmp_path), 2, "--top-k 0")
+    environment = {"RAYLENS_RUN_TOP_K": "3", "RAYLENS_RUN_FORMAT": "csv"}
+    check(raylens_command(*options, cwd=tmp_path, env=environment), 2, "--layers '7'")
+    done = raylens_command(*options, "--layers", "all", cwd=tmp_path, env=environment)
+    assert json.loads(done.stdout)["prompts"] == 1, "as CSV the first line is the header"
+    (tmp_path / "bad.toml").write_text("topk = 3\n")
+    check(raylens_command("run", "c.txt", "-m", str(tiny), "--config", "bad.toml", cwd=tmp_path), 2, "topk")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [({"top_k": "3"}, "top_k"), ({"logprobs": "float64"}, "float64"), ({"on_long": "cut"}, "cut"), ({"actors": "2"}, "actors")],
+)
+def test_python_values_of_the_wrong_type(tmp_path: Path, tiny: Path, arguments: dict[str, Any], part: str) -> None:
+    """raylens.run says which value is wrong before it does anything."""
+    with pytest.raises(UsageError, match=part):
+        raylens.run(["a"], model=str(tiny), store=tmp_path / "st", quiet=True, **arguments)
+    assert not (tmp_path / "st").exists()
+
+
+def test_files_of_the_working_folder_are_not_imported(tmp_path: Path, tiny: Path) -> None:
+    """A redis.py beside the corpus is the user's, not ours to run."""
+    (tmp_path / "c.jsonl").write_text(GOOD)
+    (tmp_path / "redis.py").write_text("raise SystemExit('the wrong redis was imported')\n")
+    command = [str(Path(sys.executable).with_name("raylens")), "run", "c.jsonl", "-m", str(tiny)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,12 @@ def test_block_runs(folder: Path, language: str, source: str) -> None:
     """The block ends without error; the blocks share a folder, as a reader's would."""
     command = ["bash", "-euo", "pipefail", "-c", source] if language == "sh" else [sys.executable, "-c", source]
     bin_folder = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(folder),  # without the token that another Ray may have left in the user's home
+        "XDG_CACHE_HOME": str(platformdirs.user_cache_path()),  # but with the converted demo model
+    }
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, f"{source}\n{done.stdout}\n{done.stderr}"
 

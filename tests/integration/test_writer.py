@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -9,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from raylens.storage import frame as frame_module
@@ -22,7 +25,7 @@ from raylens.storage.record import Failure, Record
 from raylens.storage.server import EmbeddedServer
 from raylens.storage.store import Store
 from raylens.storage.stream import Stream, connect
-from raylens.storage.writer import Writer
+from raylens.storage.writer import Orders, Writer
 from raylens.workers.publish import publish
 from tests.builders import make_failure, make_frames, make_large_record, make_record, make_run, same
 from tests.waiting import wait_until
@@ -562,3 +565,18 @@ def test_a_full_server_makes_actors_wait(
         assert sent == list(range(filled, LARGE))
         drain(writer)
         bench.assert_stored(*(make_large_record(index) for index in range(LARGE)))
+
+
+def test_a_fenced_writer_process_ends_with_its_exit_code(bench: Bench) -> None:
+    """The process that lost its run to another writer says so and exits 6."""
+    command = [sys.executable, "-P", "-m", "raylens.storage.writer"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(msgspec.json.encode(Orders(str(bench.folder.root), bench.server.url)) + b"\n")
+        process.stdin.flush()
+        wait_until(lambda: len(list(bench.folder.commits.glob("*.json"))) == 1, "the writer owns the run")
+        (bench.folder.commits / "000000001.json").write_bytes(b"a rival's")
+        bench.publish(make_record(0))
+        assert process.wait(timeout=60) == 6
+        assert b"another writer took over" in process.stderr.read()

@@ -73,12 +73,21 @@ def test_uncommitted_segments_are_invisible(tmp_path: Path) -> None:
     commit(folder, make_record(0))
     commit(folder, make_record(1), enter=False)
     (folder.commits / ".000000001.json.0badcafe.tmp").write_bytes(b'{"format": 1, "n": 1, "wri')
-    (folder.commits / "000000005.json").write_bytes(b"a commit beyond a gap")
     run = Store(tmp_path)["demo"]
     assert list(run.entries) == [run.entries[0]]
     assert "prompt-1" not in run
     with pytest.raises(UsageError, match="has no prompt 'prompt-1'; it has 1, such as 'prompt-0'"):
         run["prompt-1"]
+
+
+def test_a_missing_commit_is_named(tmp_path: Path) -> None:
+    """A ledger with a hole is damage, not a shorter run."""
+    folder, _ = make_run(tmp_path)
+    for index in range(3):
+        commit(folder, make_record(index))
+    (folder.commits / "000000001.json").unlink()
+    with pytest.raises(StoreError, match=r"000000001\.json: missing"):
+        len(Store(tmp_path)["demo"])
 
 
 @pytest.mark.parametrize(

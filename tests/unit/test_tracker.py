@@ -2,6 +2,7 @@
 
 import secrets
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,7 @@ from raylens.storage.stream import Stream
 from raylens.storage.writer import Writer
 from raylens.workers.publish import Receipt, publish
 from tests.builders import make_frames, make_prompt, make_record, make_run
+from tests.waiting import wait_until
 
 PROMPTS = 6
 
@@ -233,6 +235,9 @@ def test_vanished_receipts_are_sent_again(rig: Rig) -> None:
     rig.tracker.check_receipts()
     assert rig.tracker.next_shard() is not None, "the third shard, and nothing of the first"
     rig.stream.drop()
+    now = time.time()
+    # an emptied server may give the same id again within a millisecond; in a run the next check tells
+    wait_until(lambda: time.time() > now + 0.002, "the server's clock has moved on")
     rig.produce(second)
     rig.tracker.check_receipts()
     again = [rig.take() for _ in range(2)]
