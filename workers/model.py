@@ -24,13 +24,14 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
     logging.disable_progress_bar()
     source = resolve(settings)
     tokenizer = load_tokenizer(settings, source)
+    device_map = _device_map(settings)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             source.path,
             output_loading_info=True,
             revision=source.revision,
             dtype=settings.dtype,
-            device_map=_device_map(settings),
+            device_map=device_map,
             trust_remote_code=settings.trust_remote_code,
         )
         if settings.device_map is None and torch.cuda.is_available():

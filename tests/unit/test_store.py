@@ -201,8 +201,8 @@ def test_records_for_people(tmp_path: Path) -> None:
     assert tap["tokens"][1][0][2] == token_text(make_vocabulary(), tap["ids"][1][0][2])
     assert tap["probabilities"][0][1][0] == pytest.approx(2.718281828 ** tap["logprobs"][0][1][0], abs=1e-6)
     assert readable(make_failure(), make_vocabulary())["error"]["kind"] == "model"
-    assert token_text(make_vocabulary(), 499) == "<499>"
-    assert token_text(make_vocabulary(), 500) == "<500>"
+    assert token_text(make_vocabulary(), 499) == "‹id 499›"
+    assert token_text(make_vocabulary(), 500) == "‹id 500›"
     assert token_text([b"\xff"], 0) == "\ufffd"
     header, rows = table(record, make_vocabulary(), position=1, top=2)
     assert header == ["layer", "resid_pre", "resid_post"]
