@@ -164,7 +164,8 @@ def main() -> int:
             print(f"bench_lens_cuda: {problem}", file=sys.stderr)
             return 1
         compare(rows, weight, options.k, events)
-        print(f"  block shape chosen: {_tuned(options.k > 16).best_config}\n  after: {machine()}")
+        chosen = getattr(_tuned(options.k > 16), "best_config", "none, too small")
+        print(f"  block shape chosen: {chosen}\n  after: {machine()}")
     return 0
 
 

@@ -19,7 +19,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # triton reads it when it is imported
 pytest.importorskip("triton", reason="triton is not installed; on Linux: pip install triton")
 
+import triton
+
 from raylens.workers import steps, topk
+from raylens.workers.kernels import triton_readout
 from raylens.workers.kernels.triton_readout import AfterHead, after_head, readout, split_terms
 from raylens.workers.topk import Readout
 
@@ -142,10 +145,10 @@ def test_ties_as_the_twin(n: int, vocab: int, width: int, seed: int, dtype: torc
 
 @pytest.mark.parametrize("k", [1, 10, 64])
 def test_all_equal(k: int) -> None:
-    """Zeros of both signs are equal: ids 0 to k-1."""
+    """Zeros of both signs, here by underflow, are equal: ids 0 to k-1."""
     rows, weight = torch.ones(3, 4, device=DEVICE), torch.zeros(300, 4, device=DEVICE)
-    bias = torch.tensor([0.0, -0.0], device=DEVICE).repeat(150)
-    found = readout(rows, weight, bias, AfterHead("scale", -1.0), k)
+    bias = torch.tensor([-1e-30, 1e-30], device=DEVICE).repeat(150)
+    found = readout(rows, weight, bias, AfterHead("scale", 1e-30), k)
     assert found.ids.tolist() == [list(range(k))] * 3
     torch.testing.assert_close(found.entropy, torch.full((3,), 300.0, device=DEVICE).log())
 
@@ -198,6 +201,15 @@ def test_one_logit_that_is_no_number_shows(bad: float) -> None:
     assert not readout(rows, weight, bias, AfterHead(), 3).entropy.isfinite().any()
 
 
+def test_ids_are_in_range_whatever_the_nan() -> None:
+    """NaN whose bits are all ones, which orders below everything, is listed all the same."""
+    rows, weight = torch.ones(2, 4, device=DEVICE), torch.zeros(70, 4, device=DEVICE)
+    bias = torch.full((70,), -1, dtype=torch.int32, device=DEVICE).view(torch.float32)
+    found = readout(rows, weight, bias, AfterHead(), 5)
+    assert found.ids.tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert not found.entropy.isfinite().any()
+
+
 @pytest.mark.parametrize("dtype", SHORT)
 def test_two_terms_give_rows_back(dtype: torch.dtype) -> None:
     """hi + lo is the row to the bound, for small and large rows; one term alone is far from it."""
@@ -215,10 +227,11 @@ def test_two_terms_give_rows_back(dtype: torch.dtype) -> None:
 def test_small_and_large_rows_in_float16() -> None:
     """Rows far below and above float16's range keep their precision: each has its own power of two."""
     rows, weight, _ = case(6, 90, 24, 6, torch.float16, bias=False)
-    scales = torch.tensor([1e-30, 1e-6, 1.0, 1e3, 1e5, 1e30], device=DEVICE).unsqueeze(1)
+    scales = torch.tensor([1e-30, 1e-6, 1.0, 1e3, 1e5, 1e34], device=DEVICE).unsqueeze(1)
     logits = exact_logits(rows, weight, None, AfterHead())
     found = readout(rows * scales, weight, None, AfterHead(), 3)
     assert found.ids[1:].equal(torch.topk(logits, 3).indices[1:])
+    assert bool(found.entropy.isfinite().all())
     torch.testing.assert_close(
         found.logprobs[:, 2] - found.logprobs[:, 0],
         ((logits.topk(3).values[:, 2] - logits.topk(3).values[:, 0]) * scales[:, 0]).float(),
@@ -297,35 +310,49 @@ def test_steps_that_do_not_fit(value: float) -> None:
         AfterHead("softcap", value)
 
 
+#: The launch as the read-out makes it, with a driver that only names a GPU, and the kernel compiled instead of run.
 _COMPILE = """
+import torch, triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from raylens.workers.kernels import triton_readout as host
 from raylens.workers.kernels.readout_kernel import readout_kernel as kernel
-pointers = dict(first="{0}", second="{0}", factor="fp32", weight="{0}", bias="fp32", kept="i64", maxima="fp32", totals="fp64",
-                weighteds="fp64")
-types = {{name: "*" + kind for name, kind in pointers.items()}}
-types |= dict(n_rows="i32", n_vocab="i32", splits="i32", weight_stride="i32", step_value="fp32")
-constants = dict(width=4096, k=10, slots=16, two={1}, has_bias=True, step_kind=1, upcast=False)
-constants |= dict(block_n=64, block_v=64, block_d=32)
-types |= dict.fromkeys(constants, "constexpr")
-source = ASTSource(kernel, types, {{(kernel.arg_names.index(name),): value for name, value in constants.items()}})
-text = compile(source, target=GPUTarget("cuda", {2}, 32)).asm["ptx"]
-print(len(text), "wgmma" in text, "mma.sync" in text, "tf32" in text)
+
+class Driver:
+    get_current_device = get_current_stream = staticmethod(lambda *device: 0)
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", {arch}, 32))
+
+class Launcher:
+    def __getitem__(self, grid):
+        return lambda *args, **options: texts.append(
+            kernel.run(*args, grid=grid, warmup=True, **options, **host.SHAPES[{shape}].all_kwargs()).asm["ptx"]
+        )
+
+texts = []
+triton.runtime.driver.set_active(Driver())
+host._launcher = lambda *sizes: Launcher()
+for rows, width, step in (5, 512, host.AfterHead("softcap", 30.0)), (1, 203, host.AfterHead()):
+    weight = torch.zeros(1031, width, dtype=torch.{dtype})
+    host._read_chunk(torch.zeros(rows, width), weight, weight[:, 0].contiguous() if rows > 1 else None, step, rows)
+for text in texts:
+    print("wgmma" in text, "mma.sync" in text, "tf32" in text)
 """
 
 
 @pytest.mark.parametrize(
-    ("kind", "two", "arch", "units"),
-    [("bf16", True, 90, [True, False]), ("fp16", True, 80, [False, True]), ("fp32", False, 90, [False, False])],
+    ("dtype", "arch", "shape", "units"),
+    [
+        ("bfloat16", 90, 0, "True False False"),
+        ("float16", 80, 1, "False True False"),
+        ("float32", 90, 3, "False False False"),
+    ],
 )
-def test_it_compiles(kind: str, two: bool, arch: int, units: list[bool]) -> None:
-    """The compiler takes the kernel without a GPU; short types use matrix units, float32 does not, and tf32 is nowhere."""
+def test_it_compiles(dtype: str, arch: int, shape: int, units: str) -> None:
+    """The compiler takes the launch without a GPU; short types use matrix units, float32 does not, and tf32 is nowhere."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPILE.format(kind, two, arch)], env=environment, capture_output=True, text=True, check=False
-    )
+    script = _COMPILE.format(dtype=dtype, arch=arch, shape=shape)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [word == "True" for word in done.stdout.split()[1:]] == [*units, False]
+    assert done.stdout.splitlines() == [units] * 2
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(dtype, marks=needs_gpu) for dtype in ROUNDING])
@@ -338,6 +365,23 @@ def test_real_sizes_on_a_gpu(dtype: torch.dtype, k: int) -> None:
     for _ in range(3):
         again = readout(*inputs, AfterHead("softcap", 30.0), k)
         assert all(getattr(again, field.name).equal(getattr(found, field.name)) for field in fields(found))
+
+
+@pytest.mark.parametrize("shape", [pytest.param(shape, marks=needs_gpu) for shape in range(len(triton_readout.SHAPES))])
+@pytest.mark.parametrize("dtype", list(ROUNDING))
+@pytest.mark.parametrize("k", [10, 64])
+def test_every_block_shape_on_a_gpu(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, shape: int, k: int) -> None:
+    """Random logits and ties, off every edge, with each block shape; one that does not fit this GPU is never chosen."""
+    fixed = triton_readout.Fixed(**triton_readout.SHAPES[shape].all_kwargs())
+    monkeypatch.setattr(triton_readout, "_launcher", lambda *_: fixed)
+    inputs = case(131, 1031, 200, 12, dtype)
+    ties = whole_numbers(131, 1031, 33, 13, dtype)
+    try:
+        found = readout(*inputs, AfterHead(), k)
+    except triton.runtime.OutOfResources:
+        pytest.skip("does not fit this GPU")
+    check(found, *inputs, AfterHead(), k)
+    same(readout(*ties, AfterHead(), k), topk.readout(exact_logits(*ties, AfterHead()).float(), k), 4e-6)
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=needs_gpu)])

@@ -126,8 +126,8 @@ def _insert(kept_at, inside, order, best, threshold, tokens):
 
 
 @triton.jit
-def readout_kernel(first, second, factor, weight, bias, kept, maxima, totals, weighteds, n_rows, n_vocab, splits,
-                   weight_stride, step_value, width: tl.constexpr, k: tl.constexpr, slots: tl.constexpr, two: tl.constexpr,
+def readout_kernel(first, second, factor, weight, bias, kept, maxima, totals, weighteds, n_rows, n_vocab, splits, k,
+                   weight_stride, step_value, width: tl.constexpr, slots: tl.constexpr, two: tl.constexpr,
                    has_bias: tl.constexpr, step_kind: tl.constexpr, upcast: tl.constexpr,
                    block_n: tl.constexpr, block_v: tl.constexpr, block_d: tl.constexpr):  # fmt: skip
     """Grid (row tiles, splits). Every output is written whole, so a launch may be repeated.

@@ -37,6 +37,14 @@ MAX_K = 64
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _KINDS = {"nothing": kernels.NOTHING, "softcap": kernels.SOFTCAP, "scale": kernels.SCALE}
 _ROW_TILE = 128
+#: Block shapes to try, the last for small work. Tokens count for more than rows: a step of the product loads two terms of the
+#: rows but the weight once.
+SHAPES = [
+    triton.Config({"block_n": n, "block_v": v, "block_d": d}, num_warps=warps, num_stages=3)
+    for n, v, d, warps in [(128, 256, 64, 8), (128, 128, 64, 8), (64, 128, 64, 4), (64, 64, 32, 4)]
+]
+#: Multiplications of a launch from which a trial of all shapes says something about them.
+_WORTH_TUNING = 1 << 33
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +157,11 @@ def _read_chunk(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHe
     kept = torch.empty(n, splits, slots, dtype=torch.int64, device=device)
     maxima = torch.empty(n, splits, device=device)
     totals, weighteds = torch.empty(2, n, splits, dtype=torch.float64, device=device)
-    launch = _launcher(device, slots)
+    launch = _launcher(device, n * vocab * width, slots)
     with _current(device):
         launch[lambda sizes: (triton.cdiv(n, sizes["block_n"]), splits)](
             first, second, factor, weight, factor if bias is None else bias, kept, maxima, totals, weighteds,
-            n, vocab, splits, weight.stride(0), step.value, width=width, k=k, slots=slots, two=weight.dtype != torch.float32,
+            n, vocab, splits, k, weight.stride(0), step.value, width=width, slots=slots, two=weight.dtype != torch.float32,
             has_bias=bias is not None, step_kind=_KINDS[step.kind], upcast=_interpreted(),
         )  # fmt: skip
     return _merged(kept[:, :, :k], maxima, totals, weighteds, k)
@@ -173,34 +181,31 @@ def _splits(rows: int, vocab: int, device: torch.device) -> int:
     return max(1, min(processors // row_tiles, -(-vocab // 1024)))
 
 
-def _launcher(device: torch.device, slots: int) -> Any:
+def _launcher(device: torch.device, operations: int, slots: int) -> Any:
     if device.type == "cpu":
-        return _Fixed()
+        return Fixed(block_n=16, block_v=32, block_d=16)
+    if operations < _WORTH_TUNING:
+        return Fixed(**SHAPES[-1].all_kwargs())
     return _tuned(slots > 16)
 
 
-class _Fixed:
-    """The interpreter's launch: small fixed blocks, so that tests cross many edges."""
+class Fixed:
+    """Launches the kernel with given block sizes and compiler options."""
 
-    def __getitem__(self, grid: Any) -> Any:
-        return partial(kernels.readout_kernel[grid], block_n=16, block_v=32, block_d=16)
+    def __init__(self, **sizes: int) -> None:
+        self._sizes = sizes
+
+    def __getitem__(self, grid: Callable[[dict[str, int]], tuple[int, int]]) -> Any:
+        return partial(kernels.readout_kernel[grid], **self._sizes)
 
 
 @lru_cache
 def _tuned(long_lists: bool) -> Any:
-    """The kernel with the best of a few block shapes, by trial at the first call for a width, dtype and length of lists.
+    """The kernel with the best of the block shapes, by trial at the first large launch for a width, dtype and length of lists.
 
-    Columns count for more than rows: a step of the product loads two terms of the rows but the weight once. Lists of more than
-    16 leave too few registers for the widest tile.
+    Lists of more than 16 leave too few registers for the widest tile.
     """
-    shapes = [(64, 128, 64, 4, 3), (128, 128, 64, 8, 3), (64, 64, 32, 4, 3)]
-    if not long_lists:
-        shapes.insert(0, (128, 256, 64, 8, 3))
-    configs = [
-        triton.Config({"block_n": n, "block_v": v, "block_d": d}, num_warps=warps, num_stages=stages)
-        for n, v, d, warps, stages in shapes
-    ]
-    return triton.autotune(configs, key=["width", "slots", "two"])(kernels.readout_kernel)
+    return triton.autotune(SHAPES[1:] if long_lists else SHAPES, key=["width", "slots", "two"])(kernels.readout_kernel)
 
 
 def _merged(kept: Tensor, maxima: Tensor, totals: Tensor, weighteds: Tensor, k: int) -> Readout:
