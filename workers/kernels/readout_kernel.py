@@ -1,0 +1,182 @@
+"""The device half of the Triton read-out: one program reads a tile of rows against its part of the vocabulary.
+
+Names of sizes: n rows of a tile, v columns (tokens) of a tile, d width of a step of the product, slots of a list of the best.
+
+A token and its logit are one int64 *key*: the logit's bits, made to order as integers do, above the complement of the id. So
+the larger key is the larger logit or, of equal ones, the lower id; keys are unique, and all ties are settled by comparing them.
+"""
+
+import triton
+import triton.language as tl
+
+#: Kinds of step after the head, as ``after_head`` names them.
+NOTHING = tl.constexpr(0)
+SOFTCAP = tl.constexpr(1)
+SCALE = tl.constexpr(2)
+
+_LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32; minus infinity less itself is not a number
+_NEVER = tl.constexpr(-1e4)  # exp of it is 0 in float32
+_INT_MIN = tl.constexpr(-(1 << 31))  # no logit's bits order as low: it marks what is not there
+_INT_MAX = tl.constexpr((1 << 31) - 1)
+_KEY_MIN = tl.constexpr(-(1 << 63))
+_KEY_MAX = tl.constexpr((1 << 63) - 1)
+_NAN = tl.constexpr(0x7FC00000)
+_LOW = tl.constexpr(0xFFFFFFFF)
+
+
+@triton.jit
+def _tanh(x):
+    """tanh of float32, to about 4e-7 of its value: a series near 0, where the exponential form cancels."""
+    size = tl.abs(x)
+    square = x * x
+    near = x * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
+    far = 1 - 2 / (tl.exp(2 * size) + 1)
+    return tl.where(size < 0.25, near, tl.where(x < 0, -far, far))
+
+
+@triton.jit
+def _product(first, second, weight, rows, tokens, weight_stride, width: tl.constexpr, two: tl.constexpr, upcast: tl.constexpr,
+             block_n: tl.constexpr, block_v: tl.constexpr, block_d: tl.constexpr):  # fmt: skip
+    """[n, v] float32 products of rows (first term, and second where there are two) and tokens' weights."""
+    steps = tl.arange(0, block_d)
+    row_at = rows[:, None] * width + steps[None, :]
+    token_at = tokens[:, None] * weight_stride + steps[None, :]
+    sums = tl.zeros((block_n, block_v), tl.float32)
+    for start in range(0, width, block_d):
+        if width % block_d == 0:
+            w = tl.load(weight + token_at + start)
+            x = tl.load(first + row_at + start)
+        else:
+            within = (start + steps < width)[None, :]
+            w = tl.load(weight + token_at + start, mask=within, other=0.0)
+            x = tl.load(first + row_at + start, mask=within, other=0.0)
+        if upcast:
+            w = w.to(tl.float32)
+            x = x.to(tl.float32)
+        sums = tl.dot(x, tl.trans(w), sums, input_precision="ieee")
+        if two:
+            if width % block_d == 0:
+                y = tl.load(second + row_at + start)
+            else:
+                y = tl.load(second + row_at + start, mask=(start + steps < width)[None, :], other=0.0)
+            if upcast:
+                y = y.to(tl.float32)
+            sums = tl.dot(y, tl.trans(w), sums, input_precision="ieee")
+    return sums
+
+
+@triton.jit
+def _after_head(logits, kind: tl.constexpr, value):
+    if kind == SOFTCAP:
+        logits = value * _tanh(logits / value)
+    elif kind == SCALE:
+        logits = logits * value
+    return logits
+
+
+@triton.jit
+def _summed(logits, maximum, total, weighted):
+    """Running maximum, sum of exp(logit - maximum) and of (logit - maximum) exp(logit - maximum), with a tile taken in."""
+    risen = tl.maximum(maximum, tl.max(logits, axis=1))
+    fall = maximum - risen
+    fall = tl.where(fall < _NEVER, _NEVER, fall)  # comparisons, unlike maximum, let a NaN through
+    below = logits - risen[:, None]
+    below = tl.where(below < _NEVER, _NEVER, below)
+    weights = tl.exp(below)
+    shrink = tl.exp(fall).to(tl.float64)
+    weighted = shrink * (weighted + fall.to(tl.float64) * total) + tl.sum(weights * below, axis=1).to(tl.float64)
+    total = shrink * total + tl.sum(weights, axis=1).to(tl.float64)
+    return risen, total, weighted
+
+
+@triton.jit
+def _ordered(logits):
+    """The bits of float32 logits as int32 that order as the logits do; both zeros are equal, NaN is above all."""
+    bits = tl.where(logits == 0, 0.0, logits).to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & _INT_MAX)
+    return tl.where(logits == logits, ordered, _NAN)
+
+
+@triton.jit
+def _threshold(kept):
+    """The upper half of each row's worst key: what a later, so higher, id must exceed."""
+    return (tl.min(kept, axis=1) >> 32).to(tl.int32)
+
+
+@triton.jit
+def _insert(kept_at, inside, order, best, threshold, tokens):
+    """Put the tokens of a tile that beat their row's worst into its list in memory, best first; returns the new threshold.
+
+    Each round takes the best token left of every row that still has one, so there are as many rounds as the row with most
+    survivors has; [n, slots] keys are read and written once.
+    """
+    kept = tl.load(kept_at, mask=inside[:, None], other=_KEY_MAX)
+    while tl.max((best > threshold).to(tl.int32), axis=0) > 0:
+        takes = best > threshold
+        token = tl.min(tl.where(order == best[:, None], tokens[None, :], _INT_MAX), axis=1)
+        key = (best.to(tl.int64) << 32) | (_LOW - token.to(tl.int64))
+        worst = tl.min(kept, axis=1)
+        kept = tl.where((kept == worst[:, None]) & takes[:, None], key[:, None], kept)
+        order = tl.where(tokens[None, :] == token[:, None], _INT_MIN, order)
+        best = tl.max(order, axis=1)
+        threshold = _threshold(kept)
+    tl.store(kept_at, kept, mask=inside[:, None])
+    tl.debug_barrier()  # the next reader of a list may be another thread of this program
+    return threshold
+
+
+@triton.jit
+def readout_kernel(first, second, factor, weight, bias, kept, maxima, totals, weighteds, n_rows, n_vocab, splits, k,
+                   weight_stride, step_value, width: tl.constexpr, slots: tl.constexpr, two: tl.constexpr,
+                   has_bias: tl.constexpr, step_kind: tl.constexpr, upcast: tl.constexpr,
+                   block_n: tl.constexpr, block_v: tl.constexpr, block_d: tl.constexpr):  # fmt: skip
+    """Grid (row tiles, splits). Every output is written whole, so a launch may be repeated.
+
+    Args:
+        first, second: [N, width] the two terms of the rows, contiguous, in the weight's dtype; second is read if ``two``.
+        factor: [N] float32, what the product is multiplied by.
+        weight: [V, width], rows ``weight_stride`` elements apart.
+        bias: [V], read if ``has_bias``.
+        kept: out, [N, splits, slots] int64 keys in no order; slots from k on hold the largest int64.
+        maxima: out, [N, splits] float32.
+        totals, weighteds: out, [N, splits] float64, relative to the maxima.
+    """
+    split = tl.program_id(1)
+    row = tl.program_id(0) * block_n + tl.arange(0, block_n)
+    inside = row < n_rows
+    source = tl.minimum(row, n_rows - 1).to(tl.int64)  # rows past the end repeat the last and are not stored
+    partial = source * splits + split
+    scale = tl.load(factor + source)
+
+    slot = tl.arange(0, slots)
+    kept_at = kept + partial[:, None] * slots + slot[None, :]
+    empty = tl.where(slot < k, _KEY_MIN + slot.to(tl.int64), _KEY_MAX)  # distinct, as all keys are
+    tl.store(kept_at, tl.broadcast_to(empty[None, :], (block_n, slots)), mask=inside[:, None])
+    tl.debug_barrier()
+    threshold = tl.where(inside, _INT_MIN, _INT_MAX)
+    maximum = tl.full((block_n,), _LOWEST, tl.float32)
+    total = tl.zeros((block_n,), tl.float64)
+    weighted = tl.zeros((block_n,), tl.float64)
+
+    tiles = tl.cdiv(n_vocab, block_v)
+    share = tl.cdiv(tiles, splits)
+    tile = split * share
+    last = tl.minimum(tile + share, tiles)
+    while tile < last:  # not a range: the interpreter of triton 3.6 with numpy 2.4 takes no tensor as its bound
+        token = tile * block_v + tl.arange(0, block_v)
+        exists = token < n_vocab
+        token_source = tl.minimum(token, n_vocab - 1).to(tl.int64)
+        logits = _product(first, second, weight, source, token_source, weight_stride, width, two, upcast,
+                          block_n, block_v, block_d) * scale[:, None]  # fmt: skip
+        if has_bias:
+            logits += tl.load(bias + token_source).to(tl.float32)[None, :]
+        logits = tl.where(exists[None, :], _after_head(logits, step_kind, step_value), float("-inf"))
+        maximum, total, weighted = _summed(logits, maximum, total, weighted)
+        order = tl.where(exists[None, :], _ordered(logits), _INT_MIN)
+        best = tl.max(order, axis=1)
+        if tl.max((best > threshold).to(tl.int32), axis=0) > 0:
+            threshold = _insert(kept_at, inside, order, best, threshold, token)
+        tile += 1
+    tl.store(maxima + partial, maximum, mask=inside)
+    tl.store(totals + partial, total, mask=inside)
+    tl.store(weighteds + partial, weighted, mask=inside)

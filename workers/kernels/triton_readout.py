@@ -1,0 +1,227 @@
+"""The read-out of rows by a linear head in one Triton kernel: logits live in registers only, [N, V] is never in memory.
+
+Same meaning as ``raylens.workers.topk``, whose ``Readout`` it returns and against which it is tested. Importing this module
+imports triton. Shapes: N rows, D width, V vocabulary, K tokens kept, S parts of the vocabulary.
+
+Method: tiles of rows times tiles of the vocabulary, each logit tile consumed where it was made: a running maximum, sum of
+exponentials and weighted sum (online softmax, Milakov & Gimelshein 2018, arXiv:1805.02867, as FlashAttention uses it,
+arXiv:2205.14135) and a list of the K best entered only by what beats the row's threshold. Not materialising logits is the idea
+of Cut Cross-Entropy (Wijmans et al., arXiv:2411.09009, apple/ml-cross-entropy), which has no top-k. Parts of the vocabulary
+run side by side; each leaves K keys and three numbers a row, merged here.
+
+Precision: products accumulate in float32. A float32 weight is multiplied in full float32, never tf32. For a bfloat16 or float16
+weight a row is the sum of two terms of that type, x = hi + lo + rest, and each term has its own product, for matrix units take
+both operands in one type. Rounding to p bits leaves at most 2**-p of a number, and lo, a remainder, is a bit smaller than that,
+so the rest is at most 2**-17 of |x| (bfloat16, p = 8; float16, p = 11, 2**-23) and a logit is off by at most 2**-17 sum |x w|
+besides the rounding of float32 sums: about 5e-5 in use. One bfloat16 term alone would be 500 times worse.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Literal
+
+import torch
+import triton
+from torch import Tensor
+
+from raylens.workers import steps
+from raylens.workers.kernels import readout_kernel as kernels
+from raylens.workers.topk import Readout
+
+#: Rows of one launch: their two bfloat16 terms at D=4096 are 33 MB, so that a GPU's L2 cache holds them through the vocabulary.
+ROWS = 2048
+#: Most tokens kept.
+MAX_K = 64
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_KINDS = {"nothing": kernels.NOTHING, "softcap": kernels.SOFTCAP, "scale": kernels.SCALE}
+_ROW_TILE = 128
+#: Block shapes to try, the last for small work. Tokens count for more than rows: a step of the product loads two terms of the
+#: rows but the weight once.
+SHAPES = [
+    triton.Config({"block_n": n, "block_v": v, "block_d": d}, num_warps=warps, num_stages=3)
+    for n, v, d, warps in [(128, 256, 64, 8), (128, 128, 64, 8), (64, 128, 64, 4), (64, 64, 32, 4)]
+]
+#: Multiplications of a launch from which a trial of all shapes says something about them.
+_WORTH_TUNING = 1 << 33
+
+
+@dataclass(frozen=True, slots=True)
+class AfterHead:
+    """What the model does to logits after the head.
+
+    Attributes:
+        kind: nothing; value * tanh(logit / value); or value * logit.
+        value: finite and not 0; unused for nothing.
+    """
+
+    kind: Literal["nothing", "softcap", "scale"] = "nothing"
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS or not 0 < abs(self.value) < float("inf"):
+            raise ValueError(f"no such step after the head: {self.kind} {self.value}")
+
+
+def after_head(step: Callable[[Tensor], Tensor]) -> AfterHead | None:
+    """The step of ``raylens.workers.steps`` as the kernel takes it; None for any other, which the kernel cannot do."""
+    if step is steps.identity:
+        return AfterHead()
+    if isinstance(step, partial) and step.func is steps._softcap:
+        return AfterHead("softcap", step.keywords["cap"])
+    if isinstance(step, partial) and step.func is steps._scale:
+        return AfterHead("scale", step.keywords["factor"])
+    return None
+
+
+@torch.inference_mode()
+def readout(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int) -> Readout:
+    """The k best tokens, logsumexp and entropy of each row.
+
+    Args:
+        rows: [N, D] float32, after the final norm. The norm stays outside: it differs between models, and costs D operations
+            a row where the head costs D x V.
+        weight: [V, D] of the head, float32, bfloat16 or float16; the last dimension contiguous.
+        bias: [V] of any of these types, or None.
+        step: after the head.
+        k: at most 64 and at most V.
+
+    Returns:
+        Exact for the logits as computed: best first, equal logits by ascending id. A row with a logit that is NaN or plus
+        infinity has an entropy that is not finite; its ids are in range and mean nothing.
+
+    Raises:
+        ValueError: a shape, dtype, stride, device or k that does not fit.
+    """
+    _check(rows, weight, bias, k)
+    if not len(rows):
+        return Readout(rows.new_empty(0, k, dtype=torch.int64), rows.new_empty(0, k), rows.new_empty(0), rows.new_empty(0))
+    parts = [_read_chunk(chunk, weight, bias, step, k) for chunk in torch.split(rows, ROWS)]
+    return Readout(
+        ids=torch.cat([part.ids for part in parts]),
+        logprobs=torch.cat([part.logprobs for part in parts]),
+        logsumexp=torch.cat([part.logsumexp for part in parts]),
+        entropy=torch.cat([part.entropy for part in parts]),
+    )
+
+
+def _check(rows: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> None:
+    if rows.dtype != torch.float32 or rows.dim() != 2:
+        raise ValueError(f"rows must be [N, D] float32, not {list(rows.shape)} {rows.dtype}")
+    if weight.dtype not in _DTYPES or weight.dim() != 2 or weight.shape[1] != rows.shape[1] or 0 in weight.shape:
+        raise ValueError(
+            f"weight must be [V, {rows.shape[1]}] float32, bfloat16 or float16, not {list(weight.shape)} {weight.dtype}"
+        )
+    if weight.stride(1) != 1:
+        raise ValueError("the weight's last dimension must be contiguous")
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype not in _DTYPES or not bias.is_contiguous()):
+        raise ValueError(f"bias must be [{weight.shape[0]}] floating point and contiguous, not {list(bias.shape)} {bias.dtype}")
+    if not 1 <= k <= min(MAX_K, weight.shape[0]):
+        raise ValueError(f"k must be 1 to {min(MAX_K, weight.shape[0])}, not {k}")
+    if len({tensor.device for tensor in (rows, weight, bias) if tensor is not None}) != 1:
+        raise ValueError("rows, weight and bias must be on one device")
+    if rows.is_cuda == _interpreted():
+        raise ValueError(f"rows are on {rows.device}: compiled kernels need a GPU, TRITON_INTERPRET=1 needs the CPU")
+
+
+def _interpreted() -> bool:
+    return not isinstance(kernels.readout_kernel, triton.runtime.JITFunction)
+
+
+def split_terms(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows as the kernel takes them: two terms [N, D] of the weight's dtype, and the factor [N] float32 of their products.
+
+    Rows for a short type are first brought to a largest entry between 2**13 and 2**14 by a power of two, which is exact: float16
+    would lose low terms to underflow and large rows to overflow. Rows nowhere above 2**-100 lose precision to underflow. For
+    float32 the first term is the row itself.
+    """
+    if dtype == torch.float32:
+        return rows.contiguous(), rows, torch.ones(rows.shape[0], device=rows.device)
+    exponent = torch.frexp(rows.abs().amax(dim=1)).exponent.clamp(-100, 128) - 14
+    scaled = rows * _power_of_two(-exponent).unsqueeze(1)
+    first = scaled.to(dtype)
+    return first, (scaled - first.float()).to(dtype), _power_of_two(exponent)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """float32 from int32, by its bits: a GPU's pow need not be exact."""
+    return ((exponent + 127) << 23).view(torch.float32)
+
+
+def _read_chunk(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int) -> Readout:
+    (n, width), vocab, device = rows.shape, weight.shape[0], rows.device
+    slots = max(16, triton.next_power_of_2(k))
+    splits = _splits(n, vocab, device)
+    first, second, factor = split_terms(rows, weight.dtype)
+    kept = torch.empty(n, splits, slots, dtype=torch.int64, device=device)
+    maxima = torch.empty(n, splits, device=device)
+    totals, weighteds = torch.empty(2, n, splits, dtype=torch.float64, device=device)
+    launch = _launcher(device, n * vocab * width, slots)
+    with _current(device):
+        launch[lambda sizes: (triton.cdiv(n, sizes["block_n"]), splits)](
+            first, second, factor, weight, factor if bias is None else bias, kept, maxima, totals, weighteds,
+            n, vocab, splits, k, weight.stride(0), step.value, width=width, slots=slots, two=weight.dtype != torch.float32,
+            has_bias=bias is not None, step_kind=_KINDS[step.kind], upcast=_interpreted(),
+        )  # fmt: skip
+    return _merged(kept[:, :, :k], maxima, totals, weighteds, k)
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, whichever the tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _splits(rows: int, vocab: int, device: torch.device) -> int:
+    """Parts of the vocabulary, so that there is about one program for each multiprocessor; not more than leave it a few tiles."""
+    if device.type == "cpu":
+        return 2
+    processors: int = torch.cuda.get_device_properties(device).multi_processor_count
+    row_tiles = -(-rows // _ROW_TILE)
+    return max(1, min(processors // row_tiles, -(-vocab // 1024)))
+
+
+def _launcher(device: torch.device, operations: int, slots: int) -> Any:
+    if device.type == "cpu":
+        return Fixed(block_n=16, block_v=32, block_d=16)
+    if operations < _WORTH_TUNING:
+        return Fixed(**SHAPES[-1].all_kwargs())
+    return _tuned(slots > 16)
+
+
+class Fixed:
+    """Launches the kernel with given block sizes and compiler options."""
+
+    def __init__(self, **sizes: int) -> None:
+        self._sizes = sizes
+
+    def __getitem__(self, grid: Callable[[dict[str, int]], tuple[int, int]]) -> Any:
+        return partial(kernels.readout_kernel[grid], **self._sizes)
+
+
+@lru_cache
+def _tuned(long_lists: bool) -> Any:
+    """The kernel with the best of the block shapes, by trial at the first large launch for a width, dtype and length of lists.
+
+    Lists of more than 16 leave too few registers for the widest tile.
+    """
+    return triton.autotune(SHAPES[1:] if long_lists else SHAPES, key=["width", "slots", "two"])(kernels.readout_kernel)
+
+
+def _merged(kept: Tensor, maxima: Tensor, totals: Tensor, weighteds: Tensor, k: int) -> Readout:
+    """One Readout from S parts: keys [N, S, k] and statistics [N, S]."""
+    keys = torch.sort(kept.flatten(1), dim=1, descending=True).values[:, :k]
+    ids = 0xFFFFFFFF - (keys & 0xFFFFFFFF)
+    order = (keys >> 32).int()
+    values = (order ^ ((order >> 31) & 0x7FFFFFFF)).view(torch.float32)
+
+    maximum = maxima.amax(dim=1).double()
+    fall = maxima.double() - maximum.unsqueeze(1)
+    shrink = torch.exp(fall)
+    total = (shrink * totals).sum(dim=1)
+    weighted = (shrink * (weighteds + fall * totals)).sum(dim=1)
+    log_sum = torch.log(total)
+    logsumexp = maximum + log_sum
+    logprobs = (values.double() - logsumexp.unsqueeze(1)).clamp(max=0.0)
+    entropy = (log_sum - weighted / total).clamp(min=0.0)
+    return Readout(ids, logprobs.float(), logsumexp.float(), entropy.float())
