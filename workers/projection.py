@@ -4,7 +4,7 @@ Shapes: N rows, D width, V vocabulary.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from raylens.workers.blocks import device_of, dtype_of
 from raylens.workers.running import block_size, running_readout
+from raylens.workers.steps import AfterHead
 from raylens.workers.threads import each, workers_for
 from raylens.workers.topk import Readout
 
 #: Rows read out at once by a thread; with the block size this bounds its logits in memory to 16 MiB.
 ROWS = 512
-
-Step = Callable[[Tensor], Tensor]
 
 
 class Projection:
@@ -34,10 +33,10 @@ class Projection:
     other, such as a quantised one, is called. Only the norm's few weights are copied, where they are offloaded or short.
     """
 
-    def __init__(self, norm: nn.Module, head: nn.Module, step: Step) -> None:
-        self._norm = norm if _is_plain_float32(norm) else _copied(norm)
-        self._head = head
-        self._step = step
+    def __init__(self, norm: nn.Module, head: nn.Module, step: AfterHead) -> None:
+        self._norm = self.norm = norm if _is_plain_float32(norm) else _copied(norm)
+        self._head = self.head = head
+        self._step = self.step = step
         self._sliceable = type(head) is nn.Linear and head.weight.is_floating_point()
 
     @property
