@@ -1,6 +1,8 @@
 """The compiled read-out against the plain one and float64: the same checks, on whatever the plain one is checked with."""
 
 import math
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -107,7 +109,7 @@ def test_which_form_reads() -> None:
 def test_without_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where numba cannot be imported the plain form reads."""
     is_compiled.cache_clear()
-    monkeypatch.setitem(__import__("sys").modules, "raylens.workers.kernels.epilogue", None)
+    monkeypatch.setitem(sys.modules, "raylens.workers.kernels.epilogue", None)
     monkeypatch.delattr("raylens.workers.kernels.epilogue")
     assert isinstance(running_readout(2, 10, CPU), RunningReadout)
     is_compiled.cache_clear()
@@ -126,3 +128,9 @@ def test_threads_of_our_own() -> None:
             each(lambda part: 1 // part, [1, 0], 2)
     finally:
         torch.set_num_threads(before)
+
+
+def test_numba_is_not_imported_before_it_is_used() -> None:
+    """Importing the package, and the worker, does not wait for numba."""
+    code = "import sys, raylens, raylens.workers.worker; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
