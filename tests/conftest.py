@@ -1,5 +1,7 @@
 """What all tests share: one real server for the session, and the rule that a test leaves nothing in it."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -7,6 +9,9 @@ from hypothesis import settings
 
 from raylens.storage.server import EmbeddedServer
 from raylens.storage.stream import Stream, connect
+
+if shutil.which("nvidia-smi") is None:  # before anything imports triton: its kernels run in the interpreter
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("raylens", deadline=None)  # the machine may be busy; pytest's own timeout holds
 settings.load_profile("raylens")

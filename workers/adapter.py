@@ -13,13 +13,15 @@ from torch import nn
 
 from raylens.storage.errors import ModelError
 from raylens.storage.taps import DEFAULT_TAPS, TAPS
-from raylens.workers.blocks import find_stack, flat_rows
+from raylens.workers.blocks import device_of, find_stack, flat_rows
 from raylens.workers.calibrate import find_projection
 from raylens.workers.capture import Site
+from raylens.workers.certify_walk import find_walk
 from raylens.workers.probe import probe_blocks, probe_ids
 from raylens.workers.projection import Projection
 from raylens.workers.sums import BlockSums, measure_block
 from raylens.workers.trunk import find_trunk
+from raylens.workers.walk import Walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Adapter:
         trunk: what to run for hidden states: the model without its head where that gives the same, else the model.
         sites: for each block, tap -> Site; a refused tap is absent from every block.
         projection: from hidden rows to logits.
+        walk: reads out running sums where that is exact, else None.
         certificate: what was measured: per tap the hooked modules, the sums that hold with their largest relative error,
             the lens's error against the model's logits, that of padded batches against single prompts, and the refused taps
             with reasons.
@@ -38,6 +41,7 @@ class Adapter:
     trunk: nn.Module
     sites: list[dict[str, Site]]
     projection: Projection
+    walk: Walk | None = None
     certificate: dict[str, Any] = field(default_factory=dict)
 
     def taps(self, asked: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -72,6 +76,8 @@ def adapt(model: Any) -> Adapter:
     for block_sites in sites:
         for tap in refused:
             block_sites.pop(tap, None)
+    sums = _largest_errors(found, refused)
+    walk = find_walk(projection, probes, sites, sums) if _all_on_cpu(stack) else None
     trunk = find_trunk(model, owner, stack[-1], ids, last)
     certificate = {
         "architecture": type(model).__name__,
@@ -84,10 +90,15 @@ def adapt(model: Any) -> Adapter:
             for tap in TAPS
             if any(tap in block for block in sites)
         },
-        "sums": _largest_errors(found, refused),
+        "sums": sums,
         "refused": refused,
     }
-    return Adapter(trunk.module, sites, projection, certificate)
+    return Adapter(trunk.module, sites, projection, walk, certificate)
+
+
+def _all_on_cpu(stack: nn.ModuleList) -> bool:
+    cpu = torch.device("cpu")
+    return all(device_of(module, cpu) == cpu for module in stack.modules())
 
 
 def _refusals(found: list[BlockSums]) -> dict[str, str]:

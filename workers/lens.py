@@ -4,68 +4,26 @@ softmax(unembed(final_norm(x))) at each tap (nostalgebraist 2020, "interpreting 
 computed anew on each tap's own vector, as LogitLens4LLMs does.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from raylens.storage.record import Record, TapLens
 from raylens.workers.adapter import Adapter
 from raylens.workers.batching import Batch
-from raylens.workers.capture import Site, capture
-from raylens.workers.projection import Projection
+from raylens.workers.capture import capture
+from raylens.workers.plan import plan_walk
+from raylens.workers.readers import DirectReader, Read, Reader, WalkReader
+from raylens.workers.running import MOST_KEPT
 from raylens.workers.settings import LensSettings
+from raylens.workers.walk import Place
 
 #: Hidden rows waiting for read-out are read once they hold this many bytes, so memory stays flat in layers and length.
 PENDING_BYTES = 64 << 20
 
-_Place = tuple[str, int]
 _FLOAT16_LOWEST = float(np.finfo(np.float16).min)
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """The read-out of one (tap, layer): N rows, K tokens."""
-
-    ids: NDArray[np.uint32]
-    logprobs: NDArray[np.float32]
-    logsumexp: NDArray[np.float32]
-    entropy: NDArray[np.float32]
-
-
-class _Reader:
-    """Collects rows from hooks and reads them out together: one large product is far faster than many small ones."""
-
-    def __init__(self, projection: Projection, k: int) -> None:
-        self._projection = projection
-        self._k = k
-        self._pending: list[tuple[_Place, Tensor]] = []
-        self._bytes = 0
-        self.done: dict[_Place, _Read] = {}
-
-    def take(self, tap: str, layer: int, rows: Tensor) -> None:
-        self._pending.append(((tap, layer), rows))
-        self._bytes += rows.numel() * rows.element_size()
-        if self._bytes >= PENDING_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self._pending:
-            return
-        device = self._pending[-1][1].device  # under a device map the last layer's, nearest to the head
-        rows = torch.cat([rows.to(device) for _, rows in self._pending])
-        sizes = [len(rows) for _, rows in self._pending]
-        places = [place for place, _ in self._pending]
-        self._pending, self._bytes = [], 0
-        read = self._projection.read(rows, self._k)
-        parts = zip(
-            *(torch.split(value.cpu(), sizes) for value in (read.ids, read.logprobs, read.logsumexp, read.entropy)), strict=True
-        )
-        for place, (ids, logprobs, logsumexp, entropy) in zip(places, parts, strict=True):
-            self.done[place] = _Read(ids.numpy().astype(np.uint32), logprobs.numpy(), logsumexp.numpy(), entropy.numpy())
 
 
 class Lens:
@@ -84,9 +42,21 @@ class Lens:
         self._settings = settings
         self._layers = layers
         self._taps = taps
-        self._sites: list[tuple[str, int, Site]] = [
-            (tap, layer, adapter.sites[layer][tap]) for tap in taps for layer in self._layers_of(tap)
-        ]
+        places = [(tap, layer) for tap in taps for layer in self._layers_of(tap)]
+        self._wanted = frozenset(places)
+        self._walk = adapter.walk if settings.top_k <= MOST_KEPT else None
+        self._plan = plan_walk(adapter.sites, adapter.certificate["sums"], places) if self._walk else None
+        self._hooks = self._plan.hooks if self._plan else [(tap, layer, adapter.sites[layer][tap]) for tap, layer in places]
+
+    @property
+    def path(self) -> str:
+        """How logits are computed, and how exactly, for the certificate."""
+        if self._walk is None or self._plan is None:
+            return self._projection.path
+        return (
+            f"float32, {self._plan.products} products for {len(self._wanted)} places: sums of what is added to the residual "
+            f"(within {self._walk.error:.1e} of float64)"
+        )
 
     def _layers_of(self, tap: str) -> tuple[int, ...]:
         return (0,) if tap == "resid_pre" else self._layers
@@ -94,8 +64,8 @@ class Lens:
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> list["Record | ValueError"]:
         """A record for each prompt of the batch, or a ValueError where the model's numbers are not finite."""
-        reader = _Reader(self._projection, self._settings.top_k)
-        with capture(self._sites, batch.rows, reader.take):
+        reader = self._reader()
+        with capture(self._hooks, batch.rows, reader.take):
             self._trunk(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
         reader.flush()
         records: list[Record | ValueError] = []
@@ -123,7 +93,12 @@ class Lens:
             )
         return records
 
-    def _tap(self, tap: str, done: dict[_Place, _Read], rows: slice) -> TapLens:
+    def _reader(self) -> Reader:
+        if self._walk is None or self._plan is None:
+            return DirectReader(self._projection, self._settings.top_k, PENDING_BYTES)
+        return WalkReader(self._walk, self._settings.top_k, self._wanted, self._plan.starts, PENDING_BYTES)
+
+    def _tap(self, tap: str, done: dict[Place, Read], rows: slice) -> TapLens:
         layers = self._layers_of(tap)
         reads = [done[tap, layer] for layer in layers]
         logprobs: NDArray[Any] = np.stack([read.logprobs[rows] for read in reads])

@@ -4,22 +4,21 @@ Shapes: N rows, D width, V vocabulary.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from raylens.workers.blocks import device_of, dtype_of
-from raylens.workers.topk import Readout, RunningReadout
+from raylens.workers.running import block_size, running_readout
+from raylens.workers.steps import AfterHead
+from raylens.workers.threads import each, workers_for
+from raylens.workers.topk import Readout
 
-#: Vocabulary entries whose logits exist at once.
-BLOCK = 8192
-#: Rows read out at once; with BLOCK this bounds the logits in memory to 16 MiB.
+#: Rows read out at once by a thread; with the block size this bounds its logits in memory to 16 MiB.
 ROWS = 512
-
-Step = Callable[[Tensor], Tensor]
 
 
 class Projection:
@@ -34,10 +33,10 @@ class Projection:
     other, such as a quantised one, is called. Only the norm's few weights are copied, where they are offloaded or short.
     """
 
-    def __init__(self, norm: nn.Module, head: nn.Module, step: Step) -> None:
-        self._norm = norm if _is_plain_float32(norm) else _copied(norm)
-        self._head = head
-        self._step = step
+    def __init__(self, norm: nn.Module, head: nn.Module, step: AfterHead) -> None:
+        self._norm = self.norm = norm if _is_plain_float32(norm) else _copied(norm)
+        self._head = self.head = head
+        self._step = self.step = step
         self._sliceable = type(head) is nn.Linear and head.weight.is_floating_point()
 
     @property
@@ -47,43 +46,66 @@ class Projection:
 
     def read(self, rows: Tensor, k: int) -> Readout:
         """The k best tokens, logsumexp and entropy of each of [N, D] rows; memory does not grow with N beyond the result."""
-        parts = [self._read_chunk(chunk, k) for chunk in torch.split(rows, ROWS)]
-        return Readout(
-            ids=torch.cat([part.ids for part in parts]),
-            logprobs=torch.cat([part.logprobs for part in parts]),
-            logsumexp=torch.cat([part.logsumexp for part in parts]),
-            entropy=torch.cat([part.entropy for part in parts]),
-        )
+        workers = workers_for(len(rows)) if rows.device.type == "cpu" and self._sliceable else 1
+        with self._weights():
+            parts = each(lambda chunk: self._read_chunk(chunk, k), _chunks(rows, workers), workers)
+        return joined(parts)
 
     def logits(self, rows: Tensor) -> Tensor:
         """Whole logits, [N, V] float32; for the certificate and for tests."""
-        return torch.cat(list(self._blocks(rows)), dim=1)
+        with self._weights():
+            return torch.cat([block.clone() for block in self._blocks(rows, block_size(len(rows), rows.device, 1))], dim=1)
 
+    def _weights(self) -> AbstractContextManager[object]:
+        """While open, offloaded weights of a plain head are in memory; any other head sees to its own."""
+        return align_module_device(self._head) if self._sliceable else nullcontext()
+
+    @torch.inference_mode()  # the caller's own mode does not reach another thread
     def _read_chunk(self, rows: Tensor, k: int) -> Readout:
-        running: RunningReadout | None = None
-        for block in self._blocks(rows):
-            running = running or RunningReadout(rows.shape[0], k, block.device)
+        device = device_of(self._head, device_of(self._norm, rows.device))
+        running = running_readout(rows.shape[0], k, device)
+        for block in self._blocks(rows, block_size(len(rows), device, k)):
             running.add(block)
-        assert running is not None
         return running.finish()
 
     @torch.inference_mode()
-    def _blocks(self, rows: Tensor) -> Iterator[Tensor]:
+    def _blocks(self, rows: Tensor, size: int) -> Iterator[Tensor]:
+        """[N, B] logits of each block of the vocabulary; each is good until the next is asked for."""
         normed = self._norm(rows.to(device_of(self._norm, rows.device)).float())
         normed = normed.to(device_of(self._head, normed.device))
         if self._sliceable:
-            with align_module_device(self._head):  # brings offloaded weights in for the while
-                yield from self._sliced_blocks(normed)
+            yield from self._sliced_blocks(normed, size)
         else:
-            for block in self._head(normed.to(dtype_of(self._head, normed.dtype))).split(BLOCK, dim=1):
+            for block in self._head(normed.to(dtype_of(self._head, normed.dtype))).split(size, dim=1):
                 yield self._step(block.float())
 
-    def _sliced_blocks(self, normed: Tensor) -> Iterator[Tensor]:
+    def _sliced_blocks(self, normed: Tensor, size: int) -> Iterator[Tensor]:
         weight, bias = self._head.weight, self._head.bias
         assert isinstance(weight, Tensor)
-        for start in range(0, weight.shape[0], BLOCK):
-            part = slice(start, start + BLOCK)
-            yield self._step(F.linear(normed, weight[part].float(), bias[part].float() if isinstance(bias, Tensor) else None))
+        memory = normed.new_empty(len(normed) * min(size, len(weight)))  # one for all blocks
+        for start in range(0, weight.shape[0], size):
+            part = weight[start : start + size].float()
+            logits = memory[: len(normed) * len(part)].view(len(normed), len(part))
+            torch.mm(normed, part.T, out=logits)
+            if isinstance(bias, Tensor):
+                logits += bias[start : start + size].float()
+            yield self._step(logits)
+
+
+def joined(parts: list[Readout]) -> Readout:
+    """The read-outs of some rows after others as one."""
+    return Readout(
+        ids=torch.cat([part.ids for part in parts]),
+        logprobs=torch.cat([part.logprobs for part in parts]),
+        logsumexp=torch.cat([part.logsumexp for part in parts]),
+        entropy=torch.cat([part.entropy for part in parts]),
+    )
+
+
+def _chunks(rows: Tensor, workers: int) -> tuple[Tensor, ...]:
+    """Parts of at most ROWS rows, as many for each worker."""
+    rounds = max(1, -(-len(rows) // (ROWS * workers)))
+    return rows.tensor_split(rounds * workers) if workers > 1 else torch.split(rows, ROWS)
 
 
 def _is_plain_float32(norm: nn.Module) -> bool:

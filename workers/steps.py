@@ -1,7 +1,7 @@
 """What models do to logits after the head: nothing, a soft cap, a factor or a divisor, read from known config fields."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,26 +14,30 @@ _FACTORS = ("logit_scale", "lm_head_multiplier")
 _DIVISORS = ("logits_scaling",)
 
 
-def identity(logits: Tensor) -> Tensor:
-    """Nothing."""
-    return logits
+@dataclass(frozen=True, slots=True)
+class AfterHead:
+    """The step after the head: times the factor, then capped softly unless the cap is 0."""
+
+    factor: float = 1.0
+    cap: float = 0.0
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Of logits of any shape; the same tensor where there is nothing to do."""
+        if self.factor != 1.0:
+            logits = logits * self.factor
+        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
 
 
-def _softcap(logits: Tensor, cap: float) -> Tensor:
-    return cap * torch.tanh(logits / cap)
+identity = AfterHead()
 
 
-def _scale(logits: Tensor, factor: float) -> Tensor:
-    return logits * factor
-
-
-def candidate_steps(config: Any) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+def candidate_steps(config: Any) -> Iterator[tuple[str, AfterHead]]:
     """Name and function of each step the configuration allows; the right one is found by comparing logits."""
     holders = (config, config.get_text_config())
     yield "nothing", identity
     for value in numbers(holders, _SOFTCAPS):
-        yield f"softcap {value:g}", partial(_softcap, cap=value)
+        yield f"softcap {value:g}", AfterHead(cap=value)
     for value in numbers(holders, _FACTORS):
-        yield f"x {value:g}", partial(_scale, factor=value)
+        yield f"x {value:g}", AfterHead(factor=value)
     for value in numbers(holders, _DIVISORS):
-        yield f"/ {value:g}", partial(_scale, factor=1 / value)
+        yield f"/ {value:g}", AfterHead(factor=1 / value)

@@ -45,7 +45,13 @@ class Worker:
         size = int(text.vocab_size)
         self._tokenizer = Tokenizer(tokenizer, settings.input, settings.lens.positions, longest_input(text, tokenizer), size)
         self.vocabulary: Vocabulary = vocabulary_bytes(tokenizer, size)
-        self.certificate: dict[str, Any] = {**adapter.certificate, "run_taps": list(taps), "device": str(self._device)}
+        lens = {**adapter.certificate["lens"], "path": self._lens.path}
+        self.certificate: dict[str, Any] = {
+            **adapter.certificate,
+            "lens": lens,
+            "run_taps": list(taps),
+            "device": str(self._device),
+        }
 
     def run(self, prompts: Sequence[Prompt]) -> Iterator[Record | Failure]:
         """The outcome of each prompt, failures of tokenization first, then batch by batch; exactly one a prompt."""

@@ -10,6 +10,7 @@ import torch
 
 import raylens
 from raylens.workers.adapter import Adapter, adapt
+from raylens.workers.capture import capture
 from raylens.workers.model import load_model
 from raylens.workers.settings import DType, ModelSettings
 from tests.command import raylens_command
@@ -85,6 +86,31 @@ def test_text_that_cannot_be_lensed(text: str, kind: str) -> None:
     """An empty text and one longer than the model can read are refused with the reason."""
     with pytest.raises(raylens.RaylensError, match=rf"cannot lens this text \({kind}\)"):
         raylens.lens(text, dtype="float32")
+
+
+@torch.no_grad()
+def test_walk_of_the_real_model_against_float64() -> None:
+    """All four taps of all layers from half the products: logprobs to 2e-4, ids but for neighbours closer than that."""
+    model, tokenizer, adapter = demo()
+    assert adapter.walk is not None
+    assert adapter.walk.error < 1.5e-4
+    rows: dict[tuple[str, int], torch.Tensor] = {}
+    ids = tokenizer(TEXT, return_tensors="pt").to(model.device)
+    hooks = [(tap, layer, site) for layer, block in enumerate(adapter.sites) for tap, site in block.items()]
+    with capture(hooks, torch.tensor([0, 4]), lambda tap, layer, hidden: rows.update({(tap, layer): hidden})):
+        model(**ids)
+    record = raylens.lens(TEXT, dtype="float32")
+    weight, gain = model.lm_head.weight.double(), model.model.norm.weight.double()
+    for (tap, layer), hidden in rows.items():
+        if tap == "resid_pre":
+            continue
+        x = hidden.double()
+        normed = x / (x.square().mean(dim=1, keepdim=True) + model.config.rms_norm_eps).sqrt() * gain
+        exact, found = torch.log_softmax(normed @ weight.T, dim=1), record.taps[tap]
+        chosen = torch.from_numpy(found.ids[layer, [0, 4]].astype(np.int64))
+        best = exact.topk(10, dim=1).values
+        assert float((torch.from_numpy(found.logprobs[layer, [0, 4]]) - best).abs().max()) < 2e-4, (tap, layer)
+        assert float((exact.gather(1, chosen) - best).abs().max()) < 4e-4, (tap, layer)
 
 
 def test_doctor_prints_the_certificate() -> None:

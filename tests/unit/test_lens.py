@@ -333,10 +333,10 @@ def test_gpu_memory_does_not_grow_with_layers_or_length() -> None:
 
 
 def test_reading_out_calls_the_models_own_norm() -> None:
-    """Reading out calls the model's own norm and head; hooks that someone put on them see those calls and are kept."""
+    """Reading a tap by itself calls the model's own norm; hooks that someone put on it see those calls and are kept."""
     model, adapter = built("gpt2")
     calls: list[nn.Module] = []
     handle = model.transformer.ln_f.register_forward_hook(lambda module, _args, _output: calls.append(module))
-    run(model, adapter, prompts(lengths=[3]))
+    Lens(adapter, LensSettings(10), (0, 1, 2), ("resid_post",))(pad(prompts(lengths=[3]), model.device))
     handle.remove()
     assert len(calls) >= 2  # the model's own, and the lens's

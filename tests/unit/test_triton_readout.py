@@ -23,7 +23,7 @@ import triton
 
 from raylens.workers import steps, topk
 from raylens.workers.kernels import triton_readout
-from raylens.workers.kernels.triton_readout import AfterHead, after_head, readout, split_terms
+from raylens.workers.kernels.triton_readout import AfterHead, readout, split_terms
 from raylens.workers.topk import Readout
 
 COMPILED = os.environ.get("TRITON_INTERPRET") != "1"
@@ -38,7 +38,7 @@ needs_gpu = [pytest.mark.cuda, pytest.mark.skipif(not COMPILED, reason="no NVIDI
 SHORT = [torch.bfloat16, torch.float16]
 #: What is left of a number after two terms of the type, as a share of it; float32 sums take the rest.
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-17, torch.float16: 2.0**-23}
-STEPS = [AfterHead(), AfterHead("softcap", 5.0), AfterHead("scale", 0.25), AfterHead("scale", -2.0)]
+STEPS = [AfterHead(), AfterHead(cap=5.0), AfterHead(factor=0.25), AfterHead(factor=-2.0)]
 
 
 def case(
@@ -62,16 +62,14 @@ def whole_numbers(n: int, vocab: int, width: int, seed: int, dtype: torch.dtype)
 def exact_logits(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead) -> Tensor:
     """[N, V] float64."""
     logits = rows.double() @ weight.double().T + (0 if bias is None else bias.double())
-    if step.kind == "softcap":
-        return step.value * torch.tanh(logits / step.value)
-    return logits * step.value if step.kind == "scale" else logits
+    return step(logits)
 
 
 def allowed(rows: Tensor, weight: Tensor, step: AfterHead) -> float:
     """The largest error of a logit that the docstring's bound allows, with float32 sums beside it."""
     terms = float((rows.double().abs() @ weight.double().abs().T).max())
-    slope = abs(step.value) if step.kind == "scale" else 1.0
-    return slope * (terms * (ROUNDING[weight.dtype] + 8 * 2.0**-24) + 1e-6) + 1e-6 * abs(step.value)
+    slope = abs(step.factor)
+    return slope * (terms * (ROUNDING[weight.dtype] + 8 * 2.0**-24) + 1e-6) + 1e-6 * abs(step.cap or step.factor)
 
 
 def check(found: Readout, rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int) -> None:
@@ -148,7 +146,7 @@ def test_all_equal(k: int) -> None:
     """Zeros of both signs, here by underflow, are equal: ids 0 to k-1."""
     rows, weight = torch.ones(3, 4, device=DEVICE), torch.zeros(300, 4, device=DEVICE)
     bias = torch.tensor([-1e-30, 1e-30], device=DEVICE).repeat(150)
-    found = readout(rows, weight, bias, AfterHead("scale", 1e-30), k)
+    found = readout(rows, weight, bias, AfterHead(factor=1e-30), k)
     assert found.ids.tolist() == [list(range(k))] * 3
     torch.testing.assert_close(found.entropy, torch.full((3,), 300.0, device=DEVICE).log())
 
@@ -259,15 +257,11 @@ def test_steps_of_the_configuration() -> None:
             return self
 
     inputs = case(4, 40, 16, 8)
-    kinds = []
-    for _, function in steps.candidate_steps(Config()):
-        step = after_head(function)
-        assert step is not None
-        kinds.append(step.kind)
-        plain = topk.readout(function(exact_logits(*inputs, AfterHead()).float()), 5)
+    found = list(steps.candidate_steps(Config()))
+    assert len(found) == 4
+    for _, step in found:
+        plain = topk.readout(step(exact_logits(*inputs, AfterHead()).float()), 5)
         same(readout(*inputs, step, 5), plain, 1e-5)
-    assert kinds == ["nothing", "softcap", "scale", "scale"]
-    assert after_head(torch.tanh) is None
 
 
 WRONG: list[tuple[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, int]]]] = [
@@ -303,11 +297,11 @@ def test_wrong_device(monkeypatch: pytest.MonkeyPatch) -> None:
         readout(*case(2, 5, 4, 12), AfterHead(), 1)
 
 
-@pytest.mark.parametrize("value", [0.0, torch.inf, torch.nan])
-def test_steps_that_do_not_fit(value: float) -> None:
-    """A cap or factor of zero, infinity or NaN is refused."""
+@pytest.mark.parametrize("step", [AfterHead(cap=torch.inf), AfterHead(factor=torch.nan), AfterHead(0.0), AfterHead(2.0, 5.0)])
+def test_steps_that_do_not_fit(step: AfterHead) -> None:
+    """A cap or factor of zero, infinity or NaN is refused, and both at once."""
     with pytest.raises(ValueError, match="no such step"):
-        AfterHead("softcap", value)
+        readout(*case(2, 5, 4, 12), step, 1)
 
 
 #: The launch as the read-out makes it, with a driver that only names a GPU, and the kernel compiled instead of run.
@@ -330,7 +324,7 @@ class Launcher:
 texts = []
 triton.runtime.driver.set_active(Driver())
 host._launcher = lambda *sizes: Launcher()
-for rows, width, step in (5, 512, host.AfterHead("softcap", 30.0)), (1, 203, host.AfterHead()):
+for rows, width, step in (5, 512, host.AfterHead(cap=30.0)), (1, 203, host.AfterHead()):
     weight = torch.zeros(1031, width, dtype=torch.{dtype})
     host._read_chunk(torch.zeros(rows, width), weight, weight[:, 0].contiguous() if rows > 1 else None, step, rows)
 for text in texts:
@@ -360,10 +354,10 @@ def test_it_compiles(dtype: str, arch: int, shape: int, units: str) -> None:
 def test_real_sizes_on_a_gpu(dtype: torch.dtype, k: int) -> None:
     """A real width and vocabulary, every block shape's edges, against float64; twice the same, so that no race shows."""
     inputs = case(300, 49_157, 1000, 10, dtype)
-    found = readout(*inputs, AfterHead("softcap", 30.0), k)
-    check(found, *inputs, AfterHead("softcap", 30.0), k)
+    found = readout(*inputs, AfterHead(cap=30.0), k)
+    check(found, *inputs, AfterHead(cap=30.0), k)
     for _ in range(3):
-        again = readout(*inputs, AfterHead("softcap", 30.0), k)
+        again = readout(*inputs, AfterHead(cap=30.0), k)
         assert all(getattr(again, field.name).equal(getattr(found, field.name)) for field in fields(found))
 
 

@@ -161,7 +161,8 @@ def test_batch_size_changes_nothing(folder: Path, worker: Worker, batch_tokens: 
         if isinstance(outcome, Record) and isinstance(other, Record):
             for tap, lens in outcome.taps.items():
                 assert np.mean(lens.ids == other.taps[tap].ids) >= 1 - 100 * CLOSE
-                np.testing.assert_allclose(lens.logprobs, other.taps[tap].logprobs, atol=CLOSE)
+                # running sums round about twice as much as single products do
+                np.testing.assert_allclose(lens.logprobs, other.taps[tap].logprobs, atol=2 * CLOSE)
 
 
 def test_tap_the_model_lacks(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Kernels for accelerators. Each needs a compiler that raylens does not install; none is imported unless it is used."""
+"""Compiled inner loops; none is imported before it is used, and topk.py is the plain twin of all."""

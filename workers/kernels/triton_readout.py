@@ -18,16 +18,15 @@ besides the rounding of float32 sums: about 5e-5 in use. One bfloat16 term alone
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from raylens.workers import steps
 from raylens.workers.kernels import readout_kernel as kernels
+from raylens.workers.steps import AfterHead
 from raylens.workers.topk import Readout
 
 #: Rows of one launch: their two bfloat16 terms at D=4096 are 33 MB, so that a GPU's L2 cache holds them through the vocabulary.
@@ -35,7 +34,6 @@ ROWS = 2048
 #: Most tokens kept.
 MAX_K = 64
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_KINDS = {"nothing": kernels.NOTHING, "softcap": kernels.SOFTCAP, "scale": kernels.SCALE}
 _ROW_TILE = 128
 #: Block shapes to try, the last for small work. Tokens count for more than rows: a step of the product loads two terms of the
 #: rows but the weight once.
@@ -47,34 +45,6 @@ SHAPES = [
 _WORTH_TUNING = 1 << 33
 
 
-@dataclass(frozen=True, slots=True)
-class AfterHead:
-    """What the model does to logits after the head.
-
-    Attributes:
-        kind: nothing; value * tanh(logit / value); or value * logit.
-        value: finite and not 0; unused for nothing.
-    """
-
-    kind: Literal["nothing", "softcap", "scale"] = "nothing"
-    value: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in _KINDS or not 0 < abs(self.value) < float("inf"):
-            raise ValueError(f"no such step after the head: {self.kind} {self.value}")
-
-
-def after_head(step: Callable[[Tensor], Tensor]) -> AfterHead | None:
-    """The step of ``raylens.workers.steps`` as the kernel takes it; None for any other, which the kernel cannot do."""
-    if step is steps.identity:
-        return AfterHead()
-    if isinstance(step, partial) and step.func is steps._softcap:
-        return AfterHead("softcap", step.keywords["cap"])
-    if isinstance(step, partial) and step.func is steps._scale:
-        return AfterHead("scale", step.keywords["factor"])
-    return None
-
-
 @torch.inference_mode()
 def readout(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int) -> Readout:
     """The k best tokens, logsumexp and entropy of each row.
@@ -84,7 +54,7 @@ def readout(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, 
             a row where the head costs D x V.
         weight: [V, D] of the head, float32, bfloat16 or float16; the last dimension contiguous.
         bias: [V] of any of these types, or None.
-        step: after the head.
+        step: after the head; a factor or a cap, not both.
         k: at most 64 and at most V.
 
     Returns:
@@ -92,7 +62,7 @@ def readout(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, 
         infinity has an entropy that is not finite; its ids are in range and mean nothing.
 
     Raises:
-        ValueError: a shape, dtype, stride, device or k that does not fit.
+        ValueError: a shape, dtype, stride, device, step or k that does not fit.
     """
     _check(rows, weight, bias, k)
     if not len(rows):
@@ -104,6 +74,15 @@ def readout(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, 
         logsumexp=torch.cat([part.logsumexp for part in parts]),
         entropy=torch.cat([part.entropy for part in parts]),
     )
+
+
+def _step_arguments(step: AfterHead) -> tuple[int, float]:
+    value = step.cap or step.factor
+    if not 0 < abs(value) < float("inf") or (step.cap and step.factor != 1.0):
+        raise ValueError(f"no such step after the head in the kernel: {step}")
+    if step.cap:
+        return kernels.SOFTCAP, value
+    return (kernels.NOTHING if value == 1.0 else kernels.SCALE), value
 
 
 def _check(rows: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> None:
@@ -151,6 +130,7 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 
 def _read_chunk(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int) -> Readout:
     (n, width), vocab, device = rows.shape, weight.shape[0], rows.device
+    kind, value = _step_arguments(step)
     slots = max(16, triton.next_power_of_2(k))
     splits = _splits(n, vocab, device)
     first, second, factor = split_terms(rows, weight.dtype)
@@ -161,8 +141,8 @@ def _read_chunk(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHe
     with _current(device):
         launch[lambda sizes: (triton.cdiv(n, sizes["block_n"]), splits)](
             first, second, factor, weight, factor if bias is None else bias, kept, maxima, totals, weighteds,
-            n, vocab, splits, k, weight.stride(0), step.value, width=width, slots=slots, two=weight.dtype != torch.float32,
-            has_bias=bias is not None, step_kind=_KINDS[step.kind], upcast=_interpreted(),
+            n, vocab, splits, k, weight.stride(0), value, width=width, slots=slots, two=weight.dtype != torch.float32,
+            has_bias=bias is not None, step_kind=kind, upcast=_interpreted(),
         )  # fmt: skip
     return _merged(kept[:, :, :k], maxima, totals, weighteds, k)
 

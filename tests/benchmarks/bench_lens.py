@@ -1,0 +1,190 @@
+"""How long reading out takes: ``python -m tests.benchmarks.bench_lens``, some two minutes on two cores.
+
+Everything runs in one process and in turns, so that what else the machine does falls on all alike. Read the ratios, not the
+seconds; CPU seconds, of all threads together, suffer least from neighbours.
+"""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raylens.scheduler.demo import PROMPTS
+from raylens.storage.record import Prompt
+from raylens.workers.adapter import Adapter, adapt
+from raylens.workers.capture import capture
+from raylens.workers.lens import Lens
+from raylens.workers.model import load_model
+from raylens.workers.running import CompiledReadout, block_size
+from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
+from raylens.workers.topk import RunningReadout
+from raylens.workers.worker import Worker
+
+K = 10
+FOUR = ("attn_out", "resid_mid", "mlp_out", "resid_post")
+#: 24 beginnings of sentences of some five tokens.
+TEXTS = [
+    " ".join(text.split()[:5])
+    for text in [
+        *(json.loads(line)["text"] for line in PROMPTS.read_text().splitlines() if '"text"' in line),
+        "The largest planet in the solar system is",
+        "Water is made of hydrogen and",
+        "She opened the door and saw",
+        "def add(a, b): return",
+        "Once upon a time there was a",
+        "The opposite of cold is",
+        "In 1969 the first man walked on the",
+        "To be or not to be, that is the",
+        "Two plus two is",
+        "The sun rises in the",
+    ]
+][:24]
+#: Rows that the baseline reads out at once: 100 MB of logits.
+CHUNK = 512
+
+Work = Callable[[], object]
+
+
+def measure(works: dict[str, Work], rounds: int, base: str) -> None:
+    """Time all in turns; print wall and CPU seconds and the ratio to the base."""
+    wall: dict[str, list[float]] = {name: [] for name in works}
+    cpu: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            start, start_cpu = time.perf_counter(), time.process_time()
+            work()
+            wall[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - start_cpu)
+    print(f"| of {rounds} | median s | least to most | CPU s | {base} / it |\n|---|---|---|---|---|")
+    for name, times in wall.items():
+        median, used = statistics.median(times), statistics.median(cpu[name])
+        ratio = statistics.median(one / other for one, other in zip(wall[base], times, strict=True))
+        print(f"| {name} | {median:.3f} | {min(times):.3f} to {max(times):.3f} | {used:.3f} | {ratio:.2f} |")
+    print(flush=True)
+
+
+def hidden_rows(model: Any, tokenizer: Any, adapter: Adapter, count: int) -> Tensor:
+    """[N, D] hidden states of every tap and layer, of the texts."""
+    found: list[Tensor] = []
+    hooks = [(tap, layer, site) for layer, block in enumerate(adapter.sites) for tap, site in block.items()]
+    for text in TEXTS[:8]:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        with torch.inference_mode(), capture(hooks, torch.arange(ids.shape[1]), lambda _tap, _layer, rows: found.append(rows)):
+            model(input_ids=ids)
+    rows = torch.cat(found)
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]]
+
+
+def by_block(rows: Tensor, weight: Tensor, size: int, running: RunningReadout | CompiledReadout) -> object:
+    """Plain products by block of the vocabulary, each read out."""
+    memory = torch.empty(len(rows) * size)
+    for start in range(0, len(weight), size):
+        part = weight[start : start + size]
+        logits = memory[: len(rows) * len(part)].view(len(rows), len(part))
+        running.add(torch.mm(rows, part.T, out=logits))
+    return running.finish()
+
+
+def products(model: Any, adapter: Adapter, rows: Tensor, rounds: int) -> None:
+    """One product with the unembedding, and what reading it out adds."""
+    cpu, weight = torch.device("cpu"), model.lm_head.weight.detach()
+    normed = model.model.norm(rows)
+    short, short_weight = normed.bfloat16(), weight.bfloat16()
+    size = block_size(len(rows), cpu, K)
+    works: dict[str, Work] = {
+        "float32 product alone": lambda: torch.mm(normed, weight.T),
+        "bfloat16 product alone (inexact)": lambda: torch.mm(short, short_weight.T),
+        "product, log_softmax, topk": lambda: torch.log_softmax(torch.mm(normed, weight.T), dim=1).topk(K, dim=1),
+        "plain twin, blocks of 8192": lambda: by_block(normed, weight, 8192, RunningReadout(len(rows), K, cpu)),
+        f"compiled, blocks of {size}": lambda: by_block(normed, weight, size, CompiledReadout(len(rows), K)),
+        "norm and Projection.read": lambda: adapter.projection.read(rows, K),
+    }
+    print(f"{len(rows)} hidden states x {len(weight)} tokens, k={K}")
+    with torch.inference_mode():
+        for work in works.values():  # threads are started and compiled code is loaded at the first call
+            work()
+        measure(works, rounds, "float32 product alone")
+
+
+@torch.inference_mode()
+def baseline(model: Any, tokenizer: Any) -> list[tuple[Tensor, Tensor]]:
+    """The usual way, well written: hooks, one padded forward pass a batch, all rows stacked, read out in large chunks."""
+    results = []
+    for first in range(0, len(TEXTS), 8):
+        batch = tokenizer(TEXTS[first : first + 8], return_tensors="pt", padding=True, padding_side="right")
+        kept: list[Tensor] = []
+        chosen = batch.attention_mask.flatten().nonzero().squeeze(1)
+
+        def keep(value: Tensor | tuple[Tensor, ...], kept: list[Tensor] = kept, chosen: Tensor = chosen) -> None:
+            tensor = value if isinstance(value, Tensor) else value[0]
+            kept.append(tensor.flatten(0, 1)[chosen].clone())
+
+        handles = []
+        for block in model.model.layers:
+            handles += [m.register_forward_hook(lambda _m, _a, out: keep(out)) for m in (block.self_attn, block.mlp, block)]
+            handles.append(block.post_attention_layernorm.register_forward_pre_hook(lambda _m, args: keep(args)))
+        model.model(**batch, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        for rows in torch.stack(kept).flatten(0, 1).split(CHUNK):
+            results.append(torch.log_softmax(model.lm_head(model.model.norm(rows)), dim=1).topk(K, dim=1))
+    return results
+
+
+def end_to_end(model: Any, tokenizer: Any, adapter: Adapter, rounds: int) -> None:
+    """Texts to records, four taps of every layer at every position."""
+    lens = LensSettings(K, positions="all")
+    worker = Worker(WorkerSettings(ModelSettings("demo", dtype="float32"), lens))
+    layers = tuple(range(len(adapter.sites)))
+    prompts = [Prompt(n, str(n), text) for n, text in enumerate(TEXTS)]
+
+    def run(reader: Lens) -> Iterable[object]:
+        worker._lens = reader  # the same worker and model either way
+        return list(worker.run(prompts))
+
+    direct, walk = Lens(replace(adapter, walk=None), lens, layers, FOUR), Lens(adapter, lens, layers, FOUR)
+    works: dict[str, Work] = {
+        "hooks, log_softmax, topk": lambda: baseline(model, tokenizer),
+        "Worker, each tap by itself": lambda: run(direct),
+        "Worker, running sums": lambda: run(walk),
+    }
+    for reader in (direct, walk):
+        worker._lens = reader
+        list(worker.run(prompts[:1]))
+    tokens = sum(len(ids) for ids in tokenizer(TEXTS).input_ids)
+    print(f"{len(TEXTS)} texts, {tokens} tokens, {len(layers)} layers x 4 taps, k={K}\n{walk.path}")
+    measure(works, rounds, "hooks, log_softmax, topk")
+
+
+def processor() -> str:
+    """The name of the CPU, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor()
+
+
+def main() -> None:
+    """Run all benchmarks and print tables."""
+    import numba
+    import transformers
+
+    print(f"{processor()}, {torch.get_num_threads()} threads; torch {torch.__version__}, numba {numba.__version__}, ", end="")
+    print(f"transformers {transformers.__version__}, SmolLM2-135M in float32\n")
+    model, tokenizer = load_model(ModelSettings("demo", dtype="float32"))
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    adapter = adapt(model)
+    products(model, adapter, hidden_rows(model, tokenizer, adapter, 240), 5)
+    products(model, adapter, hidden_rows(model, tokenizer, adapter, 1024), 3)
+    end_to_end(model, tokenizer, adapter, 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What becomes of the hidden rows that hooks hand over: read out each by itself, or as parts of running sums (walk.py)."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raylens.workers.projection import Projection
+from raylens.workers.topk import Readout
+from raylens.workers.walk import Part, Place, Walk
+
+#: How far a residual may be from the sum of its parts, relative to its row's largest entry, to be read out as that sum.
+SUM_TOLERANCE = 1e-5
+
+_ADDED = ("attn_out", "mlp_out")
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The read-out of one (tap, layer): N rows, K tokens."""
+
+    ids: NDArray[np.uint32]
+    logprobs: NDArray[np.float32]
+    logsumexp: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+
+
+class Reader(Protocol):
+    """Takes the rows of one batch, and has the read-outs in ``done`` after ``flush``."""
+
+    done: dict[Place, Read]
+
+    def take(self, tap: str, layer: int, rows: Tensor) -> None: ...
+    def flush(self) -> None: ...
+
+
+class DirectReader:
+    """Collects rows and reads them out together: one large product is far faster than many small ones.
+
+    Args:
+        projection: from rows to logits.
+        k: tokens kept.
+        budget: bytes of rows beyond which they are read out, so that memory stays flat in layers and length.
+    """
+
+    def __init__(self, projection: Projection, k: int, budget: int) -> None:
+        self._projection = projection
+        self._k = k
+        self._budget = budget
+        self._pending: list[tuple[Place, Tensor]] = []
+        self._bytes = 0
+        self.done: dict[Place, Read] = {}
+
+    def take(self, tap: str, layer: int, rows: Tensor) -> None:
+        """Take [N, D] rows of a tap; they are the reader's from now on."""
+        self._pending.append(((tap, layer), rows))
+        self._bytes += _size(rows)
+        if self._bytes >= self._budget:
+            self.flush()
+
+    def flush(self) -> None:
+        """Read out what is waiting."""
+        if not self._pending:
+            return
+        device = self._pending[-1][1].device  # under a device map the last layer's, nearest to the head
+        rows = torch.cat([rows.to(device) for _, rows in self._pending])
+        sizes = [len(rows) for _, rows in self._pending]
+        places = [place for place, _ in self._pending]
+        self._pending, self._bytes = [], 0
+        read = self._projection.read(rows, self._k)
+        fields = (torch.split(value, sizes) for value in (read.ids, read.logprobs, read.logsumexp, read.entropy))
+        for place, values in zip(places, zip(*fields, strict=True), strict=True):
+            self.done[place] = _kept(Readout(*values))
+
+
+class WalkReader:
+    """Collects what is added to the residual, and reads out segments of the sum.
+
+    A segment begins with the residual as the model stored it. It ends where the budget is used up, and wherever the sum does
+    not reproduce what the model stored, so a residual is never read out as a sum that it is not.
+
+    Args:
+        walk: reads segments out.
+        k: tokens kept.
+        wanted: places to read out.
+        starts: places of residuals at which a segment begins.
+        budget: as of DirectReader.
+    """
+
+    def __init__(self, walk: Walk, k: int, wanted: frozenset[Place], starts: frozenset[Place], budget: int) -> None:
+        self._walk = walk
+        self._k = k
+        self._wanted = wanted
+        self._starts = starts
+        self._budget = budget
+        self._parts: list[Part] = []
+        self._bytes = 0
+        self._sum = torch.empty(0)
+        self._stored: Tensor | None = None  # the residual, while nothing has been added to it since
+        self.done: dict[Place, Read] = {}
+
+    def take(self, tap: str, layer: int, rows: Tensor) -> None:
+        """Take [N, D] float32 rows of a tap, in the order in which the model adds them up."""
+        place = (tap, layer)
+        wanted = place if place in self._wanted else None
+        if tap in _ADDED:
+            if self._stored is not None and (self._bytes >= self._budget or not self._parts):
+                self.flush()
+                self._begin(self._stored, None)
+            self._stored = None
+            self._sum += rows
+            self._append(Part(rows, own=wanted))
+        elif place not in self._starts and _reproduces(self._sum, rows):
+            self._parts[-1].total = wanted
+            self._parts[-1].scale = self._walk.norm.scale(rows)
+            self._stored = rows
+        else:
+            self.flush()
+            self._begin(rows, wanted)
+
+    def flush(self) -> None:
+        """Read out the segment so far."""
+        parts, self._parts, self._bytes = self._parts, [], 0
+        if parts:
+            self.done |= {place: _kept(read) for place, read in self._walk.read(parts, self._k).items()}
+
+    def _begin(self, residual: Tensor, wanted: Place | None) -> None:
+        self._sum = residual.clone()
+        self._stored = residual
+        self._append(Part(residual, total=wanted))
+
+    def _append(self, part: Part) -> None:
+        self._parts.append(part)
+        self._bytes += _size(part.rows)
+
+
+def _reproduces(found: Tensor, stored: Tensor) -> bool:
+    error, size = (found - stored).abs().amax(dim=1), stored.abs().amax(dim=1)
+    # rows that are not finite come out as such either way, and must not change how their neighbours are read
+    return bool(((error <= SUM_TOLERANCE * size) | ~size.isfinite()).all())
+
+
+def _size(rows: Tensor) -> int:
+    return rows.numel() * rows.element_size()
+
+
+def _kept(read: Readout) -> Read:
+    ids, logprobs, logsumexp, entropy = (value.cpu().numpy() for value in (read.ids, read.logprobs, read.logsumexp, read.entropy))
+    return Read(ids.astype(np.uint32), logprobs, logsumexp, entropy)

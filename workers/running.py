@@ -1,0 +1,92 @@
+"""The compiled form of topk.RunningReadout, and which of the two a read-out uses."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raylens.workers.topk import Readout, RunningReadout
+
+#: Keeping the best by insertion takes time that grows with k; beyond this selecting, as the plain form does, is faster.
+MOST_KEPT = 128
+#: Logits that exist at once in a thread. Compiled, a block is best while it stays in the cache (docs/decisions/0002); plain, it
+#: must be wide enough that the dozen passes over it are not many.
+COMPILED_LOGITS, PLAIN_LOGITS = 1 << 19, 1 << 22
+
+
+@cache
+def is_compiled() -> bool:
+    """Whether numba is here and works."""
+    try:
+        from raylens.workers.kernels import epilogue  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def may_compile(device: torch.device, k: int) -> bool:
+    """Whether rows on the device can be read out by compiled code."""
+    return device.type == "cpu" and k <= MOST_KEPT and is_compiled()
+
+
+def block_size(rows: int, device: torch.device, k: int) -> int:
+    """How many vocabulary entries a block of that many rows should have; few rows are multiplied at one go."""
+    return max(256, (COMPILED_LOGITS if may_compile(device, k) else PLAIN_LOGITS) // max(1, rows))
+
+
+class States:
+    """The states of N rows that the kernels update (kernels/epilogue.py).
+
+    Attributes:
+        statistics: [N, 3] float64.
+        values: [N, K] float32.
+        ids: [N, K] int64.
+    """
+
+    def __init__(self, rows: int, k: int) -> None:
+        self.statistics = np.zeros((rows, 3))
+        # not minus infinity, whose difference from itself is not a number
+        self.statistics[:, 0] = np.finfo(np.float32).min
+        self.values = np.empty((rows, k), dtype=np.float32)
+        self.ids = np.empty((rows, k), dtype=np.int64)
+
+    def finish(self, seen: int) -> Readout:
+        """The result, once ``seen`` tokens, the whole vocabulary, are in."""
+        maximum, total, weighted = self.statistics.T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_sum = np.log(total)
+            logsumexp = maximum + log_sum
+            logprobs = np.minimum(self.values[:, :seen] - logsumexp[:, None], 0.0)
+            entropy = np.maximum(log_sum - weighted / total, 0.0)
+        ids = torch.from_numpy(self.ids[:, :seen].copy())
+        return Readout(ids, _float(logprobs), _float(logsumexp), _float(entropy))
+
+
+def _float(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))
+
+
+class CompiledReadout:
+    """What RunningReadout does, in one compiled pass over each block, on the CPU."""
+
+    def __init__(self, rows: int, k: int) -> None:
+        self._states = States(rows, k)
+        self._first = 0
+
+    def add(self, logits: Tensor) -> None:
+        """Take in the next block, [N, B] float32."""
+        from raylens.workers.kernels.epilogue import take_block
+
+        states = self._states
+        take_block(logits.contiguous().numpy(), self._first, states.statistics, states.values, states.ids)
+        self._first += logits.shape[1]
+
+    def finish(self) -> Readout:
+        """The result, once all blocks are in."""
+        return self._states.finish(self._first)
+
+
+def running_readout(rows: int, k: int, device: torch.device) -> RunningReadout | CompiledReadout:
+    """The fastest form that can read such rows."""
+    return CompiledReadout(rows, k) if may_compile(device, k) else RunningReadout(rows, k, device)

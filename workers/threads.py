@@ -1,0 +1,52 @@
+"""Threads that each multiply and read out rows of their own.
+
+One product spread over all cores waits for the slowest of them at every block, and only then is read out. Rows of hidden
+states have nothing to do with each other, so each core takes its own through product and read-out; no core waits.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
+from typing import TypeVar
+
+import torch
+
+#: Rows below which a core of its own does not pay: small products are far from a core's full speed.
+FEWEST_ROWS = 64
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def workers_for(rows: int) -> int:
+    """How many threads take part: all that torch has, or one where the rows are too few to be divided.
+
+    One thread lets torch spread each product over all cores as it would by itself.
+    """
+    threads = torch.get_num_threads()
+    return threads if rows >= threads * FEWEST_ROWS else 1
+
+
+def each(work: Callable[[_T], _R], parts: Sequence[_T], workers: int) -> list[_R]:
+    """The results of all parts in order; raises what the first failing part raised."""
+    if workers == 1:
+        return [work(part) for part in parts]
+    return list(_pool(workers).map(work, parts))
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    all_started = Barrier(workers + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # has torch set this thread up, which would undo the next line if it came later
+        torch.set_num_threads(1)  # of products begun in this thread
+        all_started.wait()
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="raylens-lens", initializer=start)
+    for _ in range(workers):
+        pool.submit(int)
+    all_started.wait()
+    torch.set_num_threads(workers)  # it is also what torch gives to threads begun later, which are none of this pool's
+    return pool
