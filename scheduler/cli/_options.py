@@ -103,7 +103,21 @@ def write_bytes(output: str | None, data: Callable[[Any], None]) -> None:
         return
     path = Path(str(output))
     try:
-        with path.open("wb") as file:
-            data(file)
+        if path.exists() and not path.is_file():  # a device or pipe is written, never replaced
+            with path.open("wb") as file:
+                data(file)
+        else:
+            _write_whole(path, data)
     except OSError as error:
         raise UsageError(f"--output {path}: {error.strerror}") from error
+
+
+def _write_whole(path: Path, data: Callable[[Any], None]) -> None:
+    """Write beside the file and rename, so that an error leaves an older file as it was."""
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        with unfinished.open("wb") as file:
+            data(file)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

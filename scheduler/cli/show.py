@@ -28,6 +28,8 @@ def command(address: str, store: str, position: int | None, top: int, as_json: b
     """
     run, prompt = open_run(store, address)
     if prompt is None:
+        if position is not None:
+            raise UsageError(f"--position {position}: is for a prompt; name one as {run.name}/PROMPT")
         _show_run(run, as_json)
         return
     outcome = run[prompt]

@@ -121,6 +121,9 @@ def test_export_writes_every_prompt_in_corpus_order(store: Path, tmp_path: Path)
     assert [json.loads(line)["id"] for line in lines.splitlines()] == [row["id"] for row in ROWS]
     assert json.loads(lines.splitlines()[2])["error"]["kind"] == "empty"
     assert show(store, "export", "r") == lines
+    show(store, "export", "r", "-o", "/dev/null")
+    assert Path("/dev/null").is_char_device()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +136,7 @@ def test_export_writes_every_prompt_in_corpus_order(store: Path, tmp_path: Path)
         (("plot", "r/plain", "-o", "x.gif"), (".png, .svg or .pdf",)),
         (("plot", "r/plain", "-o", "x.png", "--tap", "mlp_out"), ("mlp_out", "attn_out")),
         (("export", "r/plain"), ("names a prompt",)),
+        (("show", "r", "--position", "3"), ("--position 3", "r/PROMPT")),
     ],
 )
 def test_wrong_addresses_and_options(store: Path, tmp_path: Path, arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
