@@ -21,7 +21,7 @@ from raylens.storage.store import Run
 from tests.command import HUNG
 from tests.tiny import sentences
 
-PROMPTS = 160
+PROMPTS = 320
 OPTIONS = ["--positions", "all", "--logprobs", "float32", "--actors", "2", "--batch-tokens", "64", "--name", "killed", "--json"]
 
 
@@ -61,6 +61,14 @@ class Running:
                 return
         pytest.fail(f"the run ended before its first commit: {self.stderr()}")
 
+    def until_resubmitted(self) -> None:
+        """Return once the driver says that it submits lost prompts again."""
+        for event in self.events():
+            if event["event"] == "waiting":
+                assert "resubmitting" in str(event["text"])
+                return
+        pytest.fail(f"the run ended without missing anything: {self.stderr()}")
+
     def finish(self) -> int:
         """Read to the end; the exit code."""
         for _ in self.events():
@@ -71,15 +79,23 @@ class Running:
         return self._log.read_text()
 
     def family(self, *words: str) -> list[psutil.Process]:
-        """The descendants whose command line holds any of the words."""
+        """The living descendants whose command line holds any of the words."""
         found = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in found if any(word in " ".join(process.cmdline()) for word in words)]
+        return [process for process in found if any(word in command_line(process) for word in words)]
 
     def kill(self, word: str) -> None:
         """SIGKILL one descendant, but not the shell that guards it."""
-        found = [process for process in self.family(word) if "/bin/sh" not in process.cmdline()]
+        found = [process for process in self.family(word) if "/bin/sh" not in command_line(process)]
         assert found, f"no process {word}"
         found[0].send_signal(signal.SIGKILL)
+
+
+def command_line(process: psutil.Process) -> str:
+    """Of a living process; empty for one that has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +135,14 @@ def assert_same_records(run: Run, other: Run) -> None:
 
 @pytest.mark.timeout(600)
 def test_run_mends_itself(tmp_path: Path, corpus: Path, tiny: Path, undisturbed: Run) -> None:
-    """The run goes on without an actor, then the writer, then the server; the same command again finds nothing to do."""
+    """The run goes on without an actor, the writer and the server; the same command again finds nothing to do."""
     store = tmp_path / "store"
     with Running(corpus, tiny, store) as running:
-        for word in ("ray::LensActor", "raylens.storage.writer", "valkey-server"):
-            running.until_midway()
-            running.kill(word)
+        running.until_midway()
+        running.kill("ray::LensActor")
+        running.until_resubmitted()  # so the run is not over: what the actor was at is computed again
+        running.kill("raylens.storage.writer")
+        running.kill("valkey-server")
         assert running.finish() == 0, running.stderr()
     assert_same_records(assert_each_prompt_once(store), undisturbed)
     with Running(corpus, tiny, store) as again:
