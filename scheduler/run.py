@@ -88,6 +88,7 @@ def run_corpus(
         ledger = Ledger(folder)
         for _ in ledger.follow():  # one at a time: a ledger may hold millions of entries
             pass
+        ledger.check_whole()
         manifest = create_or_resume(folder, wanted, empty=ledger.count == 0)
         if not folder.vocabulary.exists():
             write_vocabulary(folder.vocabulary, facts.vocabulary)

@@ -110,6 +110,7 @@ class Writer:
         """Make the waiting records durable, enter them in the ledger, and only then delete their entries."""
         if not len(self._segment):
             return
+        self._check_unmoved()
         n = self._ledger.next
         name, crc32, entries = self._segment.write(self._folder, n, self._id)
         self._ledger.append(Commit(FORMAT, n, self._id, name, self._segment.size, crc32, entries))
@@ -120,6 +121,11 @@ class Writer:
             self._spent |= self._gathering.pop(attempt).entries
         self._segment, self._ready = SegmentBuilder(), {}
         self._delete_spent()
+
+    def _check_unmoved(self) -> None:
+        """``run --fresh`` moves a run's folder when no writer works on it, which locks tell it on one machine only."""
+        if read_manifest(self._folder).uid != self._run:
+            raise Fenced(f"{self._folder.root}: is another run now; this one was moved by run --fresh")
 
     def _read(self) -> list[tuple[str, bytes]]:
         try:
@@ -224,7 +230,8 @@ def main() -> int:
     folder = RunFolder(Path(orders.run))
     try:
         stream = Stream(orders.redis, read_manifest(folder).uid, retries=2)
-        Writer(folder, stream).run(owner_gone.is_set)
+        with folder.writing():
+            Writer(folder, stream).run(owner_gone.is_set)
     except RaylensError as error:
         log.error("%s", error)
         return error.exit_code
