@@ -45,6 +45,10 @@ class RunFolder:
         return self.root / "damaged"
 
     @property
+    def wants_external_writer(self) -> Path:
+        return self.root / "writer.external"
+
+    @property
     def writer_log(self) -> Path:
         return self.root / "writer.log"
 
@@ -92,6 +96,20 @@ class RunFolder:
         """
         with self.lock(), self._hold("writer.lock", fcntl.LOCK_EX, "a writer of the run is at work; wait for it or stop it"):
             yield
+
+    def move_aside(self) -> "RunFolder":
+        """Give the folder the first free name ``RUN.old-N``; where it is now.
+
+        Raises:
+            StoreError: a driver or writer is at work in it.
+        """
+        with self.alone():
+            self.wants_external_writer.unlink(missing_ok=True)
+            number = 1
+            while (target := self.root.with_name(f"{self.root.name}.old-{number}")).exists():
+                number += 1
+            self.root.rename(target)
+        return RunFolder(target)
 
     @contextmanager
     def _hold(self, name: str, kind: int, refusal: str) -> Iterator[int]:

@@ -145,8 +145,10 @@ class Writer:
     def _accept(self, entry: str, data: bytes) -> None:
         if entry in self._spent:
             return
+        index: int | None = None
         try:
             frame = decode_frame(data, self._run, self._prompts)
+            index = frame.index
             if frame.index in self._ledger:
                 self._spent.add(entry)
             elif frame.index in self._ready:
@@ -154,7 +156,7 @@ class Writer:
             else:
                 self._gather(entry, frame)
         except FrameError as error:
-            self._refuse(entry, str(error), data)
+            self._refuse(entry, str(error), data, index)
 
     def _gather(self, entry: str, frame: Frame) -> None:
         attempt = (frame.index, frame.attempt)
@@ -171,15 +173,15 @@ class Writer:
             self._segment.add(decode_payload(payload, frame.index, self._vocabulary_size))
         except (FrameError, StoreError) as error:  # not a frame, or nothing that JSON can hold
             for one in gathering.entries:
-                self._refuse(one, str(error), payload)
+                self._refuse(one, str(error), payload, frame.index)
             return
         if not self._ready:
             self._ready_since = time.monotonic()
         self._ready[frame.index] = gathering.entries
 
-    def _refuse(self, entry: str, reason: str, data: bytes) -> None:
+    def _refuse(self, entry: str, reason: str, data: bytes, index: int | None) -> None:
         log.warning("quarantined %s: %s", entry, reason)
-        self._quarantine.add(entry, reason, data)
+        self._quarantine.add(entry, reason, data, index)
         self._spent.add(entry)
 
     def _delete_spent(self) -> None:

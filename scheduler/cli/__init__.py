@@ -19,6 +19,7 @@ _SUMMARIES = {
     "runs": "List the runs of a store.",
     "show": "Show a run, or one of its prompts.",
     "verify": "Check every byte of a store; mend it.",
+    "writer": "Store the results of runs on the machine that holds the store.",
 }
 
 
