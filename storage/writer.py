@@ -13,13 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from raylens.storage.errors import BrokerError, Fenced, FrameError, RaylensError, StoreError
 from raylens.storage.frame import Frame, decode_frame, decode_payload
+from raylens.storage.gathering import Gathering
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
 from raylens.storage.manifest import read_manifest
@@ -37,17 +37,6 @@ BLOCK_MS = 200
 REWIND_SECONDS = 5.0
 
 log = logging.getLogger("raylens.writer")
-
-_Attempt = tuple[int, bytes]
-
-
-@dataclass(slots=True)
-class _Gathering:
-    """The chunks of one attempt so far."""
-
-    chunks: int
-    bodies: dict[int, bytes] = field(default_factory=dict)
-    entries: set[str] = field(default_factory=set)
 
 
 class Writer:
@@ -72,7 +61,7 @@ class Writer:
         self._cursor = "0-0"
         self._away = False
         self._rewound = time.monotonic()
-        self._gathering: dict[_Attempt, _Gathering] = {}
+        self._gathering = Gathering()
         self._segment = SegmentBuilder()
         self._ready: dict[int, set[str]] = {}  # prompt index -> entries to delete once it is committed
         self._ready_since = 0.0
@@ -117,8 +106,7 @@ class Writer:
         log.info("commit %d: %d prompts, %d bytes", n, len(entries), self._segment.size)
         for ids in self._ready.values():
             self._spent |= ids
-        for attempt in [attempt for attempt in self._gathering if attempt[0] in self._ledger]:
-            self._spent |= self._gathering.pop(attempt).entries
+        self._spent |= self._gathering.drop(self._ledger.__contains__)
         self._segment, self._ready = SegmentBuilder(), {}
         self._delete_spent()
 
@@ -159,25 +147,19 @@ class Writer:
             self._refuse(entry, str(error), data, index)
 
     def _gather(self, entry: str, frame: Frame) -> None:
-        attempt = (frame.index, frame.attempt)
-        gathering = self._gathering.setdefault(attempt, _Gathering(frame.chunks))
-        if frame.chunks != gathering.chunks:
-            raise FrameError(f"chunk count {frame.chunks}, the same attempt said {gathering.chunks}")
-        gathering.bodies[frame.chunk] = frame.body
-        gathering.entries.add(entry)
-        if len(gathering.bodies) < gathering.chunks:
+        gathered = self._gathering.add(entry, frame)
+        if gathered is None:
             return
-        del self._gathering[attempt]
-        payload = b"".join(gathering.bodies[chunk] for chunk in range(gathering.chunks))
+        payload, entries = gathered
         try:
             self._segment.add(decode_payload(payload, frame.index, self._vocabulary_size))
         except (FrameError, StoreError) as error:  # not a frame, or nothing that JSON can hold
-            for one in gathering.entries:
+            for one in entries:
                 self._refuse(one, str(error), payload, frame.index)
             return
         if not self._ready:
             self._ready_since = time.monotonic()
-        self._ready[frame.index] = gathering.entries
+        self._ready[frame.index] = entries
 
     def _refuse(self, entry: str, reason: str, data: bytes, index: int | None) -> None:
         log.warning("quarantined %s: %s", entry, reason)
