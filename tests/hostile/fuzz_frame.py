@@ -17,10 +17,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from raylens.storage.frame import encode_payload
-from tests.builders import make_frames
-from tests.hostile.test_hostile_frames import PROMPTS, RUN, Forger, decode, is_sound, outcome_of
-from tests.wire import make_frame
+try:
+    import atheris
+except ImportError:
+    atheris = None
+
+with atheris.instrument_imports(include=["raylens"]) if atheris is not None else contextlib.nullcontext():
+    from raylens.storage.frame import encode_payload
+    from tests.builders import make_frames
+    from tests.hostile.test_hostile_frames import PROMPTS, RUN, Forger, decode, is_sound, outcome_of
+    from tests.wire import make_frame
 
 #: First byte of an input: what follows is a whole frame; or a prompt's index in a byte and a payload, which is put into a
 #: valid frame, so that a fuzzer need not guess a checksum.
@@ -108,10 +114,7 @@ def guarded(data: bytes) -> str:
 
 
 def guided_loop(seconds: float, rest: list[str]) -> None:
-    """By atheris; raises ImportError where it is not installed."""
-    import atheris  # type: ignore[import-not-found,unused-ignore]
-
-    atheris.instrument_all()
+    """By atheris, which ends the process itself."""
     with tempfile.TemporaryDirectory() as folder:
         for number, data in enumerate(corpus()):
             (Path(folder) / str(number)).write_bytes(data)
@@ -129,9 +132,8 @@ def main() -> None:
     if options.input is not None:
         print(one_input(options.input.read_bytes()))
         return
-    with contextlib.suppress(ImportError):
+    if atheris is not None:
         guided_loop(options.seconds, rest)
-        return
     results = plain_loop(options.seconds, options.seed)
     print(f"{results.total():,} inputs: " + ", ".join(f"{count:,} {name}" for name, count in results.most_common()))
 
