@@ -10,7 +10,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from raylens.storage.frame import VERSION, encode_payload
+from raylens.storage.frame import VERSION
+from raylens.storage.payload import encode_payload
 from raylens.storage.record import Failure, Record
 
 Change = Callable[[dict[str, Any]], Any]
@@ -35,6 +36,8 @@ def open_payload(payload: bytes) -> dict[str, Any]:
     for tap in value["taps"].values():
         for name in ("ids", "logprobs", "logsumexp", "entropy"):
             tap[name] = zstandard.decompress(tap[name])
+        for stat in tap["stats"].values():
+            stat["data"] = zstandard.decompress(stat["data"])
     return value
 
 
@@ -43,6 +46,8 @@ def close_payload(value: dict[str, Any]) -> bytes:
     taps = {}
     for tap_name, tap in value["taps"].items():
         taps[tap_name] = {name: compress(part) if isinstance(part, bytes) else part for name, part in tap.items()}
+        if "stats" in tap:
+            taps[tap_name]["stats"] = {name: {**stat, "data": compress(stat["data"])} for name, stat in tap["stats"].items()}
         for name, part in tap.items():
             if isinstance(part, Raw):
                 taps[tap_name][name] = part.data

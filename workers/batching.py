@@ -8,7 +8,6 @@ from torch import Tensor
 
 from raylens.workers.tokenize import Tokenized
 
-
 #: One in so many tokens of the largest batch may be padding.
 PADDING_SHARE = 8
 

@@ -15,7 +15,8 @@ import zstandard
 
 from raylens.storage import writer as writer_module
 from raylens.storage.errors import FrameError, StoreError
-from raylens.storage.frame import Frame, decode_frame, decode_payload, encode_payload
+from raylens.storage.frame import Frame, decode_frame
+from raylens.storage.payload import decode_payload, encode_payload
 from raylens.storage.record import Failure, Record
 from raylens.storage.record_json import decode_outcome, encode_outcome
 from raylens.storage.server import EmbeddedServer
