@@ -120,7 +120,7 @@ def parse_stats(asked: str | Iterable[str]) -> tuple[str, ...]:
     Raises:
         UsageError: there is no such metric.
     """
-    names = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else asked)]
+    names = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else map(str, asked))]
     for name in names:
         if name not in STATS:
             raise UsageError(f"--stats {name}: there is no such statistic; choose from {', '.join(STATS)}")

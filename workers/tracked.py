@@ -10,6 +10,12 @@ from raylens.storage.vocabulary import Vocabulary
 _ID = "id:"
 
 
+def track_names(asked: str | int | Sequence[str | int]) -> tuple[str, ...]:
+    """What ``--track`` would be given: one token or several, by text or id."""
+    each = [asked] if isinstance(asked, str | int) else asked
+    return tuple(f"{_ID}{token}" if isinstance(token, int) else token for token in each)
+
+
 def tracked_ids(names: Sequence[str], tokenizer: Any, vocabulary: Vocabulary) -> tuple[int, ...]:
     """The ids, each once, in the order given.
 
