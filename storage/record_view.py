@@ -52,7 +52,7 @@ def stats_table(record: Record, vocabulary: Vocabulary, position: int) -> tuple[
 
 def _number(value: float | int) -> str:
     """A rank, or a number to 4 digits; nothing where there is no value."""
-    if value == 0 and not isinstance(value, float | np.floating) or value != value:
+    if (value == 0 and not isinstance(value, float | np.floating)) or value != value:
         return ""
     return f"{value:.4g}" if isinstance(value, float | np.floating) else f"{value:,}"
 
