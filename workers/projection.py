@@ -21,6 +21,8 @@ from raylens.workers.topk import Readout, joined
 
 #: Rows read out at once by a thread; with the block size this bounds its logits in memory to 16 MiB.
 ROWS = 512
+#: Most tokens that the Triton kernel keeps.
+MOST_FUSED = 64
 
 
 class Projection:
@@ -31,6 +33,10 @@ class Projection:
         head: the output embedding.
         step: what the model does to the logits after the head (softcap, scale); elementwise.
 
+    Attributes:
+        sliceable: whether the head is a plain linear layer.
+        fused: whether the Triton kernel reads what it can read; set where it was seen to be right and faster (fused.py).
+
     A plain linear head is multiplied in float32, block by block, from its weights where they are, tied or offloaded; any
     other, such as a quantised one, is called. Only the norm's few weights are copied, where they are offloaded or short.
     """
@@ -39,19 +45,24 @@ class Projection:
         self._norm = self.norm = norm if _is_plain_float32(norm) else _copied(norm)
         self._head = self.head = head
         self._step = self.step = step
-        self._sliceable = type(head) is nn.Linear and head.weight.is_floating_point()
+        self.sliceable = type(head) is nn.Linear and head.weight.is_floating_point()
+        self.fused = False
 
     @property
     def path(self) -> str:
         """How logits are computed, for the certificate."""
-        return "float32 product by vocabulary block" if self._sliceable else "the head's own product, then float32"
+        if self.fused:
+            return "one Triton kernel, float32 sums, two terms of each row where weights are short"
+        return "float32 product by vocabulary block" if self.sliceable else "the head's own product, then float32"
 
     def read(self, rows: Tensor, k: int, asked: Asked | None = None) -> Readout:
         """The k best tokens, logsumexp and entropy of each of [N, D] rows, and what else is asked of them.
 
         Memory does not grow with N beyond the result.
         """
-        workers = workers_for(len(rows)) if rows.device.type == "cpu" and self._sliceable else 1
+        if self.fused and asked is None and k <= MOST_FUSED:
+            return self._read_fused(rows, k)
+        workers = workers_for(len(rows)) if rows.device.type == "cpu" and self.sliceable else 1
         with self._weights():
             parts = each(
                 lambda part: self._read_chunk(rows[part], k, asked and asked.part(part)), _chunks(len(rows), workers), workers
@@ -65,7 +76,16 @@ class Projection:
 
     def _weights(self) -> AbstractContextManager[object]:
         """While open, offloaded weights of a plain head are in memory; any other head sees to its own."""
-        return align_module_device(self._head) if self._sliceable else nullcontext()
+        return align_module_device(self._head) if self.sliceable else nullcontext()
+
+    @torch.inference_mode()
+    def _read_fused(self, rows: Tensor, k: int) -> Readout:
+        from raylens.workers.kernels.triton_readout import readout
+
+        with self._weights():
+            weight, bias = self._head.weight, self._head.bias
+            assert isinstance(weight, Tensor)
+            return readout(self._normed(rows), weight, bias if isinstance(bias, Tensor) else None, self._step, k)
 
     @torch.inference_mode()  # the caller's own mode does not reach another thread
     def _read_chunk(self, rows: Tensor, k: int, asked: Asked | None) -> Readout:
@@ -79,10 +99,14 @@ class Projection:
             running.add(block[:count], tally.weights(block[count:]) if tally else None)
         return running.finish()
 
+    def _normed(self, rows: Tensor) -> Tensor:
+        """[N, D] float32 after the norm, on the head's device."""
+        normed: Tensor = self._norm(rows.to(device_of(self._norm, rows.device)).float())
+        return normed.to(device_of(self._head, normed.device))
+
     def _logits(self, rows: Tensor) -> Logits:
-        normed = self._norm(rows.to(device_of(self._norm, rows.device)).float())
-        normed = normed.to(device_of(self._head, normed.device))
-        if isinstance(self._head, nn.Linear) and self._sliceable:
+        normed = self._normed(rows)
+        if isinstance(self._head, nn.Linear) and self.sliceable:
             return SlicedLogits(normed, self._head, self._step)
         return WholeLogits(normed, self._head, self._step)
 

@@ -196,7 +196,7 @@ def test_a_head_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     model, adapter = built("llama")
     expected = records(model, replace(adapter, walk=None))
     projection = Projection(adapter.projection.norm, adapter.projection.head, adapter.projection._step)
-    monkeypatch.setattr(projection, "_sliceable", False)
+    monkeypatch.setattr(projection, "sliceable", False)
     for one, other in zip(records(model, replace(adapter, walk=None, projection=projection)), expected, strict=True):
         for tap, lens in one.taps.items():
             for name, values in lens.stats.items():
