@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raylens.scheduler.corpus import Corpus, CorpusSettings, Format
 from raylens.scheduler.progress import choose
@@ -45,6 +45,8 @@ def run(
     gpus_per_actor: float = 1.0,
     ray: str = "auto",
     redis: str = "embedded",
+    writer: Literal["own", "external"] = "own",
+    fresh: bool = False,
     quiet: bool = False,
 ) -> Run:
     """Lens a corpus into a store and open the run; the same call again goes on where the last one ended.
@@ -81,7 +83,7 @@ def run(
         lens,
         InputSettings(chat_template, max_tokens, on_long, batch_tokens),
     )
-    settings = RunSettings(worker, Path(store), name, actors, gpus_per_actor, ray, redis)
+    settings = RunSettings(worker, Path(store), name, actors, gpus_per_actor, ray, redis, writer, fresh)
     progress = choose(as_json=False, quiet=quiet)
     with Stopping() as stopping:
         try:

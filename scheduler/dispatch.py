@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from raylens.scheduler.broker import Broker
+from raylens.scheduler.external_writer import ExternalWriter
 from raylens.scheduler.pool import Done, Event, Loaded, Lost, Pool
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.tracker import Tracker
@@ -34,7 +35,7 @@ class Dispatch:
         self,
         pool: Pool,
         tracker: Tracker,
-        writer: WriterProcess,
+        writer: WriterProcess | ExternalWriter,
         broker: Broker,
         progress: Progress,
         loaded: Callable[[dict[str, object]], None],

@@ -21,8 +21,8 @@ class Progress(Protocol):
     def scanned(self, prompts: int) -> None:
         """So many prompts of the corpus have been checked."""
 
-    def start(self, run: str, total: int, done: int) -> None:
-        """The run begins with ``done`` of ``total`` prompts in the ledger."""
+    def start(self, run: str, total: int, done: int, failed: int) -> None:
+        """The run begins with ``done`` of ``total`` prompts in the ledger, ``failed`` of them failures."""
 
     def working(self) -> None:
         """An actor holds a model: rates count from here."""
@@ -47,8 +47,8 @@ class Meter:
         self.run, self.total, self.done, self.failures, self.tokens = "", 0, 0, 0, 0
         self._marks: deque[tuple[float, int, int]] = deque()
 
-    def start(self, run: str, total: int, done: int) -> None:
-        self.run, self.total, self.done = run, total, done
+    def start(self, run: str, total: int, done: int, failed: int) -> None:
+        self.run, self.total, self.done, self.failures = run, total, done, failed
         self._marks.append((time.monotonic(), done, 0))
 
     def begin(self) -> None:
@@ -94,7 +94,7 @@ class Quiet:
 
     def stage(self, text: str) -> None: ...
     def scanned(self, prompts: int) -> None: ...
-    def start(self, run: str, total: int, done: int) -> None: ...
+    def start(self, run: str, total: int, done: int, failed: int) -> None: ...
     def working(self) -> None: ...
     def committed(self, records: int, failures: int, tokens: int) -> None: ...
     def waiting(self, text: str) -> None: ...
@@ -115,8 +115,8 @@ class Lines:
     def scanned(self, prompts: int) -> None:
         self._now_and_then(f"corpus: {prompts:,} prompts checked")
 
-    def start(self, run: str, total: int, done: int) -> None:
-        self._meter.start(run, total, done)
+    def start(self, run: str, total: int, done: int, failed: int) -> None:
+        self._meter.start(run, total, done, failed)
         self._say(f"run {run}: {total:,} prompts" + (f", {done:,} done before" if done else ""))
 
     def working(self) -> None:
@@ -158,9 +158,9 @@ class Events:
     def scanned(self, prompts: int) -> None:
         self._emit("scan", prompts=prompts)
 
-    def start(self, run: str, total: int, done: int) -> None:
-        self._meter.start(run, total, done)
-        self._emit("start", run=run, prompts=total, done=done)
+    def start(self, run: str, total: int, done: int, failed: int) -> None:
+        self._meter.start(run, total, done, failed)
+        self._emit("start", run=run, prompts=total, done=done, failed=failed)
 
     def working(self) -> None:
         self._meter.begin()
@@ -216,8 +216,8 @@ class Bar:
     def scanned(self, prompts: int) -> None:
         self._bar.update(self._task, description="checking the corpus", completed=prompts)
 
-    def start(self, run: str, total: int, done: int) -> None:
-        self._meter.start(run, total, done)
+    def start(self, run: str, total: int, done: int, failed: int) -> None:
+        self._meter.start(run, total, done, failed)
         self._bar.update(self._task, description=run, total=total, completed=done, note="")
 
     def working(self) -> None:

@@ -17,6 +17,7 @@ from raylens import __version__
 from raylens.scheduler.broker import Broker
 from raylens.scheduler.chat import check_chat
 from raylens.scheduler.corpus import Corpus, CorpusSummary, Fingerprint
+from raylens.scheduler.external_writer import ExternalWriter
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.settings import RunSettings, check
 from raylens.scheduler.shards import shards
@@ -36,8 +37,6 @@ from raylens.workers.settings import LensSettings, WorkerSettings
 
 #: Times the driver tries to reach the server before it goes on with other things.
 _DRIVER_RETRIES = 3
-#: Seconds the writer gets to commit what is complete.
-_FINISH_SECONDS = 120.0
 
 #: Tokens of one forward pass, and how many such passes make a shard.
 CPU_BATCH_TOKENS = 512
@@ -84,14 +83,18 @@ def run_corpus(
     check_chat(summary, facts)
     wanted = _manifest(settings, corpus, summary, facts)
     folder = RunFolder(runs_folder(settings.store) / wanted.name)
+    if settings.fresh and folder.root.exists():
+        progress.stage(f"the earlier run {wanted.name} is now {folder.move_aside().root.name}")
     with folder.lock():
         ledger = Ledger(folder)
-        for _ in ledger.follow():  # one at a time: a ledger may hold millions of entries
-            pass
+        failed = 0
+        for commit in ledger.follow():  # one at a time: a ledger may hold millions of entries
+            failed += sum(entry.failure is not None for entry in commit.entries)
+        ledger.check_whole()
         manifest = create_or_resume(folder, wanted, empty=ledger.count == 0)
         if not folder.vocabulary.exists():
             write_vocabulary(folder.vocabulary, facts.vocabulary)
-        progress.start(manifest.name, manifest.prompts, ledger.count)
+        progress.start(manifest.name, manifest.prompts, ledger.count, failed)
         complete = ledger.count == manifest.prompts
         if not complete and not stopping():
             complete = _work(_Plan(settings, corpus, summary, facts, folder, manifest, ledger), progress, stopping)
@@ -123,9 +126,9 @@ def _work(plan: _Plan, progress: Progress, stopping: Callable[[], bool]) -> bool
         ours = stack.enter_context(cluster(settings.ray))
         if settings.redis == "embedded" and not ours.one_host:
             raise ClusterError("the Ray cluster has other machines, which the embedded server does not reach; give --redis URL")
-        writer = stack.enter_context(WriterProcess(plan.folder, broker.url))
         stream = Stream(broker.url, run, _DRIVER_RETRIES)
         stack.callback(stream.close)
+        writer = stack.push(_writer(plan, broker.url, stream, progress))
         worker = _settled(settings.worker, plan.facts, GPU_BATCH_TOKENS if ours.gpus else CPU_BATCH_TOKENS)
         parts = share(settings.actors, settings.gpus_per_actor)
         progress.stage(f"loading the model in {parts.actors} actor{'s' if parts.actors > 1 else ''}")
@@ -136,11 +139,18 @@ def _work(plan: _Plan, progress: Progress, stopping: Callable[[], bool]) -> bool
         complete = Dispatch(pool, tracker, writer, broker, progress, partial(_keep_certificate, plan.folder), stopping).run()
         progress.stage("finishing")
         pool.stop()
-        writer.finish(_FINISH_SECONDS)
+        writer.finish()
         if complete:
             _drop(stream)
     plan.ledger.refresh()
     return plan.ledger.count == plan.manifest.prompts
+
+
+def _writer(plan: _Plan, redis: str, stream: Stream, progress: Progress) -> WriterProcess | ExternalWriter:
+    if plan.settings.writer == "external":
+        return ExternalWriter(plan.folder, stream, progress)
+    plan.folder.wants_external_writer.unlink(missing_ok=True)  # or two writers would fence each other
+    return WriterProcess(plan.folder, redis)
 
 
 def _settled(settings: WorkerSettings, facts: ModelFacts, batch_tokens: int) -> WorkerSettings:

@@ -1,6 +1,7 @@
 """What a run is asked to do, beyond the model and the lens."""
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -19,6 +20,8 @@ class RunSettings(msgspec.Struct, frozen=True):
         gpus_per_actor: GPUs of one actor, or a fraction of one.
         ray: ``auto`` (RAY_ADDRESS if set, else local), ``local``, or an address.
         redis: ``embedded`` or a URL.
+        writer: ``own``, or ``external`` if ``raylens writer`` stores the results.
+        fresh: move a run of this name aside and begin anew.
     """
 
     worker: WorkerSettings
@@ -28,6 +31,8 @@ class RunSettings(msgspec.Struct, frozen=True):
     gpus_per_actor: float = 1.0
     ray: str = "auto"
     redis: str = "embedded"
+    writer: Literal["own", "external"] = "own"
+    fresh: bool = False
 
 
 def check(settings: RunSettings) -> None:
@@ -41,6 +46,8 @@ def check(settings: RunSettings) -> None:
         raise UsageError(f"--actors {settings.actors}: must be at least 1")
     if not 0 <= settings.gpus_per_actor < 1000:
         raise UsageError(f"--gpus-per-actor {settings.gpus_per_actor:g}: must be 0 or more")
+    if settings.writer == "external" and settings.redis == "embedded":
+        raise UsageError("--writer external: the embedded server is not reached from outside; give --redis URL")
     name = settings.name
     if name is not None and (
         not name or len(name) > 100 or name.startswith(".") or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name)

@@ -10,6 +10,8 @@ from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.writer import Orders
 
+#: Seconds a writer gets to commit what is complete.
+FINISH_SECONDS = 120.0
 #: Deaths without a commit in between, after which the run is given up.
 MAX_DEATHS = 5
 
@@ -56,7 +58,7 @@ class WriterProcess:
             raise StoreError(f"the writer ended with code {code}: {self._last_words()} (see {self._folder.writer_log})")
         self._process = self._start()
 
-    def finish(self, seconds: float) -> None:
+    def finish(self, seconds: float = FINISH_SECONDS) -> None:
         """Let the writer commit what is complete, and end it."""
         if self._process.stdin is not None:
             self._process.stdin.close()
@@ -74,4 +76,5 @@ class WriterProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.finish(seconds=60)
+        at_once = kind is not None and issubclass(kind, KeyboardInterrupt)  # the second Ctrl-C
+        self.finish(0 if at_once else FINISH_SECONDS)

@@ -7,9 +7,12 @@ from typing import TypeVar
 
 import msgspec
 
-from raylens.storage.errors import StoreError
+from raylens.storage.errors import OtherFormat, StoreError
 
 T = TypeVar("T")
+
+#: How the name of a file ends that is being written, or that a killed process left.
+TEMPORARY = ".tmp"
 
 
 class _Versioned(msgspec.Struct):
@@ -20,7 +23,8 @@ def decode_json(path: Path, data: bytes, kind: type[T], version: int) -> T:
     """The contents of a JSON file whose ``format`` says its version; other versions may differ in all else.
 
     Raises:
-        StoreError: it is damaged or of another version.
+        StoreError: it is damaged.
+        OtherFormat: it is of another version.
     """
     try:
         found = msgspec.json.decode(data, type=_Versioned).format
@@ -28,7 +32,7 @@ def decode_json(path: Path, data: bytes, kind: type[T], version: int) -> T:
             return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StoreError(f"{path}: damaged ({error})") from error
-    raise StoreError(f"{path}: format {found}; this raylens reads format {version}")
+    raise OtherFormat(f"{path}: format {found}; this raylens reads format {version}")
 
 
 def fsync_folder(folder: Path) -> None:
@@ -41,7 +45,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def _write_temporary(path: Path, data: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -69,7 +73,11 @@ def create_file(path: Path, data: bytes) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
+    except FileNotFoundError:  # a newer owner took this temporary file for garbage
+        if path.exists():
+            return False
+        raise
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     fsync_folder(path.parent)
     return True

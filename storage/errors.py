@@ -7,6 +7,7 @@
     ├── BrokerError         5   Redis or Valkey cannot be reached or used
     ├── ClusterError        5   Ray cannot be reached or used
     ├── StoreError          6   a store that is damaged or locked
+    │   ├── OtherFormat     6   a file of a version this raylens does not read
     │   └── Fenced          6   another writer took the run over
     └── FrameError          1   bytes from the stream that are not a valid frame
 
@@ -64,6 +65,10 @@ class StoreError(RaylensError):
     """A store that is damaged, locked, or of a version this raylens cannot read."""
 
     exit_code = 6
+
+
+class OtherFormat(StoreError):
+    """A file of the store that another version of raylens wrote; not damage."""
 
 
 class Fenced(StoreError):

@@ -41,6 +41,14 @@ class RunFolder:
         return self.root / "quarantine"
 
     @property
+    def damaged(self) -> Path:
+        return self.root / "damaged"
+
+    @property
+    def wants_external_writer(self) -> Path:
+        return self.root / "writer.external"
+
+    @property
     def writer_log(self) -> Path:
         return self.root / "writer.log"
 
@@ -64,16 +72,58 @@ class RunFolder:
             StoreError: another process on this machine is doing this run.
         """
         self.create()
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
-                raise StoreError(f"{self.root}: run is being done by process {holder}; wait for it or stop it") from None
+        with self._hold("lock", fcntl.LOCK_EX, "run is being done by process {holder}; wait for it or stop it") as descriptor:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the run as one of its writers, between whom the ledger decides.
+
+        Raises:
+            StoreError: the run is being repaired or moved.
+        """
+        with self._hold("writer.lock", fcntl.LOCK_SH, "run is being repaired or moved; wait for it"):
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the run with neither driver nor writer at work on this machine, to move its files.
+
+        Raises:
+            StoreError: one of them is at work.
+        """
+        with self.lock(), self._hold("writer.lock", fcntl.LOCK_EX, "a writer of the run is at work; wait for it or stop it"):
+            yield
+
+    def move_aside(self) -> "RunFolder":
+        """Give the folder the first free name ``RUN.old-N``; where it is now.
+
+        Raises:
+            StoreError: a driver or writer is at work in it.
+        """
+        with self.alone():
+            self.wants_external_writer.unlink(missing_ok=True)
+            number = 1
+            while (target := self.root.with_name(f"{self.root.name}.old-{number}")).exists():
+                number += 1
+            self.root.rename(target)
+        return RunFolder(target)
+
+    @contextmanager
+    def _hold(self, name: str, kind: int, refusal: str) -> Iterator[int]:
+        path = self.root / name
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
+                raise StoreError(f"{self.root}: {refusal.format(holder=holder)}") from None
+            if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+                raise StoreError(f"{self.root}: run was moved at this moment; try again")
+            yield descriptor
         finally:
             os.close(descriptor)
 

@@ -1,5 +1,6 @@
 """The ledger: the list of committed segments, the only truth of what is done (docs/PROTOCOL.md)."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,8 @@ from raylens.storage.layout import RunFolder
 
 #: Version of the commit files.
 FORMAT = 1
+
+_NAME = re.compile(r"(?:[0-9]{9}|[1-9][0-9]{9,17})\.json")
 
 _Size = Annotated[int, msgspec.Meta(ge=0)]
 _Index = Annotated[int, msgspec.Meta(ge=0, lt=1 << 30)]  # a damaged file must not ask for a byte a prompt without end
@@ -47,6 +50,25 @@ class Commit(msgspec.Struct, frozen=True):
     entries: list[Entry]
 
 
+class Indexes:
+    """A set of prompt indexes: a byte a prompt, 10 MB for ten million."""
+
+    def __init__(self) -> None:
+        self._has = bytearray()
+        self.count = 0
+
+    def __contains__(self, index: int) -> bool:
+        return 0 <= index < len(self._has) and bool(self._has[index])
+
+    def add(self, index: int) -> None:
+        """Put an index in; one that is in already changes nothing."""
+        if index >= len(self._has):
+            self._has.extend(bytes(max(index + 1 - len(self._has), len(self._has))))
+        if not self._has[index]:
+            self._has[index] = 1
+            self.count += 1
+
+
 class Ledger:
     """The commits of one run, read in order and followed as they grow.
 
@@ -56,12 +78,16 @@ class Ledger:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._done = bytearray()  # a byte a prompt: 10 MB for ten million
+        self._done = Indexes()
         self.next = 0
-        self.count = 0
+
+    @property
+    def count(self) -> int:
+        """Prompts that are in the ledger."""
+        return self._done.count
 
     def __contains__(self, index: int) -> bool:
-        return 0 <= index < len(self._done) and bool(self._done[index])
+        return index in self._done
 
     def refresh(self) -> list[Commit]:
         """Read the commits made since the last call.
@@ -77,7 +103,7 @@ class Ledger:
         Raises:
             StoreError: a commit file is damaged or of another version.
         """
-        while (commit := self._read(self.next)) is not None:
+        while (commit := self.read(self.next)) is not None:
             self._learn(commit)
             yield commit
 
@@ -87,10 +113,10 @@ class Ledger:
         Raises:
             StoreError: naming the missing file.
         """
-        present = {path.name for path in self._folder.commits.glob("*.json")}
-        missing = self._path(self.next)
-        if missing.name not in present and max(present, default="") > missing.name and not missing.exists():
-            raise StoreError(f"{missing}: missing, though later commits exist; restore it from a backup")
+        last = max(self.numbers(), default=-1)
+        missing = self.path(self.next)
+        if last > self.next and not missing.exists():
+            raise StoreError(f"{missing}: missing, though later commits exist; restore it, or use raylens verify --repair")
 
     def append(self, commit: Commit) -> None:
         """Make ``commit`` exist, durably.
@@ -98,15 +124,26 @@ class Ledger:
         Raises:
             Fenced: that number exists, so another writer owns the run.
         """
-        if not create_file(self._path(commit.n), msgspec.json.encode(commit)):
+        if not create_file(self.path(commit.n), msgspec.json.encode(commit)):
             raise Fenced(f"{self._folder.root}: another writer took over at commit {commit.n}")
         self._learn(commit)
 
-    def _path(self, n: int) -> Path:
+    def path(self, n: int) -> Path:
+        """The file of commit ``n``."""
         return self._folder.commits / f"{n:09d}.json"
 
-    def _read(self, n: int) -> Commit | None:
-        path = self._path(n)
+    def numbers(self) -> list[int]:
+        """The numbers of all commit files, in order; damaged ones and those after a gap too."""
+        names = [path.name for path in self._folder.commits.glob("*.json") if _NAME.fullmatch(path.name)]
+        return sorted(int(name.removesuffix(".json")) for name in names)
+
+    def read(self, n: int) -> Commit | None:
+        """Commit ``n``; None if it does not exist.
+
+        Raises:
+            StoreError: its file is damaged or of another version.
+        """
+        path = self.path(n)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -120,9 +157,5 @@ class Ledger:
 
     def _learn(self, commit: Commit) -> None:
         for entry in commit.entries:
-            if entry.index >= len(self._done):
-                self._done.extend(bytes(max(entry.index + 1 - len(self._done), len(self._done))))
-            if not self._done[entry.index]:
-                self._done[entry.index] = 1
-                self.count += 1
+            self._done.add(entry.index)
         self.next = commit.n + 1

@@ -1,5 +1,7 @@
 """Entries of the stream that are not valid: kept beside the run with the reason, up to a limit."""
 
+from datetime import UTC, datetime
+
 import msgspec
 
 from raylens.storage.layout import RunFolder
@@ -10,11 +12,13 @@ MAX_ENTRIES = 64
 
 
 class Quarantined(msgspec.Struct, frozen=True):
-    """One refused entry: its id in the stream, why, and its size in bytes."""
+    """One refused entry: its id in the stream, why, its size in bytes, when, and the prompt's index if a valid frame says it."""
 
     entry: str
     reason: str
     size: int
+    time: str = ""
+    index: int | None = None
 
 
 class Quarantine:
@@ -24,9 +28,10 @@ class Quarantine:
         self._folder = folder.quarantine
         self._list = self._folder / "reasons.jsonl"
 
-    def add(self, entry: str, reason: str, data: bytes) -> None:
+    def add(self, entry: str, reason: str, data: bytes, index: int | None = None) -> None:
         """Keep one refused entry."""
-        line = msgspec.json.encode(Quarantined(entry, reason[:500], len(data)))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        line = msgspec.json.encode(Quarantined(entry, reason[:500], len(data), now, index))
         with self._list.open("ab") as file:
             file.write(line + b"\n")
         if sum(1 for _ in self._folder.glob("*.bin")) < MAX_ENTRIES:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import zstandard
 
-from raylens.storage.durable import fsync_folder
+from raylens.storage.durable import TEMPORARY, fsync_folder
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Commit, Entry
@@ -35,8 +35,11 @@ class SegmentBuilder:
     def add(self, outcome: Record | Failure) -> None:
         """Append one record or failure."""
         frame = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(encode_outcome(outcome))
-        tokens, failure = (len(outcome.token_ids), None) if isinstance(outcome, Record) else (0, outcome.kind)
-        self._entries.append(Entry(outcome.index, outcome.id, self.size, len(frame), tokens, failure))
+        self.add_frame(outcome, frame)
+
+    def add_frame(self, outcome: Record | Failure, frame: bytes) -> None:
+        """Append one record or failure as the frame that it has in another segment."""
+        self._entries.append(entry_of(outcome, self.size, len(frame)))
         self._frames.append(frame)
         self.size += len(frame)
 
@@ -65,14 +68,30 @@ def segment_path(folder: RunFolder, commit: Commit) -> Path:
 
 
 def remove_garbage(folder: RunFolder, n: int, named: set[str | None]) -> None:
-    """Remove the segments that commits up to ``n`` could have named and did not.
+    """Remove what commits up to ``n`` could have named and did not, and the files in which they were being written.
 
     Those of later commits are left alone: a newer writer may be about to name them, or has done so since.
     """
     for path in folder.records.iterdir():
-        match = _NAME.fullmatch(path.name)
-        if match is not None and int(match[1]) <= n and path.name not in named:
+        number = segment_number(path.name)
+        if number is not None and number <= n and path.name not in named:
             path.unlink(missing_ok=True)
+    for path in folder.commits.glob(f".*{TEMPORARY}"):
+        match = re.match(r"\.([0-9]{9,18})\.json\.", path.name)
+        if match is not None and int(match[1]) <= n:
+            path.unlink(missing_ok=True)
+
+
+def segment_number(name: str) -> int | None:
+    """The number of the commit that a segment's file was written for; None if that is no name of a segment."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else int(match[1])
+
+
+def entry_of(outcome: Record | Failure, offset: int, length: int) -> Entry:
+    """The ledger's entry of an outcome whose frame lies there."""
+    tokens, failure = (len(outcome.token_ids), None) if isinstance(outcome, Record) else (0, outcome.kind)
+    return Entry(outcome.index, outcome.id, offset, length, tokens, failure)
 
 
 def read_line(path: Path, entry: Entry) -> bytes:
@@ -81,19 +100,11 @@ def read_line(path: Path, entry: Entry) -> bytes:
     Raises:
         StoreError: the segment is missing or damaged there.
     """
+    frame = read_frame(path, entry)
     try:
-        with path.open("rb") as file:
-            file.seek(entry.offset)
-            frame = file.read(entry.length)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}; the store lacks a committed segment") from error
-    try:
-        size = zstandard.get_frame_parameters(frame).content_size
-        if not 0 < size <= MAX_RECORD_BYTES:
-            raise StoreError(f"{path} at byte {entry.offset}: record declares {size} bytes")
-        return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise StoreError(f"{path} at byte {entry.offset}: damaged record ({error})") from error
+        return decompress_line(frame)
+    except StoreError as error:
+        raise StoreError(f"{path} at byte {entry.offset}: {error}") from error
 
 
 def read_outcome(path: Path, entry: Entry) -> Record | Failure:
@@ -102,12 +113,51 @@ def read_outcome(path: Path, entry: Entry) -> Record | Failure:
     Raises:
         StoreError: the segment is missing or damaged there.
     """
-    line = read_line(path, entry)
+    frame = read_frame(path, entry)
     try:
-        outcome = decode_outcome(line)
+        return open_frame(frame, entry)
     except StoreError as error:
         raise StoreError(f"{path} at byte {entry.offset}: {error}") from error
-    failure = outcome.kind if isinstance(outcome, Failure) else None
-    if (outcome.index, outcome.id, failure) != (entry.index, entry.id, entry.failure):
-        raise StoreError(f"{path} at byte {entry.offset}: holds prompt {outcome.index}, not prompt {entry.index} as committed")
+
+
+def open_frame(frame: bytes, entry: Entry) -> Record | Failure:
+    """The outcome in the frame that an entry names.
+
+    Raises:
+        StoreError: it is damaged, or another prompt's.
+    """
+    outcome = decode_outcome(decompress_line(frame))
+    if entry_of(outcome, entry.offset, entry.length) != entry:
+        raise StoreError(f"holds prompt {outcome.index}, not prompt {entry.index} as committed")
     return outcome
+
+
+def decompress_line(frame: bytes) -> bytes:
+    """The JSON line in one frame.
+
+    Raises:
+        StoreError: it is damaged, or declares more than the limit.
+    """
+    try:
+        size = zstandard.get_frame_parameters(frame).content_size
+        if not 0 < size <= MAX_RECORD_BYTES:
+            raise StoreError(f"record declares {size} bytes")
+        return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+    except (zstandard.ZstdError, MemoryError) as error:
+        raise StoreError(f"damaged record ({error})") from error
+
+
+def read_frame(path: Path, entry: Entry) -> bytes:
+    """The bytes of one committed prompt as they are; fewer where the segment ends before.
+
+    Raises:
+        StoreError: the segment cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            # an entry may say any length, and as much memory would be taken before the end of the file is found
+            length = min(entry.length, max(0, os.fstat(file.fileno()).st_size - entry.offset))
+            file.seek(entry.offset if length else 0)
+            return file.read(length)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}; the store lacks a committed segment") from error

@@ -147,6 +147,19 @@ class Store:
         found = [child for child in folder.iterdir() if (child / "run.json").exists()] if folder.is_dir() else []
         return [child.name for child in sorted(found, key=lambda child: ((child / "run.json").stat().st_mtime_ns, child.name))]
 
+    def folders(self, name: str | None = None) -> list[RunFolder]:
+        """The folders of all runs or of one, by name, whether they can be read or not.
+
+        Raises:
+            UsageError: there is no such folder.
+        """
+        parent = runs_folder(self.path)
+        found = sorted(child for child in parent.iterdir() if child.is_dir()) if parent.is_dir() else []
+        fitting = [child for child in found if name in {None, child.name}]
+        if name is not None and not fitting:
+            raise UsageError(f"store {self.path} has no run {name!r}; it has {', '.join(one.name for one in found) or 'none'}")
+        return [RunFolder(child) for child in fitting]
+
     def runs(self) -> list[Run]:
         """The runs, oldest first."""
         return [self[name] for name in self.names()]

@@ -13,13 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from raylens.storage.errors import BrokerError, Fenced, FrameError, RaylensError, StoreError
 from raylens.storage.frame import Frame, decode_frame
+from raylens.storage.gathering import Gathering
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
 from raylens.storage.manifest import read_manifest
@@ -38,17 +38,6 @@ BLOCK_MS = 200
 REWIND_SECONDS = 5.0
 
 log = logging.getLogger("raylens.writer")
-
-_Attempt = tuple[int, bytes]
-
-
-@dataclass(slots=True)
-class _Gathering:
-    """The chunks of one attempt so far."""
-
-    chunks: int
-    bodies: dict[int, bytes] = field(default_factory=dict)
-    entries: set[str] = field(default_factory=set)
 
 
 class Writer:
@@ -73,7 +62,7 @@ class Writer:
         self._cursor = "0-0"
         self._away = False
         self._rewound = time.monotonic()
-        self._gathering: dict[_Attempt, _Gathering] = {}
+        self._gathering = Gathering()
         self._segment = SegmentBuilder()
         self._ready: dict[int, set[str]] = {}  # prompt index -> entries to delete once it is committed
         self._ready_since = 0.0
@@ -111,16 +100,21 @@ class Writer:
         """Make the waiting records durable, enter them in the ledger, and only then delete their entries."""
         if not len(self._segment):
             return
+        self._check_unmoved()
         n = self._ledger.next
         name, crc32, entries = self._segment.write(self._folder, n, self._id)
         self._ledger.append(Commit(FORMAT, n, self._id, name, self._segment.size, crc32, entries))
         log.info("commit %d: %d prompts, %d bytes", n, len(entries), self._segment.size)
         for ids in self._ready.values():
             self._spent |= ids
-        for attempt in [attempt for attempt in self._gathering if attempt[0] in self._ledger]:
-            self._spent |= self._gathering.pop(attempt).entries
+        self._spent |= self._gathering.drop(self._ledger.__contains__)
         self._segment, self._ready = SegmentBuilder(), {}
         self._delete_spent()
+
+    def _check_unmoved(self) -> None:
+        """``run --fresh`` moves a run's folder when no writer works on it, which locks tell it on one machine only."""
+        if read_manifest(self._folder).uid != self._run:
+            raise Fenced(f"{self._folder.root}: is another run now; this one was moved by run --fresh")
 
     def _read(self) -> list[tuple[str, bytes]]:
         try:
@@ -140,8 +134,10 @@ class Writer:
     def _accept(self, entry: str, data: bytes) -> None:
         if entry in self._spent:
             return
+        index: int | None = None
         try:
             frame = decode_frame(data, self._run, self._prompts)
+            index = frame.index
             if frame.index in self._ledger:
                 self._spent.add(entry)
             elif frame.index in self._ready:
@@ -149,32 +145,26 @@ class Writer:
             else:
                 self._gather(entry, frame)
         except FrameError as error:
-            self._refuse(entry, str(error), data)
+            self._refuse(entry, str(error), data, index)
 
     def _gather(self, entry: str, frame: Frame) -> None:
-        attempt = (frame.index, frame.attempt)
-        gathering = self._gathering.setdefault(attempt, _Gathering(frame.chunks))
-        if frame.chunks != gathering.chunks:
-            raise FrameError(f"chunk count {frame.chunks}, the same attempt said {gathering.chunks}")
-        gathering.bodies[frame.chunk] = frame.body
-        gathering.entries.add(entry)
-        if len(gathering.bodies) < gathering.chunks:
+        gathered = self._gathering.add(entry, frame)
+        if gathered is None:
             return
-        del self._gathering[attempt]
-        payload = b"".join(gathering.bodies[chunk] for chunk in range(gathering.chunks))
+        payload, entries = gathered
         try:
             self._segment.add(decode_payload(payload, frame.index, self._vocabulary_size))
         except (FrameError, StoreError) as error:  # not a frame, or nothing that JSON can hold
-            for one in gathering.entries:
-                self._refuse(one, str(error), payload)
+            for one in entries:
+                self._refuse(one, str(error), payload, frame.index)
             return
         if not self._ready:
             self._ready_since = time.monotonic()
-        self._ready[frame.index] = gathering.entries
+        self._ready[frame.index] = entries
 
-    def _refuse(self, entry: str, reason: str, data: bytes) -> None:
+    def _refuse(self, entry: str, reason: str, data: bytes, index: int | None) -> None:
         log.warning("quarantined %s: %s", entry, reason)
-        self._quarantine.add(entry, reason, data)
+        self._quarantine.add(entry, reason, data, index)
         self._spent.add(entry)
 
     def _delete_spent(self) -> None:
@@ -225,7 +215,8 @@ def main() -> int:
     folder = RunFolder(Path(orders.run))
     try:
         stream = Stream(orders.redis, read_manifest(folder).uid, retries=2)
-        Writer(folder, stream).run(owner_gone.is_set)
+        with folder.writing():
+            Writer(folder, stream).run(owner_gone.is_set)
     except RaylensError as error:
         log.error("%s", error)
         return error.exit_code

@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 
 from raylens.storage.frame import split
 from raylens.storage.layout import RunFolder, runs_folder
+from raylens.storage.ledger import FORMAT as COMMIT_FORMAT
+from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.manifest import FORMAT, Manifest, create_or_resume
 from raylens.storage.payload import encode_payload
 from raylens.storage.record import Failure, Prompt, Record, TapLens
+from raylens.storage.segments import SegmentBuilder
 from raylens.storage.vocabulary import Vocabulary, write_vocabulary
 
 #: Number of logits of the pretended model.
@@ -163,3 +166,15 @@ def _plain(record: Record) -> tuple[Any, ...]:
 
 def _arrays(tap: TapLens) -> tuple[NDArray[Any], ...]:
     return tap.ids, tap.logprobs, tap.logsumexp, tap.entropy, *tap.stats.values()
+
+
+def commit_outcomes(folder: RunFolder, *outcomes: Record | Failure, writer: str = "0a1b2c3d") -> Path:
+    """Enter outcomes in the ledger, as one commit; the segment's path."""
+    ledger = Ledger(folder)
+    ledger.refresh()
+    builder = SegmentBuilder()
+    for outcome in outcomes:
+        builder.add(outcome)
+    name, crc32, entries = builder.write(folder, ledger.next, writer)
+    ledger.append(Commit(COMMIT_FORMAT, ledger.next, writer, name, builder.size, crc32, entries))
+    return folder.records / name

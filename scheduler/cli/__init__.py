@@ -18,6 +18,8 @@ _SUMMARIES = {
     "run": "Lens a corpus into a store.",
     "runs": "List the runs of a store.",
     "show": "Show a run, or one of its prompts.",
+    "verify": "Check every byte of a store; mend it.",
+    "writer": "Store the results of runs on the machine that holds the store.",
 }
 
 

@@ -35,7 +35,8 @@ def _load_config(ctx: click.Context, _parameter: click.Parameter, value: str | N
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"--config {value}: {error}") from error
     names = {option.removeprefix("--"): parameter.name for parameter in ctx.command.params for option in parameter.opts}
-    names.pop("config")
+    for once in ("config", "fresh"):  # in a file, fresh would throw each resume away
+        names.pop(once)
     unknown = sorted(set(found) - set(names))
     if unknown:
         raise UsageError(f"--config {value}: unknown option {unknown[0]!r}; see raylens run --help")
@@ -97,6 +98,15 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
 @click.option("--batch-tokens", type=int, help="Tokens of one forward pass; 512 on CPUs and 4096 on GPUs by default.")
 @click.option("--ray", default="auto", help="local, an address, or auto: RAY_ADDRESS if set, else local.")
 @click.option("--redis", default="embedded", help="embedded, or the URL of a Redis or Valkey server.")
+@click.option(
+    "--writer",
+    type=click.Choice(["own", "external"]),
+    default="own",
+    help="Who stores results; external: raylens writer, started by you on the machine of the store.",
+)
+@click.option(
+    "--fresh", is_flag=True, allow_from_autoenv=False, help="Begin anew; an earlier run of the name is kept as NAME.old-1."
+)
 @click.option("--dry-run", is_flag=True, help="Say what the run would take, and stop.")
 @click.option("--json", "as_json", envvar="RAYLENS_RUN_JSON", is_flag=True, help="Events as JSON lines on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -175,6 +185,8 @@ def _settings(options: dict[str, Any]) -> Any:
         gpus_per_actor=options["gpus_per_actor"],
         ray=options["ray"],
         redis=options["redis"],
+        writer=options["writer"],
+        fresh=options["fresh"],
     )
 
 
@@ -225,4 +237,5 @@ def _dry_run(settings: Any, corpus: Any, as_json: bool) -> None:
 
 
 def _say_how_to_resume() -> None:
-    click.echo(f"stopped; what is stored stays. To go on: {shlex.join(['raylens', *sys.argv[1:]])}", err=True)
+    again = [argument for argument in sys.argv[1:] if argument != "--fresh"]
+    click.echo(f"stopped; what is stored stays. To go on: {shlex.join(['raylens', *again])}", err=True)

@@ -20,13 +20,19 @@ MAX_FAILURES = 20
 @store_option
 @click.option("--position", type=int, help="Position in the prompt; the last one lensed by default.")
 @click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="Tokens a tap.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def command(address: str, store: str, position: int | None, top: int, as_json: bool) -> None:
+@click.option("--quarantine", is_flag=True, help="Entries of the run's stream that were refused, instead.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; with --quarantine a list.")
+def command(address: str, store: str, position: int | None, top: int, quarantine: bool, as_json: bool) -> None:
     """Show a run's settings, counts and failures, or one prompt layer by layer.
 
     RUN may be the beginning of a name. A prompt is named as RUN/PROMPT, whatever its id holds.
     """
     run, prompt = open_run(store, address)
+    if quarantine:
+        if prompt is not None:
+            raise UsageError(f"--quarantine: is of a run; name it as {run.name}")
+        _show_quarantine(run, as_json)
+        return
     if prompt is None:
         if position is not None:
             raise UsageError(f"--position {position}: is for a prompt; name one as {run.name}/PROMPT")
@@ -64,12 +70,24 @@ def _show_run(run: Run, as_json: bool) -> None:
         lens, taps = run.certificate["lens"], ", ".join(run.certificate["run_taps"])
         click.echo(f"taps: {taps}; last lens against the model's logits: {lens['error']:.1e}; {lens['path']}")
     if refused := len(run.quarantine()):
-        click.echo(f"quarantine: {refused} entries, see {run.folder.quarantine}")
+        click.echo(f"quarantine: {refused} entries refused; raylens show {run.name} --quarantine lists them")
     for number, failure in enumerate(run.failures()):
         if number == MAX_FAILURES:
             click.echo("more failures: --json lists all")
             break
         click.echo(f"failed {text_label(failure.id)} ({failure.kind}): {failure.message}")
+
+
+def _show_quarantine(run: Run, as_json: bool) -> None:
+    refused = run.quarantine()
+    if as_json:
+        click.echo(orjson.dumps(msgspec.to_builtins(refused)))
+        return
+    rows = [
+        [one.entry, one.time or "?", "?" if one.index is None else str(one.index), f"{one.size:,}", text_label(one.reason)]
+        for one in refused
+    ]
+    print_table(["entry", "refused", "prompt", "bytes", "reason"], rows)
 
 
 def _show_record(run: Run, record: Record, position: int | None, top: int) -> None:

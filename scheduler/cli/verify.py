@@ -1,0 +1,99 @@
+"""``raylens verify``."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+import orjson
+
+from raylens.scheduler.cli._options import DEFAULT_STORE, print_table
+from raylens.storage.errors import StoreError
+
+if TYPE_CHECKING:
+    from raylens.storage.layout import RunFolder
+    from raylens.storage.verify import Findings
+
+#: Leftovers listed for people; --json lists all.
+MAX_LEFTOVERS = 10
+
+
+@click.command("verify")
+@click.argument("store", default=DEFAULT_STORE, envvar="RAYLENS_STORE")
+@click.option("--run", "name", help="Only this run; all by default.")
+@click.option("--repair", "mend", is_flag=True, help="Move what is damaged aside, so that a resume recomputes just that.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+def command(store: str, name: str | None, mend: bool, as_json: bool) -> None:
+    """Check every file, checksum and record of STORE against its ledger; exit code 6 if anything is damaged.
+
+    With --repair, damaged segments are moved to the run's folder damaged/ and every record that is good is kept; then the
+    same raylens run computes what is missing. A run that is being done is not touched.
+    """
+    from raylens.storage.repair import repair
+    from raylens.storage.store import Store
+    from raylens.storage.verify import examine
+
+    refused, found = [], []
+    for folder in Store(store).folders(name):
+        click.echo(f"reading {folder.root.name}", err=True)
+        if mend:
+            try:
+                for line in repair(folder):
+                    click.echo(f"{folder.root.name}/{line}", err=True)
+            except StoreError as error:  # one run that cannot be mended does not hinder the others
+                refused.append(str(error))
+        found.append((folder, examine(folder)))
+    if as_json:
+        click.echo(orjson.dumps([_value(one) for _, one in found]))
+    else:
+        _print(found)
+    for reason in refused:
+        click.echo(f"not repaired: {reason}", err=True)
+    if refused or any(one.damage for _, one in found):
+        sys.exit(StoreError.exit_code)
+
+
+def _value(found: "Findings") -> dict[str, Any]:
+    return {
+        "run": found.run,
+        "prompts": found.manifest.prompts if found.manifest is not None else None,
+        "records": found.records,
+        "failures": found.failures,
+        "lost": found.lost,
+        "commits": found.commits,
+        "bytes": found.size,
+        "quarantined": found.quarantined,
+        "damage": msgspec.to_builtins(found.damage),
+        "leftovers": found.leftovers,
+    }
+
+
+def _print(runs: "list[tuple[RunFolder, Findings]]") -> None:
+    header = ["run", "prompts", "records", "failures", "to do", "commits", "MB", "state"]
+    print_table(header, [_row(found) for _, found in runs])
+    for folder, found in runs:
+        for damage in found.damage:
+            click.echo(f"damaged {folder.root / damage.file}: {damage.problem}")
+        for name in found.leftovers[:MAX_LEFTOVERS]:
+            click.echo(f"leftover {folder.root / name}")
+        if (more := len(found.leftovers) - MAX_LEFTOVERS) > 0:
+            click.echo(f"{more:,} more leftovers in {folder.root}: --json lists all")
+        if found.quarantined:
+            click.echo(f"quarantine of {folder.root.name}: {found.quarantined:,} entries; raylens show {found.run} --quarantine")
+
+
+def _row(found: "Findings") -> list[str]:
+    prompts = found.manifest.prompts if found.manifest is not None else None
+    done = found.records + found.failures
+    state = f"damaged: {len(found.damage)} files" if found.damage else "good"
+    numbers = [f"{number:,}" for number in (found.records, found.failures)]
+    to_do = "?" if prompts is None else f"{prompts - done:,}"
+    return [
+        found.run,
+        "?" if prompts is None else f"{prompts:,}",
+        *numbers,
+        to_do,
+        f"{found.commits:,}",
+        f"{found.size / 1e6:,.1f}",
+        state,
+    ]

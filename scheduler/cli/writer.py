@@ -1,0 +1,30 @@
+"""``raylens writer``."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from raylens.storage.errors import EXIT_STOPPED
+
+
+@click.command("writer")
+@click.argument("store", envvar="RAYLENS_STORE")
+@click.option("--redis", required=True, metavar="URL", help="The server that raylens run uses.")
+@click.option("--run", "name", help="Only this run, to its end; all that ask, until Ctrl-C, by default.")
+def command(store: str, redis: str, name: str | None) -> None:
+    """Store the results of runs that were started with --writer external, on the machine that holds STORE.
+
+    The folder must be one that the driver sees too. Drivers may end and resume meanwhile. Exit code 0 when the run is
+    complete, 6 when another writer took it over or it is damaged, 130 when stopped; what is complete is stored first.
+    """
+    from raylens.scheduler.stopping import Stopping
+    from raylens.scheduler.writer_service import WriterService
+    from raylens.storage.layout import check_writable
+
+    check_writable(Path(store))
+    service = WriterService(Path(store), redis, name, lambda text: click.echo(text, err=True))
+    with Stopping() as stopping:
+        complete = service.run(stopping)
+    if not complete:
+        sys.exit(EXIT_STOPPED)

@@ -1,0 +1,68 @@
+"""Chunks on their way to be a payload: of one attempt each, and never more of them than fit a bound."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from raylens.storage.errors import FrameError
+from raylens.storage.frame import Frame
+
+#: Bytes of incomplete attempts that are held; four of the largest records. Beyond it the oldest are forgotten: their
+#: entries stay in the stream and are read again when it is read from its start.
+MAX_BYTES = 1 << 30
+#: Bytes that an entry takes beside its body, about.
+ENTRY_BYTES = 1024
+
+_Attempt = tuple[int, bytes]
+
+
+@dataclass(slots=True)
+class _Chunks:
+    """The chunks of one attempt so far."""
+
+    count: int
+    bodies: dict[int, bytes] = field(default_factory=dict)
+    entries: set[str] = field(default_factory=set)
+    size: int = 0
+
+
+class Gathering:
+    """The attempts of which some chunks have been read."""
+
+    def __init__(self) -> None:
+        self._attempts: dict[_Attempt, _Chunks] = {}
+        self._size = 0
+
+    def add(self, entry: str, frame: Frame) -> tuple[bytes, set[str]] | None:
+        """Take a chunk; if its attempt is complete now, the payload and the entries it came in.
+
+        Raises:
+            FrameError: the attempt said another number of chunks before.
+        """
+        attempt = (frame.index, frame.attempt)
+        chunks = self._attempts.setdefault(attempt, _Chunks(frame.chunks))
+        if frame.chunks != chunks.count:
+            raise FrameError(f"chunk count {frame.chunks}, the same attempt said {chunks.count}")
+        if entry not in chunks.entries:
+            chunks.entries.add(entry)
+            size = ENTRY_BYTES + (0 if frame.chunk in chunks.bodies else len(frame.body))
+            chunks.bodies.setdefault(frame.chunk, frame.body)
+            chunks.size += size
+            self._size += size
+        if len(chunks.bodies) == chunks.count:
+            self._forget(attempt)
+            return b"".join(chunks.bodies[chunk] for chunk in range(chunks.count)), chunks.entries
+        while self._size > MAX_BYTES:
+            self._forget(next(iter(self._attempts)))
+        return None
+
+    def drop(self, known: Callable[[int], bool]) -> set[str]:
+        """Forget the attempts at prompts that are known; the entries they came in."""
+        spent: set[str] = set()
+        for attempt in [attempt for attempt in self._attempts if known(attempt[0])]:
+            spent |= self._forget(attempt).entries
+        return spent
+
+    def _forget(self, attempt: _Attempt) -> _Chunks:
+        chunks = self._attempts.pop(attempt)
+        self._size -= chunks.size
+        return chunks

@@ -1,0 +1,155 @@
+"""Replaces damaged commits by ones that name the good records only (docs/decisions/0004-repair.md)."""
+
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from raylens.storage.durable import TEMPORARY, create_file, fsync_folder, write_file
+from raylens.storage.errors import Fenced, StoreError
+from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.record import Failure, Record
+from raylens.storage.record_json import decode_outcome
+from raylens.storage.segments import SegmentBuilder, decompress_line, open_frame, read_frame, segment_number, segment_path
+from raylens.storage.verify import BadCommit, Findings, examine
+
+#: Bytes of a segment that is searched for records; the writer makes them of some 4 MiB and one record.
+MAX_SEARCHED_BYTES = 1 << 30
+
+_MAGIC = re.compile(re.escape(b"\x28\xb5\x2f\xfd"))  # with which each zstd frame begins
+
+
+def repair(folder: RunFolder) -> list[str]:
+    """Mend what can be mended; what was done, a line each.
+
+    Raises:
+        StoreError: the run is being done, or must not be touched: run.json is damaged, or another raylens wrote it.
+    """
+    try:
+        with folder.alone():
+            found = examine(folder)
+            if found.untouchable:
+                raise StoreError(f"{folder.root}/{found.untouchable[0]}")
+            if found.bad:
+                _fence(folder)
+                found = examine(folder)  # a writer of another machine may have committed until now
+            return [*_repair_commits(folder, found), *_repair_others(folder, found)]
+    except OSError as error:
+        raise StoreError(f"{folder.root}: cannot be repaired ({error})") from error
+
+
+def _fence(folder: RunFolder) -> None:
+    """An empty commit beyond all others, as a new writer makes it: one at work on another machine is then stopped."""
+    ledger = Ledger(folder)
+    while True:
+        n = max(ledger.numbers(), default=-1) + 1
+        if create_file(ledger.path(n), msgspec.json.encode(Commit(FORMAT, n, secrets.token_hex(4), None, 0, 0, []))):
+            return
+
+
+def _repair_commits(folder: RunFolder, found: Findings) -> Iterator[str]:
+    writer, ledger = secrets.token_hex(4), Ledger(folder)
+    for bad in found.bad:
+        folder.damaged.mkdir(exist_ok=True)
+        sources = _segments(folder, bad)
+        kept = SegmentBuilder()
+        for outcome, frame in _good_records(bad, sources):
+            if found.manifest is not None and outcome.index < found.manifest.prompts and outcome.index not in found.done:
+                found.done.add(outcome.index)
+                kept.add_frame(outcome, frame)
+        _replace(folder, ledger.path(bad.n), bad.n, writer, kept)
+        _move_aside(folder, sources)
+        yield f"commits/{bad.n:09d}.json: kept {len(kept)} records; what was there is in {folder.damaged.name}/"
+
+
+def _segments(folder: RunFolder, bad: BadCommit) -> list[Path]:
+    """The segment a commit names, or where it cannot be read, those written for its number."""
+    if bad.commit is not None:
+        path = segment_path(folder, bad.commit)
+        return [path] if path.exists() else []
+    return sorted(path for path in folder.records.iterdir() if segment_number(path.name) == bad.n)
+
+
+def _good_records(bad: BadCommit, sources: list[Path]) -> Iterator[tuple[Record | Failure, bytes]]:
+    for path in sources:
+        if bad.commit is None or bad.proven:
+            yield from _search(path)
+            continue
+        for entry in bad.good:
+            frame = read_frame(path, entry)
+            yield open_frame(frame, entry), frame
+
+
+def _search(path: Path) -> Iterator[tuple[Record | Failure, bytes]]:
+    """Every record that a segment holds, each with its frame, whatever lies between them."""
+    if not path.is_file() or path.stat().st_size > MAX_SEARCHED_BYTES:
+        return
+    data = path.read_bytes()
+    edges = [match.start() for match in _MAGIC.finditer(data)] + [len(data)]
+    first = 0
+    while first < len(edges) - 1:
+        # the magic number may also occur inside a frame
+        for last in range(first + 1, min(first + 4, len(edges))):
+            frame = data[edges[first] : edges[last]]
+            try:
+                outcome = decode_outcome(decompress_line(frame))
+            except StoreError:
+                continue
+            yield outcome, frame
+            first = last - 1
+            break
+        first += 1
+
+
+def _replace(folder: RunFolder, path: Path, n: int, writer: str, kept: SegmentBuilder) -> None:
+    """Put a commit of the kept records in the place of the damaged one, which is linked into ``damaged/`` before."""
+    new = Commit(FORMAT, n, writer, None, 0, 0, [])
+    if len(kept):
+        name, crc32, entries = kept.write(folder, n, writer)
+        new = Commit(FORMAT, n, writer, name, kept.size, crc32, entries)
+    data = msgspec.json.encode(new)
+    if not path.exists():
+        if not create_file(path, data):
+            raise Fenced(f"{folder.root}: another writer took over at commit {n}")
+        return
+    if path.is_dir():
+        path.rename(_free(folder.damaged / path.name))
+    else:
+        os.link(path, _free(folder.damaged / path.name))
+    fsync_folder(folder.damaged)
+    write_file(path, data)
+
+
+def _move_aside(folder: RunFolder, paths: list[Path]) -> None:
+    for path in paths:
+        path.rename(_free(folder.damaged / path.name))
+    fsync_folder(folder.damaged)
+    fsync_folder(folder.records)
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first one like it that does not exist."""
+    number = 0
+    free = path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}.{number}")
+    return free
+
+
+def _repair_others(folder: RunFolder, found: Findings) -> Iterator[str]:
+    """Move a damaged vocabulary or certificate away, which a run writes anew, and remove temporary files."""
+    damaged = {one.file for one in found.damage}
+    for path in (folder.vocabulary, folder.certificate):
+        if path.name in damaged and path.exists():
+            folder.damaged.mkdir(exist_ok=True)
+            path.rename(_free(folder.damaged / path.name))
+            yield f"{path.name}: moved to {folder.damaged.name}/"
+    for name in found.leftovers:
+        if name.endswith(TEMPORARY):
+            (folder.root / name).unlink()
+            yield f"{name}: removed"

@@ -1,0 +1,146 @@
+"""What hostile entries make a real writer process take: none ends it, and its memory stays where it was."""
+
+import os
+import secrets
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import zstandard
+
+from raylens.storage import gathering as gathering_module
+from raylens.storage import writer as writer_module
+from raylens.storage.frame import CHUNK_BYTES
+from raylens.storage.payload import MAX_HEAD_BYTES, encode_payload
+from raylens.storage.server import EmbeddedServer
+from raylens.storage.store import Store
+from raylens.storage.stream import Stream
+from raylens.storage.writer import Orders, Writer
+from tests.builders import make_frames, make_large_record, make_record, make_run, same
+from tests.hostile.test_hostile_frames import Forger
+from tests.waiting import wait_until
+from tests.wire import Raw, close_payload, compress, declare, make_frame, open_payload
+
+PROMPTS = 24
+FORGED = 10_000
+#: Resident memory that the hostile entries may add: a head of the largest size is inflated before it is found to be none.
+ALLOWED = MAX_HEAD_BYTES + (64 << 20)
+#: Beginnings of attempts that never end.
+ORPHANS, ORPHAN_BYTES = 300, 100_000
+#: maxrss is in KiB on Linux and in bytes on macOS.
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def bombs(run: str) -> list[bytes]:
+    """Small entries that ask for gigabytes, each in another way; those of msgpack with and without a frame around them."""
+    value = open_payload(encode_payload(make_record(0)))
+    head, tap = value["head"], value["taps"]["resid_post"]
+    zeros = zstandard.compress(bytes(512 << 20), 1)[: CHUNK_BYTES // 2]
+    small = {
+        "a head that declares 16 EiB": lambda: value.update(head=Raw(declare(compress(b"{}"), (1 << 64) - 1))),
+        "a head of zeros at the limit": lambda: value.update(head=Raw(zstandard.compress(bytes(MAX_HEAD_BYTES), 1))),
+        "an array that inflates to 512 MiB": lambda: tap.update(ids=Raw(declare(zeros, 96))),
+        "a shape of 4096 x 4096 x 500": lambda: tap.update(shape=[4096, 4096, 500]),
+        "a shape over 64 bits": lambda: tap.update(shape=[1 << 62, 1 << 62, 1]),
+    }
+    made = []
+    for change in small.values():
+        value["head"], value["taps"]["resid_post"] = head, dict(tap)
+        kept, tap = tap, value["taps"]["resid_post"]
+        change()
+        made.append(make_frame(run, close_payload(value), attempt=secrets.token_bytes(8)))
+        tap = kept
+    lengths = [
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\xdb\xff\xff\xff\xff",
+        b"\xc9\xff\xff\xff\xff\x01",
+    ]
+    nested = [b"\x91" * 500_000, b"\x81\xa1a" * 200_000, b"\xdc\x00\x01" * 300_000]
+    msgpacks = lengths + nested
+    return made + msgpacks + [make_frame(run, body, attempt=secrets.token_bytes(8)) for body in msgpacks]
+
+
+def write_until(run: Path, url: str, done: Callable[[], bool]) -> int:
+    """A writer process from its start until something holds; the most memory it had, in bytes."""
+    writer = subprocess.Popen([sys.executable, "-m", "raylens.storage.writer"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert writer.stdin is not None
+    writer.stdin.write(msgspec.json.encode(Orders(str(run), url)) + b"\n")
+    writer.stdin.flush()
+    wait_until(done, "the writer is through", seconds=240)
+    writer.stdin.close()
+    _, status, usage = os.wait4(writer.pid, 0)
+    writer.returncode = os.waitstatus_to_exitcode(status)
+    assert writer.returncode == 0, "no entry ends it"
+    return usage.ru_maxrss * RSS_UNIT
+
+
+def test_ten_thousand_hostile_entries_do_not_grow_the_writer(
+    server: EmbeddedServer, open_stream: Callable[..., Stream], tmp_path: Path
+) -> None:
+    """The writer's peak is that of one that stores the same records in peace, but for what one entry may ask for."""
+    peaks = []
+    for hostile in (False, True):
+        folder, manifest = make_run(tmp_path / str(hostile), prompts=PROMPTS)
+        stream = open_stream(server.url, manifest.uid)
+        forger = Forger(7, manifest.uid)
+        if hostile:  # prompt 0 is left alone: a harmless change may pass for a record
+            for number in range(FORGED):
+                stream.publish(forger.entry(1 + number % (PROMPTS - 1)))
+            for data in 8 * bombs(manifest.uid):
+                stream.publish(data)
+        for data in make_frames(make_record(0), manifest.uid):
+            stream.publish(data)
+        peaks.append(write_until(folder.root, server.url, lambda stream=stream: stream.length() == 0))  # type: ignore[misc]
+        run = Store(tmp_path / str(hostile))["demo"]
+        assert same(run["prompt-0"], make_record(0))
+        if hostile:
+            assert len(run.quarantine()) > FORGED // 4
+        stream.drop()
+    assert peaks[1] - peaks[0] < ALLOWED, f"{peaks} bytes"
+
+
+def test_chunks_that_never_complete_are_forgotten(
+    server: EmbeddedServer, open_stream: Callable[..., Stream], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beginnings of ever new attempts are held up to a bound; a record among them is stored, and then all are deleted."""
+    monkeypatch.setattr(writer_module, "BLOCK_MS", None)
+    monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(gathering_module, "MAX_BYTES", 1 << 20)
+    folder, manifest = make_run(tmp_path, prompts=2)
+    stream = open_stream(server.url, manifest.uid)
+
+    def orphans(index: int) -> None:
+        for _ in range(ORPHANS):
+            body = secrets.token_bytes(ORPHAN_BYTES)
+            stream.publish(make_frame(manifest.uid, body, index=index, attempt=secrets.token_bytes(8), chunks=2))
+
+    monkeypatch.setattr("raylens.storage.frame.CHUNK_BYTES", 200_000)  # a record of some chunks
+    record = make_large_record(0)
+    frames = make_frames(record, manifest.uid)
+    assert len(frames) > 3
+    stream.publish(frames[0])
+    orphans(0)
+    for data in frames[1:]:
+        stream.publish(data)
+    writer = Writer(folder, stream)
+    writer.take_over()
+    tracemalloc.start()
+    try:
+        while writer.step():
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < ORPHANS * ORPHAN_BYTES // 2
+    monkeypatch.setattr(gathering_module, "MAX_BYTES", 1 << 30)
+    monkeypatch.setattr(writer_module, "REWIND_SECONDS", 0.0)
+    wait_until(lambda: writer.step() is False and len(Store(tmp_path)["demo"]) == 1, "read again, the record is complete")
+    assert same(Store(tmp_path)["demo"]["prompt-0"], record)
+    assert stream.length() == 0
+    stream.drop()

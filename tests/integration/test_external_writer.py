@@ -1,0 +1,114 @@
+"""``raylens writer`` beside ``raylens run --writer external``: two commands that share a store and a server, and nothing else."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import raylens
+from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import Ledger
+from raylens.storage.server import EmbeddedServer
+from raylens.storage.stream import Stream
+from raylens.storage.writer import Writer
+from tests.builders import make_frames, make_record, make_run
+from tests.command import raylens_command
+from tests.running import Running
+from tests.tiny import sentences
+from tests.waiting import wait_until
+
+PROMPTS = 200
+
+
+def writers_of(folder: RunFolder) -> list[str]:
+    """The writer of each commit that holds prompts."""
+    return [commit.writer for commit in Ledger(folder).refresh() if commit.entries]
+
+
+@pytest.mark.timeout(600)
+def test_one_writer_outlives_its_drivers(server: EmbeddedServer, tmp_path: Path, tiny: Path) -> None:
+    """Begun before the run, it goes on while the driver is killed and comes back, and ends with the run."""
+    corpus, store = tmp_path / "c.jsonl", tmp_path / "st"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(PROMPTS, 24)))
+    options = ["--name", "r", "--actors", "1", "--positions", "all", "--batch-tokens", "64", "--json"]
+    run = ["run", str(corpus), "-m", str(tiny), "-o", str(store), "--redis", server.url, "--writer", "external", *options]
+    with Running(tmp_path / "writer", "writer", str(store), "--redis", server.url, "--run", "r") as writer:
+        with Running(tmp_path / "first", *run) as driver:
+            assert 0 < driver.until("progress")["done"] < PROMPTS
+            assert driver.children("raylens.storage.writer") == [], "the driver has no writer of its own"
+            assert len(writer.children("raylens.storage.writer")) == 1
+            os.kill(driver.process.pid, signal.SIGKILL)
+        with Running(tmp_path / "second", *run) as driver:
+            assert driver.until("start")["done"] > 0
+            assert driver.finish() == 0, driver.stderr()
+        assert writer.finish() == 0, writer.stderr()
+        assert "r: waiting for raylens run --writer external" in writer.stderr()
+        assert f"r: complete, {PROMPTS} prompts are stored" in writer.stderr()
+    folder = RunFolder(store / "runs" / "r")
+    assert len(set(writers_of(folder))) == 1
+    assert raylens.open(store)["r"].counts()["records"] == PROMPTS
+    entered = [entry.index for commit in Ledger(folder).refresh() for entry in commit.entries]
+    assert sorted(entered) == list(range(PROMPTS))
+
+
+def test_it_serves_only_runs_that_ask(server: EmbeddedServer, tmp_path: Path) -> None:
+    """Of a store's runs it takes those with the mark, also one that begins later, until Ctrl-C; then what is there is stored."""
+    other, _ = make_run(tmp_path, name="other")
+    asks, manifest = make_run(tmp_path, name="asks")
+    asks.wants_external_writer.touch()
+    stream = Stream(server.url, manifest.uid)
+    with Running(tmp_path / "log", "writer", str(tmp_path), "--redis", server.url) as writer:
+        wait_until(lambda: Ledger(asks).refresh(), "the writer takes over the run that asks")
+        later, _ = make_run(tmp_path, name="later")
+        later.wants_external_writer.touch()
+        wait_until(lambda: Ledger(later).refresh(), "and the one that asks later")
+        for data in make_frames(make_record(0), manifest.uid):
+            stream.publish(data)
+        wait_until(lambda: writers_of(asks), "it commits")
+        writer.stop()
+        assert writer.finish() == 130
+    assert Ledger(other).refresh() == []
+    stream.drop()
+    stream.close()
+
+
+def test_a_fenced_writer_says_so(server: EmbeddedServer, tmp_path: Path) -> None:
+    """When another writer has taken the run over, it ends with exit code 6 and has committed nothing after."""
+    folder, manifest = make_run(tmp_path)
+    folder.wants_external_writer.touch()
+    stream = Stream(server.url, manifest.uid)
+    with Running(tmp_path / "log", "writer", str(tmp_path), "--redis", server.url, "--run", "demo") as writer:
+        wait_until(lambda: Ledger(folder).refresh(), "the writer takes over")
+        rival = Writer(folder, stream)
+        rival.take_over()
+        for data in make_frames(make_record(0), manifest.uid):
+            stream.publish(data)
+        assert writer.finish() == 6
+        assert "another writer took over" in writer.stderr()
+    assert writers_of(folder) == []
+    stream.drop()
+    stream.close()
+
+
+def test_a_damaged_run_is_left_out(server: EmbeddedServer, tmp_path: Path) -> None:
+    """It is told, and the other runs are served."""
+    broken, _ = make_run(tmp_path, name="broken")
+    (broken.commits / "000000001.json").write_text("{}")
+    good, _ = make_run(tmp_path, name="good")
+    for folder in (broken, good):
+        folder.wants_external_writer.touch()
+    with Running(tmp_path / "log", "writer", str(tmp_path), "--redis", server.url) as writer:
+        wait_until(lambda: Ledger(good).refresh(), "the good run is served")
+        writer.stop()
+        assert writer.finish() == 130
+        assert "broken: left out" in writer.stderr()
+
+
+def test_wrong_use(tmp_path: Path) -> None:
+    """An external writer needs a server that both reach; a server that is not there is exit code 5."""
+    done = raylens_command("run", "--text", "a", "-m", "demo", "-o", str(tmp_path), "--writer", "external")
+    assert done.returncode == 2
+    assert "give --redis URL" in done.stderr
+    assert raylens_command("writer", str(tmp_path), "--redis", "unix:///nowhere/socket").returncode == 5

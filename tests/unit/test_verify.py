@@ -1,0 +1,319 @@
+"""verify names whatever damage is done to a run, and repair leaves a clean run with every record that can be proven."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from raylens.storage import durable as durable_module
+from raylens.storage import repair as repair_module
+from raylens.storage.errors import Fenced, StoreError
+from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.record import Failure, Record
+from raylens.storage.repair import repair
+from raylens.storage.store import Store
+from raylens.storage.verify import examine
+from tests.builders import commit_outcomes, make_failure, make_record, make_run, same
+
+PROMPTS = 10
+#: The prompts of each commit; commits 0 and 3 are empty, as of writers that took over.
+COMMITS: list[list[int]] = [[], [0, 1, 2], [3, 4], [], [5, 6, 7]]
+
+
+def outcome_of(index: int) -> Record | Failure:
+    return make_failure(index) if index == 4 else make_record(index)
+
+
+def take_over(folder: RunFolder) -> None:
+    ledger = Ledger(folder)
+    ledger.refresh()
+    ledger.append(Commit(FORMAT, ledger.next, "0a1b2c3d", None, 0, 0, []))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run with prompts 0 to 7 in three segments, and 8 and 9 to do."""
+    folder, _ = make_run(tmp_path, prompts=PROMPTS)
+    for indexes in COMMITS:
+        if indexes:
+            commit_outcomes(folder, *map(outcome_of, indexes))
+        else:
+            take_over(folder)
+    assert not examine(folder).damage
+    return folder
+
+
+def segment(folder: RunFolder, n: int) -> Path:
+    return folder.records / f"{n:09d}-0a1b2c3d.jsonl.zst"
+
+
+def commit_file(folder: RunFolder, n: int) -> Path:
+    return folder.commits / f"{n:09d}.json"
+
+
+def change_commit(n: int, change: Callable[[dict[str, Any]], Any]) -> Callable[[RunFolder], None]:
+    """A damage that leaves a commit file readable."""
+
+    def damage(folder: RunFolder) -> None:
+        value = json.loads(commit_file(folder, n).read_bytes())
+        change(value)
+        commit_file(folder, n).write_text(json.dumps(value))
+
+    return damage
+
+
+def swap(folder: RunFolder) -> None:
+    one, other = segment(folder, 1), segment(folder, 4)
+    one.rename(folder.root / "x")
+    other.rename(one)
+    (folder.root / "x").rename(other)
+
+
+def bomb(folder: RunFolder) -> None:
+    """The first frame declares 4 GiB more than it has."""
+    data = segment(folder, 1).read_bytes()
+    header = zstandard.frame_header_size(data)
+    segment(folder, 1).write_bytes(data[:4] + b"\xe4" + (1 << 62).to_bytes(8, "little") + data[header:])
+
+
+def cut(path: Callable[[RunFolder], Path], size: int) -> Callable[[RunFolder], None]:
+    return lambda folder: os.truncate(path(folder), size)
+
+
+def flip_last_record(folder: RunFolder) -> None:
+    data = bytearray(segment(folder, 1).read_bytes())
+    data[-20] ^= 1
+    segment(folder, 1).write_bytes(data)
+
+
+# What is done to the run, the file that verify names, what it says of it, and the prompts that a repair cannot keep.
+DAMAGES: dict[str, tuple[Callable[[RunFolder], Any], str, str, set[int]]] = {
+    "byte of a record": (flip_last_record, "records/000000001", "1 of 3 records are damaged", {2}),
+    "segment cut": (cut(lambda folder: segment(folder, 4), 300), "records/000000004", "its commit says", {5, 6, 7}),
+    "segment empty": (cut(lambda folder: segment(folder, 2), 0), "records/000000002", "0 bytes", {3, 4}),
+    "segment longer": (
+        lambda folder: segment(folder, 1).write_bytes(segment(folder, 1).read_bytes() + b"more"),
+        "records/000000001", "its commit says", set(),
+    ),
+    "segment deleted": (lambda folder: segment(folder, 2).unlink(), "records/000000002", "No such file", {3, 4}),
+    "segment a folder": (
+        lambda folder: (segment(folder, 2).unlink(), segment(folder, 2).mkdir()), "records/000000002", "Is a directory", {3, 4},
+    ),
+    "segments swapped": (swap, "records/000000004", "its commit says", {0, 1, 2, 5, 6, 7}),
+    "record that declares too much": (bomb, "records/000000001", "its commit says", {0, 1, 2}),
+    "commit cut": (cut(lambda folder: commit_file(folder, 1), 50), "commits/000000001", "damaged", set()),
+    "commit empty": (cut(lambda folder: commit_file(folder, 3), 0), "commits/000000003", "damaged", set()),
+    "commit deleted": (lambda folder: commit_file(folder, 2).unlink(), "commits/000000002", "missing", set()),
+    "fence deleted": (lambda folder: commit_file(folder, 0).unlink(), "commits/000000000", "missing", set()),
+    "commit a folder": (
+        lambda folder: (commit_file(folder, 1).unlink(), commit_file(folder, 1).mkdir()), "commits/000000001", "director", set(),
+    ),
+    "commit of another number": (change_commit(2, lambda one: one.update(n=7)), "commits/000000002", "commit 7", set()),
+    "path outside": (
+        change_commit(1, lambda one: one.update(segment="../../../etc/passwd")), "commits/000000001", "etc/passwd", set(),
+    ),
+    "segment of another commit": (
+        change_commit(2, lambda one: one.update(segment="000000001-0a1b2c3d.jsonl.zst")), "commits/000000002", "another", set(),
+    ),
+    "index twice": (change_commit(4, lambda one: one["entries"][1].__setitem__(0, 3)), "commits/000000004", "prompt 3", set()),
+    "index outside": (change_commit(4, lambda one: one["entries"][1].__setitem__(0, 10)), "commits/000000004", "has 10", set()),
+    "ranges overlap": (change_commit(1, lambda one: one["entries"][1].__setitem__(2, 1)), "commits/000000001", "tile", set()),
+    "huge length": (change_commit(1, lambda one: one["entries"][2].__setitem__(3, 1 << 62)), "commits/000000001", "tile", set()),
+    "huge index": (
+        change_commit(1, lambda one: one["entries"][0].__setitem__(0, 1 << 62)), "commits/000000001", "damaged", set(),
+    ),
+    "other id": (change_commit(1, lambda one: one["entries"][0].__setitem__(1, "x")), "records/000000001", "not prompt 0", set()),
+    "other tokens": (change_commit(1, lambda one: one["entries"][0].__setitem__(4, 9)), "records/000000001", "1 of 3", set()),
+    "entry missing": (change_commit(1, lambda one: one["entries"].pop()), "commits/000000001", "tile", set()),
+    "other checksum": (change_commit(1, lambda one: one.update(crc32=1)), "records/000000001", "crc32", set()),
+    "certificate": (lambda folder: folder.certificate.write_text("{"), "certificate.json", "damaged", set()),
+}  # fmt: skip
+
+
+def assert_kept(folder: RunFolder, lost: set[int]) -> None:
+    """The run is clean and readers show each prompt that was not lost, as it was."""
+    found = examine(folder)
+    assert found.damage == []
+    run = Store(folder.root.parent.parent)["demo"]
+    kept = {index for indexes in COMMITS for index in indexes} - lost
+    assert {outcome.index for outcome in run} == kept
+    assert all(same(outcome, outcome_of(outcome.index)) for outcome in run)
+    entered = [entry.index for commit in Ledger(folder).refresh() for entry in commit.entries]
+    assert sorted(entered) == sorted(kept), "each once"
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named_and_repaired(folder: RunFolder, name: str) -> None:
+    """verify names the file; repair keeps all but the records that are gone, and a resume enters just those."""
+    damage, file, text, lost = DAMAGES[name]
+    damage(folder)
+    named = [(one.file, one.problem) for one in examine(folder).damage]
+    assert any(found.startswith(file) and text in problem for found, problem in named), named
+    assert repair(folder)
+    assert_kept(folder, lost)
+    assert repair(folder) == [], "nothing more to do"
+    commit_outcomes(folder, *(outcome_of(index) for index in sorted({*lost, 8, 9})))
+    assert Store(folder.root.parent.parent)["demo"].counts()["complete"]
+    assert examine(folder).damage == []
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_byte_anywhere(folder: RunFolder, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """A byte changed in any segment or commit is found, unless it changes nothing that counts; repair keeps the rest."""
+    copy = RunFolder(tmp_path_factory.mktemp("copy") / "runs" / "demo")
+    shutil.copytree(folder.root, copy.root)
+    path = data.draw(st.sampled_from(sorted([*copy.commits.iterdir(), *copy.records.iterdir()])))
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    found = examine(copy)
+    if found.untouchable:
+        assert found.damage
+        with pytest.raises(StoreError, match="format"):
+            repair(copy)
+        return
+    assert found.damage or path.parent == copy.commits, "every byte of a segment counts"
+    repair(copy)
+    entered = {entry.index for commit in Ledger(copy).refresh() for entry in commit.entries}
+    assert_kept(copy, set(range(8)) - entered)
+    in_segment = COMMITS[int(path.name[:9])]
+    assert set(range(8)) - entered <= set(in_segment[:] if path.parent == copy.records else [])
+    assert path.parent == copy.commits or len(entered) >= 7, "of a segment only the record with the byte is gone"
+
+
+class Crashed(BaseException):
+    """Stands for the end of the process."""
+
+
+STEPS = ["link", "fsync 1", "fsync 2", "fsync 3", "fsync 4", "fsync 5", "fsync 6", "fsync 7", "rename"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("damage", ["byte of a record", "commit cut", "commit deleted"])
+def test_a_repair_that_dies_loses_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, damage: str, step: str) -> None:
+    """Wherever a repair is killed, the next one keeps the same records."""
+    do, _, _, lost = DAMAGES[damage]
+    do(folder)
+    before = sorted(path.read_bytes() for path in folder.records.iterdir())
+    fsync, calls = os.fsync, 0
+
+    def dying_fsync(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        fsync(descriptor)
+        if step == f"fsync {calls}":
+            raise Crashed
+
+    def dying(*_: Any) -> None:
+        raise Crashed
+
+    with monkeypatch.context() as armed:
+        armed.setattr(os, "fsync", dying_fsync)
+        if step == "link":
+            armed.setattr(repair_module, "_replace", dying)
+        if step == "rename":
+            armed.setattr(repair_module, "_move_aside", dying)
+        with pytest.raises(Crashed):
+            repair(folder)
+    repair(folder)
+    assert_kept(folder, lost)
+    on_disk = [path.read_bytes() for path in [*folder.records.iterdir(), *folder.damaged.glob("*.zst*")]]
+    assert all(content in on_disk for content in before), "no byte is deleted by a repair"
+
+
+def test_two_damages_at_once(folder: RunFolder) -> None:
+    """A gap, a damaged segment and an unreadable commit are mended together."""
+    for name in ("commit deleted", "byte of a record"):
+        DAMAGES[name][0](folder)
+    commit_file(folder, 4).write_bytes(b"")
+    assert len(examine(folder).damage) == 3
+    repair(folder)
+    assert_kept(folder, {2})
+
+
+def test_repair_waits_for_nobody(folder: RunFolder) -> None:
+    """A run that is being done or written is refused, and left as it is."""
+    flip_last_record(folder)
+    for holding in (folder.lock, folder.writing):
+        with holding(), pytest.raises(StoreError, match="wait for it or stop it"):
+            repair(folder)
+    with folder.alone(), pytest.raises(StoreError, match="being repaired or moved"), folder.writing():
+        pass
+    repair(folder)
+    assert_kept(folder, {2})
+
+
+def test_repair_fences_a_writer_elsewhere(folder: RunFolder) -> None:
+    """A writer that no lock of this machine holds back cannot commit after a repair."""
+    elsewhere = Ledger(folder)
+    elsewhere.refresh()
+    flip_last_record(folder)
+    repair(folder)
+    with pytest.raises(Fenced):
+        elsewhere.append(Commit(FORMAT, elsewhere.next, "99999999", None, 0, 0, []))
+
+
+def test_run_json_is_not_guessed(folder: RunFolder) -> None:
+    """Without run.json the damage is named with the remedy, and a repair changes nothing."""
+    folder.manifest.write_text("{")
+    flip_last_record(folder)
+    names = [path for path in folder.root.rglob("*") if "lock" not in path.name]
+    assert "run --fresh" in examine(folder).damage[0].problem
+    with pytest.raises(StoreError, match="nothing says what the records are of"):
+        repair(folder)
+    folder.manifest.unlink()
+    assert examine(folder).damage[0].file == "run.json"
+    assert [path for path in folder.root.rglob("*") if "lock" not in path.name] == [
+        one for one in names if one.name != "run.json"
+    ]
+
+
+def test_a_vocabulary_is_written_anew(folder: RunFolder) -> None:
+    """A damaged vocabulary is moved aside; until the run writes it anew, verify says so."""
+    cut(lambda one: one.vocabulary, 100)(folder)
+    assert examine(folder).damage[0].file == "vocabulary.msgpack.zst"
+    assert repair(folder) == ["vocabulary.msgpack.zst: moved to damaged/"]
+    assert "No such file" in examine(folder).damage[0].problem
+
+
+def test_a_newer_format_is_no_damage_to_mend(folder: RunFolder) -> None:
+    """What a newer raylens wrote is named and not touched."""
+    change_commit(4, lambda one: one.update(format=2))(folder)
+    before = commit_file(folder, 4).read_bytes()
+    assert "format 2" in examine(folder).damage[0].problem
+    with pytest.raises(StoreError, match="use the raylens that wrote it"):
+        repair(folder)
+    assert commit_file(folder, 4).read_bytes() == before
+
+
+def test_a_stray_commit_far_away_asks_for_no_billion_others(folder: RunFolder) -> None:
+    """A file with a number that no ledger reaches is named."""
+    (folder.commits / "999999999999999999.json").write_text("{}")
+    assert "move it away" in examine(folder).damage[-1].problem
+    with pytest.raises(StoreError, match="move it away"):
+        repair(folder)
+
+
+def test_leftovers_are_no_damage(folder: RunFolder) -> None:
+    """Files of killed processes are listed; a repair removes what was never whole, the next writer the rest."""
+    (folder.commits / f".000000001.json.0a1b2c3d{durable_module.TEMPORARY}").write_text("{")
+    (folder.root / f".run.json.0a1b2c3d{durable_module.TEMPORARY}").write_text("{")
+    (folder.records / "000000003-ffffffff.jsonl.zst").write_bytes(b"x")
+    found = examine(folder)
+    assert found.damage == []
+    assert found.leftovers == [
+        ".run.json.0a1b2c3d.tmp", "commits/.000000001.json.0a1b2c3d.tmp", "records/000000003-ffffffff.jsonl.zst",
+    ]  # fmt: skip
+    repair(folder)
+    assert examine(folder).leftovers == ["records/000000003-ffffffff.jsonl.zst"]
+    assert_kept(folder, set())
