@@ -161,6 +161,8 @@ def _check_taps(taps: dict[str, _Tap], head: _Head, vocabulary_size: int) -> Non
         raise FrameError(f"unknown tap {unknown[0][:80]!r}")
     if len({tap.dtype for tap in taps.values()}) > 1:
         raise FrameError("taps differ in the type of their logprobs")
+    if len({tuple((name, stat.dtype) for name, stat in sorted(tap.stats.items())) for tap in taps.values()}) > 1:
+        raise FrameError("taps differ in their statistics")
     positions = len(head.positions)
     for tap in taps.values():
         n_layers, n_positions, k = tap.shape
@@ -239,7 +241,13 @@ def _unpack_tap(tap: _Tap, vocabulary_size: int) -> TapLens:
         raise FrameError("logprobs are not sorted finite numbers at or below 0")
     if not (np.isfinite(logsumexp).all() and np.isfinite(entropy).all()):
         raise FrameError("logsumexp or entropy is not finite")
-    stats = {name: _restore(stat.data, _STAT_TYPES[stat.dtype], stat.shape) for name, stat in tap.stats.items()}
-    if any(np.isinf(values).any() for values in stats.values()):
-        raise FrameError("a statistic is infinite")
+    stats = {name: _unpack_stat(stat) for name, stat in tap.stats.items()}
     return TapLens(tuple(tap.layers), ids, logprobs, logsumexp, entropy, stats)
+
+
+def _unpack_stat(stat: _Stat) -> NDArray[Any]:
+    values = _restore(stat.data, _STAT_TYPES[stat.dtype], stat.shape)
+    if np.isinf(values).any():
+        raise FrameError("a statistic is infinite")
+    # one NaN of the many, as a reader of the JSON gets it
+    return values if stat.dtype == "uint32" else np.where(np.isnan(values), np.float32(np.nan), values)

@@ -587,11 +587,11 @@ def test_random_bytes_are_refused(data: bytes) -> None:
     refused_payload(data, "not a valid payload")
 
 
-def stat(**changes: Any) -> Change:
+def stat(name: str = "next_rank", **changes: Any) -> Change:
     """A change of one statistic of the first tap."""
 
     def change(value: dict[str, Any]) -> None:
-        value["taps"]["attn_out"]["stats"]["next_rank"].update(changes)
+        value["taps"]["attn_out"]["stats"][name].update(changes)
 
     return change
 
@@ -604,7 +604,9 @@ def stat(**changes: Any) -> Change:
         (stat(shape=[1 << 40, 1 << 40]), "shape .* of next_rank does not fit"),
         (stat(dtype="float64"), "not a valid payload"),
         (stat(data=bytes(4)), "declares 4 bytes, its shape needs 32"),
-        (stat(dtype="float32", data=shuffle(np.full((2, 4), np.inf, np.float32))), "a statistic is infinite"),
+        (stat(dtype="float32"), "taps differ in their statistics"),
+        (lambda value: value["taps"]["attn_out"]["stats"].pop("next_rank"), "taps differ in their statistics"),
+        (stat("next_logprob", data=shuffle(np.full((2, 4), np.inf, np.float32))), "a statistic is infinite"),
         (lambda value: value["head"].update(tracked=[0, VOCABULARY_SIZE]), "outside the vocabulary"),
         (lambda value: value["head"].update(tracked=[0, -1]), "outside the vocabulary"),
         (lambda value: value["head"].update(tracked=[0] * 5000), "5000 tracked tokens, limit 4096"),
