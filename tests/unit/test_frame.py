@@ -596,6 +596,11 @@ def stat(name: str = "next_rank", **changes: Any) -> Change:
     return change
 
 
+def every_tap(change: Change) -> Change:
+    """A change of the statistics of all taps."""
+    return lambda value: [change(tap["stats"]) for tap in value["taps"].values()]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -611,8 +616,8 @@ def stat(name: str = "next_rank", **changes: Any) -> Change:
         (lambda value: value["head"].update(tracked=[0, -1]), "outside the vocabulary"),
         (lambda value: value["head"].update(tracked=[0] * 5000), "5000 tracked tokens, limit 4096"),
         (
-            lambda value: value["taps"]["attn_out"]["stats"].update({"a/b": {"shape": [2, 4], "dtype": "uint32", "data": b""}}),
-            "name",
+            every_tap(lambda stats: stats.update({"a/b": {"shape": [2, 4], "dtype": "uint32", "data": b""}})),
+            "name of a statistic: 'a/b'",
         ),
     ],
 )
