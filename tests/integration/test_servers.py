@@ -124,7 +124,8 @@ def refused(url: str, *command: Any) -> None:
     [
         ["KEYS", "*"], ["SCAN", "0"], ["FLUSHALL"], ["CONFIG", "GET", "*"], ["CONFIG", "SET", "maxmemory", "0"], ["ACL", "LIST"],
         ["EVAL", "return 1", "0"], ["SHUTDOWN", "NOSAVE"], ["SAVE"], ["CLIENT", "LIST"], ["MONITOR"],
-        ["SET", "raylens:a", "v"], ["GET", "raylens:a"], ["XTRIM", "raylens:a", "MAXLEN", "0"], ["RENAME", "raylens:a", "raylens:b"],
+        ["SET", "raylens:a", "v"], ["GET", "raylens:a"], ["XTRIM", "raylens:a", "MAXLEN", "0"],
+        ["RENAME", "raylens:a", "raylens:b"],
         ["XADD", "others", "*", "f", "v"], ["XREAD", "STREAMS", "others", "0"], ["XRANGE", "others", "-", "+"], ["DEL", "others"],
     ],
     ids=" ".join,

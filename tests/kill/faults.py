@@ -129,6 +129,6 @@ FAULTS: dict[Callable[[Stage, Random], None], int] = {
     slow_network: 2,
     kill_driver: 2,
     remove_node: 2,
-    rival_writer: 2,
-    full_disk: 2,
+    rival_writer: 1,
+    full_disk: 1,
 }
