@@ -26,7 +26,7 @@ from raylens.workers.running import CompiledReadout
 from raylens.workers.settings import LensSettings
 from raylens.workers.topk import RunningReadout
 from tests.models import FAMILIES, VOCABULARY, build, see
-from tests.unit.test_lens import NORMS, built, logits64, prompts
+from tests.unit.test_lens import DEVICES, NORMS, built, logits64, prompts
 from tests.unit.test_topk import logits_of_all_kinds
 
 TRACKED = (3, VOCABULARY - 1, 0)
@@ -44,10 +44,10 @@ def records(model: Any, adapter: Adapter, k: int = 5, **settings: Any) -> list[R
 
 def truths(name: str, model: Any, record: Record, tap: str, layer: int) -> list[Truth]:
     """The float64 logits of each position at a tap and at the end, by hooks that share nothing with the package."""
-    blocks, _ = see(model, FAMILIES[name], torch.tensor([record.token_ids]))
+    blocks, _ = see(model, FAMILIES[name], torch.tensor([record.token_ids], device=model.device))
     place = {"resid_pre": "pre", "attn_out": "attn", "resid_mid": "mid", "mlp_out": "mlp", "resid_post": "post"}[tap]
-    here = logits64(name, model, getattr(blocks[layer], place)).numpy()
-    final = logits64(name, model, blocks[-1].post).numpy()
+    here = logits64(name, model, getattr(blocks[layer], place)).cpu().numpy()
+    final = logits64(name, model, blocks[-1].post).cpu().numpy()
     following = [*record.token_ids[1:], -1]
     return [Truth(here[p], final[p], following[p], list(TRACKED)) for p in record.positions]
 
@@ -65,17 +65,8 @@ def check(name: str, truth: Truth, found: Any) -> None:
         assert surely <= rank <= perhaps, (name, token)
 
 
-@pytest.mark.parametrize("way", ["sums", "tap by tap", "plain", "segments"])
-@pytest.mark.parametrize("family", NORMS)
-def test_every_metric_against_its_definition(family: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All rows of the table at every tap, layer and position, for each kind of norm, softcap, factor and bias."""
-    model, adapter = built(family)
-    if way != "sums" and way != "segments":
-        adapter = replace(adapter, walk=None)
-    if way == "plain":
-        monkeypatch.setattr(running, "is_compiled", lambda: False)
-    if way == "segments":
-        monkeypatch.setattr(lens_module, "PENDING_BYTES", 3000)
+def check_all(family: str, model: Any, adapter: Adapter) -> None:
+    """All rows of the table at every tap, layer and position of a padded batch."""
     for record in records(model, adapter):
         assert record.tracked == list(TRACKED)
         for tap, lens in record.taps.items():
@@ -88,6 +79,27 @@ def test_every_metric_against_its_definition(family: str, way: str, monkeypatch:
                             check(name, truth, found)
                         else:  # after the last token there is none
                             assert np.isnan(found) if found.dtype == np.float32 else found == 0
+
+
+@pytest.mark.parametrize("device", [DEVICES[1]])
+@pytest.mark.parametrize("family", NORMS)
+def test_every_metric_on_a_gpu(family: str, device: str) -> None:
+    """The same there."""
+    check_all(family, *built(family, device))
+
+
+@pytest.mark.parametrize("way", ["sums", "tap by tap", "plain", "segments"])
+@pytest.mark.parametrize("family", NORMS)
+def test_every_metric_against_its_definition(family: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows of the table at every tap, layer and position, for each kind of norm, softcap, factor and bias."""
+    model, adapter = built(family)
+    if way != "sums" and way != "segments":
+        adapter = replace(adapter, walk=None)
+    if way == "plain":
+        monkeypatch.setattr(running, "is_compiled", lambda: False)
+    if way == "segments":
+        monkeypatch.setattr(lens_module, "PENDING_BYTES", 3000)
+    check_all(family, model, adapter)
 
 
 @pytest.mark.parametrize("walk", [True, False])
