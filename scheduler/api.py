@@ -11,7 +11,9 @@ from raylens.scheduler.settings import RunSettings
 from raylens.scheduler.stopping import Stopping
 from raylens.storage.store import Run, Store
 from raylens.storage.taps import parse_taps
+from raylens.workers.metrics import parse_stats
 from raylens.workers.settings import DType, InputSettings, LensSettings, LogprobType, ModelSettings, OnLong, WorkerSettings
+from raylens.workers.tracked import track_names
 
 
 def run(
@@ -29,6 +31,8 @@ def run(
     taps: str | Sequence[str] | None = None,
     positions: str = "last",
     logprobs: LogprobType = "float16",
+    stats: str | Sequence[str] = (),
+    track: str | int | Sequence[str | int] = (),
     format: Format = "auto",  # noqa: A002  the name of the option
     column: str | None = None,
     id_column: str | None = None,
@@ -51,6 +55,8 @@ def run(
         corpus: a path or glob of files, or an iterable of texts or of dictionaries with the keys of JSON lines.
         model: a folder, GGUF file, hub id, or ``demo``.
         store: folder of runs, made if absent.
+        stats: names from ``kl``, ``next_logprob`` and ``next_rank``.
+        track: tokens, by text or id.
         chat_template: Jinja source.
         quiet: show no progress.
         name, revision, ...: as the options of ``raylens run``.
@@ -69,6 +75,8 @@ def run(
         parse_taps(taps) if taps is not None else None,
         positions,
         logprobs,
+        parse_stats(stats),
+        track_names(track),
     )
     worker = WorkerSettings(
         ModelSettings(model, revision, dtype, device_map, trust_remote_code),

@@ -5,7 +5,7 @@ from types import TracebackType
 
 from raylens.storage.errors import BrokerError
 from raylens.storage.server import EmbeddedServer
-from raylens.storage.stream import answers, check_server, redact
+from raylens.storage.stream import answers, check_server, is_full, redact
 
 #: Seconds between two looks at the server.
 WATCH_SECONDS = 1.0
@@ -46,6 +46,13 @@ class Broker:
             self._embedded.restart()
         elif now - self._answered > MAX_AWAY_SECONDS:
             raise BrokerError(f"--redis {redact(self.url)}: has not answered for {MAX_AWAY_SECONDS:.0f} seconds; is it up?")
+
+    def full(self) -> bool:
+        """Whether the server is at its memory limit; False also if it does not answer."""
+        try:
+            return is_full(self.url)
+        except BrokerError:
+            return False
 
     def __enter__(self) -> "Broker":
         return self

@@ -17,6 +17,8 @@ POLL_SECONDS = 0.2
 #: Seconds after which the user is told that no actor has a place yet, and after which the run ends.
 PLACE_SECONDS = 10.0
 MAX_PLACE_SECONDS = 600.0
+#: Seconds without a commit after which the user is told what the run waits for, again and again.
+STANDSTILL_SECONDS = 10.0
 #: Times in a row that actors may find the server away, each after waiting for it, before the run is given up.
 MAX_BROKER_LOSSES = 3
 
@@ -49,7 +51,7 @@ class Dispatch:
         self._loaded = loaded
         self._stopping = stopping
         self._broker_losses = 0
-        self._began = time.monotonic()
+        self._began = self._moved = time.monotonic()
         self._told_waiting = False
 
     def run(self) -> bool:
@@ -83,7 +85,7 @@ class Dispatch:
                 self._tracker.produced(receipts)
             case Lost(shard, reason, blame, broker):
                 if reason:
-                    self._progress.waiting(f"{reason}; resubmitting its prompts")
+                    self._progress.waiting(f"{reason}; resubmitting {len(shard.prompts)} prompts")
                 self._broker_losses += broker
                 if self._broker_losses > MAX_BROKER_LOSSES:
                     raise BrokerError("the actors cannot reach the server; is it up, and reachable from their machines?")
@@ -94,10 +96,25 @@ class Dispatch:
         self._broker.watch()
         self._writer.ensure_alive()
         self._tell(self._tracker.follow())
+        vanished = self._tracker.vanished
         try:
             self._tell(self._tracker.check_receipts())
         except BrokerError as error:
             self._progress.waiting(f"server away: {error}")
+        if lost := self._tracker.vanished - vanished:
+            self._progress.waiting(f"results vanished from the server; resubmitting {lost} prompts")
+        self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        now = time.monotonic()
+        if now - self._moved < STANDSTILL_SECONDS:
+            return
+        self._moved = now
+        prompts, size = self._tracker.unstored()
+        if self._broker.full():
+            self._progress.waiting("the server is full; actors wait until the writer has made room")
+        elif prompts:
+            self._progress.waiting(f"waiting for the writer to store {prompts:,} published prompts, {size / 1e6:,.1f} MB")
 
     def _check_placed(self) -> None:
         waited = time.monotonic() - self._began
@@ -112,6 +129,7 @@ class Dispatch:
     def _tell(self, commits: list[Commit]) -> None:
         for commit in commits:
             if commit.entries:
+                self._moved = time.monotonic()
                 self._writer.committed()
                 failures = sum(entry.failure is not None for entry in commit.entries)
                 self._progress.committed(len(commit.entries) - failures, failures, sum(entry.tokens for entry in commit.entries))

@@ -33,7 +33,7 @@ from raylens.storage.stream import Stream
 from raylens.storage.vocabulary import write_vocabulary
 from raylens.workers.preflight import ModelFacts, inspect_model
 from raylens.workers.publish import publish
-from raylens.workers.settings import WorkerSettings
+from raylens.workers.settings import LensSettings, WorkerSettings
 
 #: Times the driver tries to reach the server before it goes on with other things.
 _DRIVER_RETRIES = 3
@@ -175,7 +175,7 @@ def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, fac
             "dtype": worker.model.dtype,
             "tokenizer": facts.tokenizer_hash,
         },
-        "lens": {"kind": "logit", "component_norm": "own", **msgspec.to_builtins(worker.lens)},
+        "lens": {"kind": "logit", "component_norm": "own", **_asked(worker.lens)},
         "input": {
             "max_tokens": worker.input.max_tokens,
             "on_long": worker.input.on_long,
@@ -194,6 +194,12 @@ def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, fac
         sources={"model": worker.model.source, "label": facts.source.label, "revision": facts.commit, "corpus": corpus.name},
         versions={"raylens": __version__, **{package: importlib.metadata.version(package) for package in _PACKAGES}},
     )
+
+
+def _asked(lens: LensSettings) -> dict[str, Any]:
+    """The settings but for lists that are empty, so that runs from before an option existed resume."""
+    settings: dict[str, Any] = msgspec.to_builtins(lens)
+    return {name: value for name, value in settings.items() if value != () and value != []}
 
 
 def _slug(label: str) -> str:

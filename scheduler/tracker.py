@@ -54,6 +54,9 @@ class Tracker:
         stream: of the run, to check receipts against.
         give_up: publishes a failure and returns its receipt.
         all_positions: whether every position is lensed, for the estimate of bytes.
+
+    Attributes:
+        vanished: times that a prompt's published frames were found to be lost.
     """
 
     def __init__(
@@ -70,11 +73,17 @@ class Tracker:
         self._bytes = 0
         self._exhausted = False
         self._checked = time.monotonic()
+        self.vanished = 0
 
     @property
     def done(self) -> bool:
         """Whether every prompt of the corpus is in the ledger."""
         return self._exhausted and not self._open
+
+    def unstored(self) -> tuple[int, int]:
+        """Prompts that were published and are not in the ledger yet, and their bytes."""
+        published = [state.size for state in self._open.values() if state.check_at is not None]
+        return len(published), sum(published)
 
     def next_shard(self) -> Shard | None:
         """The next shard to submit: retries first, then fresh ones while the open bytes allow; None if there is none now."""
@@ -170,6 +179,7 @@ class Tracker:
 
     def _vanished(self, state: _Open) -> None:
         state.vanished += 1
+        self.vanished += 1
         state.check_at, state.entries = None, []
         if state.vanished >= 2 * MAX_VANISHED:
             raise StoreError(

@@ -5,6 +5,7 @@
     ├── InputError          4   a corpus that cannot be read (names file and line)
     ├── ModelError          4   a model that cannot be loaded or lensed
     ├── BrokerError         5   Redis or Valkey cannot be reached or used
+    │   └── ServerFull      5   it is at its memory limit, for longer than one waits
     ├── ClusterError        5   Ray cannot be reached or used
     ├── StoreError          6   a store that is damaged or locked
     │   ├── OtherFormat     6   a file of a version this raylens does not read
@@ -53,6 +54,10 @@ class BrokerError(RaylensError):
     """The Redis or Valkey server cannot be reached or must not be used."""
 
     exit_code = 5
+
+
+class ServerFull(BrokerError):
+    """The server has been at its memory limit for longer than the caller waits; the writer has made no room."""
 
 
 class ClusterError(RaylensError):

@@ -41,6 +41,8 @@ class TapLens:
         logprobs: [L, P, k] float16 or float32 natural log probabilities.
         logsumexp: [L, P] float32, of the logits over the whole vocabulary.
         entropy: [L, P] float32, in nats, over the whole vocabulary.
+        stats: what ``--stats`` and ``--track`` asked for: name -> [L, P], or [L, P, M] for M tracked tokens; float32 with NaN
+            where there is no value, or uint32 with 0 there.
     """
 
     layers: tuple[int, ...]
@@ -48,6 +50,7 @@ class TapLens:
     logprobs: NDArray[np.floating[Any]]
     logsumexp: NDArray[np.float32]
     entropy: NDArray[np.float32]
+    stats: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Record:
         layers: [L] layers that were lensed.
         taps: tap name -> TapLens; a tap the model lacks is absent.
         truncated_from: the length in tokens before truncation, if the prompt was cut.
+        tracked: [M] ids of the tracked tokens, in the order of the last axis of their statistics.
     """
 
     id: str
@@ -75,6 +79,7 @@ class Record:
     taps: dict[str, TapLens]
     metadata: Metadata = field(default_factory=dict)
     truncated_from: int | None = None
+    tracked: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

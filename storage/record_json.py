@@ -18,6 +18,7 @@ class _TapJson(msgspec.Struct):
     logsumexp: list[list[float]]
     entropy: list[list[float]]
     layers: list[int] | None = None
+    stats: dict[str, list[list[Any]]] = {}
 
 
 class _ErrorJson(msgspec.Struct):
@@ -34,6 +35,8 @@ class _OutcomeJson(msgspec.Struct):
     positions: list[int] = []
     layers: list[int] = []
     logprobs: Literal["float16", "float32"] = "float16"
+    tracked: list[int] = []
+    stats: dict[str, Literal["float32", "uint32"]] = {}
     taps: dict[str, _TapJson] = {}
     metadata: Metadata = {}
     truncated_from: int | None = None
@@ -61,10 +64,13 @@ def _tap_dict(tap: TapLens, layers: list[int]) -> dict[str, Any]:
     out: dict[str, Any] = {} if list(tap.layers) == layers else {"layers": list(tap.layers)}
     for name in ("ids", "logprobs", "logsumexp", "entropy"):
         out[name] = _compact(getattr(tap, name))
+    if tap.stats:
+        out["stats"] = {name: _compact(values) for name, values in tap.stats.items()}
     return out
 
 
 def _record_dict(record: Record) -> dict[str, Any]:
+    tap = next(iter(record.taps.values()))
     out: dict[str, Any] = {
         "id": record.id,
         "index": record.index,
@@ -73,9 +79,13 @@ def _record_dict(record: Record) -> dict[str, Any]:
         "tokens": record.tokens,
         "positions": record.positions,
         "layers": record.layers,
-        "logprobs": str(next(iter(record.taps.values())).logprobs.dtype),
-        "taps": {name: _tap_dict(tap, record.layers) for name, tap in record.taps.items()},
+        "logprobs": str(tap.logprobs.dtype),
     }
+    if record.tracked:
+        out["tracked"] = record.tracked
+    if tap.stats:
+        out["stats"] = {name: str(values.dtype) for name, values in tap.stats.items()}
+    out["taps"] = {name: _tap_dict(tap, record.layers) for name, tap in record.taps.items()}
     if record.truncated_from is not None:
         out["truncated_from"] = record.truncated_from
     out["metadata"] = record.metadata
@@ -107,12 +117,16 @@ def _tap_from_json(tap: _TapJson, value: _OutcomeJson) -> TapLens:
         logprobs=np.array(tap.logprobs, dtype=np.float64).astype(value.logprobs),
         logsumexp=np.array(tap.logsumexp, dtype=np.float32),
         entropy=np.array(tap.entropy, dtype=np.float32),
+        stats={name: np.array(values, dtype=value.stats[name]) for name, values in tap.stats.items()},
     )
     place = (len(lens.layers), len(value.positions))
     if lens.ids.shape[:2] != place or lens.ids.ndim != 3 or lens.logprobs.shape != lens.ids.shape:
         raise ValueError(f"ids or logprobs are not [layers][positions][k] for {place[0]} layers and {place[1]} positions")
     if lens.logsumexp.shape != place or lens.entropy.shape != place:
         raise ValueError(f"logsumexp or entropy is not [layers][positions] for {place[0]} layers and {place[1]} positions")
+    for name, values in lens.stats.items():
+        if values.shape not in {place, (*place, len(value.tracked))}:
+            raise ValueError(f"{name} is not [layers][positions] or [layers][positions][tracked]")
     return lens
 
 
@@ -128,7 +142,7 @@ def decode_outcome(line: bytes) -> Record | Failure:
             return Failure(value.id, value.index, value.error.kind, value.error.message, value.metadata)
         with np.errstate(over="raise"):
             taps = {name: _tap_from_json(tap, value) for name, tap in value.taps.items()}
-    except (ValueError, ArithmeticError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise StoreError(f"not a record of this format: {error}") from error
     return Record(
         id=value.id,
@@ -141,4 +155,5 @@ def decode_outcome(line: bytes) -> Record | Failure:
         taps=taps,
         metadata=value.metadata,
         truncated_from=value.truncated_from,
+        tracked=value.tracked,
     )

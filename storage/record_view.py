@@ -13,8 +13,10 @@ from raylens.storage.vocabulary import Vocabulary, token_text
 
 
 def readable(outcome: Record | Failure, vocabulary: Vocabulary) -> dict[str, Any]:
-    """The stored JSON with ``tokens`` and ``probabilities``, [L][P][k], added to each tap."""
+    """The stored JSON with ``tokens`` and ``probabilities``, [L][P][k], added to each tap, and ``tracked_tokens``, [M]."""
     value: dict[str, Any] = orjson.loads(encode_outcome(outcome))
+    if "tracked" in value:
+        value["tracked_tokens"] = [token_text(vocabulary, token) for token in value["tracked"]]
     for tap in value.get("taps", {}).values():
         tap["tokens"] = [[[token_text(vocabulary, token) for token in place] for place in layer] for layer in tap["ids"]]
         tap["probabilities"] = [
@@ -32,6 +34,27 @@ def table(record: Record, vocabulary: Vocabulary, position: int, top: int) -> tu
     layers = sorted({layer for tap in taps for layer in record.taps[tap].layers})
     rows = [[str(layer), *(_cell(record.taps[tap], layer, position, vocabulary, top) for tap in taps)] for layer in layers]
     return ["layer", *taps], rows
+
+
+def stats_table(record: Record, vocabulary: Vocabulary, position: int) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, one a tap and layer, of the statistics at ``position``; tracked tokens have a column each."""
+    labels = [token_label(vocabulary, token) for token in record.tracked]
+    header, rows = ["layer", "tap"], []
+    for name, values in next(iter(record.taps.values())).stats.items():
+        word = name.removeprefix("tracked_")
+        header += [f"{word} {label}" for label in labels] if values.ndim == 3 else [name]
+    for tap, lens in record.taps.items():
+        for at, layer in enumerate(lens.layers):
+            found = np.concatenate([np.atleast_1d(values[at, position]).astype(object) for values in lens.stats.values()])
+            rows.append([str(layer), tap, *map(_number, found)])
+    return header, sorted(rows, key=lambda row: int(row[0]))
+
+
+def _number(value: float | int) -> str:
+    """A rank, or a number to 4 digits; nothing where there is no value."""
+    if (value == 0 and not isinstance(value, float | np.floating)) or value != value:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float | np.floating) else f"{value:,}"
 
 
 def _cell(lens: TapLens, layer: int, position: int, vocabulary: Vocabulary, top: int) -> str:

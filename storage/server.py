@@ -15,6 +15,8 @@ from raylens.storage.stream import Stream, answers
 
 #: Backstop for bytes waiting in the server; actors wait when it is reached.
 MAX_MEMORY = "1gb"
+#: What the user of a run may do: what ``Stream`` does, on raylens's own keys. infra/redis.acl gives the same.
+RIGHTS = "resetchannels ~raylens:* -@all +xadd +xread +xrange +xdel +xlen +del +ping +info +select"
 #: Times a new server is tried, with growing pauses, before it counts as not started.
 START_RETRIES = 40
 #: Seconds a server has to end by itself before it is killed.
@@ -51,10 +53,7 @@ class EmbeddedServer:
         self.url = f"unix://raylens:{password}@{self._folder}/socket"
         acl = self._folder / "users.acl"
         acl.touch(mode=0o600)
-        acl.write_text(
-            "user default on nopass resetkeys resetchannels -@all +ping\n"
-            f"user raylens on >{password} resetchannels ~raylens:* -@all +@stream +@connection -@dangerous +info +del\n"
-        )
+        acl.write_text(f"user default on nopass resetkeys resetchannels -@all +ping\nuser raylens on >{password} {RIGHTS}\n")
         try:
             self._process = self._start()
         except BaseException:

@@ -4,14 +4,16 @@ Only commands of Redis 5 are used, so Redis and Valkey of any current version se
 what is done: a server may lose everything at any time.
 """
 
+import secrets
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from raylens.storage.errors import BrokerError
+from raylens.storage.errors import BrokerError, ServerFull
 
 #: A full or restarting server is waited for about this many times, up to 2 s each, before the caller hears of it.
 RETRIES = 30
@@ -19,6 +21,9 @@ RETRIES = 30
 READ_COUNT = 16
 #: Entries asked for at once by ``missing``, whose answers hold their frames.
 ASK_COUNT = 64
+
+#: Part of the memory limit from which a server counts as full.
+FULL = 0.9
 
 _WAIT_FOR = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, redis.exceptions.OutOfMemoryError)
 
@@ -65,19 +70,47 @@ def connect(url: str, retries: int = RETRIES) -> "redis.Redis":
 
 
 def check_server(url: str) -> None:
-    """Refuse a server that cannot be reached or that may evict frames.
+    """Refuse a server that cannot be reached, that does not let a run do what it does, or that may evict frames.
 
     Raises:
         BrokerError: with the remedy.
     """
     try:
         with connect(url, retries=3) as client:
+            client.ping()
             memory = client.info("memory")
+            _check_rights(client, stream_key(f"check-{secrets.token_hex(8)}"))
     except redis.RedisError as error:
-        raise BrokerError(f"--redis {redact(url)}: {error}; is the server running and the password right?") from error
+        raise BrokerError(f"--redis {redact(url)}: {error}; {_remedy(url, error)}") from error
     policy = memory.get("maxmemory_policy", "noeviction")
     if int(memory.get("maxmemory", 0)) > 0 and policy != "noeviction":
         raise BrokerError(f"--redis {redact(url)}: maxmemory-policy is {policy}, which may drop results; set it to noeviction")
+
+
+def _check_rights(client: "redis.Redis", key: str) -> None:
+    """Use every command of a run once, on a key of its own that does not outlive it."""
+    try:
+        with suppress(redis.exceptions.OutOfMemoryError):  # a full server is waited for, not refused
+            client.xadd(key, {"f": b""})
+        client.xread({key: "0-0"})
+        client.xrange(key, "0-1", "0-1")
+        client.xdel(key, "0-1")
+        client.xlen(key)
+    finally:
+        client.delete(key)
+
+
+def _remedy(url: str, error: redis.RedisError) -> str:
+    text = str(error)
+    if isinstance(error, redis.exceptions.NoPermissionError):
+        return "give its user the rights that infra/redis.acl lists"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "name the certificate authority's file as rediss://...?ssl_ca_certs=/path/ca.crt, on every machine"
+    if url.startswith("rediss://") and "SSL" in text:
+        return "does the server speak TLS on this port? Without TLS the URL begins with redis://"
+    if url.startswith("redis://") and "closed" in text:
+        return "does the server expect TLS? Then the URL begins with rediss://"
+    return "is the server running and the password right?"
 
 
 def answers(url: str) -> bool:
@@ -90,6 +123,20 @@ def answers(url: str) -> bool:
     finally:
         stream.close()
     return True
+
+
+def is_full(url: str) -> bool:
+    """Whether the server is at its memory limit, or so close that a frame may be refused.
+
+    Raises:
+        BrokerError: it does not answer.
+    """
+    try:
+        with connect(url, retries=0) as client:
+            memory = client.info("memory")
+    except redis.RedisError as error:
+        raise BrokerError(f"{redact(url)}: {error}") from error
+    return 0 < int(memory.get("maxmemory", 0)) * FULL <= int(memory["used_memory"])
 
 
 class Stream:
@@ -110,6 +157,8 @@ class Stream:
     def _call(self, *command: Any) -> Any:
         try:
             return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+        except redis.exceptions.OutOfMemoryError as error:
+            raise ServerFull(f"{self._url}: {error}") from error
         except redis.RedisError as error:
             raise BrokerError(f"{self._url}: {error}") from error
 

@@ -18,11 +18,12 @@ from pathlib import Path
 import msgspec
 
 from raylens.storage.errors import BrokerError, Fenced, FrameError, RaylensError, StoreError
-from raylens.storage.frame import Frame, decode_frame, decode_payload
+from raylens.storage.frame import Frame, decode_frame
 from raylens.storage.gathering import Gathering
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
 from raylens.storage.manifest import read_manifest
+from raylens.storage.payload import decode_payload
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.segments import SegmentBuilder, remove_garbage
 from raylens.storage.stream import Stream

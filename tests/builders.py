@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raylens.storage.frame import encode_payload, split
+from raylens.storage.frame import split
 from raylens.storage.layout import RunFolder, runs_folder
 from raylens.storage.ledger import FORMAT as COMMIT_FORMAT
 from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.manifest import FORMAT, Manifest, create_or_resume
+from raylens.storage.payload import encode_payload
 from raylens.storage.record import Failure, Prompt, Record, TapLens
 from raylens.storage.segments import SegmentBuilder
 from raylens.storage.vocabulary import Vocabulary, write_vocabulary
@@ -22,7 +23,14 @@ TAPS = ("attn_out", "resid_post")
 
 
 def make_tap(
-    rng: np.random.Generator, layers: tuple[int, ...], positions: int, k: int, dtype: str, vocabulary_size: int
+    rng: np.random.Generator,
+    layers: tuple[int, ...],
+    positions: int,
+    k: int,
+    dtype: str,
+    vocabulary_size: int,
+    tracked: int = 0,
+    stats: bool = False,
 ) -> TapLens:
     """A lens of random numbers that obeys every rule of the format."""
     shape = (len(layers), positions, k)
@@ -33,7 +41,18 @@ def make_tap(
         logprobs=logprobs.astype(dtype),
         logsumexp=rng.normal(20, 5, shape[:2]).astype(np.float32),
         entropy=rng.exponential(2, shape[:2]).astype(np.float32),
+        stats=make_stats(rng, shape[:2], tracked, vocabulary_size) if stats else {},
     )
+
+
+def make_stats(rng: np.random.Generator, place: tuple[int, int], tracked: int, vocabulary_size: int) -> dict[str, NDArray[Any]]:
+    """One statistic of each type and shape; the last position has no next token."""
+    logprob, rank = -rng.exponential(5, place).astype(np.float32), rng.integers(1, vocabulary_size, place, dtype=np.uint32)
+    logprob[:, -1], rank[:, -1] = np.nan, 0
+    found: dict[str, NDArray[Any]] = {"next_logprob": logprob, "next_rank": rank}
+    if tracked:
+        found["tracked_rank"] = rng.integers(1, vocabulary_size, (*place, tracked), dtype=np.uint32)
+    return found
 
 
 def make_record(
@@ -51,6 +70,8 @@ def make_record(
     metadata: dict[str, Any] | None = None,
     truncated_from: int | None = None,
     vocabulary_size: int = VOCABULARY_SIZE,
+    tracked: int = 0,
+    stats: bool = False,
 ) -> Record:
     """A record; the same arguments make the same record, and the seed is the index unless given."""
     rng = np.random.default_rng(index if seed is None else seed)
@@ -63,9 +84,15 @@ def make_record(
         tokens=[f" t{number}" for number in range(tokens)],
         positions=chosen,
         layers=list(layers),
-        taps={tap: make_tap(rng, (0,) if tap == "resid_pre" else layers, len(chosen), k, dtype, vocabulary_size) for tap in taps},
+        taps={
+            tap: make_tap(
+                rng, (0,) if tap == "resid_pre" else layers, len(chosen), k, dtype, vocabulary_size, tracked, stats=stats
+            )
+            for tap in taps
+        },
         metadata={} if metadata is None else metadata,
         truncated_from=truncated_from,
+        tracked=rng.integers(0, vocabulary_size, tracked).tolist(),
     )
 
 
@@ -131,14 +158,14 @@ def same(one: Record | Failure, other: Record | Failure) -> bool:
 def _plain(record: Record) -> tuple[Any, ...]:
     fields = (record.id, record.index, record.text, record.token_ids, record.tokens, record.positions, record.layers)
     taps = [
-        (name, tap.layers, [(array.dtype.str, array.shape, array.tobytes()) for array in _arrays(tap)])
+        (name, tap.layers, list(tap.stats), [(array.dtype.str, array.shape, array.tobytes()) for array in _arrays(tap)])
         for name, tap in record.taps.items()
     ]
-    return (*fields, taps, record.metadata, record.truncated_from)
+    return (*fields, taps, record.metadata, record.truncated_from, record.tracked)
 
 
 def _arrays(tap: TapLens) -> tuple[NDArray[Any], ...]:
-    return tap.ids, tap.logprobs, tap.logsumexp, tap.entropy
+    return tap.ids, tap.logprobs, tap.logsumexp, tap.entropy, *tap.stats.values()
 
 
 def commit_outcomes(folder: RunFolder, *outcomes: Record | Failure, writer: str = "0a1b2c3d") -> Path:

@@ -10,7 +10,11 @@ HUNG = 240
 
 
 def raylens_command(
-    *arguments: str, cwd: Path | None = None, stdin: str | None = None, env: dict[str, str] | None = None
+    *arguments: str,
+    cwd: Path | None = None,
+    stdin: str | None = None,
+    env: dict[str, str] | None = None,
+    timeout: float | None = HUNG,
 ) -> "subprocess.CompletedProcess[str]":
     """Run ``raylens ARGUMENTS`` to its end; output as text."""
     return subprocess.run(
@@ -20,6 +24,6 @@ def raylens_command(
         env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,
-        timeout=HUNG,
+        timeout=timeout,
         check=False,
     )

@@ -50,6 +50,8 @@ def records(draw: st.DrawFn) -> Record:
         text=draw(st.text(max_size=30)),
         metadata=draw(metadata),
         truncated_from=draw(st.none() | st.integers(tokens + 1, 1 << 40)),
+        tracked=draw(st.integers(0, 3)),
+        stats=draw(st.booleans()),
     )
 
 

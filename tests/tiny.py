@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from raylens.workers.settings import ModelSettings
 from raylens.workers.source import resolve
@@ -19,12 +20,24 @@ WORDS = TEXT.split()
 def save_tiny_llama(folder: Path) -> Path:
     """Save a 2-layer, 64-wide Llama with the demo's tokenizer and chat template; the same weights each time."""
     tokenizer = AutoTokenizer.from_pretrained(resolve(ModelSettings("demo")).path)
+    return _save(folder, tokenizer, len(tokenizer), layers=2, width=64)
+
+
+def save_word_llama(folder: Path, layers: int = 2) -> Path:
+    """Save a 32-wide Llama whose tokens are the words of ``sentences`` and some more, 256 in all: next to no time a prompt."""
+    words = {word: number for number, word in enumerate([*dict.fromkeys(WORDS), *map(str, range(256))][:256])}
+    core = Tokenizer(models.WordLevel(words, unk_token="0"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _save(folder, PreTrainedTokenizerFast(tokenizer_object=core, unk_token="0"), len(words), layers, width=32)
+
+
+def _save(folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int, layers: int, width: int) -> Path:
     torch.manual_seed(11)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,

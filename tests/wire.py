@@ -10,7 +10,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from raylens.storage.frame import VERSION, encode_payload
+from raylens.storage.frame import VERSION
+from raylens.storage.payload import encode_payload
 from raylens.storage.record import Failure, Record
 
 Change = Callable[[dict[str, Any]], Any]
@@ -35,20 +36,25 @@ def open_payload(payload: bytes) -> dict[str, Any]:
     for tap in value["taps"].values():
         for name in ("ids", "logprobs", "logsumexp", "entropy"):
             tap[name] = zstandard.decompress(tap[name])
+        for stat in tap["stats"].values():
+            stat["data"] = zstandard.decompress(stat["data"])
     return value
 
 
 def close_payload(value: dict[str, Any]) -> bytes:
     """A payload from what ``open_payload`` gave; bytes named ``raw`` are taken as already compressed."""
-    taps = {}
-    for tap_name, tap in value["taps"].items():
-        taps[tap_name] = {name: compress(part) if isinstance(part, bytes) else part for name, part in tap.items()}
-        for name, part in tap.items():
-            if isinstance(part, Raw):
-                taps[tap_name][name] = part.data
+    taps = {tap: {name: _closed(part) for name, part in parts.items()} for tap, parts in value["taps"].items()}
     head = value["head"]
     packed = head.data if isinstance(head, Raw) else compress(msgspec.json.encode(head))
     return pack({**value, "head": packed, "taps": taps})
+
+
+def _closed(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {name: _closed(inner) for name, inner in part.items()}
+    if isinstance(part, Raw):
+        return part.data
+    return compress(part) if isinstance(part, bytes) else part
 
 
 class Raw:

@@ -17,6 +17,7 @@ from raylens.workers.blocks import device_of, find_stack, flat_rows
 from raylens.workers.calibrate import find_projection
 from raylens.workers.capture import Site
 from raylens.workers.certify_walk import find_walk
+from raylens.workers.fused import try_fused
 from raylens.workers.probe import probe_blocks, probe_ids
 from raylens.workers.projection import Projection
 from raylens.workers.sums import BlockSums, measure_block
@@ -69,6 +70,8 @@ def adapt(model: Any) -> Adapter:
     probes, logits = probe_blocks(model, stack, ids)
     last = probes[-1].output
     projection, lens = find_projection(model, owner, last, flat_rows(logits))
+    if device_of(projection.head, torch.device("cpu")).type == "cuda":
+        lens |= {"kernel": try_fused(projection, last), "path": projection.path}
     found = [measure_block(block, probe, model.config) for block, probe in zip(stack, probes, strict=True)]
     refused = _refusals(found)
     sites = [{**block.sites, "resid_post": Site(module, "")} for block, module in zip(found, stack, strict=True)]

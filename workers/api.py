@@ -6,8 +6,10 @@ from functools import lru_cache
 from raylens.storage.errors import RaylensError, UsageError
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.taps import parse_taps
+from raylens.workers.metrics import parse_stats
 from raylens.workers.preflight import inspect_model
 from raylens.workers.settings import DType, InputSettings, LensSettings, ModelSettings, WorkerSettings, check
+from raylens.workers.tracked import track_names
 from raylens.workers.worker import Worker
 
 
@@ -27,6 +29,8 @@ def lens(
     layers: str = "all",
     taps: str | Sequence[str] | None = None,
     positions: str = "all",
+    stats: str | Sequence[str] = (),
+    track: str | int | Sequence[str | int] = (),
 ) -> Record:
     """The logit lens of one text. The model stays loaded for the next call with the same settings.
 
@@ -34,13 +38,22 @@ def lens(
         text: the prompt.
         model: a folder, GGUF file, hub id, or ``demo``.
         revision, dtype, top_k, layers, taps, positions: as the options of ``raylens run``; logprobs are float32.
+        stats, track: as of ``raylens.run``.
 
     Raises:
         RaylensError: the model cannot be used, or the text cannot be lensed.
     """
     settings = WorkerSettings(
         ModelSettings(model, revision, dtype),
-        LensSettings(top_k, layers, parse_taps(taps) if taps is not None else None, positions, logprobs="float32"),
+        LensSettings(
+            top_k,
+            layers,
+            parse_taps(taps) if taps is not None else None,
+            positions,
+            "float32",
+            parse_stats(stats),
+            track_names(track),
+        ),
         InputSettings(),
     )
     check(settings)

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from raylens.workers.tokenize import Tokenized
 
+#: One in so many tokens of the largest batch may be padding.
+PADDING_SHARE = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -26,12 +29,19 @@ class Batch:
 
 
 def batches(prompts: Sequence[Tokenized], max_tokens: int) -> Iterator[list[Tokenized]]:
-    """Prompts by falling length, so that the largest batch comes first, each with at most ``max_tokens`` padded tokens."""
+    """Prompts by falling length, so that the largest batch comes first.
+
+    A batch has at most ``max_tokens`` tokens, padding included, and only a small share of them may be padding: once it costs
+    more than to read the weights another time does, a new batch is cheaper.
+    """
     batch: list[Tokenized] = []
+    padding = 0
     for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True):
-        if batch and len(batch[0].ids) * (len(batch) + 1) > max_tokens:
-            yield batch
-            batch = []
+        if batch:
+            padding += len(batch[0].ids) - len(prompt.ids)
+            if len(batch[0].ids) * (len(batch) + 1) > max_tokens or padding > max_tokens // PADDING_SHARE:
+                yield batch
+                batch, padding = [], 0
         batch.append(prompt)
     if batch:
         yield batch

@@ -4,17 +4,21 @@ softmax(unembed(final_norm(x))) at each tap (nostalgebraist 2020, "interpreting 
 computed anew on each tap's own vector, as LogitLens4LLMs does.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from raylens.storage.record import Record, TapLens
 from raylens.workers.adapter import Adapter
+from raylens.workers.asked import Asked, Final
 from raylens.workers.batching import Batch
-from raylens.workers.capture import capture
+from raylens.workers.capture import Sink, Site, capture
 from raylens.workers.plan import plan_walk
+from raylens.workers.questions import Question, Questions
 from raylens.workers.readers import DirectReader, Read, Reader, WalkReader
 from raylens.workers.running import MOST_KEPT
 from raylens.workers.settings import LensSettings
@@ -34,14 +38,24 @@ class Lens:
         settings: of the lens.
         layers: chosen layer numbers.
         taps: chosen taps, all certified.
+        tracked: ids of tracked tokens.
     """
 
-    def __init__(self, adapter: Adapter, settings: LensSettings, layers: tuple[int, ...], taps: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        settings: LensSettings,
+        layers: tuple[int, ...],
+        taps: tuple[str, ...],
+        tracked: tuple[int, ...] = (),
+    ) -> None:
         self._trunk = adapter.trunk
         self._projection = adapter.projection
         self._settings = settings
         self._layers = layers
         self._taps = taps
+        self._questions = Questions(settings.stats, tracked)
+        self._last = ("resid_post", len(adapter.sites) - 1, adapter.sites[-1]["resid_post"])
         places = [(tap, layer) for tap in taps for layer in self._layers_of(tap)]
         self._wanted = frozenset(places)
         self._walk = adapter.walk if settings.top_k <= MOST_KEPT else None
@@ -64,16 +78,16 @@ class Lens:
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> list["Record | ValueError"]:
         """A record for each prompt of the batch, or a ValueError where the model's numbers are not finite."""
-        reader = self._reader()
-        with capture(self._hooks, batch.rows, reader.take):
-            self._trunk(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        question = self._questions.about(batch, self._final(batch) if self._questions.needs_final else None)
+        reader = self._reader(question.asked if question else None)
+        self._forward(batch, self._hooks, reader.take)
         reader.flush()
         records: list[Record | ValueError] = []
         start = 0
         for prompt in batch.prompts:
             part = slice(start, start + len(prompt.positions))
             start = part.stop
-            taps = {tap: self._tap(tap, reader.done, part) for tap in self._taps}
+            taps = {tap: self._tap(tap, reader.done, part, question) for tap in self._taps}
             if not all(np.isfinite(tap.logsumexp).all() and np.isfinite(tap.entropy).all() for tap in taps.values()):
                 records.append(ValueError("the model's hidden states are not finite (NaN or overflow); try --dtype float32"))
                 continue
@@ -89,25 +103,39 @@ class Lens:
                     taps=taps,
                     metadata=prompt.prompt.metadata,
                     truncated_from=prompt.truncated_from,
+                    tracked=list(self._questions.tracked),
                 )
             )
         return records
 
-    def _reader(self) -> Reader:
-        if self._walk is None or self._plan is None:
-            return DirectReader(self._projection, self._settings.top_k, PENDING_BYTES)
-        return WalkReader(self._walk, self._settings.top_k, self._wanted, self._plan.starts, PENDING_BYTES)
+    def _forward(self, batch: Batch, hooks: Sequence[tuple[str, int, Site]], sink: Sink) -> None:
+        with capture(hooks, batch.rows, sink):
+            self._trunk(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
 
-    def _tap(self, tap: str, done: dict[Place, Read], rows: slice) -> TapLens:
+    def _final(self, batch: Batch) -> Final:
+        """What every place is compared with, from a forward pass of its own: places are read out before the last block runs."""
+        found: list[Tensor] = []
+        self._forward(batch, [self._last], lambda _tap, _layer, rows: found.append(rows))
+        read = self._projection.read(found[0], 1)
+        return Final(found[0], read.logsumexp, read.entropy)
+
+    def _reader(self, asked: Asked | None) -> Reader:
+        if self._walk is None or self._plan is None:
+            return DirectReader(self._projection, self._settings.top_k, PENDING_BYTES, asked)
+        return WalkReader(self._walk, self._settings.top_k, self._wanted, self._plan.starts, PENDING_BYTES, asked)
+
+    def _tap(self, tap: str, done: dict[Place, Read], rows: slice, question: Question | None) -> TapLens:
         layers = self._layers_of(tap)
         reads = [done[tap, layer] for layer in layers]
         logprobs: NDArray[Any] = np.stack([read.logprobs[rows] for read in reads])
         if self._settings.logprobs == "float16":
             logprobs = np.maximum(logprobs, _FLOAT16_LOWEST).astype(np.float16)
+        stats = [self._questions.values(question, read) for read in reads]
         return TapLens(
             layers=layers,
             ids=np.stack([read.ids[rows] for read in reads]),
             logprobs=logprobs,
             logsumexp=np.stack([read.logsumexp[rows] for read in reads]),
             entropy=np.stack([read.entropy[rows] for read in reads]),
+            stats={name: np.stack([values[name][rows] for values in stats]) for name in stats[0]},
         )

@@ -12,6 +12,7 @@ from raylens.workers.selection import select_layers, select_positions
 from raylens.workers.settings import ModelSettings, WorkerSettings, check
 from raylens.workers.source import ModelSource, resolve
 from raylens.workers.token_bytes import vocabulary_bytes
+from raylens.workers.tracked import tracked_ids
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -57,6 +58,7 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
     if settings.lens.top_k > size:
         raise UsageError(f"--top-k {settings.lens.top_k}: larger than the vocabulary of {size} tokens")
     vocabulary = vocabulary_bytes(tokenizer, size)
+    tracked_ids(settings.lens.track, tokenizer, vocabulary)
     template = settings.input.chat_template or getattr(tokenizer, "chat_template", None) or ""
     return ModelFacts(
         source=source,

@@ -4,21 +4,25 @@ Shapes: N rows, D width, V vocabulary.
 """
 
 import copy
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-from raylens.workers.blocks import device_of, dtype_of
+from raylens.workers.asked import Asked, Tally
+from raylens.workers.blocks import device_of
+from raylens.workers.logits import Logits, SlicedLogits, WholeLogits
 from raylens.workers.running import block_size, running_readout
 from raylens.workers.steps import AfterHead
 from raylens.workers.threads import each, workers_for
-from raylens.workers.topk import Readout
+from raylens.workers.topk import Readout, joined
 
 #: Rows read out at once by a thread; with the block size this bounds its logits in memory to 16 MiB.
 ROWS = 512
+#: Most tokens that the Triton kernel keeps.
+MOST_FUSED = 64
 
 
 class Projection:
@@ -29,6 +33,10 @@ class Projection:
         head: the output embedding.
         step: what the model does to the logits after the head (softcap, scale); elementwise.
 
+    Attributes:
+        sliceable: whether the head is a plain linear layer.
+        fused: whether the Triton kernel reads what it can read; set where it was seen to be right and faster (fused.py).
+
     A plain linear head is multiplied in float32, block by block, from its weights where they are, tied or offloaded; any
     other, such as a quantised one, is called. Only the norm's few weights are copied, where they are offloaded or short.
     """
@@ -37,75 +45,77 @@ class Projection:
         self._norm = self.norm = norm if _is_plain_float32(norm) else _copied(norm)
         self._head = self.head = head
         self._step = self.step = step
-        self._sliceable = type(head) is nn.Linear and head.weight.is_floating_point()
+        self.sliceable = type(head) is nn.Linear and head.weight.is_floating_point()
+        self.fused = False
 
     @property
     def path(self) -> str:
         """How logits are computed, for the certificate."""
-        return "float32 product by vocabulary block" if self._sliceable else "the head's own product, then float32"
+        if self.fused:
+            return "one Triton kernel, float32 sums, two terms of each row where weights are short"
+        return "float32 product by vocabulary block" if self.sliceable else "the head's own product, then float32"
 
-    def read(self, rows: Tensor, k: int) -> Readout:
-        """The k best tokens, logsumexp and entropy of each of [N, D] rows; memory does not grow with N beyond the result."""
-        workers = workers_for(len(rows)) if rows.device.type == "cpu" and self._sliceable else 1
+    def read(self, rows: Tensor, k: int, asked: Asked | None = None) -> Readout:
+        """The k best tokens, logsumexp and entropy of each of [N, D] rows, and what else is asked of them.
+
+        Memory does not grow with N beyond the result.
+        """
+        if self.fused and asked is None and k <= MOST_FUSED:
+            return self._read_fused(rows, k)
+        workers = workers_for(len(rows)) if rows.device.type == "cpu" and self.sliceable else 1
         with self._weights():
-            parts = each(lambda chunk: self._read_chunk(chunk, k), _chunks(rows, workers), workers)
+            parts = each(
+                lambda part: self._read_chunk(rows[part], k, asked and asked.part(part)), _chunks(len(rows), workers), workers
+            )
         return joined(parts)
 
     def logits(self, rows: Tensor) -> Tensor:
         """Whole logits, [N, V] float32; for the certificate and for tests."""
-        with self._weights():
-            return torch.cat([block.clone() for block in self._blocks(rows, block_size(len(rows), rows.device, 1))], dim=1)
+        with self._weights(), torch.inference_mode():
+            return torch.cat([block.clone() for block in self._logits(rows).blocks(block_size(len(rows), rows.device, 1))], dim=1)
 
     def _weights(self) -> AbstractContextManager[object]:
         """While open, offloaded weights of a plain head are in memory; any other head sees to its own."""
-        return align_module_device(self._head) if self._sliceable else nullcontext()
-
-    @torch.inference_mode()  # the caller's own mode does not reach another thread
-    def _read_chunk(self, rows: Tensor, k: int) -> Readout:
-        device = device_of(self._head, device_of(self._norm, rows.device))
-        running = running_readout(rows.shape[0], k, device)
-        for block in self._blocks(rows, block_size(len(rows), device, k)):
-            running.add(block)
-        return running.finish()
+        return align_module_device(self._head) if self.sliceable else nullcontext()
 
     @torch.inference_mode()
-    def _blocks(self, rows: Tensor, size: int) -> Iterator[Tensor]:
-        """[N, B] logits of each block of the vocabulary; each is good until the next is asked for."""
-        normed = self._norm(rows.to(device_of(self._norm, rows.device)).float())
-        normed = normed.to(device_of(self._head, normed.device))
-        if self._sliceable:
-            yield from self._sliced_blocks(normed, size)
-        else:
-            for block in self._head(normed.to(dtype_of(self._head, normed.dtype))).split(size, dim=1):
-                yield self._step(block.float())
+    def _read_fused(self, rows: Tensor, k: int) -> Readout:
+        from raylens.workers.kernels.triton_readout import readout
 
-    def _sliced_blocks(self, normed: Tensor, size: int) -> Iterator[Tensor]:
-        weight, bias = self._head.weight, self._head.bias
-        assert isinstance(weight, Tensor)
-        memory = normed.new_empty(len(normed) * min(size, len(weight)))  # one for all blocks
-        for start in range(0, weight.shape[0], size):
-            part = weight[start : start + size].float()
-            logits = memory[: len(normed) * len(part)].view(len(normed), len(part))
-            torch.mm(normed, part.T, out=logits)
-            if isinstance(bias, Tensor):
-                logits += bias[start : start + size].float()
-            yield self._step(logits)
+        with self._weights():
+            weight, bias = self._head.weight, self._head.bias
+            assert isinstance(weight, Tensor)
+            return readout(self._normed(rows), weight, bias if isinstance(bias, Tensor) else None, self._step, k)
+
+    @torch.inference_mode()  # the caller's own mode does not reach another thread
+    def _read_chunk(self, rows: Tensor, k: int, asked: Asked | None) -> Readout:
+        final = asked.final if asked else None
+        # the final layer's rows go through the same product as those that are compared with it
+        logits = self._logits(rows if final is None else torch.cat([rows, final.rows.to(rows)]))
+        device, count = device_of(self._head, device_of(self._norm, rows.device)), len(rows)
+        tally = Tally(asked, logits.of(asked.targets)) if asked else None
+        running = running_readout(count, k, device, tally)
+        for block in logits.blocks(block_size(len(rows), device, k)):
+            running.add(block[:count], tally.weights(block[count:]) if tally else None)
+        return running.finish()
+
+    def _normed(self, rows: Tensor) -> Tensor:
+        """[N, D] float32 after the norm, on the head's device."""
+        normed: Tensor = self._norm(rows.to(device_of(self._norm, rows.device)).float())
+        return normed.to(device_of(self._head, normed.device))
+
+    def _logits(self, rows: Tensor) -> Logits:
+        normed = self._normed(rows)
+        if isinstance(self._head, nn.Linear) and self.sliceable:
+            return SlicedLogits(normed, self._head, self._step)
+        return WholeLogits(normed, self._head, self._step)
 
 
-def joined(parts: list[Readout]) -> Readout:
-    """The read-outs of some rows after others as one."""
-    return Readout(
-        ids=torch.cat([part.ids for part in parts]),
-        logprobs=torch.cat([part.logprobs for part in parts]),
-        logsumexp=torch.cat([part.logsumexp for part in parts]),
-        entropy=torch.cat([part.entropy for part in parts]),
-    )
-
-
-def _chunks(rows: Tensor, workers: int) -> tuple[Tensor, ...]:
+def _chunks(rows: int, workers: int) -> list[slice]:
     """Parts of at most ROWS rows, as many for each worker."""
-    rounds = max(1, -(-len(rows) // (ROWS * workers)))
-    return rows.tensor_split(rounds * workers) if workers > 1 else torch.split(rows, ROWS)
+    parts = max(1, -(-rows // (ROWS * workers))) * workers
+    edges = [rows * part // parts for part in range(parts + 1)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 def _is_plain_float32(norm: nn.Module) -> bool:

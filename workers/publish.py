@@ -5,7 +5,8 @@ import secrets
 import msgspec
 
 from raylens.storage.errors import FrameError
-from raylens.storage.frame import encode_payload, split
+from raylens.storage.frame import split
+from raylens.storage.payload import encode_payload
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.stream import Stream
 

@@ -1,6 +1,6 @@
 """What becomes of the hidden rows that hooks hand over: read out each by itself, or as parts of running sums (walk.py)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raylens.workers.asked import Asked
 from raylens.workers.projection import Projection
 from raylens.workers.topk import Readout
 from raylens.workers.walk import Part, Place, Walk
@@ -20,12 +21,15 @@ _ADDED = ("attn_out", "mlp_out")
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """The read-out of one (tap, layer): N rows, K tokens."""
+    """The read-out of one (tap, layer): N rows, K tokens, M targets."""
 
     ids: NDArray[np.uint32]
     logprobs: NDArray[np.float32]
     logsumexp: NDArray[np.float32]
     entropy: NDArray[np.float32]
+    target_logprobs: NDArray[np.float32]
+    target_ranks: NDArray[np.uint32]
+    kl: NDArray[np.float32]
 
 
 class Reader(Protocol):
@@ -44,11 +48,13 @@ class DirectReader:
         projection: from rows to logits.
         k: tokens kept.
         budget: bytes of rows beyond which they are read out, so that memory stays flat in layers and length.
+        asked: what else is asked of each of the N tokens.
     """
 
-    def __init__(self, projection: Projection, k: int, budget: int) -> None:
+    def __init__(self, projection: Projection, k: int, budget: int, asked: Asked | None = None) -> None:
         self._projection = projection
         self._k = k
+        self._asked = asked
         self._budget = budget
         self._pending: list[tuple[Place, Tensor]] = []
         self._bytes = 0
@@ -66,14 +72,13 @@ class DirectReader:
         if not self._pending:
             return
         device = self._pending[-1][1].device  # under a device map the last layer's, nearest to the head
-        rows = torch.cat([rows.to(device) for _, rows in self._pending])
-        sizes = [len(rows) for _, rows in self._pending]
         places = [place for place, _ in self._pending]
+        # all places of a token lie together, for they are compared with one and the same final prediction
+        rows = torch.stack([rows.to(device) for _, rows in self._pending], dim=1).flatten(0, 1)
         self._pending, self._bytes = [], 0
-        read = self._projection.read(rows, self._k)
-        fields = (torch.split(value, sizes) for value in (read.ids, read.logprobs, read.logsumexp, read.entropy))
-        for place, values in zip(places, zip(*fields, strict=True), strict=True):
-            self.done[place] = _kept(Readout(*values))
+        read = _kept(self._projection.read(rows, self._k, self._asked and self._asked.repeated(len(places))))
+        for number, place in enumerate(places):
+            self.done[place] = Read(*(getattr(read, field.name)[number :: len(places)] for field in fields(Read)))
 
 
 class WalkReader:
@@ -87,15 +92,24 @@ class WalkReader:
         k: tokens kept.
         wanted: places to read out.
         starts: places of residuals at which a segment begins.
-        budget: as of DirectReader.
+        budget, asked: as of DirectReader.
     """
 
-    def __init__(self, walk: Walk, k: int, wanted: frozenset[Place], starts: frozenset[Place], budget: int) -> None:
+    def __init__(
+        self,
+        walk: Walk,
+        k: int,
+        wanted: frozenset[Place],
+        starts: frozenset[Place],
+        budget: int,
+        asked: Asked | None = None,
+    ) -> None:
         self._walk = walk
         self._k = k
         self._wanted = wanted
         self._starts = starts
         self._budget = budget
+        self._asked = asked
         self._parts: list[Part] = []
         self._bytes = 0
         self._sum = torch.empty(0)
@@ -125,7 +139,7 @@ class WalkReader:
         """Read out the segment so far."""
         parts, self._parts, self._bytes = self._parts, [], 0
         if parts:
-            self.done |= {place: _kept(read) for place, read in self._walk.read(parts, self._k).items()}
+            self.done |= {place: _kept(read) for place, read in self._walk.read(parts, self._k, self._asked).items()}
 
     def _begin(self, residual: Tensor, wanted: Place | None) -> None:
         self._sum = residual.clone()
@@ -148,5 +162,6 @@ def _size(rows: Tensor) -> int:
 
 
 def _kept(read: Readout) -> Read:
-    ids, logprobs, logsumexp, entropy = (value.cpu().numpy() for value in (read.ids, read.logprobs, read.logsumexp, read.entropy))
-    return Read(ids.astype(np.uint32), logprobs, logsumexp, entropy)
+    values = (read.ids, read.logprobs, read.logsumexp, read.entropy, read.answers.logprobs, read.answers.ranks, read.answers.kl)
+    ids, logprobs, logsumexp, entropy, target_logprobs, target_ranks, kl = (value.cpu().numpy() for value in values)
+    return Read(ids.astype(np.uint32), logprobs, logsumexp, entropy, target_logprobs, target_ranks.astype(np.uint32), kl)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raylens.workers.asked import Tally, nothing_asked
 from raylens.workers.topk import Readout, RunningReadout
 
 #: Keeping the best by insertion takes time that grows with k; beyond this selecting, as the plain form does, is faster.
@@ -51,7 +52,7 @@ class States:
         self.values = np.empty((rows, k), dtype=np.float32)
         self.ids = np.empty((rows, k), dtype=np.int64)
 
-    def finish(self, seen: int) -> Readout:
+    def finish(self, seen: int, tally: Tally) -> Readout:
         """The result, once ``seen`` tokens, the whole vocabulary, are in."""
         maximum, total, weighted = self.statistics.T
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -60,7 +61,8 @@ class States:
             logprobs = np.minimum(self.values[:, :seen] - logsumexp[:, None], 0.0)
             entropy = np.maximum(log_sum - weighted / total, 0.0)
         ids = torch.from_numpy(self.ids[:, :seen].copy())
-        return Readout(ids, _float(logprobs), _float(logsumexp), _float(entropy))
+        answers = tally.finish(ids, _float(logprobs), torch.from_numpy(logsumexp))
+        return Readout(ids, _float(logprobs), _float(logsumexp), _float(entropy), answers)
 
 
 def _float(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Tensor:
@@ -70,23 +72,29 @@ def _float(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Tensor:
 class CompiledReadout:
     """What RunningReadout does, in one compiled pass over each block, on the CPU."""
 
-    def __init__(self, rows: int, k: int) -> None:
+    def __init__(self, rows: int, k: int, tally: Tally | None = None) -> None:
         self._states = States(rows, k)
+        self._tally = nothing_asked(rows, torch.device("cpu")) if tally is None else tally
         self._first = 0
 
-    def add(self, logits: Tensor) -> None:
-        """Take in the next block, [N, B] float32."""
+    def add(self, logits: Tensor, weights: Tensor | None = None) -> None:
+        """Take in the next block, [N, B] float32, and what the tally makes of the final layer's logits of that block."""
         from raylens.workers.kernels.epilogue import take_block
 
-        states = self._states
-        take_block(logits.contiguous().numpy(), self._first, states.statistics, states.values, states.ids)
+        states, shares = self._states, NO_WEIGHTS if weights is None else weights.numpy()
+        block = logits.contiguous().numpy()
+        take_block(block, self._first, states.statistics, states.values, states.ids, shares, *self._tally.arrays())
         self._first += logits.shape[1]
 
     def finish(self) -> Readout:
         """The result, once all blocks are in."""
-        return self._states.finish(self._first)
+        return self._states.finish(self._first, self._tally)
 
 
-def running_readout(rows: int, k: int, device: torch.device) -> RunningReadout | CompiledReadout:
+#: The final layer's probabilities where none are asked for: of one token, for no column.
+NO_WEIGHTS = np.empty((1, 0), dtype=np.float32)
+
+
+def running_readout(rows: int, k: int, device: torch.device, tally: Tally | None = None) -> RunningReadout | CompiledReadout:
     """The fastest form that can read such rows."""
-    return CompiledReadout(rows, k) if may_compile(device, k) else RunningReadout(rows, k, device)
+    return CompiledReadout(rows, k, tally) if may_compile(device, k) else RunningReadout(rows, k, device, tally)

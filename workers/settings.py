@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from raylens.storage.errors import UsageError
+from raylens.workers.metrics import parse_stats
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LogprobType = Literal["float16", "float32"]
@@ -39,6 +40,8 @@ class LensSettings(msgspec.Struct, frozen=True):
         taps: canonical names; None means the default four, less those the model lacks.
         positions: ``last``, ``all``, ``last:N`` or a slice ``A:B``.
         logprobs: how they are stored; float32 also has each tap read by itself, within 1e-4, never by running sums.
+        stats: metrics of each place that are stored too (metrics.py).
+        track: tokens whose logprob and rank are stored at each place: the text of one token, or ``id:`` and its number.
     """
 
     top_k: int = 10
@@ -46,6 +49,8 @@ class LensSettings(msgspec.Struct, frozen=True):
     taps: tuple[str, ...] | None = None
     positions: str = "last"
     logprobs: LogprobType = "float16"
+    stats: tuple[str, ...] = ()
+    track: tuple[str, ...] = ()
 
 
 class InputSettings(msgspec.Struct, frozen=True):
@@ -91,6 +96,7 @@ def check(settings: WorkerSettings) -> None:
         UsageError: naming the option.
     """
     check_types(settings)
+    parse_stats(settings.lens.stats)
     if settings.lens.top_k < 1:
         raise UsageError(f"--top-k {settings.lens.top_k}: must be at least 1")
     if settings.input.max_tokens is not None and settings.input.max_tokens < 1:

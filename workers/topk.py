@@ -4,10 +4,13 @@ This is the plain float32 form that every faster path is tested against.
 Shapes: N rows, V vocabulary, B columns of a block, K tokens kept.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from raylens.workers.asked import Answers, Tally, nothing_asked
 
 _LOWEST = torch.finfo(torch.float32).min
 #: A logit this far below the largest has weight 0 in float32, and 0 times it is 0, which 0 times infinity is not.
@@ -52,12 +55,38 @@ class Readout:
         logprobs: [N, K] float32, natural logarithm, at most 0.
         logsumexp: [N] float32, of all logits of the row.
         entropy: [N] float32, in nats.
+        answers: to what else was asked of the rows.
     """
 
     ids: Tensor
     logprobs: Tensor
     logsumexp: Tensor
     entropy: Tensor
+    answers: Answers
+
+    def split(self, rows: int) -> list["Readout"]:
+        """Read-outs of that many rows each."""
+        return [self._part(slice(start, start + rows)) for start in range(0, len(self.ids), rows)]
+
+    def _part(self, rows: slice) -> "Readout":
+        answers = Answers(self.answers.logprobs[rows], self.answers.ranks[rows], self.answers.kl[rows])
+        return Readout(self.ids[rows], self.logprobs[rows], self.logsumexp[rows], self.entropy[rows], answers)
+
+
+def joined(parts: Sequence[Readout]) -> Readout:
+    """The read-outs of some rows after others as one."""
+    answers = [part.answers for part in parts]
+    return Readout(
+        ids=torch.cat([part.ids for part in parts]),
+        logprobs=torch.cat([part.logprobs for part in parts]),
+        logsumexp=torch.cat([part.logsumexp for part in parts]),
+        entropy=torch.cat([part.entropy for part in parts]),
+        answers=Answers(
+            logprobs=torch.cat([answer.logprobs for answer in answers]),
+            ranks=torch.cat([answer.ranks for answer in answers]),
+            kl=torch.cat([answer.kl for answer in answers]),
+        ),
+    )
 
 
 class RunningReadout:
@@ -67,8 +96,9 @@ class RunningReadout:
     2018, arXiv:1805.02867). Logits of minus infinity are tokens of probability 0.
     """
 
-    def __init__(self, rows: int, k: int, device: torch.device) -> None:
+    def __init__(self, rows: int, k: int, device: torch.device, tally: Tally | None = None) -> None:
         self._k = k
+        self._tally = nothing_asked(rows, device) if tally is None else tally
         self._first = 0
         self._values = torch.empty(rows, 0, device=device)
         self._ids = torch.empty(rows, 0, dtype=torch.int64, device=device)
@@ -77,8 +107,9 @@ class RunningReadout:
         self._sum = torch.zeros(rows, dtype=torch.float64, device=device)  # of exp(logit - maximum)
         self._weighted = torch.zeros_like(self._sum)  # of (logit - maximum) * exp(logit - maximum)
 
-    def add(self, logits: Tensor) -> None:
-        """Take in the next block, [N, B] float32."""
+    def add(self, logits: Tensor, weights: Tensor | None = None) -> None:
+        """Take in the next block, [N, B] float32, and what the tally makes of the final layer's logits of that block."""
+        self._tally.add(logits, self._first, weights)
         values, index = topk(logits, min(self._k, logits.shape[1]))
         # kept ids are lower than the block's and both are in order, so a stable sort keeps ties in order
         kept, order = torch.sort(torch.cat([self._values, values], dim=1), dim=1, descending=True, stable=True)
@@ -101,7 +132,8 @@ class RunningReadout:
         logsumexp = self._maximum + log_sum
         logprobs = (self._values.double() - logsumexp.unsqueeze(1)).clamp(max=0.0)
         entropy = (log_sum - self._weighted / self._sum).clamp(min=0.0)
-        return Readout(self._ids, logprobs.float(), logsumexp.float(), entropy.float())
+        answers = self._tally.finish(self._ids, logprobs.float(), logsumexp)
+        return Readout(self._ids, logprobs.float(), logsumexp.float(), entropy.float(), answers)
 
 
 def readout(logits: Tensor, k: int) -> Readout:

@@ -5,23 +5,27 @@ running sums of those of attn_out and mlp_out: four taps for two products a laye
 sums hold exactly; in a short type the residual's own rounding makes them differ by whole logits.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 from accelerate.utils import align_module_device
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raylens.workers.asked import Asked, Final, Tally, nothing_asked
 from raylens.workers.linear import LinearNorm
-from raylens.workers.projection import ROWS, joined
+from raylens.workers.projection import ROWS
 from raylens.workers.running import States, block_size
 from raylens.workers.steps import AfterHead
 from raylens.workers.threads import each, workers_for
-from raylens.workers.topk import Readout
+from raylens.workers.topk import Readout, joined
 
 #: (tap, layer).
 Place = tuple[str, int]
+Slots = NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -61,8 +65,8 @@ class Walk:
             self._constant = constant if head.bias is None else constant + head.bias
 
     @torch.inference_mode()
-    def read(self, parts: list[Part], k: int) -> dict[Place, Readout]:
-        """The read-out of every place the C parts name, for all N tokens."""
+    def read(self, parts: list[Part], k: int, asked: Asked | None = None) -> dict[Place, Readout]:
+        """The read-out of every place the C parts name, for all N tokens, and what else is asked of each token."""
         places = [place for part in parts for place in (part.own, part.total) if place is not None]
         tokens = len(parts[0].rows)
         if not places or not tokens:
@@ -73,42 +77,78 @@ class Walk:
         edges = [tokens * tile // tiles for tile in range(tiles + 1)]
         slices = [slice(start, stop) for start, stop in pairwise(edges)]
         with align_module_device(self._head):
-            reads = each(lambda tile: self._read_tile(parts, tile, len(places), k), slices, workers)
+            reads = each(lambda tile: self._read_tile(parts, tile, k, asked and asked.part(tile)), slices, workers)
         return {place: joined([read[number] for read in reads]) for number, place in enumerate(places)}
 
     @torch.inference_mode()
-    def _read_tile(self, parts: list[Part], tile: slice, wanted: int, k: int) -> list[Readout]:
+    def _read_tile(self, parts: list[Part], tile: slice, k: int, asked: Asked | None) -> list[Readout]:
         from raylens.workers.kernels.walk import walk_block
 
         rows = torch.stack([part.rows[tile] for part in parts])
-        scales = self._scales(parts, rows, tile)
-        slots, factor, cap = _slots(parts), np.float32(self._step.factor), np.float32(self._step.cap)
-        count, tokens, width = rows.shape
-        weighted = self.norm.weighted(rows).view(-1, width)
-        states = States(wanted * tokens, k)
-        shape = (wanted, tokens, -1)
-        statistics, values, ids = states.statistics.reshape(shape), states.values.reshape(shape), states.ids.reshape(shape)
+        slots, scales = _slots(parts), self._scales(parts, rows, tile)
+        weighted = self.norm.weighted(rows)
+        tally = self._tally(asked, weighted, scales, slots)
+        state = _Shaped(States(len(tally.logits), k), tally, rows.shape[1])
+        factor, cap = np.float32(self._step.factor), np.float32(self._step.cap)
+        final = asked.final if asked else None
+        for start, products, compared in self._products(weighted, final, k):
+            constant = self._constant[start : start + products.shape[2]].numpy()
+            shares = tally.weights(compared)
+            weights = state.no_weights if shares is None else shares.numpy()
+            walk_block(products.numpy(), constant, start, scales.numpy(), slots, factor, cap, weights, *state.arrays)
+        return state.states.finish(len(self._head.weight), tally).split(rows.shape[1])
+
+    def _products(self, weighted: Tensor, final: Final | None, k: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """For each block: its first token, [C, T, B] products of the parts, and [T, B] logits of the final layer, if wanted."""
+        count, tokens, width = weighted.shape
+        left = weighted.view(-1, width)
+        if final is not None:
+            left, scale = torch.cat([left, self.norm.weighted(final.rows)]), self.norm.scale(final.rows).unsqueeze(1)
         weight = self._head.weight
-        size = block_size(len(weighted), weighted.device, k)
-        memory = weighted.new_empty(len(weighted) * min(size, len(weight)))  # one for all blocks
+        size = block_size(len(left), left.device, k)
+        memory = left.new_empty(len(left) * min(size, len(weight)))  # one for all blocks
         for start in range(0, len(weight), size):
             block = weight[start : start + size]
-            products = memory[: len(weighted) * len(block)].view(len(weighted), len(block))
-            torch.mm(weighted, block.T, out=products)
-            constant = self._constant[start : start + size].numpy()
-            shaped = products.view(count, tokens, -1).numpy()
-            walk_block(shaped, constant, start, scales, slots, factor, cap, statistics, values, ids)
-        read = states.finish(len(weight))
-        fields = (torch.split(value, tokens) for value in (read.ids, read.logprobs, read.logsumexp, read.entropy))
-        return [Readout(*values) for values in zip(*fields, strict=True)]
+            products = memory[: len(left) * len(block)].view(len(left), len(block))
+            torch.mm(left, block.T, out=products)
+            own, last = torch.split(products, [count * tokens, len(left) - count * tokens])
+            if final is not None:
+                last = self._step(last * scale + self._constant[start : start + size])
+            yield start, own.view(count, tokens, -1), last
 
-    def _scales(self, parts: list[Part], rows: Tensor, tile: slice) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    def _scales(self, parts: list[Part], rows: Tensor, tile: slice) -> Tensor:
+        """[2, C, T] the norm's factor for each part itself, and for the sum up to it."""
         own = self.norm.scale(rows)
         total = torch.stack([scale if part.scale is None else part.scale[tile] for part, scale in zip(parts, own, strict=True)])
-        return torch.stack([own, total]).numpy()
+        return torch.stack([own, total])
+
+    def _tally(self, asked: Asked | None, weighted: Tensor, scales: Tensor, slots: Slots) -> Tally:
+        """For S read-outs of T tokens each: the targets' logits as the kernel makes them, from products and running sums."""
+        order = np.argsort(slots, axis=None)[-int((slots >= 0).sum()) :]  # (own or sum, part) of each read-out in turn
+        tokens = weighted.shape[1]
+        if asked is None:
+            return nothing_asked(len(order) * tokens, weighted.device)
+        ids, place = torch.unique(asked.targets, return_inverse=True)
+        products = (weighted @ self._head.weight[ids].T).gather(2, place.expand(len(weighted), -1, -1))
+        both = torch.stack([products, products.cumsum(dim=0)]) * scales.unsqueeze(-1) + self._constant[asked.targets]
+        logits = self._step(both.flatten(0, 1)[torch.from_numpy(order)]).flatten(0, 1)
+        repeated = Asked(asked.targets.repeat(len(order), 1), asked.token.repeat(len(order)), asked.final)
+        return Tally(repeated, logits)
 
 
-def _slots(parts: list[Part]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+class _Shaped:
+    """States and tally of S read-outs of T tokens, as the kernel takes them."""
+
+    def __init__(self, states: States, tally: Tally, tokens: int) -> None:
+        self.states = states
+        self.no_weights = np.empty((tokens, 0), dtype=np.float32)
+        targets, logits, above, _, cross = tally.arrays()
+        shaped = (states.statistics, states.values, states.ids, targets, logits, above)
+        read_outs = len(cross) // tokens
+        self.arrays = (*(array.reshape(read_outs, tokens, -1) for array in shaped), cross.reshape(read_outs, tokens))
+
+
+def _slots(parts: list[Part]) -> Slots:
     """[2, C] numbers of the wanted read-outs, in the order of the parts; -1 where none is."""
     slots = np.full((2, len(parts)), -1)
     number = 0

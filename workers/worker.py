@@ -17,6 +17,7 @@ from raylens.workers.selection import select_layers
 from raylens.workers.settings import WorkerSettings
 from raylens.workers.token_bytes import vocabulary_bytes
 from raylens.workers.tokenize import Tokenized, Tokenizer, longest_input
+from raylens.workers.tracked import tracked_ids
 
 #: Tokens of one forward pass where the settings leave it open.
 DEFAULT_BATCH_TOKENS = 512
@@ -43,10 +44,11 @@ class Worker:
         layers = select_layers(settings.lens.layers, len(adapter.sites))
         text = self._model.config.get_text_config()
         self._device = input_device(self._model)
-        self._lens = Lens(adapter, settings.lens, layers, taps)
         size = int(text.vocab_size)
         self._tokenizer = Tokenizer(tokenizer, settings.input, settings.lens.positions, longest_input(text, tokenizer), size)
         self.vocabulary: Vocabulary = vocabulary_bytes(tokenizer, size)
+        tracked = tracked_ids(settings.lens.track, tokenizer, self.vocabulary)
+        self._lens = Lens(adapter, settings.lens, layers, taps, tracked)
         lens = {**adapter.certificate["lens"], "path": self._lens.path}
         self.certificate: dict[str, Any] = {
             **adapter.certificate,

@@ -40,13 +40,18 @@ def _load_config(ctx: click.Context, _parameter: click.Parameter, value: str | N
     unknown = sorted(set(found) - set(names))
     if unknown:
         raise UsageError(f"--config {value}: unknown option {unknown[0]!r}; see raylens run --help")
-    wrong = [name for name, setting in found.items() if not isinstance(setting, str | int | bool | float)]
-    if wrong:
-        raise UsageError(f"--config {value}: {wrong[0]} must be one value")
-    ctx.default_map = {
-        **(ctx.default_map or {}),
-        **{str(names[name]): setting if isinstance(setting, bool) else str(setting) for name, setting in found.items()},
-    }
+    many = {parameter.name for parameter in ctx.command.params if getattr(parameter, "multiple", False)}
+    defaults = {str(names[name]): _default(value, name, setting, names[name] in many) for name, setting in found.items()}
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _default(path: str, name: str, setting: object, many: bool) -> object:
+    """One setting of a file as click takes it; a list where the option may be repeated."""
+    settings = setting if many and isinstance(setting, list) else [setting]
+    if not all(isinstance(one, str | int | bool | float) for one in settings):
+        raise UsageError(f"--config {path}: {name} must be {'one value or a list of them' if many else 'one value'}")
+    texts = [one if isinstance(one, bool) else str(one) for one in settings]
+    return texts if many else texts[0]
 
 
 @click.command("run", context_settings={"show_default": True})
@@ -79,6 +84,14 @@ def _load_config(ctx: click.Context, _parameter: click.Parameter, value: str | N
 @click.option("--layers", default="all", help="all, 0,5-10 or ::4.")
 @click.option("--taps", help="Comma list of resid_pre, attn_out, resid_mid, mlp_out, resid_post; the last four by default.")
 @click.option("--positions", default="last", help="last, all, last:N or A:B.")
+@click.option("--stats", help="Comma list of kl (to the final layer), next_logprob, next_rank (of the prompt's next token).")
+@click.option(
+    "--track",
+    multiple=True,
+    allow_from_autoenv=False,
+    metavar="TOKEN",
+    help="Store rank and logprob of this token at each place: its text, such as ' Paris', or id:N; repeatable.",
+)
 @click.option("--logprobs", type=click.Choice(["float16", "float32"]), default="float16", help="How logprobs are stored.")
 @click.option("--actors", default="auto", help="Number of actors, or auto: one a GPU share, or one a node.")
 @click.option("--gpus-per-actor", type=float, default=1.0, help="GPUs of one actor, or a fraction.")
@@ -144,6 +157,7 @@ def _corpus(options: dict[str, Any]) -> Any:
 def _settings(options: dict[str, Any]) -> Any:
     from raylens.scheduler.settings import RunSettings
     from raylens.storage.taps import parse_taps
+    from raylens.workers.metrics import parse_stats
     from raylens.workers.settings import InputSettings, LensSettings, WorkerSettings
 
     actors = options["actors"]
@@ -158,6 +172,8 @@ def _settings(options: dict[str, Any]) -> Any:
             parse_taps(options["taps"]) if options["taps"] is not None else None,
             options["positions"],
             options["logprobs"],
+            parse_stats(options["stats"]) if options["stats"] is not None else (),
+            options["track"],
         ),
         InputSettings(template, options["max_tokens"], options["on_long"], options["batch_tokens"]),
     )

@@ -8,7 +8,7 @@ from raylens.scheduler.cli._options import open_run, print_table, store_option
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import label, text_label
 from raylens.storage.record import Failure, Record
-from raylens.storage.record_view import readable, table
+from raylens.storage.record_view import readable, stats_table, table
 from raylens.storage.store import Run
 
 #: Failures listed for people; --json lists all.
@@ -99,3 +99,6 @@ def _show_record(run: Run, record: Record, position: int | None, top: int) -> No
     )
     click.echo(f"text: {text_label(record.text[-300:])}")
     print_table(*table(record, run.vocabulary, record.positions.index(chosen), top))
+    if any(lens.stats for lens in record.taps.values()):
+        click.echo()
+        print_table(*stats_table(record, run.vocabulary, record.positions.index(chosen)))

@@ -21,9 +21,10 @@ import msgpack
 import torch
 
 from raylens.scheduler.demo import PROMPTS
-from raylens.storage.frame import CHUNK_BYTES, decode_payload, encode_payload, split
+from raylens.storage.frame import CHUNK_BYTES, split
 from raylens.storage.layout import RunFolder, runs_folder
 from raylens.storage.manifest import FORMAT, Manifest, create_or_resume
+from raylens.storage.payload import decode_payload, encode_payload
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.record_json import decode_outcome, encode_outcome
 from raylens.storage.server import EmbeddedServer

@@ -4,19 +4,15 @@ Everything runs in one process and in turns, so that what else the machine does 
 seconds; CPU seconds, of all threads together, suffer least from neighbours.
 """
 
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from raylens.scheduler.demo import PROMPTS
 from raylens.storage.record import Prompt
 from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.capture import capture
@@ -26,28 +22,14 @@ from raylens.workers.running import CompiledReadout, block_size
 from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.topk import RunningReadout
 from raylens.workers.worker import Worker
+from tests.benchmarks.corpus import PROMPTS
+from tests.benchmarks.machine import processor
+from tests.benchmarks.peers.hooks import Hooks
 
 K = 10
 FOUR = ("attn_out", "resid_mid", "mlp_out", "resid_post")
 #: 24 beginnings of sentences of some five tokens.
-TEXTS = [
-    " ".join(text.split()[:5])
-    for text in [
-        *(json.loads(line)["text"] for line in PROMPTS.read_text().splitlines() if '"text"' in line),
-        "The largest planet in the solar system is",
-        "Water is made of hydrogen and",
-        "She opened the door and saw",
-        "def add(a, b): return",
-        "Once upon a time there was a",
-        "The opposite of cold is",
-        "In 1969 the first man walked on the",
-        "To be or not to be, that is the",
-        "Two plus two is",
-        "The sun rises in the",
-    ]
-][:24]
-#: Rows that the baseline reads out at once: 100 MB of logits.
-CHUNK = 512
+TEXTS = [" ".join(text.split()[:5]) for text in PROMPTS[:24]]
 
 Work = Callable[[], object]
 
@@ -113,31 +95,6 @@ def products(model: Any, adapter: Adapter, rows: Tensor, rounds: int) -> None:
         measure(works, rounds, "float32 product alone")
 
 
-@torch.inference_mode()
-def baseline(model: Any, tokenizer: Any) -> list[tuple[Tensor, Tensor]]:
-    """The usual way, well written: hooks, one padded forward pass a batch, all rows stacked, read out in large chunks."""
-    results = []
-    for first in range(0, len(TEXTS), 8):
-        batch = tokenizer(TEXTS[first : first + 8], return_tensors="pt", padding=True, padding_side="right")
-        kept: list[Tensor] = []
-        chosen = batch.attention_mask.flatten().nonzero().squeeze(1)
-
-        def keep(value: Tensor | tuple[Tensor, ...], kept: list[Tensor] = kept, chosen: Tensor = chosen) -> None:
-            tensor = value if isinstance(value, Tensor) else value[0]
-            kept.append(tensor.flatten(0, 1)[chosen].clone())
-
-        handles = []
-        for block in model.model.layers:
-            handles += [m.register_forward_hook(lambda _m, _a, out: keep(out)) for m in (block.self_attn, block.mlp, block)]
-            handles.append(block.post_attention_layernorm.register_forward_pre_hook(lambda _m, args: keep(args)))
-        model.model(**batch, use_cache=False)
-        for handle in handles:
-            handle.remove()
-        for rows in torch.stack(kept).flatten(0, 1).split(CHUNK):
-            results.append(torch.log_softmax(model.lm_head(model.model.norm(rows)), dim=1).topk(K, dim=1))
-    return results
-
-
 def end_to_end(model: Any, tokenizer: Any, adapter: Adapter, rounds: int) -> None:
     """Texts to records, four taps of every layer at every position."""
     lens = LensSettings(K, positions="all")
@@ -149,9 +106,10 @@ def end_to_end(model: Any, tokenizer: Any, adapter: Adapter, rounds: int) -> Non
         worker._lens = reader  # the same worker and model either way
         return list(worker.run(prompts))
 
+    hooks = Hooks(model, tokenizer)
     direct, walk = Lens(replace(adapter, walk=None), lens, layers, FOUR), Lens(adapter, lens, layers, FOUR)
     works: dict[str, Work] = {
-        "hooks, log_softmax, topk": lambda: baseline(model, tokenizer),
+        "hooks, log_softmax, topk": lambda: hooks.lens(TEXTS, list(FOUR)),
         "Worker, each tap by itself": lambda: run(direct),
         "Worker, running sums": lambda: run(walk),
     }
@@ -163,14 +121,6 @@ def end_to_end(model: Any, tokenizer: Any, adapter: Adapter, rounds: int) -> Non
     measure(works, rounds, "hooks, log_softmax, topk")
 
 
-def processor() -> str:
-    """The name of the CPU, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor()
-
-
 def main() -> None:
     """Run all benchmarks and print tables."""
     import numba
@@ -179,7 +129,6 @@ def main() -> None:
     print(f"{processor()}, {torch.get_num_threads()} threads; torch {torch.__version__}, numba {numba.__version__}, ", end="")
     print(f"transformers {transformers.__version__}, SmolLM2-135M in float32\n")
     model, tokenizer = load_model(ModelSettings("demo", dtype="float32"))
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     adapter = adapt(model)
     products(model, adapter, hidden_rows(model, tokenizer, adapter, 240), 5)
     products(model, adapter, hidden_rows(model, tokenizer, adapter, 1024), 3)

@@ -23,7 +23,7 @@ except ImportError:
     atheris = None
 
 with atheris.instrument_imports(include=["raylens"]) if atheris is not None else contextlib.nullcontext():
-    from raylens.storage.frame import encode_payload
+    from raylens.storage.payload import encode_payload
     from tests.builders import make_frames
     from tests.hostile.test_hostile_frames import PROMPTS, RUN, Forger, decode, is_sound, outcome_of
     from tests.wire import make_frame

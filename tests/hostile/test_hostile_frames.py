@@ -15,7 +15,8 @@ import zstandard
 
 from raylens.storage import writer as writer_module
 from raylens.storage.errors import FrameError, StoreError
-from raylens.storage.frame import Frame, decode_frame, decode_payload, encode_payload
+from raylens.storage.frame import Frame, decode_frame
+from raylens.storage.payload import decode_payload, encode_payload
 from raylens.storage.record import Failure, Record
 from raylens.storage.record_json import decode_outcome, encode_outcome
 from raylens.storage.server import EmbeddedServer
@@ -36,7 +37,10 @@ def outcome_of(index: int) -> Record | Failure:
     if index % 6 == 5:
         return make_failure(index)
     taps = [("resid_post",), ("attn_out", "resid_post"), ("resid_pre", "attn_out", "mlp_out")][index % 3]
-    return make_record(index, taps=taps, k=1 + index % 4, dtype=("float16", "float32")[index % 2], metadata={"a": [1, "b"]})
+    dtype = ("float16", "float32")[index % 2]
+    return make_record(
+        index, taps=taps, k=1 + index % 4, dtype=dtype, metadata={"a": [1, "b"]}, stats=index % 3 > 0, tracked=index % 3
+    )
 
 
 class Forger:
@@ -59,6 +63,7 @@ class Forger:
             self._random_tap_field,
             self._broken_array,
             self._lying_array,
+            self._random_statistic,
         ]
 
     def entry(self, index: int) -> bytes:
@@ -171,6 +176,18 @@ class Forger:
         value, tap = self._tap(index)
         name = self._random.choice([*tap, "another"])
         tap[name] = self._random.choice([self._value(), [self._random.randrange(-2, 6) for _ in range(3)], "float16", "float32"])
+        return self._framed(value["head"]["index"], close_payload(value))
+
+    def _random_statistic(self, index: int) -> bytes:
+        value, tap = self._tap(index)
+        name = self._random.choice([*tap["stats"], "../x", "a" * 100, "new"])
+        stat = tap["stats"].setdefault(name, {"shape": [1], "dtype": "uint32", "data": bytes(4)})
+        field = self._random.choice(["shape", "dtype", "data"])
+        stat[field] = {
+            "shape": [self._random.choice([0, 1, 2, 4, -1, 1 << 40]) for _ in range(self._random.randrange(5))],
+            "dtype": self._random.choice(["float32", "uint32", "float16", "object", 7]),
+            "data": self._random.choice([self._flip(stat["data"]), Raw(b""), Raw(stat["data"]), self._value()]),
+        }[field]
         return self._framed(value["head"]["index"], close_payload(value))
 
     def _broken_array(self, index: int) -> bytes:

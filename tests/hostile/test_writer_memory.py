@@ -14,7 +14,8 @@ import zstandard
 
 from raylens.storage import gathering as gathering_module
 from raylens.storage import writer as writer_module
-from raylens.storage.frame import CHUNK_BYTES, MAX_HEAD_BYTES, encode_payload
+from raylens.storage.frame import CHUNK_BYTES
+from raylens.storage.payload import MAX_HEAD_BYTES, encode_payload
 from raylens.storage.server import EmbeddedServer
 from raylens.storage.store import Store
 from raylens.storage.stream import Stream

@@ -137,11 +137,22 @@ def test_options_from_environment_and_file(tmp_path: Path, tiny: Path) -> None:
     assert json.loads(done.stdout)["prompts"] == 1, "as CSV the first line is the header"
     (tmp_path / "bad.toml").write_text("topk = 3\n")
     check(raylens_command("run", "c.txt", "-m", str(tiny), "--config", "bad.toml", cwd=tmp_path), 2, "topk")
+    (tmp_path / "many.toml").write_text('track = [" sail", "no single token here"]\n')
+    check(raylens_command("run", "c.txt", "-m", str(tiny), "--config", "many.toml", cwd=tmp_path), 2, "--track 'no single")
+    (tmp_path / "list.toml").write_text("top-k = [1, 2]\n")
+    check(raylens_command("run", "c.txt", "-m", str(tiny), "--config", "list.toml", cwd=tmp_path), 2, "top-k must be one value")
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
-    [({"top_k": "3"}, "top_k"), ({"logprobs": "float64"}, "float64"), ({"on_long": "cut"}, "cut"), ({"actors": "2"}, "actors")],
+    [
+        ({"top_k": "3"}, "top_k"),
+        ({"logprobs": "float64"}, "float64"),
+        ({"on_long": "cut"}, "cut"),
+        ({"actors": "2"}, "actors"),
+        ({"stats": "kk"}, "kk"),
+        ({"track": "two words"}, "two words"),
+    ],
 )
 def test_python_values_of_the_wrong_type(tmp_path: Path, tiny: Path, arguments: dict[str, Any], part: str) -> None:
     """raylens.run says which value is wrong before it does anything."""

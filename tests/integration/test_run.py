@@ -17,6 +17,7 @@ from tests.reference import assert_record_is_exact
 from tests.tiny import sentences
 
 PROMPTS = sentences(64, 4)
+PROMPT_ID = "p1"
 #: One prompt a forward pass, on one thread: the forward is then the very same as the reference's.
 EXACT = ["--positions", "all", "--logprobs", "float32", "--actors", "2", "--batch-tokens", "1", "--name", "exact"]
 
@@ -79,6 +80,35 @@ def test_the_same_command_again_does_nothing_twice(store: Path, corpus: Path) ->
     assert done.returncode == 0
     assert "64 done before" in done.stderr
     assert sorted(path.name for path in (store / "runs" / "exact" / "commits").iterdir()) == before
+
+
+def test_statistics_and_tracked_tokens(store: Path, corpus: Path) -> None:
+    """--stats and --track reach the store, agree with the lists beside them, and show prints them."""
+    asked = ["--stats", "kl,next_rank", "--track", " sail", "--track", "id:28", "--name", "stats", "--limit", "4"]
+    done = raylens_command("run", str(corpus), "-m", "demo", "-o", str(store), "--positions", "all", *asked)
+    assert done.returncode == 0, done.stderr
+    run, plain = raylens.open(store)["stats"], raylens.open(store)["exact"]
+    for record in run.records():
+        assert (run.vocabulary[record.tracked[0]], record.tracked[1]) == (b" sail", 28)
+        twin = plain[record.id]
+        assert isinstance(twin, Record)
+        for tap, lens in record.taps.items():
+            assert set(lens.stats) == {"kl", "next_rank", "tracked_logprob", "tracked_rank"}
+            assert lens.stats["tracked_rank"].shape == (30, len(record.positions), 2)
+            first = lens.stats["next_rank"][:, :-1] == 1  # where the next token is the best, it is that of the list
+            following = np.broadcast_to(np.array(record.token_ids[1:]), first.shape)
+            assert (lens.ids[:, :-1, 0][first] == following[first]).all()
+            assert (lens.stats["next_rank"][:, -1] == 0).all()
+            np.testing.assert_allclose(lens.entropy, twin.taps[tap].entropy, atol=2e-3)
+        assert record.taps["resid_post"].stats["kl"][-1].max() < 1e-4
+    shown = raylens_command("show", f"stats/{PROMPT_ID}", "-s", str(store))
+    assert "rank ·sail" in shown.stdout
+    assert "kl" in shown.stdout
+    value = json.loads(raylens_command("show", f"stats/{PROMPT_ID}", "-s", str(store), "--json").stdout)
+    assert value["tracked_tokens"] == [" sail", ","]
+    refused = raylens_command("run", str(corpus), "-m", "demo", "-o", str(store), "--track", " sailing boat")
+    assert refused.returncode == 2
+    assert "id:" in refused.stderr
 
 
 def test_a_changed_setting_is_refused_with_the_difference(store: Path, corpus: Path) -> None:

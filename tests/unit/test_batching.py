@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylens.storage.record import Prompt
-from raylens.workers.batching import batches, pad
+from raylens.workers.batching import PADDING_SHARE, batches, pad
 from raylens.workers.tokenize import Tokenized
 
 
@@ -18,19 +18,26 @@ def tokenized(number: int, length: int, positions: list[int] | None = None) -> T
 
 @given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))
 def test_batches_hold_each_prompt_once_within_the_limit(lengths: list[int], limit: int) -> None:
-    """Each prompt is in one batch, longest first; a batch padded to its longest is within the limit, or one prompt."""
+    """Each prompt is in one batch, longest first; padded to its longest it is within the limit and mostly tokens."""
     prompts = [tokenized(number, length) for number, length in enumerate(lengths)]
     found = list(batches(prompts, limit))
     assert sorted(prompt.prompt.index for batch in found for prompt in batch) == list(range(len(lengths)))
     order = [len(prompt.ids) for batch in found for prompt in batch]
     assert order == sorted(order, reverse=True)
     for batch in found:
-        assert len(batch) == 1 or len(batch) * len(batch[0].ids) <= limit
+        padded = len(batch) * len(batch[0].ids)
+        assert len(batch) == 1 or padded <= limit
+        assert padded - sum(len(prompt.ids) for prompt in batch) <= limit // PADDING_SHARE
 
 
 def test_batches_are_full() -> None:
     """A batch is closed only when one more prompt would not fit."""
     assert [len(batch) for batch in batches([tokenized(n, 10) for n in range(7)], 30)] == [3, 3, 1]
+
+
+def test_short_prompts_do_not_wait_behind_a_long_one() -> None:
+    """Prompts much shorter than the longest are batched among themselves."""
+    assert [len(batch) for batch in batches([tokenized(0, 60), *(tokenized(n, 10) for n in range(1, 9))], 100)] == [1, 8]
 
 
 def test_same_length_keeps_the_order_of_the_corpus() -> None:

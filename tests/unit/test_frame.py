@@ -14,19 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylens.storage import frame as frame_module
+from raylens.storage import payload as payload_module
 from raylens.storage.errors import FrameError
-from raylens.storage.frame import (
-    CHUNK_BYTES,
-    MAX_ARRAY_BYTES,
-    MAX_CHUNKS,
-    MAX_FRAME_BYTES,
-    MAX_HEAD_BYTES,
-    VERSION,
-    decode_frame,
-    decode_payload,
-    encode_payload,
-    split,
-)
+from raylens.storage.frame import CHUNK_BYTES, MAX_CHUNKS, MAX_FRAME_BYTES, VERSION, decode_frame, split
+from raylens.storage.payload import MAX_ARRAY_BYTES, MAX_HEAD_BYTES, decode_payload, encode_payload
 from raylens.storage.record import Failure, Record
 from tests.builders import VOCABULARY_SIZE, make_failure, make_frames, make_large_record, make_record, same
 from tests.strategies import failures, ids, records
@@ -119,8 +110,8 @@ def test_a_payload_over_the_limit_is_not_sent(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_would_be_refused_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sender holds to the limits of the receiver, so that a prompt fails at once and not after eight refusals."""
-    monkeypatch.setattr(frame_module, "MAX_HEAD_BYTES", 1000)
-    monkeypatch.setattr(frame_module, "MAX_ARRAY_BYTES", 1000)
+    monkeypatch.setattr(payload_module, "MAX_HEAD_BYTES", 1000)
+    monkeypatch.setattr(payload_module, "MAX_ARRAY_BYTES", 1000)
     with pytest.raises(FrameError, match=r"text, tokens and metadata of .* over the limit"):
         encode_payload(make_record(text="x" * 1000))
     with pytest.raises(FrameError, match=r"text, tokens and metadata of .* over the limit"):
@@ -160,7 +151,7 @@ def test_trailing_bytes_are_refused() -> None:
 @pytest.mark.parametrize("version", [0, VERSION + 1, -1, 1 << 63])
 def test_another_version_is_refused(version: int) -> None:
     """Only the known version is read."""
-    refused(make_frame(RUN, version=version), f"frame version {version}, expected {VERSION}")
+    refused(make_frame(RUN, version=version), rf"frame version {version}, expected one of \[1, 2\]")
 
 
 def test_a_frame_of_another_run_is_refused() -> None:
@@ -594,3 +585,54 @@ def test_random_bytes_are_refused(data: bytes) -> None:
     """Bytes from nowhere are neither frame nor payload."""
     refused(data, "not a valid frame")
     refused_payload(data, "not a valid payload")
+
+
+def stat(name: str = "next_rank", **changes: Any) -> Change:
+    """A change of one statistic of the first tap."""
+
+    def change(value: dict[str, Any]) -> None:
+        value["taps"]["attn_out"]["stats"][name].update(changes)
+
+    return change
+
+
+def every_tap(change: Change) -> Change:
+    """A change of the statistics of all taps."""
+    return lambda value: [change(tap["stats"]) for tap in value["taps"].values()]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (stat(shape=[2, 3]), "shape .* of next_rank does not fit"),
+        (stat(shape=[2, 4, 3]), "shape .* of next_rank does not fit its tap and 2 tracked"),
+        (stat(shape=[1 << 40, 1 << 40]), "shape .* of next_rank does not fit"),
+        (stat(dtype="float64"), "not a valid payload"),
+        (stat(data=bytes(4)), "declares 4 bytes, its shape needs 32"),
+        (stat(dtype="float32"), "taps differ in their statistics"),
+        (lambda value: value["taps"]["attn_out"]["stats"].pop("next_rank"), "taps differ in their statistics"),
+        (stat("next_logprob", data=shuffle(np.full((2, 4), np.inf, np.float32))), "a statistic is infinite"),
+        (lambda value: value["head"].update(tracked=[0, VOCABULARY_SIZE]), "outside the vocabulary"),
+        (lambda value: value["head"].update(tracked=[0, -1]), "outside the vocabulary"),
+        (lambda value: value["head"].update(tracked=[0] * 5000), "5000 tracked tokens, limit 4096"),
+        (
+            every_tap(lambda stats: stats.update({"a/b": {"shape": [2, 4], "dtype": "uint32", "data": b""}})),
+            "name of a statistic: 'a/b'",
+        ),
+    ],
+)
+def test_statistics_are_checked(change: Change, reason: str) -> None:
+    """Names, shapes, types, sizes and values of statistics, and the tracked ids."""
+    refused_payload(changed_payload(make_record(tracked=2, stats=True), change), reason)
+
+
+def test_frames_of_the_version_before_are_read() -> None:
+    """What was sent before there were statistics is a record without them."""
+    record = make_record()
+
+    def before(value: dict[str, Any]) -> None:
+        for tap in value["taps"].values():
+            del tap["stats"]
+
+    assert same(decode_payload(changed_payload(record, before), 0, VOCABULARY_SIZE), record)
+    assert decode_frame(make_frame(RUN, version=1), RUN, 10).version == 1

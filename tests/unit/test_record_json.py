@@ -27,8 +27,15 @@ def test_every_outcome_reads_back(outcome: Any) -> None:
 
 @given(records())
 def test_the_line_is_plain_json_without_nulls(record: Any) -> None:
-    """Any JSON reader takes the line; finite numbers are never null, and the shapes are [L][P][k]."""
+    """Any JSON reader takes the line; only a statistic without a value is null, and the shapes are [L][P][k]."""
     value = orjson.loads(encode_outcome(record))
+    for name, tap in record.taps.items():
+        stats = value["taps"][name].pop("stats", {})
+        assert {stat: np.array(values).shape for stat, values in stats.items()} == {
+            stat: values.shape for stat, values in tap.stats.items()
+        }
+        if stats:
+            assert all(row[-1] is None for row in stats["next_logprob"])
     metadata = value.pop("metadata")
     assert metadata == record.metadata
     assert b"null" not in orjson.dumps({key: value[key] for key in value if key not in ("id", "text", "tokens")})

@@ -4,16 +4,20 @@ On a machine with a GPU the same tests run compiled; there ``TRITON_INTERPRET=1`
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from raylens.workers.asked import Asked
+from tests.unit.test_lens import built
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # triton reads it when it is imported
@@ -22,10 +26,13 @@ pytest.importorskip("triton", reason="triton is not installed; on Linux: pip ins
 import triton
 
 from raylens.workers import steps, topk
+from raylens.workers.fused import ALLOWED, difference, try_fused
 from raylens.workers.kernels import triton_readout
 from raylens.workers.kernels.triton_readout import AfterHead, readout, split_terms
+from raylens.workers.projection import MOST_FUSED, Projection
 from raylens.workers.topk import Readout
 
+NUMBERS = ("ids", "logprobs", "logsumexp", "entropy")
 COMPILED = os.environ.get("TRITON_INTERPRET") != "1"
 DEVICE = "cuda" if COMPILED else "cpu"
 pytestmark = [
@@ -74,7 +81,7 @@ def allowed(rows: Tensor, weight: Tensor, step: AfterHead) -> float:
 
 def check(found: Readout, rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int) -> None:
     """Against float64: numbers to the bound; ids are a top k of logits that are off by no more than the bound."""
-    assert [getattr(found, field.name).dtype for field in fields(found)] == [torch.int64] + [torch.float32] * 3
+    assert [getattr(found, field).dtype for field in NUMBERS] == [torch.int64] + [torch.float32] * 3
     assert found.ids.shape == found.logprobs.shape == (len(rows), k)
     logits, error = exact_logits(rows, weight, bias, step), allowed(rows, weight, step)
     exact = torch.log_softmax(logits, dim=1)
@@ -186,7 +193,7 @@ def test_rows_that_are_no_numbers_show(bad: float, place: int, dtype: torch.dtyp
     assert finite.tolist() == [row != place for row in range(19)]
     assert found.ids.min() >= 0
     assert found.ids.max() < 70
-    for field in fields(found):
+    for field in NUMBERS:
         assert getattr(found, field.name)[finite].equal(getattr(clean, field.name)[finite])
 
 
@@ -358,7 +365,7 @@ def test_real_sizes_on_a_gpu(dtype: torch.dtype, k: int) -> None:
     check(found, *inputs, AfterHead(cap=30.0), k)
     for _ in range(3):
         again = readout(*inputs, AfterHead(cap=30.0), k)
-        assert all(getattr(again, field.name).equal(getattr(found, field.name)) for field in fields(found))
+        assert all(getattr(again, field).equal(getattr(found, field)) for field in NUMBERS)
 
 
 @pytest.mark.parametrize("shape", [pytest.param(shape, marks=needs_gpu) for shape in range(len(triton_readout.SHAPES))])
@@ -387,3 +394,60 @@ def test_no_logits_in_memory_on_a_gpu(dtype: torch.dtype) -> None:
     before = torch.cuda.memory_allocated()
     readout(rows, weight, bias, AfterHead(), 10)
     assert torch.cuda.max_memory_allocated() - before < 4096 * 100_000 * 4 / 20
+
+
+def projection_of(name: str) -> tuple[Projection, Tensor]:
+    """A model's read-out by block, not that of the cached adapter, and some hidden rows."""
+    model, adapter = built(name, DEVICE)
+    rows = torch.randn(40, model.config.hidden_size, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    found = adapter.projection
+    return Projection(found.norm, found.head, found._step), rows
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "granite", "gptj"])
+def test_kernel_is_measured_when_a_model_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial reads a model's own rows both ways, finds them equal, and says how fast each was."""
+    if not COMPILED:  # the interpreter is slow
+        monkeypatch.setattr("raylens.workers.fused.ROWS", 48)
+    projection, rows = projection_of(name)
+    said = try_fused(projection, rows)
+    error = float(re.fullmatch(r"Triton kernel: off by (\S+) from the product by block, \S+ times as fast", said)[1])  # type: ignore[index]
+    assert error < ALLOWED
+    if not COMPILED:
+        assert not projection.fused
+        assert projection.path == "float32 product by vocabulary block"
+
+
+def test_kernel_that_is_right_and_faster_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it reads whatever it can, and what it cannot, more tokens or statistics, is read by block as before."""
+    projection, rows = projection_of("llama")
+    expected = projection.read(rows, MOST_FUSED + 1)
+    reads = {k: projection.read(rows, k) for k in (10, 3)}
+    trial = projection.read(rows.repeat(26, 1)[:1024], 10)
+    monkeypatch.setattr(triton_readout, "readout", lambda normed, *_, k=None: trial if len(normed) == 1024 else reads[3])
+    try_fused(projection, rows)
+    assert projection.fused
+    assert "Triton" in projection.path
+    assert projection.read(rows, 3) is reads[3]
+    assert projection.read(rows, MOST_FUSED + 1).logprobs.equal(expected.logprobs)
+    asked = Asked.of_tokens(expected.ids[:, 1:2].cpu(), None)
+    assert projection.read(rows, 10, asked).answers.ranks.unique().tolist() == [2]
+
+
+def test_kernel_that_is_wrong_or_breaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast; and the certificate says why."""
+    projection, rows = projection_of("llama")
+    right = projection.read(rows.repeat(26, 1)[:1024], 10)
+    for wrong in (replace(right, logprobs=right.logprobs - 0.01), replace(right, ids=right.ids.flip(1))):
+        monkeypatch.setattr(triton_readout, "readout", lambda *_, wrong=wrong: wrong)
+        try_fused(projection, rows)
+        assert not projection.fused
+    assert difference(replace(right, entropy=right.entropy * torch.nan), right) == float("inf")
+
+    def broken(*_: object) -> Readout:
+        raise RuntimeError("no kernel image\nfor this device")
+
+    monkeypatch.setattr(triton_readout, "readout", broken)
+    assert try_fused(projection, rows) == "the Triton kernel does not run here: RuntimeError: no kernel image for this device"
+    assert not projection.fused
+    assert projection.read(rows, 10).ids.equal(right.ids[:40])

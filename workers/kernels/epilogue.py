@@ -11,18 +11,14 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from raylens.workers.kernels.asked import count_above, weighted_sum
 from raylens.workers.kernels.compiled import compiled
+from raylens.workers.kernels.floats import ANY_ORDER, FUSED, ONE, PIECE, ZERO, Doubles, Floats, Ids
 
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Ids = NDArray[np.int64]
+#: Logits passed over by one comparison.
+_STRETCH = 64
 
-#: Logits passed over by one comparison, and those of a row taken at once: they are read three times, from the first cache.
-_STRETCH, _PIECE = 64, 1024
-
-_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 #: exp below this is a subnormal number in float32; it counts as 0.
 _SMALLEST = np.float32(-87.0)
 # exp(y) = 2**n * exp(y - n ln 2) with the polynomial of Cephes' expf; ln 2 in two parts, so that the difference is exact
@@ -36,12 +32,8 @@ _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 _SIGN_SHIFT, _ALL_BUT_SIGN = np.int32(31), np.int32(0x7FFFFFFF)
 _LEAST = np.int32(-0x80000000)
 
-_FUSED = frozenset({"contract"})
-#: Sums may be added in any order; nothing else is loosened.
-_ANY_ORDER = frozenset({"contract", "reassoc"})
 
-
-@compiled(_FUSED)
+@compiled(FUSED)
 def exp(y: Any) -> Any:
     """exp of a float32 at most 0, within 2e-7 of its value; 0 below -87, NaN of NaN.
 
@@ -51,10 +43,10 @@ def exp(y: Any) -> Any:
     n = shifted - _ROUND
     f = y - n * _LN2_HIGH - n * _LN2_LOW
     p = ((((_P0 * f + _P1) * f + _P2) * f + _P3) * f + _P4) * f + _P5
-    p = p * (f * f) + f + _ONE
+    p = p * (f * f) + f + ONE
     bits = np.int32(np.int32(np.float32(shifted).view(np.int32)) + _BIAS)
     power = np.int32(bits << _MANTISSA).view(np.float32)
-    return _ZERO if y < _SMALLEST else p * power
+    return ZERO if y < _SMALLEST else p * power
 
 
 @compiled()
@@ -70,10 +62,10 @@ def _largest(row: Floats) -> Any:
     return np.int32(most ^ ((most >> _SIGN_SHIFT) & _ALL_BUT_SIGN)).view(np.float32)
 
 
-@compiled(_ANY_ORDER)
+@compiled(ANY_ORDER)
 def _sums(row: Floats, maximum: Any) -> Any:
     """The sums of exp(logit - maximum) and of (logit - maximum) times that."""
-    total, weighted = _ZERO, _ZERO
+    total, weighted = ZERO, ZERO
     for i in range(row.shape[0]):
         below = row[i] - maximum
         weight = exp(below)
@@ -132,8 +124,33 @@ def take_row(row: Floats, first: int, statistics: Doubles, values: Floats, ids: 
 
 
 @compiled()
-def take_block(logits: Floats, first: int, statistics: Doubles, values: Floats, ids: Ids) -> None:
-    """Take the next block of N rows: [N, B] contiguous logits, state [N, 3], [N, K], [N, K]."""
+def take_block(
+    logits: Floats,
+    first: int,
+    statistics: Doubles,
+    values: Floats,
+    ids: Ids,
+    weights: Floats,
+    targets: Ids,
+    target_logits: Floats,
+    above: Ids,
+    token: Ids,
+    cross: Doubles,
+) -> None:
+    """Take the next block of N rows.
+
+    Args:
+        logits: [N, B] contiguous.
+        first: token of the first column.
+        statistics, values, ids: [N, 3], [N, K], [N, K] the states.
+        weights: [T, B] probabilities of the final layer, or [1, 0].
+        targets, target_logits, above: [N, M] what is counted (asked.py).
+        token: [N] row of ``weights``.
+        cross: [N] sums of logits times weights.
+    """
     for n in range(logits.shape[0]):
-        for start in range(0, logits.shape[1], _PIECE):
-            take_row(logits[n, start : start + _PIECE], first + start, statistics[n], values[n], ids[n])
+        for start in range(0, logits.shape[1], PIECE):
+            row = logits[n, start : start + PIECE]
+            take_row(row, first + start, statistics[n], values[n], ids[n])
+            count_above(row, first + start, targets[n], target_logits[n], above[n])
+            cross[n] += weighted_sum(row, weights[token[n], start : start + PIECE])

@@ -25,9 +25,10 @@ import torch
 import triton
 from torch import Tensor
 
+from raylens.workers.asked import no_answers
 from raylens.workers.kernels import readout_kernel as kernels
 from raylens.workers.steps import AfterHead
-from raylens.workers.topk import Readout
+from raylens.workers.topk import Readout, joined
 
 #: Rows of one launch: their two bfloat16 terms at D=4096 are 33 MB, so that a GPU's L2 cache holds them through the vocabulary.
 ROWS = 2048
@@ -66,14 +67,9 @@ def readout(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, 
     """
     _check(rows, weight, bias, k)
     if not len(rows):
-        return Readout(rows.new_empty(0, k, dtype=torch.int64), rows.new_empty(0, k), rows.new_empty(0), rows.new_empty(0))
-    parts = [_read_chunk(chunk, weight, bias, step, k) for chunk in torch.split(rows, ROWS)]
-    return Readout(
-        ids=torch.cat([part.ids for part in parts]),
-        logprobs=torch.cat([part.logprobs for part in parts]),
-        logsumexp=torch.cat([part.logsumexp for part in parts]),
-        entropy=torch.cat([part.entropy for part in parts]),
-    )
+        none = rows.new_empty(0)
+        return Readout(rows.new_empty(0, k, dtype=torch.int64), rows.new_empty(0, k), none, none, no_answers(0, rows.device))
+    return joined([_read_chunk(chunk, weight, bias, step, k) for chunk in torch.split(rows, ROWS)])
 
 
 def _step_arguments(step: AfterHead) -> tuple[int, float]:
@@ -204,4 +200,5 @@ def _merged(kept: Tensor, maxima: Tensor, totals: Tensor, weighteds: Tensor, k: 
     logsumexp = maximum + log_sum
     logprobs = (values.double() - logsumexp.unsqueeze(1)).clamp(max=0.0)
     entropy = (log_sum - weighted / total).clamp(min=0.0)
-    return Readout(ids, logprobs.float(), logsumexp.float(), entropy.float())
+    answers = no_answers(len(ids), ids.device)
+    return Readout(ids, logprobs.float(), logsumexp.float(), entropy.float(), answers)

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raylens.workers.kernels.asked import count_above, weighted_sum
 from raylens.workers.kernels.compiled import compiled
-from raylens.workers.kernels.epilogue import Doubles, Floats, Ids, exp, take_row
+from raylens.workers.kernels.epilogue import exp, take_row
+from raylens.workers.kernels.floats import ONE, PIECE, ZERO, Doubles, Floats, Ids
 
-#: Entries taken at once, so that the running sum and the logits made from it stay in the first cache.
-_PIECE = 1024
-
-_ZERO, _ONE, _MINUS_TWO = np.float32(0.0), np.float32(1.0), np.float32(-2.0)
+_MINUS_TWO = np.float32(-2.0)
 
 
 @compiled()
@@ -28,12 +27,12 @@ def _logits(product: Floats, scale: Any, constant: Floats, factor: Any, cap: Any
     """What the norm's scale, the constant part of the logits, and the step after the head make of products."""
     for i in range(out.shape[0]):
         out[i] = (product[i] * scale + constant[i]) * factor
-    if cap > _ZERO:
+    if cap > ZERO:
         for i in range(out.shape[0]):
             # tanh |x| = (1 - e^-2|x|) / (1 + e^-2|x|), which our exp lets the compiler vectorise
             small = exp(_MINUS_TWO * abs(out[i] / cap))
-            size = cap * ((_ONE - small) / (_ONE + small))
-            out[i] = size if out[i] >= _ZERO else -size
+            size = cap * ((ONE - small) / (ONE + small))
+            out[i] = size if out[i] >= ZERO else -size
 
 
 @compiled()
@@ -45,9 +44,14 @@ def walk_block(
     slots: NDArray[np.int64],
     factor: Any,
     cap: Any,
+    weights: Floats,
     statistics: Doubles,
     values: Floats,
     ids: Ids,
+    targets: Ids,
+    target_logits: Floats,
+    above: Ids,
+    cross: Doubles,
 ) -> None:
     """Take one block of the vocabulary.
 
@@ -58,15 +62,18 @@ def walk_block(
         scales: [2, C, T] the norm's factor for each part itself, and for the sum up to it.
         slots: [2, C] where the read-out of either goes, from 0 to S-1; negative where it is not wanted.
         factor, cap: float32, the step after the head; a cap of 0 is none.
+        weights: [T, B] probabilities of the final layer, or [T, 0].
         statistics, values, ids: [S, T, 3], [S, T, K], [S, T, K], the states (epilogue.py).
+        targets, target_logits, above: [S, T, M] what is counted (asked.py).
+        cross: [S, T] sums of logits times weights.
     """
     parts, tokens, width = products.shape
-    memory, logits_memory = np.empty(_PIECE, np.float32), np.empty(_PIECE, np.float32)
+    memory, logits_memory = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
     for t in range(tokens):
-        for start in range(0, width, _PIECE):
-            stop = min(start + _PIECE, width)
+        for start in range(0, width, PIECE):
+            stop = min(start + PIECE, width)
             running, logits = memory[: stop - start], logits_memory[: stop - start]
-            running[:] = _ZERO
+            running[:] = ZERO
             for c in range(parts):
                 product = products[c, t, start:stop]
                 _add(running, product)
@@ -76,3 +83,5 @@ def walk_block(
                         source = product if which == 0 else running
                         _logits(source, scales[which, c, t], constant[start:stop], factor, cap, logits)
                         take_row(logits, first + start, statistics[s, t], values[s, t], ids[s, t])
+                        count_above(logits, first + start, targets[s, t], target_logits[s, t], above[s, t])
+                        cross[s, t] += weighted_sum(logits, weights[t, start:stop])

@@ -1,0 +1,223 @@
+"""Every metric of the table against its definition in float64, by every way of reading out, and the questions behind them."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from raylens.storage.errors import UsageError
+from raylens.storage.record import Record
+from raylens.storage.taps import TAPS
+from raylens.workers import lens as lens_module
+from raylens.workers import running
+from raylens.workers.adapter import Adapter, adapt
+from raylens.workers.asked import Asked, Final, Tally
+from raylens.workers.batching import pad
+from raylens.workers.lens import Lens
+from raylens.workers.metrics import METRICS, STATS, Truth, metrics_of, parse_stats
+from raylens.workers.projection import Projection
+from raylens.workers.running import CompiledReadout
+from raylens.workers.settings import LensSettings
+from raylens.workers.topk import RunningReadout
+from tests.models import FAMILIES, VOCABULARY, build, see
+from tests.unit.test_lens import DEVICES, NORMS, built, logits64, prompts
+from tests.unit.test_topk import logits_of_all_kinds
+
+TRACKED = (3, VOCABULARY - 1, 0)
+#: How far float32 may put a logit off; logits nearer than this may change ranks.
+NEAR = 2e-4
+
+
+def records(model: Any, adapter: Adapter, k: int = 5, **settings: Any) -> list[Record]:
+    taps = tuple(tap for tap in TAPS if tap not in adapter.certificate["refused"])
+    chosen = LensSettings(k, logprobs="float32", stats=STATS, **settings)
+    outcomes = Lens(adapter, chosen, (0, 1, 2), taps, TRACKED)(pad(prompts(), model.device))
+    assert all(isinstance(outcome, Record) for outcome in outcomes)
+    return [outcome for outcome in outcomes if isinstance(outcome, Record)]
+
+
+def truths(name: str, model: Any, record: Record, tap: str, layer: int) -> list[Truth]:
+    """The float64 logits of each position at a tap and at the end, by hooks that share nothing with the package."""
+    blocks, _ = see(model, FAMILIES[name], torch.tensor([record.token_ids], device=model.device))
+    place = {"resid_pre": "pre", "attn_out": "attn", "resid_mid": "mid", "mlp_out": "mlp", "resid_post": "post"}[tap]
+    here = logits64(name, model, getattr(blocks[layer], place)).cpu().numpy()
+    final = logits64(name, model, blocks[-1].post).cpu().numpy()
+    following = [*record.token_ids[1:], -1]
+    return [Truth(here[p], final[p], following[p], list(TRACKED)) for p in record.positions]
+
+
+def check(name: str, truth: Truth, found: Any) -> None:
+    """One metric at one place: 1e-4 for numbers, and for ranks what logits moved by their error allow."""
+    expected = METRICS[name].reference(truth)
+    if found.dtype == np.float32:
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        return
+    tokens = truth.tracked if METRICS[name].needs == "tracked" else [truth.next]
+    for rank, token in zip(np.atleast_1d(found), tokens, strict=True):
+        surely = 1 + int((truth.logits > truth.logits[token] + NEAR).sum())
+        perhaps = int((truth.logits >= truth.logits[token] - NEAR).sum())
+        assert surely <= rank <= perhaps, (name, token)
+
+
+def check_all(family: str, model: Any, adapter: Adapter) -> None:
+    """All rows of the table at every tap, layer and position of a padded batch."""
+    for record in records(model, adapter):
+        assert record.tracked == list(TRACKED)
+        for tap, lens in record.taps.items():
+            assert tuple(lens.stats) == metrics_of(STATS, tracked=True) == tuple(METRICS)
+            for at, layer in enumerate(lens.layers):
+                for p, truth in enumerate(truths(family, model, record, tap, layer)):
+                    for name in METRICS:
+                        found = lens.stats[name][at, p]
+                        if METRICS[name].needs != "next" or truth.next >= 0:
+                            check(name, truth, found)
+                        else:  # after the last token there is none
+                            assert np.isnan(found) if found.dtype == np.float32 else found == 0
+
+
+@pytest.mark.parametrize("device", [DEVICES[1]])
+@pytest.mark.parametrize("family", NORMS)
+def test_every_metric_on_a_gpu(family: str, device: str) -> None:
+    """The same there."""
+    check_all(family, *built(family, device))
+
+
+@pytest.mark.parametrize("way", ["sums", "tap by tap", "plain", "segments"])
+@pytest.mark.parametrize("family", NORMS)
+def test_every_metric_against_its_definition(family: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows of the table at every tap, layer and position, for each kind of norm, softcap, factor and bias."""
+    model, adapter = built(family)
+    if way != "sums" and way != "segments":
+        adapter = replace(adapter, walk=None)
+    if way == "plain":
+        monkeypatch.setattr(running, "is_compiled", lambda: False)
+    if way == "segments":
+        monkeypatch.setattr(lens_module, "PENDING_BYTES", 3000)
+    check_all(family, model, adapter)
+
+
+@pytest.mark.parametrize("walk", [True, False])
+def test_ranks_agree_with_the_stored_lists(walk: bool) -> None:
+    """A tracked token among the k best has the rank and logprob that it has there, any other a larger rank."""
+    model, adapter = built("llama")
+    listed_at_all = 0
+    for record in records(model, adapter if walk else replace(adapter, walk=None), k=40):
+        for lens in record.taps.values():
+            for m, token in enumerate(TRACKED):
+                ranks, logprobs = lens.stats["tracked_rank"][..., m], lens.stats["tracked_logprob"][..., m]
+                listed = lens.ids == token
+                kept = listed.any(axis=2)
+                listed_at_all += int(kept.sum())
+                assert (ranks[kept] == listed.argmax(axis=2)[kept] + 1).all()
+                assert (logprobs[kept] == lens.logprobs[listed]).all()
+                assert (ranks[~kept] > 40).all()
+    assert listed_at_all > 20
+
+
+def test_the_end_is_no_distance_from_itself() -> None:
+    """KL at the last block's output is 0 to rounding, and nowhere negative."""
+    model, adapter = built("llama")
+    for record in records(model, adapter):
+        assert (record.taps["resid_post"].stats["kl"][2] < 1e-5).all()
+        assert all((lens.stats["kl"] >= 0).all() for lens in record.taps.values())
+
+
+def test_only_what_is_asked_is_stored() -> None:
+    """Without questions there are no statistics, and of several only those named; tracking alone brings two."""
+    model, adapter = built("llama")
+    for stats, tracked, names in [((), (), ()), (("kl",), (), ("kl",)), ((), (1,), ("tracked_logprob", "tracked_rank"))]:
+        lens = Lens(adapter, LensSettings(3, stats=stats), (2,), ("resid_post",), tracked)
+        (record, *_) = lens(pad(prompts(), model.device))
+        assert isinstance(record, Record)
+        assert tuple(record.taps["resid_post"].stats) == names
+        assert record.tracked == list(tracked)
+
+
+def test_impossible_tokens_stay_finite() -> None:
+    """A masked token has a logprob and a distance at the end of what float32 can say, which formats can hold."""
+    model = copy.deepcopy(build("gptj"))
+    with torch.no_grad():
+        model.lm_head.bias[TRACKED[0]] = -torch.inf
+    for record in records(model, adapt(model)):
+        for lens in record.taps.values():
+            assert (lens.stats["tracked_logprob"][..., 0] == np.finfo(np.float32).min).all()
+            assert (lens.stats["tracked_rank"][..., 0] == VOCABULARY).all()
+            assert np.isfinite(lens.stats["kl"]).all()
+
+
+def asked_of(logits: Tensor, seed: int, targets: int) -> tuple[Asked, Tensor, Tensor]:
+    """A question about rows of two tokens, the targets' logits, and the final layer's logits of both tokens."""
+    rows, columns = logits.shape
+    generator = torch.Generator().manual_seed(seed)
+    final = torch.randn(2, columns, generator=generator) * 3
+    ids = torch.randint(columns, (rows, targets), generator=generator)
+    token = torch.arange(rows) * 2 // rows
+    whole = RunningReadout(2, 1, torch.device("cpu"))
+    whole.add(final)
+    read = whole.finish()
+    return Asked(ids, token, Final(torch.empty(2, 1), read.logsumexp, read.entropy)), logits.gather(1, ids), final
+
+
+@given(logits_of_all_kinds, st.integers(1, 20), st.lists(st.integers(1, 299), max_size=4), st.integers(0, 99), st.integers(0, 4))
+def test_any_partition_by_both_forms(logits: Tensor, k: int, places: list[int], seed: int, targets: int) -> None:
+    """Plain and compiled counting give exactly the ranks of a stable sort, ties and impossible tokens included, and one KL."""
+    k = min(k, logits.shape[1])
+    asked, target_logits, final = asked_of(logits, seed, targets)
+    cuts = sorted({place for place in places if 0 < place < logits.shape[1]})
+    answers = []
+    for make in (
+        lambda tally: RunningReadout(len(logits), k, torch.device("cpu"), tally),
+        lambda t: CompiledReadout(len(logits), k, t),
+    ):
+        tally = Tally(asked, target_logits.clone())
+        reading = make(tally)
+        for block, last in zip(torch.tensor_split(logits, cuts, dim=1), torch.tensor_split(final, cuts, dim=1), strict=True):
+            reading.add(block, tally.weights(last.clone()))
+        answers.append(reading.finish().answers)
+    for row, values in enumerate(logits.double().numpy()):
+        truth = Truth(values, final[int(asked.token[row])].double().numpy(), 0, asked.targets[row].tolist())
+        for answer in answers:
+            assert answer.ranks[row].tolist() == [truth.rank(token) for token in truth.tracked]
+            if np.isfinite(values).all():
+                np.testing.assert_allclose(answer.kl[row], METRICS["kl"].reference(truth), rtol=1e-5, atol=3e-5)
+                expected = METRICS["tracked_logprob"].reference(truth)
+                np.testing.assert_allclose(answer.logprobs[row], expected, rtol=1e-6, atol=2e-5)
+
+
+def test_parts_of_a_question() -> None:
+    """A part keeps only the tokens that its rows are of, and numbers them anew."""
+    final = Final(torch.arange(8.0).view(4, 2), torch.arange(4.0), torch.arange(4.0))
+    asked = Asked.of_tokens(torch.arange(4).unsqueeze(1), final).repeated(3)
+    assert asked.token.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    part = asked.part(slice(4, 8))
+    assert part.token.tolist() == [0, 0, 1, 1]
+    assert part.targets.squeeze(1).tolist() == [1, 1, 2, 2]
+    assert part.final is not None
+    assert part.final.logsumexp.tolist() == [1.0, 2.0]
+    assert part.final.rows.tolist() == [[2.0, 3.0], [4.0, 5.0]]
+
+
+def test_a_head_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that is not a plain linear layer gives the same answers."""
+    model, adapter = built("llama")
+    expected = records(model, replace(adapter, walk=None))
+    projection = Projection(adapter.projection.norm, adapter.projection.head, adapter.projection._step)
+    monkeypatch.setattr(projection, "sliceable", False)
+    for one, other in zip(records(model, replace(adapter, walk=None, projection=projection)), expected, strict=True):
+        for tap, lens in one.taps.items():
+            for name, values in lens.stats.items():
+                np.testing.assert_allclose(values, other.taps[tap].stats[name], atol=1e-5)
+
+
+def test_names_of_statistics() -> None:
+    """A comma list or any iterable, each once and in the order of the table; an unknown name lists those there are."""
+    assert parse_stats("next_rank, kl,kl") == parse_stats(["kl", "next_rank"]) == ("kl", "next_rank")
+    with pytest.raises(UsageError, match=r"--stats nothing: .* choose from kl, next_logprob, next_rank"):
+        parse_stats("kl,nothing")
+    assert METRICS.keys() == {*STATS, "tracked_logprob", "tracked_rank"}

@@ -1,0 +1,69 @@
+"""Whether rows are read out by the Triton kernel: only where, on this very device, it was seen to be right and faster.
+
+Compiled code differs between GPUs and versions of Triton, so it is measured when a model loads, as everything else is.
+"""
+
+import time
+
+import torch
+from torch import Tensor
+
+from raylens.workers.blocks import device_of
+from raylens.workers.projection import Projection
+from raylens.workers.topk import Readout
+
+#: Rows and tokens kept of the trial.
+ROWS, K = 1024, 10
+#: Largest difference of a logprob, logsumexp or entropy between the kernel and the product by block, at ordinary logits.
+ALLOWED = 2e-4
+_ORDINARY = 25.0
+
+
+def try_fused(projection: Projection, rows: Tensor) -> str:
+    """Let the projection use the kernel if it is right and faster; what was found, for the certificate.
+
+    Args:
+        projection: of the model, which reads by block until now.
+        rows: [N, D] hidden rows of the model.
+    """
+    if not projection.sliceable:
+        return "not used: the head is no plain linear layer"
+    many = rows.repeat(-(-ROWS // len(rows)), 1)[:ROWS]
+    expected, by_block = _timed(projection, many)
+    projection.fused = True
+    try:
+        found, fused = _timed(projection, many)
+    except Exception as failure:  # noqa: BLE001  a compiler may raise anything; the other path is there
+        projection.fused = False
+        return f"the Triton kernel does not run here: {type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
+    error = difference(found, expected)
+    size = max(1.0, float(expected.logsumexp.abs().max()) / _ORDINARY)
+    projection.fused = error <= ALLOWED * size and fused < by_block
+    return f"Triton kernel: off by {error:.1e} from the product by block, {by_block / fused:.2f} times as fast"
+
+
+def difference(found: Readout, expected: Readout) -> float:
+    """The largest difference of a number; infinite if one is not finite or ids differ that are not nearly as probable."""
+    pairs = ((found.logprobs, expected.logprobs), (found.logsumexp, expected.logsumexp), (found.entropy, expected.entropy))
+    differences = torch.stack([(one.double() - other.double()).abs().max() for one, other in pairs])
+    gaps = expected.logprobs.diff(dim=1).abs()
+    left = torch.nn.functional.pad(gaps, (1, 0), value=torch.inf)
+    right = torch.nn.functional.pad(gaps, (0, 1), value=0.0)  # what comes after the last is not known
+    clear = torch.minimum(left, right) > 2 * ALLOWED
+    same = bool((found.ids == expected.ids)[clear].all())
+    return float(differences.max()) if same and bool(differences.isfinite().all()) else float("inf")
+
+
+def _timed(projection: Projection, rows: Tensor) -> tuple[Readout, float]:
+    """A read-out, and the seconds of a second one, when everything is compiled."""
+    read = projection.read(rows, K)
+    _wait(projection)
+    began = time.perf_counter()
+    projection.read(rows, K)
+    _wait(projection)
+    return read, time.perf_counter() - began
+
+
+def _wait(projection: Projection) -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize(device_of(projection.head, torch.device("cuda")))

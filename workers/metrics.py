@@ -1,0 +1,132 @@
+"""What can be stored of a place besides its best tokens: one row a metric.
+
+Adding one is a row here; ``reference`` is its plain definition, which tests hold the row's values against.
+N places, M tracked tokens, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raylens.storage.errors import UsageError
+
+Values = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the pass over the logits of one tap and layer found.
+
+    Attributes:
+        kl: [N] KL(final || place).
+        next_logprob, next_rank: [N] of the prompt's next token, and
+        has_next: [N] whether there is one.
+        tracked_logprob, tracked_rank: [N, M].
+    """
+
+    kl: Values
+    next_logprob: Values
+    next_rank: Values
+    has_next: Values
+    tracked_logprob: Values
+    tracked_rank: Values
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """One place in float64, for definitions: [V] logits here and at the last layer, the next token and the tracked ones."""
+
+    logits: Values
+    final: Values
+    next: int
+    tracked: list[int]
+
+    def logprobs(self) -> Values:
+        """[V] log softmax."""
+        return log_softmax(self.logits)
+
+    def rank(self, token: int) -> int:
+        """1 for the most probable token; equal logits by id."""
+        own = self.logits[token]
+        return 1 + int((self.logits > own).sum()) + int((self.logits[:token] == own).sum())
+
+
+def log_softmax(logits: Values) -> Values:
+    """[V] float64."""
+    moved: Values = logits - logits.max()
+    return moved - float(np.log(np.exp(moved).sum()))
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row.
+
+    Attributes:
+        meaning: for people.
+        needs: what must be asked of the pass.
+        values: [N] or [N, M], float32 or uint32; NaN or 0 where there is no value.
+        reference: the value of one place, or its M values.
+    """
+
+    meaning: str
+    needs: Literal["final", "next", "tracked"]
+    values: Callable[[Found], Values]
+    reference: Callable[[Truth], Any]
+
+
+def _kl(truth: Truth) -> float:
+    final = log_softmax(truth.final)
+    return float((np.exp(final) * (final - truth.logprobs())).sum())
+
+
+METRICS = {
+    "kl": Metric("KL(final || tap), in nats", "final", lambda found: found.kl, _kl),
+    "next_logprob": Metric(
+        "log probability of the prompt's next token",
+        "next",
+        lambda found: np.where(found.has_next, found.next_logprob, np.float32(np.nan)),
+        lambda truth: truth.logprobs()[truth.next],
+    ),
+    "next_rank": Metric(
+        "rank of the prompt's next token",
+        "next",
+        lambda found: np.where(found.has_next, found.next_rank, np.uint32(0)),
+        lambda truth: truth.rank(truth.next),
+    ),
+    "tracked_logprob": Metric(
+        "log probability of each tracked token",
+        "tracked",
+        lambda found: found.tracked_logprob,
+        lambda truth: [truth.logprobs()[token] for token in truth.tracked],
+    ),
+    "tracked_rank": Metric(
+        "rank of each tracked token",
+        "tracked",
+        lambda found: found.tracked_rank,
+        lambda truth: [truth.rank(token) for token in truth.tracked],
+    ),
+}
+
+#: What ``--stats`` may name; the others come with ``--track``.
+STATS = tuple(name for name, metric in METRICS.items() if metric.needs != "tracked")
+
+
+def parse_stats(asked: str | Iterable[str]) -> tuple[str, ...]:
+    """Names from a comma list, each once, in the order of the table.
+
+    Raises:
+        UsageError: there is no such metric.
+    """
+    names = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else map(str, asked))]
+    for name in names:
+        if name not in STATS:
+            raise UsageError(f"--stats {name}: there is no such statistic; choose from {', '.join(STATS)}")
+    return tuple(name for name in STATS if name in names)
+
+
+def metrics_of(stats: Iterable[str], tracked: bool) -> tuple[str, ...]:
+    """The rows a run stores."""
+    return (*stats, *(name for name, metric in METRICS.items() if tracked and metric.needs == "tracked"))

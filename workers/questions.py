@@ -1,0 +1,76 @@
+"""What a lens asks about a batch beyond the best tokens, and its answers as the metrics that are stored."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raylens.workers.asked import Asked, Final
+from raylens.workers.batching import Batch
+from raylens.workers.metrics import METRICS, Found, metrics_of
+from raylens.workers.readers import Read
+
+_LOWEST = np.finfo(np.float32).min
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked about each of N places.
+
+    Attributes:
+        asked: of the pass over the logits; the targets are M tracked tokens, then the prompt's next token.
+        has_next: [N] whether there is a next token.
+    """
+
+    asked: Asked
+    has_next: NDArray[np.bool_]
+
+
+class Questions:
+    """What one run asks.
+
+    Args:
+        stats: names of metrics.
+        tracked: ids of tokens.
+    """
+
+    def __init__(self, stats: tuple[str, ...], tracked: tuple[int, ...]) -> None:
+        self.tracked = tracked
+        self._metrics = metrics_of(stats, tracked=bool(tracked))
+        self.needs_final = any(METRICS[name].needs == "final" for name in self._metrics)
+
+    def about(self, batch: Batch, final: Final | None) -> Question | None:
+        """The question about a batch; None where the run asks nothing."""
+        if not self._metrics:
+            return None
+        following = [
+            prompt.ids[position + 1] if position + 1 < len(prompt.ids) else -1
+            for prompt in batch.prompts
+            for position in prompt.positions
+        ]
+        next_ids = torch.tensor(following).unsqueeze(1)
+        targets = torch.cat(
+            [torch.tensor(self.tracked, dtype=torch.int64).expand(len(following), -1), next_ids.clamp(min=0)], dim=1
+        )
+        return Question(Asked.of_tokens(targets, final), (next_ids.squeeze(1) >= 0).numpy())
+
+    def values(self, question: Question | None, read: Read) -> dict[str, NDArray[Any]]:
+        """Metric -> [N] or [N, M] of one tap and layer."""
+        if question is None:
+            return {}
+        found = Found(
+            kl=read.kl,
+            next_logprob=read.target_logprobs[:, -1],
+            next_rank=read.target_ranks[:, -1],
+            has_next=question.has_next,
+            tracked_logprob=read.target_logprobs[:, :-1],
+            tracked_rank=read.target_ranks[:, :-1],
+        )
+        return {name: _finite(METRICS[name].values(found)) for name in self._metrics}
+
+
+def _finite(values: NDArray[Any]) -> NDArray[Any]:
+    """Infinity, the logprob of a masked token, as the largest number there is: no format here holds it."""
+    return np.clip(values, _LOWEST, -_LOWEST) if values.dtype == np.float32 else values
