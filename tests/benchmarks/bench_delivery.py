@@ -66,7 +66,7 @@ def as_lists(record: Record) -> dict[str, Any]:
     """The record as plain Python lists and dictionaries."""
     value = asdict(record)
     for tap in value["taps"].values():
-        tap.update({name: part.tolist() for name, part in tap.items() if name != "layers"})
+        tap.update({name: tap[name].tolist() for name in ("ids", "logprobs", "logsumexp", "entropy")})
     return value
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import orjson
@@ -220,7 +221,8 @@ def test_quarantine_lists_all_and_keeps_some(tmp_path: Path) -> None:
     for number in range(2, MAX_ENTRIES + 10):
         quarantine.add(f"{number}-0", "r" * 600 + "\n", b"bytes")
     found = Store(tmp_path)["demo"].quarantine()
-    assert found[0] == Quarantined("1-0", "too large", MAX_KEPT_BYTES + 5)
+    assert found[0] == Quarantined("1-0", "too large", MAX_KEPT_BYTES + 5, found[0].time)
+    assert datetime.fromisoformat(found[0].time).tzinfo is not None
     assert [one.entry for one in found] == [f"{number}-0" for number in range(1, MAX_ENTRIES + 10)]
     assert {len(one.reason) for one in found[1:]} == {500}
     kept = list(folder.quarantine.glob("*.bin"))
