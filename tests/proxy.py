@@ -57,7 +57,7 @@ class Proxy:
         self._call(self._break_all())
 
     async def _break_all(self) -> None:
-        for client in self._clients:
+        for client in [client for client in self._clients if not client.transport.is_closing()]:
             client.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             client.transport.abort()
 

@@ -8,6 +8,7 @@ import pytest
 import redis
 
 import raylens
+from raylens.storage import stream as stream_module
 from raylens.storage.errors import BrokerError
 from raylens.storage.server import RIGHTS
 from raylens.storage.stream import Stream, check_server, connect
@@ -191,10 +192,15 @@ def test_an_unknown_authority_is_refused(secured: tuple[int, Path], tmp_path: Pa
         assert PASSWORD not in str(failed.value)
 
 
-def test_plain_and_tls_are_not_confused(secured: tuple[int, Path], shipped: str) -> None:
-    """The error says which of the two the URL is written for."""
+def test_a_server_with_tls_is_not_asked_without(secured: tuple[int, Path]) -> None:
+    """The error says how the URL begins."""
     with pytest.raises(BrokerError, match="begins with rediss://"):
         check_server(f"redis://127.0.0.1:{secured[0]}")
+
+
+def test_a_server_without_tls_is_not_asked_with_it(shipped: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says how the URL begins, though such a server just stays silent."""
+    monkeypatch.setattr(stream_module, "CONNECT_SECONDS", 1)
     with pytest.raises(BrokerError, match="begins with redis://"):
         check_server(f"rediss://{shipped}")
 
