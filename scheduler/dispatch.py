@@ -114,7 +114,8 @@ class Dispatch:
         if self._broker.full():
             self._progress.waiting("the server is full; actors wait until the writer has made room")
         elif prompts:
-            self._progress.waiting(f"waiting for the writer to store {prompts:,} published prompts, {size / 1e6:,.1f} MB")
+            waiting = f"waiting for the writer to store {prompts:,} published prompts, {size / 1e6:,.1f} MB"
+            self._progress.waiting(f"{waiting}{self._writer.remedy}")
 
     def _check_placed(self) -> None:
         waited = time.monotonic() - self._began

@@ -128,7 +128,7 @@ def _work(plan: _Plan, progress: Progress, stopping: Callable[[], bool]) -> bool
             raise ClusterError("the Ray cluster has other machines, which the embedded server does not reach; give --redis URL")
         stream = Stream(broker.url, run, _DRIVER_RETRIES)
         stack.callback(stream.close)
-        writer = stack.push(_writer(plan, broker.url, stream, progress))
+        writer = stack.push(_writer(plan, broker.url))
         worker = _settled(settings.worker, plan.facts, GPU_BATCH_TOKENS if ours.gpus else CPU_BATCH_TOKENS)
         parts = share(settings.actors, settings.gpus_per_actor)
         progress.stage(f"loading the model in {parts.actors} actor{'s' if parts.actors > 1 else ''}")
@@ -146,9 +146,9 @@ def _work(plan: _Plan, progress: Progress, stopping: Callable[[], bool]) -> bool
     return plan.ledger.count == plan.manifest.prompts
 
 
-def _writer(plan: _Plan, redis: str, stream: Stream, progress: Progress) -> WriterProcess | ExternalWriter:
+def _writer(plan: _Plan, redis: str) -> WriterProcess | ExternalWriter:
     if plan.settings.writer == "external":
-        return ExternalWriter(plan.folder, stream, progress)
+        return ExternalWriter(plan.folder)
     plan.folder.wants_external_writer.unlink(missing_ok=True)  # or two writers would fence each other
     return WriterProcess(plan.folder, redis)
 

@@ -17,7 +17,13 @@ MAX_DEATHS = 5
 
 
 class WriterProcess:
-    """Owns the writer process of one run. Its input is a pipe: when this process dies, the writer ends too."""
+    """Owns the writer process of one run. Its input is a pipe: when this process dies, the writer ends too.
+
+    Attributes:
+        remedy: what a user may do when nothing is stored: nothing, it is restarted.
+    """
+
+    remedy = ""
 
     def __init__(self, folder: RunFolder, redis: str) -> None:
         self._folder = folder

@@ -37,14 +37,14 @@ class Running:
         self.process.kill()
         self.process.communicate()
 
-    def until(self, event: str) -> dict[str, Any]:
-        """The next event of a kind.
+    def until(self, event: str, words: str = "") -> dict[str, Any]:
+        """The next event of a kind whose text holds the words.
 
         Raises:
             AssertionError: the command ended before.
         """
         for value in self._events():
-            if value["event"] == event:
+            if value["event"] == event and words in value.get("text", ""):
                 return value
         raise AssertionError(f"ended with {self.process.wait()} before any {event}: {self.stderr()}")
 

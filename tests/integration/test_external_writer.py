@@ -53,6 +53,17 @@ def test_one_writer_outlives_its_drivers(server: EmbeddedServer, tmp_path: Path,
     assert sorted(entered) == list(range(PROMPTS))
 
 
+def test_a_driver_without_a_writer_says_so_and_waits(server: EmbeddedServer, tmp_path: Path, tiny: Path) -> None:
+    """It names the command that is missing; once that runs, both end."""
+    store = str(tmp_path / "st")
+    run = ["run", "--text", "call me", "-m", str(tiny), "-o", store, "--redis", server.url, "--writer", "external", "--json"]
+    with Running(tmp_path / "driver", *run, "--name", "r", "--actors", "1") as driver:
+        driver.until("waiting", words=f"is raylens writer {store} --redis URL running?")
+        with Running(tmp_path / "writer", "writer", store, "--redis", server.url, "--run", "r") as writer:
+            assert driver.finish() == 0, driver.stderr()
+            assert writer.finish() == 0, writer.stderr()
+
+
 def test_it_serves_only_runs_that_ask(server: EmbeddedServer, tmp_path: Path) -> None:
     """Of a store's runs it takes those with the mark, also one that begins later, until Ctrl-C; then what is there is stored."""
     other, _ = make_run(tmp_path, name="other")

@@ -335,6 +335,28 @@ def test_what_a_fenced_writer_deletes_is_in_the_ledger(bench: Bench) -> None:
 
 
 @pytest.mark.usefixtures("never_commit")
+@pytest.mark.usefixtures("never_commit")
+def test_a_writer_whose_run_was_moved_away_writes_nothing_into_the_new_one(bench: Bench) -> None:
+    """On another machine no lock holds ``run --fresh`` back; the old run's writer then stops before it commits."""
+    bench.publish(make_record(0))
+    writer = bench.writer()
+    writer.step()
+    bench.folder.move_aside()
+    make_run(bench.store, prompts=PROMPTS)
+    with pytest.raises(Fenced, match="moved by run --fresh"):
+        writer.commit()
+    assert Ledger(bench.folder).refresh() == []
+    assert list(bench.folder.records.iterdir()) == []
+
+
+def test_a_take_over_removes_files_that_were_never_whole(bench: Bench) -> None:
+    """Temporary files of commits that can no longer be made go; one that a newer writer may be about to link stays."""
+    for n in (0, 7):
+        (bench.folder.commits / f".{n:09d}.json.0a1b2c3d.tmp").write_text("{")
+    bench.writer()
+    assert [path.name for path in bench.folder.commits.glob(".*")] == [".000000007.json.0a1b2c3d.tmp"]
+
+
 def test_a_take_over_leaves_a_newer_writers_segment_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that is overtaken before it cleans up does not remove the segment that its successor is about to commit."""
     bench.publish(make_record(0))
