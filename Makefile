@@ -1,8 +1,9 @@
-# make demo: install and lens sixteen prompts.   make test: install and run every check that CI runs.
+# make demo: install and lens sixteen prompts.   make test: install and run every check that CI runs.   make soak: break a long
+# run again and again.
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check fix clean
+.PHONY: demo test check fix clean soak
 
 $(VENV)/installed: pyproject.toml infra/constraints.txt infra/install.sh
 	@echo "installing into $(VENV); the first time takes a few minutes"
@@ -13,6 +14,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed check
 	$(BIN)/pytest
+
+# Three hundred faults over three thousand prompts, for about an hour: make soak SOAK="--seed 1 --server redis7"
+soak: $(VENV)/installed
+	$(BIN)/python -m tests.kill.soak $(SOAK)
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -17,8 +17,9 @@ from raylens.storage.errors import BrokerError, ServerFull
 
 #: A full or restarting server is waited for about this many times, up to 2 s each, before the caller hears of it.
 RETRIES = 30
-#: Seconds to wait for a connection, TLS included.
-CONNECT_SECONDS = 10
+#: Seconds to wait for an answer, and at the start of a run.
+ANSWER_SECONDS = 30
+CHECK_SECONDS = 10
 #: Entries fetched at once; with frames of 1 MiB this bounds the reader's memory.
 READ_COUNT = 16
 #: Entries asked for at once by ``missing``, whose answers hold their frames.
@@ -47,7 +48,7 @@ def redact(url: str) -> str:
     return f"{scheme}://{'***' if secret else ''}{at}{host.partition('#')[0]}"
 
 
-def connect(url: str, retries: int = RETRIES) -> "redis.Redis":
+def connect(url: str, retries: int = RETRIES, seconds: float = ANSWER_SECONDS) -> "redis.Redis":
     """A client that waits with jitter while the server is full, loading or away.
 
     Raises:
@@ -58,8 +59,8 @@ def connect(url: str, retries: int = RETRIES) -> "redis.Redis":
             url,
             retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=2.0), retries, supported_errors=_WAIT_FOR),
             protocol=2,  # one shape of replies on every server version
-            socket_timeout=30,
-            socket_connect_timeout=CONNECT_SECONDS,
+            socket_timeout=seconds,
+            socket_connect_timeout=CHECK_SECONDS,
         )
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # unknown options are found here, or not before the first command
@@ -78,7 +79,7 @@ def check_server(url: str) -> None:
         BrokerError: with the remedy.
     """
     try:
-        with connect(url, retries=1) as client:
+        with connect(url, retries=1, seconds=CHECK_SECONDS) as client:
             client.ping()
             memory = client.info("memory")
             _check_rights(client, stream_key(f"check-{secrets.token_hex(8)}"))
@@ -111,7 +112,7 @@ def _remedy(url: str, error: redis.RedisError) -> str:
     # a server without TLS does not answer to a handshake: it waits for the end of the line
     if url.startswith("rediss://") and ("SSL" in text or isinstance(error, redis.TimeoutError)):
         return "is the server up, and does it speak TLS on this port? Without TLS the URL begins with redis://"
-    if url.startswith("redis://") and "closed" in text:
+    if url.startswith("redis://") and ("closed" in text or "reset" in text):
         return "does the server expect TLS? Then the URL begins with rediss://"
     return "is the server running and the password right?"
 

@@ -108,6 +108,7 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
     "--fresh", is_flag=True, allow_from_autoenv=False, help="Begin anew; an earlier run of the name is kept as NAME.old-1."
 )
 @click.option("--dry-run", is_flag=True, help="Say what the run would take, and stop.")
+@click.option("--show-config", is_flag=True, help="Print each option's value and where it comes from, and stop.")
 @click.option("--json", "as_json", envvar="RAYLENS_RUN_JSON", is_flag=True, help="Events as JSON lines on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.option(
@@ -118,11 +119,17 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
     callback=_load_config,
     help="TOML file with options of this command, such as top-k = 5.",
 )
-def command(**options: Any) -> None:
+@click.pass_context
+def command(context: click.Context, show_config: bool, **options: Any) -> None:
     """Lens every prompt of CORPUS into a store; the same command again goes on where the last one ended.
 
     CORPUS is any number of files or globs: JSON lines, CSV, Parquet or plain text, also .gz and .zst, or - for stdin.
     """
+    if show_config:
+        from raylens.scheduler.cli import _show_config
+
+        _show_config.show_config(context, as_json=options["as_json"])
+        return
     corpus, settings = _corpus(options), _settings(options)
     if options["dry_run"]:
         _dry_run(settings, corpus, options["as_json"])
@@ -130,10 +137,11 @@ def command(**options: Any) -> None:
     try:
         outcome = run_from_command(settings, corpus, as_json=options["as_json"], quiet=options["quiet"])
     except KeyboardInterrupt:
-        _say_how_to_resume()
+        _say_how_to_resume(options["redis"])
         sys.exit(EXIT_STOPPED)
     failed = _summary(options["store"], outcome, options["as_json"], options["quiet"])
     if not outcome.complete:
+        _say_how_to_resume(options["redis"])
         sys.exit(EXIT_STOPPED)
     if failed:
         sys.exit(EXIT_FAILED_PROMPTS)
@@ -219,8 +227,6 @@ def _summary(store: str, ended: "RunResult", as_json: bool, quiet: bool) -> int:
             words.append(f"{quarantined} entries in quarantine")
         click.echo(f"{name}: {', '.join(words)}")
         click.echo(f"next: raylens show {name} --store {shlex.quote(store)}", err=True)
-    if not ended.complete:
-        _say_how_to_resume()
     return sum(number for kind, number in counts["failures"].items() if kind != "skipped")
 
 
@@ -236,6 +242,9 @@ def _dry_run(settings: Any, corpus: Any, as_json: bool) -> None:
         click.echo("\n".join(found.lines()))
 
 
-def _say_how_to_resume() -> None:
+def _say_how_to_resume(redis: str) -> None:
+    from raylens.storage.stream import redact
+
     again = [argument for argument in sys.argv[1:] if argument != "--fresh"]
-    click.echo(f"stopped; what is stored stays. To go on: {shlex.join(['raylens', *again])}", err=True)
+    words = [word.replace(redis, redact(redis)) for word in again]  # a log must not get the password
+    click.echo(f"stopped; what is stored stays. To go on: {shlex.join(['raylens', *words])}", err=True)

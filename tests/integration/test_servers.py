@@ -200,7 +200,7 @@ def test_a_server_with_tls_is_not_asked_without(secured: tuple[int, Path]) -> No
 
 def test_a_server_without_tls_is_not_asked_with_it(shipped: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says how the URL begins, though such a server just stays silent."""
-    monkeypatch.setattr(stream_module, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(stream_module, "CHECK_SECONDS", 1)
     with pytest.raises(BrokerError, match="begins with redis://"):
         check_server(f"rediss://{shipped}")
 

@@ -25,7 +25,7 @@ from tests.servers import RealServer
 RUN = "soak"
 #: Options that a resumed run must repeat. Records of the long prompts take two frames each.
 LENS = ["--positions", "all", "--logprobs", "float32", "-k", "50", "--batch-tokens", "64", "--name", RUN, "--json"]
-NODES = 3
+NODES = 2
 #: Bytes a second of the network, so that a run is still at work when the next fault comes.
 RATE = 150e3
 #: Seconds without a commit after which a run hangs.

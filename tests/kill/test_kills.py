@@ -9,16 +9,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 
 import raylens
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import Ledger
 from raylens.storage.record import Record
 from raylens.storage.store import Run
 from tests.command import HUNG
+from tests.kill.comparing import same_results, times_entered
 from tests.tiny import sentences
 
 PROMPTS = 320
@@ -108,9 +107,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny: Pa
 
 def assert_each_prompt_once(store: Path) -> Run:
     """The ledger names each prompt exactly once, and each has a record."""
-    folder = RunFolder(store / "runs" / "killed")
-    entered = Counter(entry.index for commit in Ledger(folder).refresh() for entry in commit.entries)
-    assert entered == Counter(range(PROMPTS))
+    assert times_entered(RunFolder(store / "runs" / "killed")) == Counter(range(PROMPTS))
     run = raylens.open(store)["killed"]
     assert run.counts()["records"] == PROMPTS
     return run
@@ -121,16 +118,7 @@ def assert_same_records(run: Run, other: Run) -> None:
     for record in run.records():
         twin = other[record.id]
         assert isinstance(twin, Record)
-        assert (record.text, record.token_ids, record.positions, record.layers) == (
-            twin.text, twin.token_ids, twin.positions, twin.layers,
-        )  # fmt: skip
-        for tap, lens in record.taps.items():
-            np.testing.assert_allclose(lens.logprobs, twin.taps[tap].logprobs, atol=1e-4)
-            same = lens.ids == twin.taps[tap].ids
-            gap = np.diff(lens.logprobs, axis=-1) > -1e-4  # neighbours so close may swap
-            close = np.concatenate([gap, gap[..., :1]], -1) | np.concatenate([gap[..., :1], gap], -1)
-            close[..., -1] = True  # the last place may go to a neighbour that is not stored
-            assert (same | close).all()
+        assert same_results(record, twin), record.id
 
 
 @pytest.mark.timeout(600)
