@@ -120,7 +120,7 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
     help="TOML file with options of this command, such as top-k = 5.",
 )
 @click.pass_context
-def command(context: click.Context, show_config: bool, **options: Any) -> None:
+def command(context: click.Context, /, show_config: bool, **options: Any) -> None:
     """Lens every prompt of CORPUS into a store; the same command again goes on where the last one ended.
 
     CORPUS is any number of files or globs: JSON lines, CSV, Parquet or plain text, also .gz and .zst, or - for stdin.
