@@ -151,7 +151,6 @@ def test_options_from_environment_and_file(tmp_path: Path, tiny: Path) -> None:
         ({"on_long": "cut"}, "cut"),
         ({"actors": "2"}, "actors"),
         ({"stats": "kk"}, "kk"),
-        ({"track": "two words"}, "two words"),
     ],
 )
 def test_python_values_of_the_wrong_type(tmp_path: Path, tiny: Path, arguments: dict[str, Any], part: str) -> None:
