@@ -6,6 +6,7 @@ Every peer has a process of its own that stays alive, and the environment that t
 import argparse
 import itertools
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,10 +22,16 @@ from tests.benchmarks.processes import ROOT, PeerError, PeerProcess
 from tests.benchmarks.rounds import FOUR, in_turns, table
 
 DEFAULT_ENVIRONMENT = ROOT / ".venv-peers"
+#: Name in tables, module of peers, and environment where it is not this one.
 RAYLENS = ("raylens", "raylens_worker")
 HOOKS = ("hooks, log_softmax, topk", "hooks")
+LENS = ("TransformerLens", "transformer_lens_peer", "transformer_lens")
+NNTERP = ("nnterp", "nnterp_peer", "nnterp")
+TUNED = ("tuned-lens", "tuned_lens_peer", "tuned_lens")
 #: Prompts of a round where 15 selections of taps are timed.
 SELECTION_PROMPTS = 12
+#: Prompts of a round of the seed's job.
+SEED_PROMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Setting:
 
     Attributes:
         folder: of the model.
-        peers: environment of the peers.
+        peers: folder of the peers' environments.
         texts: the corpus.
         rounds: of each table.
     """
@@ -43,16 +50,16 @@ class Setting:
     texts: list[str]
     rounds: int
 
-    def start(self, name: str, module: str, foreign: bool = False) -> PeerProcess:
-        """Start a peer; a foreign one in the peers' environment.
+    def start(self, name: str, module: str, environment: str = "") -> PeerProcess:
+        """Start a peer, in the environment that was made for it or else in this one.
 
         Raises:
             PeerError: it does not start.
         """
-        python = self.peers / "bin" / "python"
-        if foreign and not python.exists():
+        python = self.peers / environment / "bin" / "python" if environment else Path(sys.executable)
+        if not python.exists():
             raise PeerError(f"{name}: not measured: no {python}; run tests/benchmarks/install_peers.sh {self.peers}")
-        return PeerProcess(name, module, str(python) if foreign else sys.executable, self.folder)
+        return PeerProcess(name, module, str(python), self.folder)
 
 
 @contextmanager
@@ -64,9 +71,9 @@ def started(setting: Setting, base: tuple[str, str], *peers: tuple[str, ...]) ->
     """
     with ExitStack() as stack:
         processes = [stack.enter_context(setting.start(*base))]
-        for name, module, *foreign in peers:
+        for peer in peers:
             try:
-                processes.append(stack.enter_context(setting.start(name, module, bool(foreign))))
+                processes.append(stack.enter_context(setting.start(*peer)))
             except PeerError as error:
                 print(error)
         for process in processes:
@@ -84,12 +91,12 @@ def compared(setting: Setting, taps: list[str], *peers: tuple[str, ...]) -> None
 
 def four(setting: Setting) -> None:
     """Four taps of every layer at all positions, k=10."""
-    compared(setting, FOUR, ("raylens, float32 logprobs", "raylens_worker --float32"), HOOKS)
+    compared(setting, FOUR, ("raylens, float32 logprobs", "raylens_worker --float32"), HOOKS, LENS, NNTERP)
 
 
 def block(setting: Setting) -> None:
     """Block output of every layer at all positions, k=10."""
-    compared(setting, ["resid_post"], HOOKS)
+    compared(setting, ["resid_post"], HOOKS, LENS, NNTERP, TUNED)
 
 
 def selections(setting: Setting) -> None:
@@ -111,7 +118,27 @@ def shares(setting: Setting) -> None:
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
 
 
-SECTIONS: dict[str, Callable[[Setting], None]] = {section.__name__: section for section in (four, block, selections, shares)}
+def ray(setting: Setting) -> None:
+    """Through Ray: raylens.run into a store, and Ray Data with the hooks baseline in its actor; from the loaded model on."""
+    peer = ("Ray Data, hooks in its actor", "ray_data_peer", "ray_data")
+    with started(setting, ("raylens.run", "raylens_run"), peer) as (base, *others):
+        timed = in_turns(base, others, setting.texts, FOUR, setting.rounds)
+    table(timed)
+    whole = ", ".join(f"{one.name} {statistics.median(one.whole):.1f} s" for one in timed)
+    print(f"With starting the actor and loading the model: {whole}\n")
+
+
+def seed(setting: Setting) -> None:
+    """The seed's own job: ten new tokens a prompt, the last position of each step, four taps, k=10."""
+    texts = setting.texts[16 : 16 + SEED_PROMPTS] or setting.texts
+    ours, theirs = ("raylens, generating with a cache", "raylens_seed_job"), ("LogitLens4LLMs, made again", "seed")
+    with started(setting, ours, theirs) as (base, *others):
+        table(in_turns(base, others, texts, FOUR, setting.rounds))
+
+
+SECTIONS: dict[str, Callable[[Setting], None]] = {
+    section.__name__: section for section in (four, block, selections, shares, ray, seed)
+}
 
 
 def main() -> None:

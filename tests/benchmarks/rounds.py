@@ -65,8 +65,8 @@ def in_turns(base: PeerProcess, peers: Sequence[PeerProcess], texts: list[str], 
     Raises:
         PeerError: a peer failed on the way.
     """
-    base.ask(texts[:2], taps)
-    peers = [peer for peer in peers if _warm(peer, texts[:2], taps)]
+    base.ask(texts[:1], taps)
+    peers = [peer for peer in peers if _warm(peer, texts[:1], taps)]
     own, others = Timed(base.name), [Timed(peer.name) for peer in peers]
     for _ in range(rounds):
         answer = base.ask(texts, taps)

@@ -1,21 +1,18 @@
-"""The usual way, well written: transformers with hooks, padded batches, all rows of a batch stacked, log_softmax and topk.
+"""The usual way, well written: transformers with forward hooks, log_softmax and topk.
 
-Right padding with a mask gives each prompt what it gives alone; the head reads real positions only, in chunks that stay in
-memory at once, and the forward pass leaves out the model's own head.
+The forward pass leaves out the model's own head. A hook keeps a reference, not a copy: Llama-like blocks write nothing in place.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.benchmarks.peers.turns import K, Tops, serve
-
-#: Prompts of a forward pass, and rows read out at once: CHUNK x V float32 logits.
-BATCH, CHUNK = 8, 256
+from tests.benchmarks.peers.padded import Padded
+from tests.benchmarks.peers.turns import serve
 
 #: tap -> (of a block: which module, and whether what it reads is meant rather than what it gives).
 SITES: dict[str, tuple[Callable[[Any], Any], bool]] = {
@@ -26,64 +23,45 @@ SITES: dict[str, tuple[Callable[[Any], Any], bool]] = {
 }
 
 
-class Hooks:
-    """A Llama-like model and its tokenizer, in float32."""
+class Hooks(Padded):
+    """A Llama-like model and its tokenizer."""
 
     packages = ("torch", "transformers")
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        super().__init__(tokenizer, len(model.model.layers))
+        self._model = model
 
     @classmethod
     def load(cls, folder: str) -> "Hooks":
-        """From a folder."""
+        """From a folder, in float32."""
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         return cls(model, AutoTokenizer.from_pretrained(folder))
 
-    @torch.inference_mode()
-    def lens(self, texts: list[str], taps: list[str]) -> list[list[tuple[Tensor, Tensor]]]:
-        """Of each batch, chunks of (logprobs, ids), [rows, K] each; rows are places, taps x layers, times tokens."""
-        return [list(self._batch(texts[first : first + BATCH], taps)) for first in range(0, len(texts), BATCH)]
-
-    def _batch(self, texts: list[str], taps: list[str]) -> Iterator[tuple[Tensor, Tensor]]:
-        batch = self.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
-        chosen = batch.attention_mask.flatten().nonzero().squeeze(1)
+    def hidden(self, ids: Tensor, mask: Tensor, taps: list[str]) -> list[Tensor]:
+        """See Padded."""
         kept: dict[str, list[Tensor]] = {tap: [] for tap in taps}
-        with self._hooked(kept, chosen):
-            self.model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        rows = torch.stack([row for tap in taps for row in kept[tap]]).flatten(0, 1)
-        for chunk in rows.split(CHUNK):
-            logits = self.model.lm_head(self.model.model.norm(chunk))
-            yield tuple(torch.log_softmax(logits, dim=1).topk(K, dim=1))
-
-    @contextmanager
-    def _hooked(self, kept: dict[str, list[Tensor]], chosen: Tensor) -> Iterator[None]:
-        def keep(tap: str, value: Tensor | tuple[Tensor, ...]) -> None:
-            hidden = value if isinstance(value, Tensor) else value[0]
-            kept[tap].append(hidden.flatten(0, 1)[chosen])
-
-        def before(tap: str) -> Callable[[Any, Any], None]:
-            return lambda _module, args: keep(tap, args)
-
-        def after(tap: str) -> Callable[[Any, Any, Any], None]:
-            return lambda _module, _args, output: keep(tap, output)
-
         with ExitStack() as hooks:
-            for tap in kept:
+            for tap in taps:
                 find, reads = SITES[tap]
-                for module in map(find, self.model.model.layers):
-                    handle = module.register_forward_pre_hook(before(tap)) if reads else module.register_forward_hook(after(tap))
-                    hooks.callback(handle.remove)
-            yield
+                for module in map(find, self._model.model.layers):
+                    hooks.callback(_hook(module, reads, kept[tap]).remove)
+            self._model.model(input_ids=ids, attention_mask=mask, use_cache=False)
+        return [value for tap in taps for value in kept[tap]]
 
-    def tops(self, found: list[list[tuple[Tensor, Tensor]]], taps: list[str]) -> Tops:
-        """See Peer."""
-        layers = len(self.model.model.layers)
-        batches = [tuple(torch.cat([part[which][:, 0] for part in batch]) for which in (0, 1)) for batch in found]
-        logprobs, ids = (torch.cat([batch[which].view(len(taps), layers, -1) for batch in batches], dim=2) for which in (0, 1))
-        return {tap: (ids[number].tolist(), logprobs[number].tolist()) for number, tap in enumerate(taps)}
+    def logits(self, rows: Tensor) -> Tensor:
+        """See Padded."""
+        logits: Tensor = self._model.lm_head(self._model.model.norm(rows))
+        return logits
+
+
+def _hook(module: Any, reads: bool, kept: list[Tensor]) -> Any:
+    def keep(value: Tensor | tuple[Tensor, ...]) -> None:
+        kept.append(value if isinstance(value, Tensor) else value[0])
+
+    if reads:
+        return module.register_forward_pre_hook(lambda _module, args: keep(args))
+    return module.register_forward_hook(lambda _module, _args, output: keep(output))
 
 
 if __name__ == "__main__":
