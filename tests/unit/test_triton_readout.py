@@ -194,7 +194,7 @@ def test_rows_that_are_no_numbers_show(bad: float, place: int, dtype: torch.dtyp
     assert found.ids.min() >= 0
     assert found.ids.max() < 70
     for field in NUMBERS:
-        assert getattr(found, field.name)[finite].equal(getattr(clean, field.name)[finite])
+        assert getattr(found, field)[finite].equal(getattr(clean, field)[finite])
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
