@@ -79,7 +79,7 @@ def started(setting: Setting, base: tuple[str, str], *peers: tuple[str, ...]) ->
         for process in processes:
             versions = ", ".join(f"{package} {version}" for package, version in process.about["versions"].items())
             print(f"{process.name}: {versions}; {process.about['threads']} threads")
-        print()
+        print(flush=True)
         yield processes
 
 
