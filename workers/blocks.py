@@ -158,14 +158,3 @@ def input_device(model: Any) -> torch.device:
     """Where token ids go; under a device map the model's own device may be no more than a place for offloaded weights."""
     device: torch.device = model.device
     return device_of(model.get_input_embeddings(), device)
-
-
-def rounding(model: nn.Module) -> float:
-    """The relative spacing of numbers in the shortest type the model computes in, whatever it casts its results to (Mamba)."""
-    types = {parameter.dtype for parameter in model.parameters()} & {torch.float32, torch.bfloat16, torch.float16}
-    return max((torch.finfo(dtype).eps for dtype in types), default=torch.finfo(torch.float32).eps)
-
-
-def tolerance(*tensors: Tensor) -> float:
-    """Error allowed to a sum of them, relative to its terms: 1e-5 in float32, two roundings of the shortest type."""
-    return max(1e-5, *(2 * torch.finfo(tensor.dtype).eps for tensor in tensors))

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from raylens.storage.errors import ModelError
-from raylens.workers.blocks import final_norms, output_embedding, rounding
+from raylens.workers.blocks import final_norms, output_embedding
 from raylens.workers.projection import Projection
 from raylens.workers.steps import candidate_steps, identity
+from raylens.workers.tolerances import of_logits, rounding
 
 #: Largest difference from the model's own logits allowed in float32, at logits of ordinary size.
 LOGIT_TOLERANCE = 1e-4
-_ORDINARY = 25.0
 #: How far from 1 the factor between the lens's and the model's logits may be, by least squares; it shows in a short type
 #: what the rounding of single logits would hide.
 _FACTOR_TOLERANCE = 3e-3
@@ -98,7 +98,7 @@ def _distance(lens: Tensor, logits: Tensor, eps: float) -> _Distance:
     size = max(1.0, float(target.abs().max()))
     short = eps > torch.finfo(torch.float32).eps
     # a model in a short type rounds its own hidden states and logits; the float32 lens may differ by that and no more
-    allowed = 4 * eps * size if short else LOGIT_TOLERANCE * max(1.0, size / _ORDINARY)
+    allowed = 4 * eps * size if short else of_logits(LOGIT_TOLERANCE, size)
     spread = float(difference.square().mean().sqrt() / target.square().mean().sqrt().clamp(min=1e-30))
     centred, change = (value - value.mean(dim=1, keepdim=True) for value in (target, difference))
     factor = float((centred * change).sum() / centred.square().sum().clamp(min=1e-30))

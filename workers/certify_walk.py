@@ -11,11 +11,11 @@ from raylens.workers.plan import WALKABLE
 from raylens.workers.probe import BlockProbe
 from raylens.workers.projection import Projection
 from raylens.workers.running import may_compile
+from raylens.workers.tolerances import of_logits
 from raylens.workers.walk import Walk
 
 #: Largest difference of a logit from float64, at logits of ordinary size; for larger ones, as many times it.
 ALLOWED = 2e-4
-_ORDINARY = 25.0
 #: Entries of the vocabulary on which that is measured.
 _ENTRIES = 2048
 
@@ -47,7 +47,7 @@ def find_walk(
     if norm is None:
         return None
     error, size = _error(norm, head, terms, [probe.output for probe in probes])
-    if not error <= ALLOWED * max(1.0, size / _ORDINARY):
+    if not error <= of_logits(ALLOWED, size):
         return None
     return Walk(norm, head, projection.step, error)
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from raylens.workers.blocks import device_of
 from raylens.workers.projection import Projection
+from raylens.workers.tolerances import of_logits
 from raylens.workers.topk import Readout
 
 #: Rows and tokens kept of the trial.
 ROWS, K = 1024, 10
 #: Largest difference of a logprob, logsumexp or entropy between the kernel and the product by block, at ordinary logits.
 ALLOWED = 2e-4
-_ORDINARY = 25.0
 
 
 def try_fused(projection: Projection, rows: Tensor) -> str:
@@ -37,8 +37,8 @@ def try_fused(projection: Projection, rows: Tensor) -> str:
         projection.fused = False
         return f"the Triton kernel does not run here: {type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
     error = difference(found, expected)
-    size = max(1.0, float(expected.logsumexp.abs().max()) / _ORDINARY)
-    projection.fused = error <= ALLOWED * size and fused < by_block
+    allowed = of_logits(ALLOWED, float(expected.logsumexp.abs().max()))
+    projection.fused = error <= allowed and fused < by_block
     return f"Triton kernel: off by {error:.1e} from the product by block, {by_block / fused:.2f} times as fast"
 
 

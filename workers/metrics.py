@@ -22,7 +22,7 @@ class Found:
 
     Attributes:
         kl: [N] KL(final || place).
-        next_logprob, next_rank: [N] of the prompt's next token, and
+        next_logprob, next_rank: [N] of the prompt's next token, empty where it was not asked, and
         has_next: [N] whether there is one.
         tracked_logprob, tracked_rank: [N, M].
     """

@@ -20,7 +20,7 @@ class Question:
     """What is asked about each of N places.
 
     Attributes:
-        asked: of the pass over the logits; the targets are M tracked tokens, then the prompt's next token.
+        asked: of the pass over the logits; the targets are M tracked tokens, then the prompt's next token if that is asked.
         has_next: [N] whether there is a next token.
     """
 
@@ -39,7 +39,8 @@ class Questions:
     def __init__(self, stats: tuple[str, ...], tracked: tuple[int, ...]) -> None:
         self.tracked = tracked
         self._metrics = metrics_of(stats, tracked=bool(tracked))
-        self.needs_final = any(METRICS[name].needs == "final" for name in self._metrics)
+        needs = {METRICS[name].needs for name in self._metrics}
+        self.needs_final, self._needs_next = "final" in needs, "next" in needs
 
     def about(self, batch: Batch, final: Final | None) -> Question | None:
         """The question about a batch; None where the run asks nothing."""
@@ -50,23 +51,24 @@ class Questions:
             for prompt in batch.prompts
             for position in prompt.positions
         ]
-        next_ids = torch.tensor(following).unsqueeze(1)
-        targets = torch.cat(
-            [torch.tensor(self.tracked, dtype=torch.int64).expand(len(following), -1), next_ids.clamp(min=0)], dim=1
-        )
-        return Question(Asked.of_tokens(targets, final), (next_ids.squeeze(1) >= 0).numpy())
+        next_ids = torch.tensor(following)
+        targets = torch.tensor(self.tracked, dtype=torch.int64).expand(len(following), -1)
+        if self._needs_next:
+            targets = torch.cat([targets, next_ids.clamp(min=0).unsqueeze(1)], dim=1)
+        return Question(Asked.of_tokens(targets, final), (next_ids >= 0).numpy())
 
     def values(self, question: Question | None, read: Read) -> dict[str, NDArray[Any]]:
         """Metric -> [N] or [N, M] of one tap and layer."""
         if question is None:
             return {}
+        tracked = len(self.tracked)
         found = Found(
             kl=read.kl,
-            next_logprob=read.target_logprobs[:, -1],
-            next_rank=read.target_ranks[:, -1],
+            next_logprob=read.target_logprobs[:, tracked:].reshape(-1),
+            next_rank=read.target_ranks[:, tracked:].reshape(-1),
             has_next=question.has_next,
-            tracked_logprob=read.target_logprobs[:, :-1],
-            tracked_rank=read.target_ranks[:, :-1],
+            tracked_logprob=read.target_logprobs[:, :tracked],
+            tracked_rank=read.target_ranks[:, :tracked],
         )
         return {name: _finite(METRICS[name].values(found)) for name in self._metrics}
 

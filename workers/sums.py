@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from raylens.workers.blocks import ATTENTION_NAMES, BLOCK_SCALES, MLP_NAMES, WRITE_SCALES, numbers, submodules, tolerance
+from raylens.workers.blocks import ATTENTION_NAMES, BLOCK_SCALES, MLP_NAMES, WRITE_SCALES, numbers, submodules
 from raylens.workers.capture import Site
 from raylens.workers.probe import BlockProbe
+from raylens.workers.tolerances import tolerance
 
 #: How far from 1 the factor may be with which a term stands in a sum, by least squares. Rounding in a short type could
 #: hide a term that is missing or scaled in any one number, but not in all of them together.

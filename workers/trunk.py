@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from raylens.storage.errors import ModelError
-from raylens.workers.blocks import first_tensor, flat_rows, rounding
+from raylens.workers.blocks import first_tensor, flat_rows
+from raylens.workers.tolerances import rounding
 
 #: Tokens of the shorter prompt in the batch that is compared.
 _SHORT = 5
