@@ -32,6 +32,7 @@ from raylens.storage.stream import Stream
 from raylens.storage.writer import Writer
 from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.worker import Worker
+from tests.benchmarks.machine import processor
 
 K = 10
 ROUNDS = 5
@@ -181,14 +182,6 @@ def make_run(store: Path, count: int, vocabulary_size: int) -> tuple[RunFolder, 
     folder, uid = RunFolder(runs_folder(store) / "bench"), secrets.token_hex(8)
     create_or_resume(folder, Manifest(FORMAT, "bench", uid, "", {}, count, vocabulary_size, {}, {}))
     return folder, uid
-
-
-def processor() -> str:
-    """The name of the CPU, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 
 def main() -> None:
