@@ -168,13 +168,14 @@ def _arrays(tap: TapLens) -> tuple[NDArray[Any], ...]:
     return tap.ids, tap.logprobs, tap.logsumexp, tap.entropy, *tap.stats.values()
 
 
-def commit_outcomes(folder: RunFolder, *outcomes: Record | Failure, writer: str = "0a1b2c3d") -> Path:
-    """Enter outcomes in the ledger, as one commit; the segment's path."""
+def commit_outcomes(folder: RunFolder, *outcomes: Record | Failure, writer: str = "0a1b2c3d", enter: bool = True) -> Path:
+    """A segment of the outcomes, entered in the ledger as one commit unless told otherwise; its path."""
     ledger = Ledger(folder)
     ledger.refresh()
     builder = SegmentBuilder()
     for outcome in outcomes:
         builder.add(outcome)
     name, crc32, entries = builder.write(folder, ledger.next, writer)
-    ledger.append(Commit(COMMIT_FORMAT, ledger.next, writer, name, builder.size, crc32, entries))
+    if enter:
+        ledger.append(Commit(COMMIT_FORMAT, ledger.next, writer, name, builder.size, crc32, entries))
     return folder.records / name

@@ -11,37 +11,22 @@ import pytest
 
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.exports.jsonl import lines
-from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
 from raylens.storage.quarantine import MAX_ENTRIES, MAX_KEPT_BYTES, Quarantine, Quarantined
-from raylens.storage.record import Failure, Record
+from raylens.storage.record import Failure
 from raylens.storage.record_view import readable, table, token_text
-from raylens.storage.segments import SegmentBuilder
 from raylens.storage.store import Store, open_store
-from tests.builders import make_failure, make_record, make_run, make_vocabulary, same
+from tests.builders import commit_outcomes, make_failure, make_record, make_run, make_vocabulary, same
 
 WRITER = "0a1b2c3d"
-
-
-def commit(folder: RunFolder, *outcomes: Record | Failure, enter: bool = True) -> Path:
-    """A segment of the outcomes, entered in the ledger unless told otherwise; its path."""
-    ledger = Ledger(folder)
-    ledger.refresh()
-    builder = SegmentBuilder()
-    for outcome in outcomes:
-        builder.add(outcome)
-    name, crc32, entries = builder.write(folder, ledger.next, WRITER)
-    if enter:
-        ledger.append(Commit(FORMAT, ledger.next, WRITER, name, builder.size, crc32, entries))
-    return folder.records / name
 
 
 def test_a_run_reads_back_in_corpus_order(tmp_path: Path) -> None:
     """Records and failures come in the order of the corpus, whatever the order they were committed in."""
     folder, manifest = make_run(tmp_path, prompts=5)
     outcomes = [make_record(0), make_failure(1), make_record(2, dtype="float32"), make_failure(3, kind="crash")]
-    commit(folder, outcomes[3], outcomes[0])
-    commit(folder, outcomes[2], outcomes[1])
+    commit_outcomes(folder, outcomes[3], outcomes[0])
+    commit_outcomes(folder, outcomes[2], outcomes[1])
     run = open_store(tmp_path)["demo"]
     assert run.manifest == manifest
     assert all(same(found, wanted) for found, wanted in zip(run, outcomes, strict=True))
@@ -57,10 +42,10 @@ def test_a_run_reads_back_in_corpus_order(tmp_path: Path) -> None:
 def test_an_open_run_does_not_change(tmp_path: Path) -> None:
     """A run shows what was committed when first asked; opened again, it shows more."""
     folder, _ = make_run(tmp_path, prompts=2)
-    commit(folder, make_record(0))
+    commit_outcomes(folder, make_record(0))
     run = Store(tmp_path)["demo"]
     assert len(run) == 1
-    commit(folder, make_record(1))
+    commit_outcomes(folder, make_record(1))
     assert len(run) == 1
     assert "prompt-1" not in run
     again = Store(tmp_path)["demo"]
@@ -71,8 +56,8 @@ def test_an_open_run_does_not_change(tmp_path: Path) -> None:
 def test_uncommitted_segments_are_invisible(tmp_path: Path) -> None:
     """A segment that no commit names does not exist for readers, and neither do half-written commits."""
     folder, _ = make_run(tmp_path)
-    commit(folder, make_record(0))
-    commit(folder, make_record(1), enter=False)
+    commit_outcomes(folder, make_record(0))
+    commit_outcomes(folder, make_record(1), enter=False)
     (folder.commits / ".000000001.json.0badcafe.tmp").write_bytes(b'{"format": 1, "n": 1, "wri')
     run = Store(tmp_path)["demo"]
     assert list(run.entries) == [run.entries[0]]
@@ -85,7 +70,7 @@ def test_a_missing_commit_is_named(tmp_path: Path) -> None:
     """A ledger with a hole is damage, not a shorter run."""
     folder, _ = make_run(tmp_path)
     for index in range(3):
-        commit(folder, make_record(index))
+        commit_outcomes(folder, make_record(index))
     (folder.commits / "000000001.json").unlink()
     with pytest.raises(StoreError, match=r"000000001\.json: missing"):
         len(Store(tmp_path)["demo"])
@@ -100,7 +85,7 @@ def test_any_id_finds_its_prompt(tmp_path: Path, prompt_id: str) -> None:
     """Ids with slashes, dots, 300 characters or emoji are ids like any other, and name no file."""
     folder, _ = make_run(tmp_path)
     wanted = make_record(1, id=prompt_id)
-    commit(folder, make_record(0), wanted, make_failure(2, id=prompt_id + "/2"))
+    commit_outcomes(folder, make_record(0), wanted, make_failure(2, id=prompt_id + "/2"))
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     run = Store(tmp_path)["demo"]
     assert prompt_id in run
@@ -158,7 +143,7 @@ def test_no_store_is_one_clear_error(tmp_path: Path) -> None:
 def test_damage_is_one_clear_error(tmp_path: Path) -> None:
     """A damaged record, commit, vocabulary or certificate is named by its file; the rest stays readable."""
     folder, _ = make_run(tmp_path)
-    first, second = commit(folder, make_record(0)), commit(folder, make_record(1))
+    first, second = commit_outcomes(folder, make_record(0)), commit_outcomes(folder, make_record(1))
     second.write_bytes(second.read_bytes()[:-20])
     folder.certificate.write_bytes(b'{"taps": [')
     folder.vocabulary.write_bytes(b"nothing")
@@ -247,7 +232,7 @@ def test_a_quarantine_list_cut_short_is_readable(tmp_path: Path, cut: bytes) -> 
 def test_reading_needs_neither_redis_nor_torch(tmp_path: Path) -> None:
     """A store opens and reads in a process that never imports torch, ray, transformers or redis."""
     folder, _ = make_run(tmp_path)
-    commit(folder, make_record(0))
+    commit_outcomes(folder, make_record(0))
     script = (
         "import sys\n"
         "from raylens.storage.store import open_store\n"
