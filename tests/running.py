@@ -43,14 +43,14 @@ class Running:
         Raises:
             AssertionError: the command ended before.
         """
-        for value in self._events():
+        for value in self.events():
             if value["event"] == event and words in value.get("text", ""):
                 return value
         raise AssertionError(f"ended with {self.process.wait()} before any {event}: {self.stderr()}")
 
     def finish(self) -> int:
         """Read to the end; the exit code."""
-        for _ in self._events():
+        for _ in self.events():
             pass
         return self.process.wait(timeout=HUNG)
 
@@ -63,16 +63,18 @@ class Running:
 
     def children(self, word: str) -> list[psutil.Process]:
         """The living descendants whose command line holds a word."""
-        return [one for one in psutil.Process(self.process.pid).children(recursive=True) if word in _command_line(one)]
+        return [one for one in psutil.Process(self.process.pid).children(recursive=True) if word in command_line(one)]
 
-    def _events(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Each event as it comes."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             yield json.loads(line)
 
 
-def _command_line(process: psutil.Process) -> str:
+def command_line(process: psutil.Process) -> str:
+    """Of a living process; empty for one that has just ended."""
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()) if process.status() != psutil.STATUS_ZOMBIE else ""
     except psutil.Error:  # it has just ended
         return ""

@@ -20,6 +20,7 @@ import psutil
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Ledger
 from tests.proxy import Proxy
+from tests.running import command_line
 from tests.servers import RealServer
 
 RUN = "soak"
@@ -143,12 +144,12 @@ class Stage:
     def actors(self) -> list[psutil.Process]:
         """The living actors of this cluster: other Rays on the machine are not ours."""
         raylets = [node.all_processes["raylet"][0].process.pid for node in self.nodes.worker_nodes]
-        return [process for pid in raylets for process in _family(pid) if "LensActor" in _command_line(process)]
+        return [process for pid in raylets for process in _family(pid) if "LensActor" in command_line(process)]
 
     def writers(self) -> list[psutil.Process]:
         """The living writer of the driver."""
         pid = self.driver.pid if self.driver is not None else 0
-        return [process for process in _family(pid) if "raylens.storage.writer" in _command_line(process)]
+        return [process for process in _family(pid) if "raylens.storage.writer" in command_line(process)]
 
     def resubmitted(self) -> int:
         """Prompts that the drivers said they submitted again."""
@@ -228,13 +229,6 @@ def _family(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True) if pid else []
     except psutil.Error:
         return []
-
-
-def _command_line(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline()) if process.status() != psutil.STATUS_ZOMBIE else ""
-    except psutil.Error:
-        return ""
 
 
 def _event(line: str) -> dict[str, Any]:

@@ -3,10 +3,7 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,8 +13,8 @@ import raylens
 from raylens.storage.layout import RunFolder
 from raylens.storage.record import Record
 from raylens.storage.store import Run
-from tests.command import HUNG
 from tests.kill.comparing import same_results, times_entered
+from tests.running import Running, command_line
 from tests.tiny import sentences
 
 PROMPTS = 320
@@ -31,51 +28,27 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Running:
-    """A ``raylens run`` in a process of its own, followed by its events."""
+class Killed(Running):
+    """A ``raylens run`` whose processes can be killed."""
 
     def __init__(self, corpus: Path, model: Path, store: Path) -> None:
-        command = [sys.executable, "-m", "raylens", "run", str(corpus), "-m", str(model), "-o", str(store), *OPTIONS]
-        self._log = store.parent / f"stderr-{id(self)}"
-        with self._log.open("w") as log:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
-
-    def __enter__(self) -> "Running":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def events(self) -> Iterator[dict[str, object]]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            yield json.loads(line)
+        log = store.parent / f"stderr-{id(self)}"
+        super().__init__(log, "run", str(corpus), "-m", str(model), "-o", str(store), *OPTIONS)
 
     def until_midway(self) -> None:
         """Return once the ledger holds some prompts, but not all."""
         for event in self.events():
             if event["event"] == "progress":
-                assert 0 < event["done"] < PROMPTS, "the run is over too soon to be killed in its middle"  # type: ignore[operator]
+                assert 0 < event["done"] < PROMPTS, "the run is over too soon to be killed in its middle"
                 return
         pytest.fail(f"the run ended before its first commit: {self.stderr()}")
 
     def until_resubmitted(self) -> None:
         """Return once the driver says that it submits lost prompts again."""
         for event in self.events():
-            if event["event"] == "waiting":
-                assert "resubmitting" in str(event["text"])
+            if event["event"] == "waiting" and "resubmitting" in str(event["text"]):
                 return
         pytest.fail(f"the run ended without missing anything: {self.stderr()}")
-
-    def finish(self) -> int:
-        """Read to the end; the exit code."""
-        for _ in self.events():
-            pass
-        return self.process.wait(timeout=HUNG)
-
-    def stderr(self) -> str:
-        return self._log.read_text()
 
     def family(self, *words: str) -> list[psutil.Process]:
         """The living descendants whose command line holds any of the words."""
@@ -89,18 +62,10 @@ class Running:
         found[0].send_signal(signal.SIGKILL)
 
 
-def command_line(process: psutil.Process) -> str:
-    """Of a living process; empty for one that has just ended."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny: Path) -> Run:
     store = tmp_path_factory.mktemp("undisturbed") / "store"
-    with Running(corpus, tiny, store) as running:
+    with Killed(corpus, tiny, store) as running:
         assert running.finish() == 0, running.stderr()
     return raylens.open(store)["killed"]
 
@@ -125,7 +90,7 @@ def assert_same_records(run: Run, other: Run) -> None:
 def test_run_mends_itself(tmp_path: Path, corpus: Path, tiny: Path, undisturbed: Run) -> None:
     """The run goes on without an actor, the writer and the server; the same command again finds nothing to do."""
     store = tmp_path / "store"
-    with Running(corpus, tiny, store) as running:
+    with Killed(corpus, tiny, store) as running:
         running.until_midway()
         running.kill("ray::LensActor")
         running.until_resubmitted()  # so the run is not over: what the actor was at is computed again
@@ -133,7 +98,7 @@ def test_run_mends_itself(tmp_path: Path, corpus: Path, tiny: Path, undisturbed:
         running.kill("valkey-server")
         assert running.finish() == 0, running.stderr()
     assert_same_records(assert_each_prompt_once(store), undisturbed)
-    with Running(corpus, tiny, store) as again:
+    with Killed(corpus, tiny, store) as again:
         assert again.finish() == 0, again.stderr()
     assert_each_prompt_once(store)
 
@@ -142,7 +107,7 @@ def test_run_mends_itself(tmp_path: Path, corpus: Path, tiny: Path, undisturbed:
 def test_driver_is_killed_and_the_same_command_resumes(tmp_path: Path, corpus: Path, tiny: Path, undisturbed: Run) -> None:
     """After SIGKILL of the driver its processes end; the same command does the rest, and nothing twice."""
     store = tmp_path / "store"
-    with Running(corpus, tiny, store) as running:
+    with Killed(corpus, tiny, store) as running:
         running.until_midway()
         family = running.family("valkey", "raylens.storage.writer", "LensActor")
         assert len(family) >= 4, "server with its guard, writer and actors"
@@ -151,7 +116,7 @@ def test_driver_is_killed_and_the_same_command_resumes(tmp_path: Path, corpus: P
         assert not alive, f"outlived the driver: {alive}"
     stored = raylens.open(store)["killed"].counts()["records"]
     assert 0 < stored < PROMPTS
-    with Running(corpus, tiny, store) as again:
+    with Killed(corpus, tiny, store) as again:
         first = next(event for event in again.events() if event["event"] == "start")
         assert first["done"] == stored
         assert again.finish() == 0, again.stderr()
@@ -163,7 +128,7 @@ def test_driver_is_killed_and_the_same_command_resumes(tmp_path: Path, corpus: P
 def test_a_stop_drains_and_can_be_resumed(tmp_path: Path, corpus: Path, tiny: Path, number: signal.Signals) -> None:
     """The run ends with exit code 130 and the command that goes on; what was published is stored."""
     store = tmp_path / "store"
-    with Running(corpus, tiny, store) as running:
+    with Killed(corpus, tiny, store) as running:
         running.until_midway()
         if number == signal.SIGINT:
             os.killpg(running.process.pid, number)  # as a terminal does: the whole group hears it
@@ -174,6 +139,6 @@ def test_a_stop_drains_and_can_be_resumed(tmp_path: Path, corpus: Path, tiny: Pa
     stored = raylens.open(store)["killed"].counts()["records"]
     assert 0 < stored < PROMPTS
     if number == signal.SIGINT:
-        with Running(corpus, tiny, store) as again:
+        with Killed(corpus, tiny, store) as again:
             assert again.finish() == 0, again.stderr()
         assert_each_prompt_once(store)
