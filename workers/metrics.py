@@ -65,13 +65,11 @@ class Metric:
     """One row.
 
     Attributes:
-        meaning: for people.
         needs: what must be asked of the pass.
         values: [N] or [N, M], float32 or uint32; NaN or 0 where there is no value.
         reference: the value of one place, or its M values.
     """
 
-    meaning: str
     needs: Literal["final", "next", "tracked"]
     values: Callable[[Found], Values]
     reference: Callable[[Truth], Any]
@@ -83,27 +81,23 @@ def _kl(truth: Truth) -> float:
 
 
 METRICS = {
-    "kl": Metric("KL(final || tap), in nats", "final", lambda found: found.kl, _kl),
+    "kl": Metric("final", lambda found: found.kl, _kl),
     "next_logprob": Metric(
-        "log probability of the prompt's next token",
         "next",
         lambda found: np.where(found.has_next, found.next_logprob, np.float32(np.nan)),
         lambda truth: truth.logprobs()[truth.next],
     ),
     "next_rank": Metric(
-        "rank of the prompt's next token",
         "next",
         lambda found: np.where(found.has_next, found.next_rank, np.uint32(0)),
         lambda truth: truth.rank(truth.next),
     ),
     "tracked_logprob": Metric(
-        "log probability of each tracked token",
         "tracked",
         lambda found: found.tracked_logprob,
         lambda truth: [truth.logprobs()[token] for token in truth.tracked],
     ),
     "tracked_rank": Metric(
-        "rank of each tracked token",
         "tracked",
         lambda found: found.tracked_rank,
         lambda truth: [truth.rank(token) for token in truth.tracked],

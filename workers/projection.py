@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from raylens.workers.asked import Asked, Tally
 from raylens.workers.blocks import device_of
 from raylens.workers.logits import Logits, SlicedLogits, WholeLogits
-from raylens.workers.running import block_size, running_readout
+from raylens.workers.running import MOST_FUSED, block_size, running_readout
 from raylens.workers.steps import AfterHead
 from raylens.workers.threads import each, workers_for
 from raylens.workers.topk import Readout, joined
 
 #: Rows read out at once by a thread; with the block size this bounds its logits in memory to 16 MiB.
 ROWS = 512
-#: Most tokens that the Triton kernel keeps.
-MOST_FUSED = 64
 
 
 class Projection:

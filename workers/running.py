@@ -11,6 +11,8 @@ from raylens.workers.topk import Readout, RunningReadout
 
 #: Keeping the best by insertion takes time that grows with k; beyond this selecting, as the plain form does, is faster.
 MOST_KEPT = 128
+#: Most tokens that the Triton kernel keeps.
+MOST_FUSED = 64
 #: Logits that exist at once in a thread. Compiled, a block is best while it stays in the cache (docs/decisions/0002); plain, it
 #: must be wide enough that the dozen passes over it are not many.
 COMPILED_LOGITS, PLAIN_LOGITS = 1 << 19, 1 << 22

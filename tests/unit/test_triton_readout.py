@@ -29,7 +29,8 @@ from raylens.workers import steps, topk
 from raylens.workers.fused import ALLOWED, difference, try_fused
 from raylens.workers.kernels import triton_readout
 from raylens.workers.kernels.triton_readout import AfterHead, readout, split_terms
-from raylens.workers.projection import MOST_FUSED, Projection
+from raylens.workers.projection import Projection
+from raylens.workers.running import MOST_FUSED
 from raylens.workers.topk import Readout
 
 NUMBERS = ("ids", "logprobs", "logsumexp", "entropy")

@@ -27,13 +27,12 @@ from torch import Tensor
 
 from raylens.workers.asked import no_answers
 from raylens.workers.kernels import readout_kernel as kernels
+from raylens.workers.running import MOST_FUSED
 from raylens.workers.steps import AfterHead
 from raylens.workers.topk import Readout, joined
 
 #: Rows of one launch: their two bfloat16 terms at D=4096 are 33 MB, so that a GPU's L2 cache holds them through the vocabulary.
 ROWS = 2048
-#: Most tokens kept.
-MAX_K = 64
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ROW_TILE = 128
 #: Block shapes to try, the last for small work. Tokens count for more than rows: a step of the product loads two terms of the
@@ -92,8 +91,8 @@ def _check(rows: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> None:
         raise ValueError("the weight's last dimension must be contiguous")
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype not in _DTYPES or not bias.is_contiguous()):
         raise ValueError(f"bias must be [{weight.shape[0]}] floating point and contiguous, not {list(bias.shape)} {bias.dtype}")
-    if not 1 <= k <= min(MAX_K, weight.shape[0]):
-        raise ValueError(f"k must be 1 to {min(MAX_K, weight.shape[0])}, not {k}")
+    if not 1 <= k <= min(MOST_FUSED, weight.shape[0]):
+        raise ValueError(f"k must be 1 to {min(MOST_FUSED, weight.shape[0])}, not {k}")
     if len({tensor.device for tensor in (rows, weight, bias) if tensor is not None}) != 1:
         raise ValueError("rows, weight and bias must be on one device")
     if rows.is_cuda == _interpreted():
