@@ -32,11 +32,11 @@ def find_walk(
         sites: for each block, tap -> site.
         sums: that hold in every block.
     """
-    head, cpu = projection.head, torch.device("cpu")
+    unembedding, cpu = projection.unembedding, torch.device("cpu")
     taps = WALKABLE.get(frozenset(sums))
-    # exactly a linear layer: a subclass may compute anything
-    if taps is None or type(head) is not nn.Linear or head.weight.dtype != torch.float32 or not may_compile(cpu, 1):
+    if taps is None or unembedding is None or unembedding.head.weight.dtype != torch.float32 or not may_compile(cpu, 1):
         return None
+    head = unembedding.head
     if device_of(head, cpu) != cpu or device_of(projection.norm, cpu) != cpu or probes[0].input.dtype != torch.float32:
         return None
     if not all(tap in block for block in sites for tap in taps):
@@ -49,7 +49,7 @@ def find_walk(
     error, size = _error(norm, head, terms, [probe.output for probe in probes])
     if not error <= of_logits(ALLOWED, size):
         return None
-    return Walk(norm, head, projection.step, error)
+    return Walk(norm, unembedding, projection.step, error)
 
 
 def _written(site: Site, probe: BlockProbe) -> Tensor:

@@ -26,7 +26,7 @@ def try_fused(projection: Projection, rows: Tensor) -> str:
         projection: of the model, which reads by block until now.
         rows: [N, D] hidden rows of the model.
     """
-    if not projection.sliceable:
+    if projection.unembedding is None:
         return "not used: the head is no plain linear layer"
     many = rows.repeat(-(-ROWS // len(rows)), 1)[:ROWS]
     expected, by_block = _timed(projection, many)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raylens.workers.blocks import dtype_of
+from raylens.workers.product import Unembedding
 from raylens.workers.steps import AfterHead
 
 
@@ -31,25 +32,21 @@ class SlicedLogits:
 
     Args:
         rows: [N, D] float32, after the norm, on the head's device.
-        head: the output embedding, its weights in memory.
+        unembedding: the output embedding, its weights in memory.
         step: what follows it.
     """
 
-    def __init__(self, rows: Tensor, head: nn.Linear, step: AfterHead) -> None:
+    def __init__(self, rows: Tensor, unembedding: Unembedding, step: AfterHead) -> None:
         self._rows = rows
-        self._weight, self._bias = head.weight, head.bias
+        self._unembedding = unembedding
+        self._weight, self._bias = unembedding.head.weight, unembedding.head.bias
         self._step = step
 
     def blocks(self, size: int) -> Iterator[Tensor]:
         """See Logits."""
-        rows, count = self._rows, len(self._weight)
-        memory = rows.new_empty(len(rows) * min(size, count))  # one for all blocks
-        for start in range(0, count, size):
-            part = self._weight[start : start + size].float()
-            logits = memory[: len(rows) * len(part)].view(len(rows), len(part))
-            torch.mm(rows, part.T, out=logits)
+        for start, logits in self._unembedding.blocks(self._rows, size):
             if isinstance(self._bias, Tensor):
-                logits += self._bias[start : start + size].float()
+                logits += self._bias[start : start + logits.shape[1]].float()
             yield self._step(logits)
 
     def of(self, targets: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from raylens.workers.asked import Asked, Tally
 from raylens.workers.blocks import device_of
 from raylens.workers.logits import Logits, SlicedLogits, WholeLogits
+from raylens.workers.product import Unembedding, is_plain_linear
 from raylens.workers.running import MOST_FUSED, block_size, running_readout
 from raylens.workers.steps import AfterHead
 from raylens.workers.threads import each, workers_for
@@ -32,7 +33,7 @@ class Projection:
         step: what the model does to the logits after the head (softcap, scale); elementwise.
 
     Attributes:
-        sliceable: whether the head is a plain linear layer.
+        unembedding: makes products with the head, if that is a plain linear layer.
         fused: whether the Triton kernel reads what it can read; set where it was seen to be right and faster (fused.py).
 
     A plain linear head is multiplied in float32, block by block, from its weights where they are, tied or offloaded; any
@@ -43,7 +44,7 @@ class Projection:
         self._norm = self.norm = norm if _is_plain_float32(norm) else _copied(norm)
         self._head = self.head = head
         self._step = self.step = step
-        self.sliceable = type(head) is nn.Linear and head.weight.is_floating_point()
+        self.unembedding = Unembedding(head) if is_plain_linear(head) else None
         self.fused = False
 
     @property
@@ -51,7 +52,9 @@ class Projection:
         """How logits are computed, for the certificate."""
         if self.fused:
             return "one Triton kernel, float32 sums, two terms of each row where weights are short"
-        return "float32 product by vocabulary block" if self.sliceable else "the head's own product, then float32"
+        if self.unembedding is None:
+            return "the head's own product, then float32"
+        return f"float32 product by vocabulary block{', by oneDNN' if self.unembedding.packed else ''}"
 
     def read(self, rows: Tensor, k: int, asked: Asked | None = None) -> Readout:
         """The k best tokens, logsumexp and entropy of each of [N, D] rows, and what else is asked of them.
@@ -60,7 +63,7 @@ class Projection:
         """
         if self.fused and asked is None and k <= MOST_FUSED:
             return self._read_fused(rows, k)
-        workers = workers_for(len(rows)) if rows.device.type == "cpu" and self.sliceable else 1
+        workers = workers_for(len(rows)) if rows.device.type == "cpu" and self.unembedding else 1
         with self._weights():
             parts = each(
                 lambda part: self._read_chunk(rows[part], k, asked and asked.part(part)), _chunks(len(rows), workers), workers
@@ -72,9 +75,14 @@ class Projection:
         with self._weights(), torch.inference_mode():
             return torch.cat([block.clone() for block in self._logits(rows).blocks(block_size(len(rows), rows.device, 1))], dim=1)
 
+    def try_packed(self, rows: Tensor) -> None:
+        """Let a plain head's products be oneDNN's where that is faster, tried on [N, D] hidden rows of the model."""
+        if self.unembedding:
+            self.unembedding.try_packed(self._normed(rows))
+
     def _weights(self) -> AbstractContextManager[object]:
         """While open, offloaded weights of a plain head are in memory; any other head sees to its own."""
-        return align_module_device(self._head) if self.sliceable else nullcontext()
+        return align_module_device(self._head) if self.unembedding else nullcontext()
 
     @torch.inference_mode()
     def _read_fused(self, rows: Tensor, k: int) -> Readout:
@@ -104,8 +112,8 @@ class Projection:
 
     def _logits(self, rows: Tensor) -> Logits:
         normed = self._normed(rows)
-        if isinstance(self._head, nn.Linear) and self.sliceable:
-            return SlicedLogits(normed, self._head, self._step)
+        if self.unembedding:
+            return SlicedLogits(normed, self.unembedding, self._step)
         return WholeLogits(normed, self._head, self._step)
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from accelerate.utils import align_module_device
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from raylens.workers.asked import Asked, Final, Tally, nothing_asked
 from raylens.workers.linear import LinearNorm
+from raylens.workers.product import Unembedding
 from raylens.workers.projection import ROWS
 from raylens.workers.running import States, block_size
 from raylens.workers.steps import AfterHead
@@ -50,15 +51,16 @@ class Walk:
 
     Args:
         norm: the final norm in parts.
-        head: the output embedding, float32.
+        unembedding: makes products with the head, float32.
         step: what follows it.
         error: the largest difference of a logit from float64 that was measured.
     """
 
-    def __init__(self, norm: LinearNorm, head: nn.Linear, step: AfterHead, error: float) -> None:
+    def __init__(self, norm: LinearNorm, unembedding: Unembedding, step: AfterHead, error: float) -> None:
         self.norm = norm
         self.error = error
-        self._head = head
+        self._unembedding = unembedding
+        self._head = head = unembedding.head
         self._step = step
         with align_module_device(head):
             constant = torch.mv(head.weight, norm.bias)
@@ -104,16 +106,11 @@ class Walk:
         left = weighted.view(-1, width)
         if final is not None:
             left, scale = torch.cat([left, self.norm.weighted(final.rows)]), self.norm.scale(final.rows).unsqueeze(1)
-        weight = self._head.weight
         size = block_size(len(left), left.device, k)
-        memory = left.new_empty(len(left) * min(size, len(weight)))  # one for all blocks
-        for start in range(0, len(weight), size):
-            block = weight[start : start + size]
-            products = memory[: len(left) * len(block)].view(len(left), len(block))
-            torch.mm(left, block.T, out=products)
+        for start, products in self._unembedding.blocks(left, size):
             own, last = torch.split(products, [count * tokens, len(left) - count * tokens])
             if final is not None:
-                last = self._step(last * scale + self._constant[start : start + size])
+                last = self._step(last * scale + self._constant[start : start + last.shape[1]])
             yield start, own.view(count, tokens, -1), last
 
     def _scales(self, parts: list[Part], rows: Tensor, tile: slice) -> Tensor:

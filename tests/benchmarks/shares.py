@@ -1,7 +1,7 @@
 """Where raylens' time goes: ``python -m tests.benchmarks.shares FOLDER PROMPTS``, run by bench_peers.
 
 - forward: the model's body alone, no hooks, on the very batches of the run.
-- product: time inside ``torch.mm`` during the run, which only the read-out calls.
+- product: time inside the products with the unembedding during the run.
 - epilogue: time inside the compiled kernels that read the products out.
 - rest: what is left of the run: tokenizing, hooks and their copies, norms, sums, waiting for the slower thread, records.
 
@@ -21,6 +21,7 @@ from unittest.mock import patch
 import torch
 
 from raylens.storage.record import Prompt
+from raylens.workers import product
 from raylens.workers.batching import Batch
 from raylens.workers.kernels import epilogue, walk
 from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
@@ -30,7 +31,7 @@ from tests.benchmarks.rounds import FOUR
 
 ROUNDS = 3
 #: Of each share: the functions inside which time counts.
-INSIDE = {"product": [(torch, "mm")], "epilogue": [(walk, "walk_block"), (epilogue, "take_block")]}
+INSIDE = {"product": [(torch, "mm"), (product, "packed_product")], "epilogue": [(walk, "walk_block"), (epilogue, "take_block")]}
 
 _Clock = dict[int, float]
 

@@ -85,7 +85,7 @@ def test_offloaded_layer_norm(tmp_path: Path, dtype: DType) -> None:
 def test_offloaded_head_keeps_float32(folder: Path) -> None:
     """A head on disk is still multiplied in float32, not in its own short type."""
     model, _ = load_model(ModelSettings(str(folder), dtype="bfloat16", device_map=json.dumps(MAPS["all on disk"])))
-    assert adapt(model).certificate["lens"]["path"] == "float32 product by vocabulary block"
+    assert adapt(model).certificate["lens"]["path"].startswith("float32 product by vocabulary block")
     assert all(parameter.is_meta for parameter in model.parameters())  # and is back on disk afterwards
 
 

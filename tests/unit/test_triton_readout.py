@@ -416,7 +416,7 @@ def test_kernel_is_measured_when_a_model_loads(name: str, monkeypatch: pytest.Mo
     assert error < ALLOWED
     if not COMPILED:
         assert not projection.fused
-        assert projection.path == "float32 product by vocabulary block"
+        assert projection.path.startswith("float32 product by vocabulary block")
 
 
 def test_kernel_that_is_right_and_faster_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

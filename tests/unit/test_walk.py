@@ -57,7 +57,7 @@ def test_walk_equals_reading_each_tap(name: str) -> None:
     model, adapter = built(name)
     walking, direct = lens(adapter), lens(replace(adapter, walk=None))
     assert "sums of what is added" in walking.path
-    assert direct.path == "float32 product by vocabulary block"
+    assert direct.path.startswith("float32 product by vocabulary block")
     assert adapter.walk is not None
     assert adapter.walk.error < 2e-4
     same(records(model, walking), records(model, direct))
@@ -103,7 +103,7 @@ def test_not_where_sums_are_not_exact() -> None:
     """A model in a short type, one without known sums, and one whose first tokens are too many are read tap by tap."""
     assert built("llama", "cpu", torch.bfloat16)[1].walk is None
     assert built("mamba")[1].walk is None
-    assert lens(built("llama")[1], k=MOST_KEPT + 1).path == "float32 product by vocabulary block"
+    assert lens(built("llama")[1], k=MOST_KEPT + 1).path.startswith("float32 product by vocabulary block")
     assert VOCABULARY > MOST_KEPT
 
 
