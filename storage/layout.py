@@ -37,6 +37,10 @@ class RunFolder:
         return self.root / "records"
 
     @property
+    def tables(self) -> Path:
+        return self.root / "tables"
+
+    @property
     def quarantine(self) -> Path:
         return self.root / "quarantine"
 
@@ -59,7 +63,7 @@ class RunFolder:
             StoreError: they cannot be made.
         """
         try:
-            for folder in (self.commits, self.records, self.quarantine):
+            for folder in (self.commits, self.records, self.tables, self.quarantine):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{self.root}: cannot be written ({error.strerror}); choose another --store") from error

@@ -56,7 +56,7 @@ def _repair_commits(folder: RunFolder, found: Findings) -> Iterator[str]:
     for bad in found.bad:
         folder.damaged.mkdir(exist_ok=True)
         sources = _segments(folder, bad)
-        kept = SegmentBuilder()
+        kept = SegmentBuilder(found.manifest.uid if found.manifest else "")
         for outcome, frame in _good_records(bad, sources):
             if found.manifest is not None and outcome.index < found.manifest.prompts and outcome.index not in found.done:
                 found.done.add(outcome.index)

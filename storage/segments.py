@@ -13,6 +13,7 @@ from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Commit, Entry
 from raylens.storage.record import Failure, Record
 from raylens.storage.record_json import decode_outcome, encode_outcome
+from raylens.storage.tables import write_tables
 
 #: Bytes of one record's JSON, decompressed; a reader refuses more.
 MAX_RECORD_BYTES = 8 << 30
@@ -22,9 +23,15 @@ _NAME = re.compile(r"([0-9]{9,18})-[0-9a-f]{8}\.jsonl\.zst")
 
 
 class SegmentBuilder:
-    """Lines gathered for the next commit."""
+    """What is gathered for the next commit.
 
-    def __init__(self) -> None:
+    Args:
+        run: uid of the run, for the tables.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._outcomes: list[Record | Failure] = []
         self._frames: list[bytes] = []
         self._entries: list[Entry] = []
         self.size = 0
@@ -40,18 +47,21 @@ class SegmentBuilder:
     def add_frame(self, outcome: Record | Failure, frame: bytes) -> None:
         """Append one record or failure as the frame that it has in another segment."""
         self._entries.append(entry_of(outcome, self.size, len(frame)))
+        self._outcomes.append(outcome)
         self._frames.append(frame)
         self.size += len(frame)
 
     def write(self, folder: RunFolder, n: int, writer: str) -> tuple[str, int, list[Entry]]:
-        """Write the segment durably; its name, checksum and entries. Until a commit names it, it is garbage."""
-        name = f"{n:09d}-{writer}.jsonl.zst"
+        """Write the segment and its tables durably; its name, checksum and entries. Until a commit names it, it is garbage."""
+        stem = f"{n:09d}-{writer}"
+        name = f"{stem}.jsonl.zst"
         data = b"".join(self._frames)
         with (folder.records / name).open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         fsync_folder(folder.records)
+        write_tables(folder, stem, self._outcomes, self._run, n)
         return name, zlib.crc32(data), self._entries
 
 
@@ -76,6 +86,8 @@ def remove_garbage(folder: RunFolder, n: int, named: set[str | None]) -> None:
         number = segment_number(path.name)
         if number is not None and number <= n and path.name not in named:
             path.unlink(missing_ok=True)
+            for table in folder.tables.glob(f"{path.name.removesuffix('.jsonl.zst')}.*.parquet"):
+                table.unlink(missing_ok=True)
     for path in folder.commits.glob(f".*{TEMPORARY}"):
         match = re.match(r"\.([0-9]{9,18})\.json\.", path.name)
         if match is not None and int(match[1]) <= n:

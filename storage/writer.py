@@ -63,7 +63,7 @@ class Writer:
         self._away = False
         self._rewound = time.monotonic()
         self._gathering = Gathering()
-        self._segment = SegmentBuilder()
+        self._segment = SegmentBuilder(manifest.uid)
         self._ready: dict[int, set[str]] = {}  # prompt index -> entries to delete once it is committed
         self._ready_since = 0.0
         self._spent: set[str] = set()  # entries whose prompt is in the ledger, or that are in quarantine
@@ -108,7 +108,7 @@ class Writer:
         for ids in self._ready.values():
             self._spent |= ids
         self._spent |= self._gathering.drop(self._ledger.__contains__)
-        self._segment, self._ready = SegmentBuilder(), {}
+        self._segment, self._ready = SegmentBuilder(self._run), {}
         self._delete_spent()
 
     def _check_unmoved(self) -> None:

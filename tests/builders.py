@@ -11,7 +11,7 @@ from raylens.storage.frame import split
 from raylens.storage.layout import RunFolder, runs_folder
 from raylens.storage.ledger import FORMAT as COMMIT_FORMAT
 from raylens.storage.ledger import Commit, Ledger
-from raylens.storage.manifest import FORMAT, Manifest, create_or_resume
+from raylens.storage.manifest import FORMAT, Manifest, create_or_resume, read_manifest
 from raylens.storage.payload import encode_payload
 from raylens.storage.record import Failure, Prompt, Record, TapLens
 from raylens.storage.segments import SegmentBuilder
@@ -172,7 +172,7 @@ def commit_outcomes(folder: RunFolder, *outcomes: Record | Failure, writer: str 
     """A segment of the outcomes, entered in the ledger as one commit unless told otherwise; its path."""
     ledger = Ledger(folder)
     ledger.refresh()
-    builder = SegmentBuilder()
+    builder = SegmentBuilder(read_manifest(folder).uid)
     for outcome in outcomes:
         builder.add(outcome)
     name, crc32, entries = builder.write(folder, ledger.next, writer)

@@ -30,7 +30,7 @@ def outcomes() -> list[Record | Failure]:
 
 def write(folder: RunFolder, n: int = 1, writer: str = WRITER) -> tuple[Path, list[Entry]]:
     """A segment of ``outcomes()``, and its entries."""
-    builder = SegmentBuilder()
+    builder = SegmentBuilder("0123456789abcdef")
     for outcome in outcomes():
         builder.add(outcome)
     name, _, entries = builder.write(folder, n, writer)
@@ -53,7 +53,7 @@ def test_each_outcome_is_read_alone(folder: RunFolder) -> None:
 
 def test_entries_tile_the_file(folder: RunFolder) -> None:
     """The entries cover the segment from its first byte to its last, and size and checksum are the file's."""
-    builder = SegmentBuilder()
+    builder = SegmentBuilder("0123456789abcdef")
     for outcome in outcomes():
         builder.add(outcome)
     name, crc32, entries = builder.write(folder, 1, WRITER)

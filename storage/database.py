@@ -1,0 +1,128 @@
+"""SQL over the tables of runs: documented views, read-only, without files or network (docs/QUERIES.md).
+
+DuckDB reads the Parquet tables where they are; nothing is imported, and a query may be over more than fits in memory.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from raylens.storage.errors import StoreError, UsageError
+from raylens.storage.store import Run
+from raylens.storage.table_files import table_files
+from raylens.storage.tables import KINDS, LENS, PROMPTS
+from raylens.storage.vocabulary import token_text
+
+#: Makes the documented views.
+VIEWS = Path(__file__).with_name("views.sql")
+_KINDS = {"lens": ("lens", LENS), "prompts": ("prompt_rows", PROMPTS)}
+
+
+class Database:
+    """The views of some runs, as they were committed when it was opened.
+
+    Args:
+        runs: one or more.
+        memory: DuckDB's limit, such as ``1GB``; by default four fifths of the machine's. What does not fit goes to a temporary
+            folder.
+
+    Raises:
+        StoreError: tables are missing or damaged.
+    """
+
+    def __init__(self, runs: Sequence[Run], memory: str | None = None) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="raylens-sql-")
+        self._connection = duckdb.connect(config={"temp_directory": self._temporary.name})
+        if memory is not None:
+            self._connection.execute("SET memory_limit = ?", [memory])
+        paths = self._create_views(runs)
+        self._connection.execute("SET allowed_paths = ?", [[form for path in paths for form in (str(path), _literal(path))]])
+        for setting in ("enable_external_access = false", "lock_configuration = true"):
+            self._connection.execute(f"SET {setting}")
+
+    def _create_views(self, runs: Sequence[Run]) -> list[Path]:
+        found = {run.name: table_files(run.folder) for run in runs}
+        for run in runs:
+            for files in found[run.name]:
+                files.check(run.manifest.uid)
+        for kind in KINDS:
+            name, schema = _KINDS[kind]
+            parts = [_select(run, [files.path(kind) for files in all_files], schema) for run, all_files in found.items()]
+            self._connection.execute(f"CREATE VIEW {name} AS {' UNION ALL '.join(parts)}")
+        self._connection.register("tokens", pa.concat_tables([_tokens(run) for run in runs]))
+        self._connection.execute(VIEWS.read_text())
+        return [files.path(kind) for all_files in found.values() for files in all_files for kind in KINDS]
+
+    @contextmanager
+    def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Iterator[pa.RecordBatchReader]:
+        """The result of one statement, read as it is made.
+
+        Raises:
+            UsageError: SQL that is not a query, or not valid; with DuckDB's own words.
+            StoreError: a table was damaged or removed meanwhile.
+        """
+        try:
+            statements = self._connection.extract_statements(sql)
+            if len(statements) != 1 or statements[0].type not in _READ_ONLY:
+                raise UsageError("SQL: give one SELECT (or DESCRIBE, EXPLAIN, SHOW) statement; the store is read only")
+            yield self._connection.sql(sql, params=dict(parameters) if parameters else None).to_arrow_reader()
+        except duckdb.Error as error:
+            kind = StoreError if isinstance(error, duckdb.IOException) else UsageError
+            raise kind(f"SQL: {error}") from error
+
+    def close(self) -> None:
+        """Give back memory and the temporary folder."""
+        self._connection.close()
+        self._temporary.cleanup()
+
+    def __enter__(self) -> "Database":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_READ_ONLY = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
+
+
+def _select(run: str, paths: list[Path], schema: pa.Schema) -> str:
+    if not paths:
+        columns = ", ".join(f"NULL::{_TYPES[field.type]} AS {field.name}" for field in schema)
+        return f"SELECT {_text(run)} AS run, {columns} WHERE false"
+    listed = ", ".join(_text(_literal(path)) for path in paths)
+    return f"SELECT {_text(run)} AS run, * FROM read_parquet([{listed}])"  # noqa: S608  quoted
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _literal(path: Path) -> str:
+    """A path in which no character stands for others."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))
+
+
+def _tokens(run: Run) -> pa.Table:
+    tokens = run.vocabulary
+    columns = {
+        "run": pa.array([run.name] * len(tokens), pa.string()),
+        "token_id": pa.array(range(len(tokens)), pa.uint32()),
+        "token": pa.array([token_text(tokens, number) for number in range(len(tokens))], pa.string()),
+        "bytes": pa.array(tokens, pa.binary()),
+    }
+    return pa.table(columns)
+
+
+_TYPES = {
+    pa.string(): "VARCHAR",
+    pa.uint16(): "USMALLINT",
+    pa.uint32(): "UINTEGER",
+    pa.float32(): "FLOAT",
+    LENS.field("ids").type: "UINTEGER[]",
+    LENS.field("logprobs").type: "FLOAT[]",
+}

@@ -1,0 +1,46 @@
+-- The views that queries are written against (docs/QUERIES.md), over the tables of the runs: lens, prompt_rows and tokens.
+
+CREATE VIEW prompts AS
+SELECT run, prompt, id, text, len(token_ids) AS tokens, truncated_from, metadata::JSON AS metadata, failure
+FROM prompt_rows;
+
+CREATE VIEW failures AS
+SELECT run, prompt, id, failure AS kind, message, metadata::JSON AS metadata
+FROM prompt_rows
+WHERE failure IS NOT NULL;
+
+CREATE VIEW positions AS
+SELECT run, prompt, position, place.token_id, here.token, next_id, following.token AS next
+FROM (
+    SELECT run, prompt, unnest(positions) AS position, token_ids[position + 1] AS token_id, token_ids[position + 2] AS next_id
+    FROM prompt_rows
+    WHERE failure IS NULL
+) AS place
+LEFT JOIN tokens AS here USING (run, token_id)
+LEFT JOIN tokens AS following ON following.run = place.run AND following.token_id = next_id;
+
+CREATE VIEW metrics AS
+SELECT
+    run, prompt, position, tap, layer, ids[1] AS top_id, logprobs[1] AS top_logprob, final_rank, entropy, kl, next_logprob, next_rank
+FROM lens;
+
+CREATE VIEW topk AS
+SELECT run, prompt, position, tap, layer, rank, token_id, token, logprob
+FROM (
+    SELECT
+        run, prompt, position, tap, layer, unnest(range(1, len(ids) + 1))::USMALLINT AS rank, unnest(ids) AS token_id,
+        unnest(logprobs) AS logprob
+    FROM lens
+)
+LEFT JOIN tokens USING (run, token_id);
+
+CREATE VIEW tracked AS
+SELECT run, prompt, position, tap, layer, token_id, token, logprob, rank
+FROM (
+    SELECT
+        run, prompt, position, tap, layer, unnest(tracked) AS token_id, unnest(tracked_logprob) AS logprob,
+        unnest(tracked_rank) AS rank
+    FROM lens
+    JOIN prompt_rows USING (run, prompt)
+)
+LEFT JOIN tokens USING (run, token_id);
