@@ -68,7 +68,7 @@ class Lens:
         if self._walk is None or self._plan is None:
             return self._projection.path
         return (
-            f"float32, {self._plan.products} products for {len(self._wanted)} places: sums of what is added to the residual "
+            f"{self._projection.path}; {self._plan.products} products for {len(self._wanted)} places: sums of what is added to the residual "
             f"(within {self._walk.error:.1e} of float64)"
         )
 
