@@ -68,8 +68,8 @@ class Lens:
         if self._walk is None or self._plan is None:
             return self._projection.path
         return (
-            f"{self._projection.path}; {self._plan.products} products for {len(self._wanted)} places: sums of what is added to the residual "
-            f"(within {self._walk.error:.1e} of float64)"
+            f"{self._projection.path}; {self._plan.products} products for {len(self._wanted)} places: "
+            f"sums of what is added to the residual (within {self._walk.error:.1e} of float64)"
         )
 
     def _layers_of(self, tap: str) -> tuple[int, ...]:

@@ -160,7 +160,8 @@ def test_nothing_is_deleted_before_its_commit(bench: Bench) -> None:
 
 
 # Points at which a writer may die while it commits, in the order in which it passes them: its n-th call of fsync
-# (segment, its folder, its two tables, their folder, the commit's temporary file, its folder), link, and the deletion from the stream.
+# (segment, its folder, its two tables, their folder, the commit's temporary file, its folder), link, and the deletion from the
+# stream.
 CRASH_POINTS = [*(f"fsync {call}" for call in range(1, 7)), "link", "fsync 7", "delete"]
 COMMITTED_FROM = CRASH_POINTS.index("fsync 7")
 
