@@ -14,9 +14,27 @@ from raylens.workers.worker import Worker
 
 
 @lru_cache(maxsize=1)
-def _worker(settings: WorkerSettings) -> Worker:
+def loaded(settings: WorkerSettings) -> Worker:
+    """A worker in this process, which stays loaded until another one is asked for.
+
+    Raises:
+        RaylensError: the model cannot be used, or the settings are wrong.
+    """
+    check(settings)
     inspect_model(settings)
     return Worker(settings)
+
+
+def read(worker: Worker, text: str) -> Record:
+    """The record of one text.
+
+    Raises:
+        RaylensError: the text cannot be lensed.
+    """
+    (outcome,) = worker.run([Prompt(0, "0", text)])
+    if isinstance(outcome, Failure):
+        raise RaylensError(f"cannot lens this text ({outcome.kind}): {outcome.message}")
+    return outcome
 
 
 def lens(
@@ -56,10 +74,6 @@ def lens(
         ),
         InputSettings(),
     )
-    check(settings)
     if not isinstance(text, str):
         raise UsageError(f"the text is a {type(text).__name__}; give a str, or use raylens.run for many")
-    (outcome,) = _worker(settings).run([Prompt(0, "0", text)])
-    if isinstance(outcome, Failure):
-        raise RaylensError(f"cannot lens this text ({outcome.kind}): {outcome.message}")
-    return outcome
+    return read(loaded(settings), text)

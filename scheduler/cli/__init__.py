@@ -14,6 +14,7 @@ _SUMMARIES = {
     "demo": "Lens sixteen bundled prompts with a bundled model; no network.",
     "doctor": "Load a model and say what of it can be lensed, and how exactly.",
     "export": "Write the records of a run to a file.",
+    "lens": "Lens one text and print the grid.",
     "plot": "Draw a picture of one prompt.",
     "run": "Lens a corpus into a store.",
     "runs": "List the runs of a store.",

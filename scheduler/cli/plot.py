@@ -18,6 +18,7 @@ from raylens.storage.record import Record
 @click.option("--stat", help="What colours the cells: rank, prob or entropy.")
 @click.option("--tap", help="The tap shown.")
 @click.option("--positions", metavar="A:B", help="Positions shown; the last 24 (grid) or the last one (rank) by default.")
+@click.option("--layer-step", type=click.IntRange(min=1), default=1, help="Every Nth layer, counted from the last one down.")
 @click.option("--font", type=click.Path(exists=True, dir_okay=False), help="Font file for glyphs that DejaVu Sans lacks.")
 @click.option("-o", "--output", required=True, metavar="FILE", help="Picture to write: .png, .svg or .pdf.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object that names the picture.")
@@ -28,6 +29,7 @@ def command(
     stat: str | None,
     tap: str | None,
     positions: str | None,
+    layer_step: int,
     font: str | None,
     output: str,
     as_json: bool,
@@ -36,7 +38,10 @@ def command(
     run, record = open_record(store, address)
     chosen = None if positions is None else _positions(record, positions)
     model = str(run.manifest.sources["label"])
-    path = plot(record, kind, output, vocabulary=run.vocabulary, model=model, stat=stat, tap=tap, positions=chosen, font=font)
+    path = plot(
+        record, kind, output, vocabulary=run.vocabulary, model=model, stat=stat, tap=tap, positions=chosen, layer_step=layer_step,
+        font=font,
+    )  # fmt: skip
     if as_json:
         click.echo(orjson.dumps({"file": str(path), "kind": kind, "run": run.name, "prompt": record.id}))
     else:

@@ -62,7 +62,7 @@ def grid(record: Record, vocabulary: Vocabulary, request: Request) -> Grid:
     positions = request.chosen_positions(record, MOST)
     columns = [record.positions.index(position) for position in positions]
     final = prediction(record)
-    parts = [(f"layer {layer}", tap, row) for row, layer in _ascending(record.taps[tap])]
+    parts = [(f"layer {layer}", tap, row) for row, layer in request.chosen_layers(record.taps[tap])]
     embedding = record.taps.get("resid_pre")
     has_embedding = embedding is not None and 0 in embedding.layers
     if embedding is not None and has_embedding:
@@ -131,11 +131,6 @@ def _draw_column(sheet: Sheet, picture: Grid, column: int, bottom: float, top: f
         sheet.text(x + half, top + _ROW / 2, _MARK, align="right")
     sheet.text(x, bottom - _ROW / 2, sheet.fonts.fit(picture.inputs[column], room, CELL), align="center")
     sheet.text(x, bottom - 1.5 * _ROW, str(picture.positions[column]), align="center", colour=_GREY)
-
-
-def _ascending(lens: TapLens) -> list[tuple[int, int]]:
-    """(row, layer) of a tap from its first layer up."""
-    return sorted(enumerate(lens.layers), key=lambda place: place[1])
 
 
 def _values(lens: TapLens, stat: str, final: Prediction) -> Array:

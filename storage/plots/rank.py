@@ -61,7 +61,7 @@ def rank(record: Record, vocabulary: Vocabulary, request: Request) -> RankPictur
     column = record.positions.index(position)
     taps = taps_of(record) if request.tap is None else [request.chosen_tap(record)]
     # Sorting is stable, so within a layer taps keep block order.
-    places = [(layer, tap, row) for tap in taps for row, layer in enumerate(record.taps[tap].layers)]
+    places = [(layer, tap, row) for tap in taps for row, layer in request.chosen_layers(record.taps[tap])]
     places.sort(key=lambda place: place[0])
     rows = tuple((layer, tap) for layer, tap, _ in places)
     most = max(record.taps[tap].ids.shape[2] for tap in taps)

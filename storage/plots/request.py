@@ -22,6 +22,7 @@ class Request:
         tap: the tap to show.
         positions: the positions to show, counted from the start of the prompt.
         title: heading; the model's and the prompt's name then go to the line below it.
+        layer_step: show every so many layers, counted from the last one down.
     """
 
     model: str
@@ -29,6 +30,12 @@ class Request:
     tap: str | None = None
     positions: Sequence[int] | None = None
     title: str | None = None
+    layer_step: int = 1
+
+    def chosen_layers(self, lens: TapLens) -> list[tuple[int, int]]:
+        """(row, layer) of a tap from its first layer up; with a step, the last layer is always among them."""
+        ascending = sorted(enumerate(lens.layers), key=lambda place: place[1])
+        return ascending[::-1][:: self.layer_step][::-1]
 
     def heading(self, record: Record) -> str:
         """First line of the picture."""

@@ -113,6 +113,19 @@ def test_walk_of_the_real_model_against_float64() -> None:
         assert float((exact.gather(1, chosen) - best).abs().max()) < 4e-4, (tap, layer)
 
 
+def test_lens_prints_the_grid() -> None:
+    """In a pipe: no colour, every position, the last layer first; as JSON the whole record."""
+    done = raylens_command("lens", TEXT, "-m", "demo", "--layer-step", "10")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[1:4]] == [["layer", "29"], ["layer", "19"], ["layer", "9"]]
+    assert "·Paris" in lines[1]
+    assert all(line.isprintable() for line in lines)
+    record = json.loads(raylens_command("lens", TEXT, "-m", "demo", "-k", "2", "--json").stdout)
+    assert record["taps"]["resid_post"]["tokens"][-1][-1][0] == " Paris"
+    assert raylens_command("lens", TEXT, "-m", "demo", "--stat", "kl").returncode == 2
+
+
 def test_doctor_prints_the_certificate() -> None:
     """raylens doctor says what is hooked and how exact the lens is; as JSON it is the certificate itself."""
     done = raylens_command("doctor", "--model", "demo", "--json")

@@ -1,0 +1,50 @@
+"""``raylens lens``."""
+
+from typing import Any
+
+import click
+import orjson
+
+from raylens.scheduler.cli._options import model_options, model_settings
+from raylens.storage.errors import UsageError
+
+
+@click.command("lens")
+@click.argument("text")
+@model_options
+@click.option("-k", "--top-k", type=int, default=10, show_default=True, help="Tokens kept at each place.")
+@click.option("--tap", default="resid_post", show_default=True, help="The tap shown.")
+@click.option("--stat", default="rank", show_default=True, help="What colours the cells: rank, prob or entropy.")
+@click.option("--layer-step", type=click.IntRange(min=1), default=1, show_default=True, help="Every Nth layer, and the last.")
+@click.option("--json", "as_json", is_flag=True, help="The record, with every tap, as one JSON object.")
+def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json: bool, **options: Any) -> None:
+    """Lens TEXT in this process and print the grid, without Ray, Redis or a store.
+
+    In a terminal the last positions that fit are shown, in colour; in a pipe all of them, plain.
+    """
+    from rich.console import Console
+
+    from raylens.storage.plots.grid import STATS, grid
+    from raylens.storage.plots.request import Request
+    from raylens.storage.record_view import readable
+    from raylens.storage.taps import parse_taps
+    from raylens.storage.terminal import grid_lines
+    from raylens.workers.api import loaded, read
+    from raylens.workers.settings import LensSettings, WorkerSettings
+
+    if stat not in STATS:
+        raise UsageError(f"--stat {stat}: choose from {', '.join(STATS)}")
+    shown = parse_taps(tap)
+    if len(shown) != 1:
+        raise UsageError(f"--tap {tap}: name one tap")
+    settings = WorkerSettings(model_settings(options), LensSettings(top_k, positions="all", logprobs="float32"))
+    with Console(stderr=True).status("loading the model"):
+        worker = loaded(settings)
+        record = read(worker, text)
+    if as_json:
+        click.echo(orjson.dumps(readable(record, worker.vocabulary)))
+        return
+    request = Request(settings.model.source, stat, shown[0], record.positions, layer_step=layer_step)
+    console = Console(highlight=False)
+    for line in grid_lines(grid(record, worker.vocabulary, request), console.width if console.is_terminal else None):
+        console.print(line, no_wrap=True, crop=False, overflow="ignore")
