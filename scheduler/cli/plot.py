@@ -13,11 +13,15 @@ from raylens.storage.record import Record
 @click.argument("address", metavar="RUN/PROMPT")
 @store_option
 @click.option(
-    "--kind", type=click.Choice(KINDS), default="grid", show_default=True, help="grid: positions by layers; rank: layers by rank."
+    "--kind",
+    type=click.Choice(KINDS),
+    default="grid",
+    show_default=True,
+    help="grid: positions by layers; rank: layers by rank; trajectory: tokens over layers.",
 )
-@click.option("--stat", help="What colours the cells: rank, prob or entropy.")
+@click.option("--stat", help="What is shown: rank, prob, logprob, entropy or kl, as the kind has it.")
 @click.option("--tap", help="The tap shown.")
-@click.option("--positions", metavar="A:B", help="Positions shown; the last 24 (grid) or the last one (rank) by default.")
+@click.option("--positions", metavar="A:B", help="Positions shown; the last 24 (grid) or the last one by default.")
 @click.option("--layer-step", type=click.IntRange(min=1), default=1, help="Every Nth layer, counted from the last one down.")
 @click.option("--font", type=click.Path(exists=True, dir_okay=False), help="Font file for glyphs that DejaVu Sans lacks.")
 @click.option("-o", "--output", required=True, metavar="FILE", help="Picture to write: .png, .svg or .pdf.")

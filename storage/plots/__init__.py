@@ -55,6 +55,7 @@ def plot(
     positions: "Sequence[int] | None" = None,
     title: str | None = None,
     layer_step: int = 1,
+    tokens: "Sequence[int] | None" = None,
     font: str | Path | None = None,
 ) -> Path:
     """Draw one picture of a record into a file. The same arguments give the same bytes.
@@ -69,6 +70,7 @@ def plot(
         positions: from the start of the prompt. By default grid shows the last 24, rank the last one; rank takes one only.
         title: heading; the model's and the prompt's name then go to the line below it.
         layer_step: every so many layers, counted from the last one down, which is always shown.
+        tokens: ids that a trajectory follows; by default the best of the last layer.
         font: a font file to use for what DejaVu Sans lacks.
 
     Returns:
@@ -83,7 +85,9 @@ def plot(
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         raise UsageError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
-    data = render(record, kind, suffix, Request(model, stat, tap, positions, title, layer_step), vocabulary=vocabulary, font=font)
+    data = render(
+        record, kind, suffix, Request(model, stat, tap, positions, title, layer_step, tokens), vocabulary=vocabulary, font=font
+    )
     try:
         path.write_bytes(data)
     except OSError as error:

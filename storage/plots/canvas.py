@@ -35,6 +35,8 @@ _FAMILY = "sans-serif"
 _LEFT_TO_RIGHT = "\u200e"
 
 Array = NDArray[np.float64]
+#: A matplotlib line style: its sign, or an offset with lengths of strokes and gaps in points.
+Dash = str | tuple[int, tuple[int, ...]]
 
 _rc_lock = Lock()
 
@@ -132,6 +134,10 @@ class Sheet:
         ends = [((x0, y0), (x1, y1)) for x0, y0, x1, y1 in segments]
         self._axes.add_collection(LineCollection(ends, linewidths=points, colors=colour, capstyle="butt"))
 
+    def path(self, x: Array, y: Array, colour: str, dash: Dash) -> None:
+        """A line through [N] places, with a dot at each that is a number; it breaks where one is not."""
+        self._axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.6, marker="o", markersize=2.5)
+
     def frame(self, left: float, bottom: float, width: float, height: float, points: float, colour: str) -> None:
         """An unfilled rectangle."""
         self._axes.add_patch(Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=points, zorder=3))
@@ -171,14 +177,15 @@ class Header:
     lines: tuple[tuple[str, float], ...]
     height: float
 
-    def draw(self, sheet: Sheet, left: float, scale: Scale) -> None:
-        """Draw at the top of a sheet."""
+    def draw(self, sheet: Sheet, left: float, scale: Scale | None = None) -> None:
+        """Draw at the top of a sheet, with a key of the colours where they mean something."""
         y = sheet.height - MARGIN
         for text, points in self.lines:
             step = points * _LINE / 72
             sheet.text(left, y - step / 2, _LEFT_TO_RIGHT + text, points)
             y -= step
-        sheet.key(left, y - 0.08 - KEY_HEIGHT, scale)
+        if scale is not None:
+            sheet.key(left, y - 0.08 - KEY_HEIGHT, scale)
 
 
 def header(heading: str, captions: Sequence[str], width: float, fonts: Fonts) -> Header:

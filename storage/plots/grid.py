@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
+from raylens.storage.errors import UsageError
 from raylens.storage.fonts import Fonts
 from raylens.storage.labels import token_label
 from raylens.storage.plots.canvas import CELL, LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
@@ -12,7 +13,7 @@ from raylens.storage.plots.request import Prediction, Request, coverage, predict
 from raylens.storage.record import Record, TapLens
 from raylens.storage.vocabulary import Vocabulary
 
-STATS = ("rank", "prob", "entropy")
+STATS = ("rank", "prob", "logprob", "entropy", "kl")
 #: Positions drawn when none are asked for: the last ones.
 MOST = 24
 _WIDTH, _HEIGHT = 0.84, 0.24  # of a cell; all lengths are inches
@@ -59,6 +60,8 @@ def grid(record: Record, vocabulary: Vocabulary, request: Request) -> Grid:
         UsageError: a stat, tap or position that cannot be shown.
     """
     stat, tap = request.chosen_stat(STATS), request.chosen_tap(record)
+    if stat == "kl" and "kl" not in record.taps[tap].stats:
+        raise UsageError(f"stat 'kl': prompt {record.id!r} has no kl; run it with --stats kl")
     positions = request.chosen_positions(record, MOST)
     columns = [record.positions.index(position) for position in positions]
     final = prediction(record)
@@ -137,12 +140,28 @@ def _values(lens: TapLens, stat: str, final: Prediction) -> Array:
     """[L, P] of a stat."""
     if stat == "prob":
         return np.exp(lens.logprobs[:, :, 0].astype(np.float64))
+    if stat == "logprob":
+        return lens.logprobs[:, :, 0].astype(np.float64)
+    if stat == "kl":
+        return lens.stats["kl"].astype(np.float64)
     return (lens.entropy if stat == "entropy" else ranks(lens, final.ids)).astype(np.float64)
 
 
 def _scale(stat: str, k: int, final: Prediction) -> Scale:
     if stat == "prob":
         return Scale("probability of the top-1 token", 0, 1, "viridis", tuple((v / 4, f"{v / 4:g}") for v in range(5)))
+    if stat == "logprob":
+        return Scale(
+            "logprob of the top-1 token in nats, -8 and less alike", -8, 0, "viridis", tuple((v, f"{v}") for v in range(-8, 1, 2))
+        )
+    if stat == "kl":
+        return Scale(
+            "KL of the final prediction from here in nats, 12 and more alike",
+            0,
+            12,
+            "cividis_r",
+            tuple((v, f"{v}") for v in range(0, 13, 3)),
+        )
     if stat == "entropy":
         # Twelve nats are those of 160,000 equally likely tokens; a scale by vocabulary size would not compare across models.
         return Scale("entropy in nats, 12 and more alike", 0, 12, "cividis_r", tuple((v, f"{v}") for v in range(0, 13, 3)))

@@ -6,11 +6,10 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.figure import Figure
 
-from raylens.storage.errors import UsageError
 from raylens.storage.fonts import Fonts
-from raylens.storage.labels import fit, text_label, token_label
+from raylens.storage.labels import token_label
 from raylens.storage.plots.canvas import LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
-from raylens.storage.plots.request import Request, coverage, prediction, taps_of
+from raylens.storage.plots.request import Request, coverage, prediction, prompt_to, taps_of
 from raylens.storage.record import Record
 from raylens.storage.vocabulary import Vocabulary
 
@@ -20,7 +19,6 @@ MOST_RANKS = 20
 _WIDTH, _HEIGHT = 0.9, 0.2  # of a cell; all lengths are inches
 _LEFT = 1.45
 _ROW = 0.2  # of the ranks below and above the cells
-_PROMPT_CELLS = 240  # of the prompt in the caption: its end, which is what the position has read last
 _FOUND = "#ff2d55"
 
 
@@ -55,9 +53,7 @@ def rank(record: Record, vocabulary: Vocabulary, request: Request) -> RankPictur
         UsageError: a stat, tap or position that cannot be shown, or more than one position.
     """
     request.chosen_stat(STATS)
-    if request.positions is not None and len(set(request.positions)) > 1:
-        raise UsageError(f"the rank picture shows one position; {len(set(request.positions))} were chosen")
-    (position,) = request.chosen_positions(record, 1)
+    position = request.chosen_position(record, "the rank picture")
     column = record.positions.index(position)
     taps = taps_of(record) if request.tap is None else [request.chosen_tap(record)]
     # Sorting is stable, so within a layer taps keep block order.
@@ -96,20 +92,11 @@ def _captions(record: Record, vocabulary: Vocabulary, position: int, ranks: str)
     actual = f"; actual next: {token_label(vocabulary, following[0])}" if following else ""
     axes = f"rows: layer and tap, layer 0 at the bottom; columns: {ranks}; framed: the predicted token"
     return (
-        f"prompt: {_prompt_to(record, vocabulary, position)}",
+        f"prompt: {prompt_to(record, vocabulary, position)}",
         predicted + actual,
         coverage(record, [position]),
         axes,
     )
-
-
-def _prompt_to(record: Record, vocabulary: Vocabulary, position: int) -> str:
-    """The end of what the model had read at a position."""
-    # So many tokens fill the caption however long the prompt is.
-    first = max(0, position + 1 - _PROMPT_CELLS)
-    known = [vocabulary[i] if i < len(vocabulary) else None for i in record.token_ids[first : position + 1]]
-    text = text_label(b"".join(token if token is not None else b"\xef\xbf\xbd" for token in known))
-    return fit(f"…{text}" if first else text, _PROMPT_CELLS, keep="end")
 
 
 def figure(record: Record, vocabulary: Vocabulary, request: Request, fonts: Fonts) -> Figure:

@@ -7,9 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylens.storage.errors import UsageError
-from raylens.storage.labels import text_label
+from raylens.storage.labels import fit, text_label
 from raylens.storage.record import Record, TapLens
 from raylens.storage.taps import ALIASES, TAPS
+from raylens.storage.vocabulary import Vocabulary
+
+_PROMPT_CELLS = 240  # of the prompt in a caption: its end, which is what the position has read last
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class Request:
         positions: the positions to show, counted from the start of the prompt.
         title: heading; the model's and the prompt's name then go to the line below it.
         layer_step: show every so many layers, counted from the last one down.
+        tokens: ids of the tokens that a trajectory follows.
     """
 
     model: str
@@ -31,6 +35,7 @@ class Request:
     positions: Sequence[int] | None = None
     title: str | None = None
     layer_step: int = 1
+    tokens: Sequence[int] | None = None
 
     def chosen_layers(self, lens: TapLens) -> list[tuple[int, int]]:
         """(row, layer) of a tap from its first layer up; with a step, the last layer is always among them."""
@@ -71,6 +76,17 @@ class Request:
         if tap not in present:
             raise UsageError(f"tap {self.tap!r} is not in prompt {record.id!r}; it has {', '.join(present)}")
         return tap
+
+    def chosen_position(self, record: Record, picture: str) -> int:
+        """The one position asked for, or the last of the record.
+
+        Raises:
+            UsageError: several were asked for, or one that the record lacks.
+        """
+        if self.positions is not None and len(set(self.positions)) > 1:
+            raise UsageError(f"{picture} shows one position; {len(set(self.positions))} were chosen")
+        (position,) = self.chosen_positions(record, 1)
+        return position
 
     def chosen_positions(self, record: Record, most: int) -> tuple[int, ...]:
         """The positions asked for, ascending and without repeats, or the last ``most`` of the record.
@@ -143,6 +159,15 @@ def spans(positions: Sequence[int]) -> str:
     words = [f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
     shown = words if len(words) <= 8 else [*words[:4], f"({len(words) - 5} more)", words[-1]]
     return ", ".join(shown)
+
+
+def prompt_to(record: Record, vocabulary: Vocabulary, position: int) -> str:
+    """The end of what the model had read at a position."""
+    # So many tokens fill the caption however long the prompt is.
+    first = max(0, position + 1 - _PROMPT_CELLS)
+    known = [vocabulary[i] if i < len(vocabulary) else None for i in record.token_ids[first : position + 1]]
+    text = text_label(b"".join(token if token is not None else b"\xef\xbf\xbd" for token in known))
+    return fit(f"…{text}" if first else text, _PROMPT_CELLS, keep="end")
 
 
 def coverage(record: Record, shown: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,7 +23,7 @@ from PIL import Image
 
 from raylens.storage.errors import UsageError
 from raylens.storage.fonts import choose_fonts
-from raylens.storage.plots import FORMATS, KINDS, canvas, grid, plot, rank, render, stats
+from raylens.storage.plots import FORMATS, KINDS, canvas, grid, plot, rank, render, stats, trajectory
 from raylens.storage.plots.request import Request, coverage, spans
 from raylens.storage.record import Record, TapLens
 from raylens.storage.taps import DEFAULT_TAPS
@@ -73,7 +74,7 @@ def fixed() -> tuple[Record, list[bytes | None]]:
 
 def drawn(kind: str, record: Record, vocabulary: list[bytes | None], request: Request = MODEL) -> Figure:
     fonts = choose_fonts()
-    module = {"grid": grid, "rank": rank}[kind]
+    module = {"grid": grid, "rank": rank, "trajectory": trajectory}[kind]
     with canvas.settled(fonts):
         figure = module.figure(record, vocabulary, request, fonts)
         figure.canvas.draw()
@@ -81,9 +82,10 @@ def drawn(kind: str, record: Record, vocabulary: list[bytes | None], request: Re
 
 
 def test_kinds_and_their_stats() -> None:
-    assert KINDS == ("grid", "rank")
-    assert stats("grid") == ("rank", "prob", "entropy")
+    assert KINDS == ("grid", "rank", "trajectory")
+    assert stats("grid") == ("rank", "prob", "logprob", "entropy", "kl")
     assert stats("rank") == ("prob",)
+    assert stats("trajectory") == ("prob", "logprob", "rank")
 
 
 # --- what a grid shows
@@ -174,6 +176,64 @@ def test_a_title_does_not_displace_the_name_of_the_model(kind: str) -> None:
     }
 
 
+# --- what a trajectory shows
+
+
+def test_trajectories_of_the_best_tokens() -> None:
+    """By default those the last layer puts first; where a token is not among the k best there is no value."""
+    record, vocabulary = fixed()
+    picture = trajectory.trajectories(record, vocabulary, MODEL)
+    assert picture.names == ("·a", "·d")
+    assert picture.layers == (0, 1)
+    np.testing.assert_allclose(picture.values, [[np.nan, 0.3], [0.9, 0.3]], rtol=1e-6)
+    assert "; no point where a token is not among the 2 best" in picture.captions[1]
+
+
+def test_trajectories_by_stat() -> None:
+    record, vocabulary = fixed()
+    ranks = trajectory.trajectories(record, vocabulary, Request("m", "rank", positions=[0], tokens=[1, 0]))
+    np.testing.assert_array_equal(ranks.values, [[2, 1], [1, 2]])
+    assert [text for _, text in ranks.axis.ticks] == ["1", "2", "5", "10"]
+    assert ranks.axis.place(np.array([1.0, 10.0])).tolist() == [1.0, 0.0]
+    logprobs = trajectory.trajectories(record, vocabulary, Request("m", "logprob", positions=[0], tokens=[1]))
+    np.testing.assert_allclose(logprobs.values, np.log([[0.25, 0.75]]), rtol=1e-6)
+    assert logprobs.axis.low <= -1.39
+
+
+def test_tracked_tokens_have_exact_values_everywhere() -> None:
+    record, vocabulary = fixed()
+    stats_ = {
+        "tracked_logprob": np.full((2, 3, 1), -7.5, np.float32),
+        "tracked_rank": np.full((2, 3, 1), 4, np.uint32),
+    }
+    lens = replace(record.taps["resid_post"], stats=stats_)
+    record = replace(record, taps={"resid_post": lens}, tracked=[3])
+    picture = trajectory.trajectories(record, vocabulary, Request("m", "rank", positions=[0], tokens=[3]))
+    np.testing.assert_array_equal(picture.values, [[4, 4]])
+    assert "no point" not in picture.captions[1]
+
+
+# --- every so many layers
+
+
+def test_layer_steps_keep_the_last_layer() -> None:
+    record, vocabulary = make(ENGLISH, layers=6)
+    step = Request("m", layer_step=4)
+    assert grid.grid(record, vocabulary, step).rows == ("layer 1", "layer 5")
+    assert {layer for layer, _ in rank.rank(record, vocabulary, step).rows} == {1, 5}
+    assert trajectory.trajectories(record, vocabulary, step).layers == (1, 5)
+
+
+def test_grid_of_logprob_and_kl() -> None:
+    record, vocabulary = fixed()
+    np.testing.assert_allclose(
+        grid.grid(record, vocabulary, Request("m", "logprob")).values[0], np.log([0.5, 0.4, 0.9]), rtol=1e-6
+    )
+    kl = np.array([[1, 2, 3], [0, 0, 0]], np.float32)
+    record = replace(record, taps={"resid_post": replace(record.taps["resid_post"], stats={"kl": kl})})
+    np.testing.assert_array_equal(grid.grid(record, vocabulary, Request("m", "kl")).values, kl)
+
+
 # --- what a rank picture shows
 
 
@@ -253,10 +313,13 @@ def test_lines_of_a_rank_picture_lie_between_cells() -> None:
         ("rank", Request("m", positions=[-1]), "position -1 is not in prompt 'p'; it has 0 to 11"),
         ("grid", Request("m", positions=[]), "no position chosen; it has 0 to 11"),
         ("rank", Request("m", positions=[1, 2]), "the rank picture shows one position; 2 were chosen"),
-        ("grid", Request("m", stat="kl"), "stat 'kl': this picture can be coloured by rank, prob, entropy"),
+        ("grid", Request("m", stat="colour"), "stat 'colour': this picture can be coloured by rank, prob, logprob, entropy, kl"),
+        ("grid", Request("m", stat="kl"), "stat 'kl': prompt 'p' has no kl; run it with --stats kl"),
+        ("trajectory", Request("m", positions=[1, 2]), "the trajectory picture shows one position; 2 were chosen"),
+        ("trajectory", Request("m", tokens=range(9)), "9 tokens chosen: a trajectory picture shows 1 to 8"),
         ("rank", Request("m", stat="rank"), "stat 'rank': this picture can be coloured by prob"),
-        ("pie", Request("m"), "picture kind 'pie': choose from grid, rank"),
-        ("canvas", Request("m"), "picture kind 'canvas': choose from grid, rank"),
+        ("pie", Request("m"), "picture kind 'pie': choose from grid, rank, trajectory"),
+        ("canvas", Request("m"), "picture kind 'canvas': choose from grid, rank, trajectory"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(kind: str, request_: Request, message: str) -> None:
@@ -443,14 +506,14 @@ def test_hostile_tokens(kind: str, suffix: str, caplog: pytest.LogCaptureFixture
     record, vocabulary = make(
         HOSTILE, ("resid_pre", *DEFAULT_TAPS), k=20, name="".join(t.decode("utf-8", "replace") for t in HOSTILE)
     )
-    request = Request("$$ <m> \x00\u202e", positions=None if kind == "rank" else range(len(HOSTILE)))
+    request = Request("$$ <m> \x00\u202e", positions=range(len(HOSTILE)) if kind == "grid" else None)
     with caplog.at_level(logging.INFO):
         data = render(record, kind, suffix, request, vocabulary=vocabulary)
     assert [entry for entry in caplog.records if entry.name.startswith("matplotlib")] == []
     if suffix == "svg":
         root = ElementTree.fromstring(data)
         texts = {"".join(e.itertext()) for e in root.iter("{http://www.w3.org/2000/svg}text")}
-        assert {"$$", "]]>", "‹FF›"} <= texts
+        assert {"$$", "]]>", "‹FF›"} <= texts or kind == "trajectory"  # which shows five
         assert {e.tag.rpartition("}")[2] for e in root.iter()}.isdisjoint({"script", "b", "m"})
         assert not [c for c in data.decode() if c in "\x00\x1b\u202e\u2028"]
 
@@ -467,7 +530,7 @@ def test_any_tokens_can_be_drawn(tokens: list[bytes]) -> None:
 @pytest.mark.parametrize("tokens", [ENGLISH, ENGLISH[:1], HOSTILE], ids=["english", "one", "hostile"])
 def test_no_text_leaves_the_picture_or_touches_another(kind: str, tokens: list[bytes]) -> None:
     record, vocabulary = make(tokens, layers=3, k=10, name="a name that is rather long " * 9)
-    figure = drawn(kind, record, vocabulary, Request("model", positions=None if kind == "rank" else range(len(tokens))))
+    figure = drawn(kind, record, vocabulary, Request("model", positions=range(len(tokens)) if kind == "grid" else None))
     boxes = np.array([t.get_window_extent().extents for t in figure.axes[0].texts if t.get_text()])
     width, height = figure.bbox.width, figure.bbox.height
     assert (boxes[:, :2] >= 0).all()
