@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from typing import Any
+
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import token_label
 from raylens.storage.vocabulary import Vocabulary
@@ -16,13 +18,13 @@ def token_ids(names: str | int | Sequence[str | int], vocabulary: Vocabulary) ->
     Raises:
         UsageError: a text that no single token is, with tokens near it; an id outside the vocabulary.
     """
-    each = [names] if isinstance(names, str | int) else names
+    each = list(names) if isinstance(names, list | tuple) else [names]
     if not each:
         raise UsageError("--token: name at least one token, by its text or as id:N")
     return list(dict.fromkeys(number for name in each for number in _ids(name, vocabulary)))
 
 
-def _ids(name: str | int, vocabulary: Vocabulary) -> list[int]:
+def _ids(name: Any, vocabulary: Vocabulary) -> list[int]:
     number = str(name).removeprefix(_ID)
     if (isinstance(name, int) or number != name) and number.isascii() and number.isdigit():
         if int(number) >= len(vocabulary):

@@ -1,5 +1,5 @@
 -- Places where one of the tokens is among the best.
--- token: the tokens looked for, by text or as id:N; required
+-- token: the tokens looked for, by text or as id:N
 -- tap = resid_post: where they are looked for, or all
 -- layers = all: which layers, as N or A:B
 -- positions = all: which positions: all, last, last:N or A:B

@@ -1,5 +1,5 @@
 -- A token, or a set of tokens taken as one, by layer and tap: how often it is among the k best, its rank and its probability.
--- token: the tokens, by text or as id:N; required
+-- token: the tokens, by text or as id:N
 -- tap = resid_post: which tap, or all
 -- layers = all: which layers, as N or A:B
 -- positions = all: which positions: all, last, last:N or A:B
@@ -24,5 +24,5 @@ SELECT
     nullif(quantile_disc(coalesce(rank, 4294967295), 0.5), 4294967295) AS median_rank, avg(logprob) AS logprob,
     bool_and(exact) AS exact
 FROM ranked
-GROUP BY ALL
+GROUP BY split, tap, layer
 ORDER BY split, layer, tap_order(tap)
