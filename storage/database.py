@@ -37,7 +37,8 @@ class Database:
 
     def __init__(self, runs: Sequence[Run], memory: str | None = None) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="raylens-sql-")
-        self._connection = duckdb.connect(config={"temp_directory": self._temporary.name})
+        # Without replacements a name in SQL is never a Python variable of whoever calls.
+        self._connection = duckdb.connect(config={"temp_directory": self._temporary.name, "python_enable_replacements": "false"})
         if memory is not None:
             self._connection.execute("SET memory_limit = ?", [memory])
         paths = self._create_views(runs)
@@ -46,6 +47,8 @@ class Database:
             self._connection.execute(f"SET {setting}")
 
     def _create_views(self, runs: Sequence[Run]) -> list[Path]:
+        if not runs:
+            raise UsageError("there are no runs to query")
         found = {run.name: table_files(run.folder) for run in runs}
         for run in runs:
             for files in found[run.name]:
@@ -59,21 +62,40 @@ class Database:
         return [files.path(kind) for all_files in found.values() for files in all_files for kind in KINDS]
 
     @contextmanager
-    def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Iterator[pa.RecordBatchReader]:
+    def query(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, hidden: str | None = None
+    ) -> Iterator[pa.RecordBatchReader]:
         """The result of one statement, read as it is made.
 
+        Args:
+            hidden: a column of the result that is left out.
+
         Raises:
-            UsageError: SQL that is not a query, or not valid; with DuckDB's own words.
-            StoreError: a table was damaged or removed meanwhile.
+            UsageError: SQL that is not a query, or not valid; with DuckDB's own words. Also while the result is read.
+            StoreError: a table was damaged or removed meanwhile; also while the result is read.
         """
         try:
             statements = self._connection.extract_statements(sql)
-            if len(statements) != 1 or statements[0].type not in _READ_ONLY:
-                raise UsageError("SQL: give one SELECT (or DESCRIBE, EXPLAIN, SHOW) statement; the store is read only")
-            yield self._connection.sql(sql, params=dict(parameters) if parameters else None).to_arrow_reader()
+            # EXPLAIN is not among them, for EXPLAIN ANALYZE runs what it explains, a COPY over a table too.
+            if len(statements) != 1 or statements[0].type is not duckdb.StatementType.SELECT:
+                raise UsageError("SQL: give one SELECT (or FROM, DESCRIBE, SHOW, SUMMARIZE) statement; the store is read only")
+            reader = self._connection.sql(sql, params=dict(parameters) if parameters else None).to_arrow_reader()
         except duckdb.Error as error:
-            kind = StoreError if isinstance(error, duckdb.IOException) else UsageError
-            raise kind(f"SQL: {error}") from error
+            raise _failed(str(error)) from error
+        kept = [name for name in reader.schema.names if name != hidden]
+        schema = reader.schema if hidden is None else pa.schema([reader.schema.field(name) for name in kept])
+        yield pa.RecordBatchReader.from_batches(schema, _batches(reader, kept if hidden else None))
+
+    def define(self, name: str, select: str) -> None:
+        """Make or replace a view; of raylens's own SQL only.
+
+        Raises:
+            StoreError: a table was damaged or removed meanwhile.
+        """
+        try:
+            self._connection.execute(f"CREATE OR REPLACE VIEW {name} AS {select}")
+        except duckdb.Error as error:
+            raise _failed(str(error)) from error
 
     def close(self) -> None:
         """Give back memory and the temporary folder."""
@@ -87,18 +109,35 @@ class Database:
         self.close()
 
 
-_READ_ONLY = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
+#: How DuckDB's words for a file that cannot be read begin; others are about the statement.
+_UNREADABLE = ("IO Error", "Invalid Error", "Serialization Error", "Internal Error", "TransactionContext Error")
+
+
+def _failed(problem: str) -> UsageError | StoreError:
+    return (StoreError if problem.startswith(_UNREADABLE) else UsageError)(f"SQL: {problem}")
+
+
+def _batches(reader: pa.RecordBatchReader, kept: list[str] | None) -> Iterator[pa.RecordBatch]:
+    while True:
+        try:
+            batch = reader.read_next_batch()
+        except StopIteration:
+            return
+        except (OSError, pa.ArrowException) as error:  # Arrow's stream has no kinds of its own for DuckDB's errors
+            raise _failed(str(error)) from error
+        yield batch if kept is None else batch.select(kept)
 
 
 def _select(run: str, paths: list[Path], schema: pa.Schema) -> str:
     if not paths:
         columns = ", ".join(f"NULL::{_TYPES[field.type]} AS {field.name}" for field in schema)
-        return f"SELECT {_text(run)} AS run, {columns} WHERE false"
-    listed = ", ".join(_text(_literal(path)) for path in paths)
-    return f"SELECT {_text(run)} AS run, * FROM read_parquet([{listed}])"  # noqa: S608  quoted
+        return f"SELECT {text_literal(run)} AS run, {columns} WHERE false"
+    listed = ", ".join(text_literal(_literal(path)) for path in paths)
+    return f"SELECT {text_literal(run)} AS run, * FROM read_parquet([{listed}])"  # noqa: S608  quoted
 
 
-def _text(value: str) -> str:
+def text_literal(value: str) -> str:
+    """A text as SQL."""
     return "'" + value.replace("'", "''") + "'"
 
 

@@ -1,10 +1,10 @@
 """Reading a store back: runs, records and failures, from committed segments only; needs no torch, ray or redis."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -16,6 +16,9 @@ from raylens.storage.quarantine import Quarantine, Quarantined
 from raylens.storage.record import Failure, Record
 from raylens.storage.segments import read_line, read_outcome, segment_path
 from raylens.storage.vocabulary import Vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    from raylens.storage.result import Result
 
 
 class Run:
@@ -123,6 +126,22 @@ class Run:
             "complete": len(self) == self.manifest.prompts,
         }
 
+    def query(self, name: str, **options: Any) -> "Result":
+        """The result of a named query (docs/QUERIES.md), such as ``run.query("token", token=" Paris", layers="5:20", rank=5)``.
+
+        Raises:
+            UsageError: there is no such query; other problems are raised when the result is read.
+        """
+        from raylens.storage.result import run_query
+
+        return run_query(self, name, options)
+
+    def sql(self, sql: str, parameters: Mapping[str, Any] | None = None) -> "Result":
+        """The result of a SELECT over the views of this run (docs/QUERIES.md), with parameters written ``$name``."""
+        from raylens.storage.result import sql_query
+
+        return sql_query([self], sql, parameters)
+
     def quarantine(self) -> list[Quarantined]:
         """Entries of the stream that the writer refused, with reasons."""
         return Quarantine(self.folder).entries()
@@ -171,6 +190,12 @@ class Store:
             problem = "no run" if not fitting else f"{len(fitting)} runs that begin with"
             raise UsageError(f"store {self.path} has {problem} {name!r}; it has {', '.join(fitting or names) or 'none'}")
         return Run(RunFolder(runs_folder(self.path) / fitting[0]))
+
+    def sql(self, sql: str, parameters: Mapping[str, Any] | None = None) -> "Result":
+        """The result of a SELECT over the views of all runs (docs/QUERIES.md), with parameters written ``$name``."""
+        from raylens.storage.result import sql_query
+
+        return sql_query(self.runs(), sql, parameters)
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self.runs())

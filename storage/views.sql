@@ -44,3 +44,27 @@ FROM (
     JOIN prompt_rows USING (run, prompt)
 )
 LEFT JOIN tokens USING (run, token_id);
+
+-- Final is the best token of the last layer of resid_post (docs/QUERIES.md).
+CREATE VIEW decisions AS
+SELECT run, prompt, position, final_id, final_logprob, before_id, first, coalesce(next, first) AS stable
+FROM (
+    SELECT
+        run, prompt, position, arg_max(ids[1], layer) AS final_id, arg_max(logprobs[1], layer) AS final_logprob,
+        arg_max(ids[1], layer) FILTER (final_rank <> 1) AS before_id,
+        min(layer) FILTER (final_rank = 1) AS first, max(layer) FILTER (final_rank <> 1) AS before
+    FROM lens
+    WHERE tap = 'resid_post'
+    GROUP BY ALL
+)
+LEFT JOIN (
+    SELECT run, layer AS before, lead(layer) OVER (PARTITION BY run ORDER BY layer) AS next
+    FROM (SELECT DISTINCT run, layer FROM lens WHERE tap = 'resid_post')
+) USING (run, before);
+
+-- Taps in the order in which a block computes them.
+CREATE MACRO tap_order(tap) AS list_position(['resid_pre', 'attn_out', 'resid_mid', 'mlp_out', 'resid_post'], tap);
+
+-- The value of a metadata key of any name, as text; null where there is none.
+CREATE MACRO metadata_value(metadata, key) AS
+json_extract_string(metadata, '/' || replace(replace(key, '~', '~0'), '/', '~1'));

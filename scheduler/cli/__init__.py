@@ -11,14 +11,17 @@ from raylens.storage.errors import EXIT_STOPPED, RaylensError
 
 #: One line each, so that ``raylens --help`` imports no command.
 _SUMMARIES = {
+    "compare": "Compare two runs of the same prompts.",
     "demo": "Lens sixteen bundled prompts with a bundled model; no network.",
     "doctor": "Load a model and say what of it can be lensed, and how exactly.",
     "export": "Write the records of a run to a file.",
     "lens": "Lens one text and print the grid.",
     "plot": "Draw a picture of one prompt.",
+    "query": "Ask a run a question of the library.",
     "run": "Lens a corpus into a store.",
     "runs": "List the runs of a store.",
     "show": "Show a run, or one of its prompts.",
+    "sql": "Run a SELECT over the runs of a store.",
     "verify": "Check every byte of a store; mend it.",
     "writer": "Store the results of runs on the machine that holds the store.",
 }

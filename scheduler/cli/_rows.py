@@ -1,0 +1,138 @@
+"""Rows of a query on stdout or in a file: a table for people, or JSON lines, CSV or Parquet that are written as they are made."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import orjson
+
+from raylens.scheduler.cli._options import print_table, write_bytes
+from raylens.storage.errors import UsageError
+from raylens.storage.labels import fit, label, text_label
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raylens.storage.result import Result
+
+#: Rows of a table for people; the other forms have no limit.
+MAX_ROWS = 500
+#: Cells of one column of a table.
+MAX_WIDTH = 60
+#: Columns of text that is one token, in which a leading blank is shown.
+TOKENS = ("token", "input", "next", "final", "before", "after")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def output_options(function: F) -> F:
+    """``--json``, ``--csv`` and ``--parquet``."""
+    options = [
+        click.option("--json", "as_json", is_flag=True, help="JSON lines: an object a row."),
+        click.option("--csv", "as_csv", is_flag=True, help="CSV with a header."),
+        click.option("--parquet", metavar="FILE", help="Write a Parquet file; - is stdout."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def print_rows(result: "Result", as_json: bool, as_csv: bool, parquet: str | None) -> None:
+    """Write the rows in the form asked for.
+
+    Raises:
+        UsageError: two forms at once, or a file that cannot be written.
+    """
+    if as_json + as_csv + (parquet is not None) > 1:
+        raise UsageError("--json, --csv, --parquet: give one of them")
+    with result.reader() as reader:
+        if as_json:
+            _write_lines(orjson.dumps(row, default=_plain, option=orjson.OPT_APPEND_NEWLINE) for row in _rows(reader))
+        elif as_csv:
+            _write_lines(_csv_lines(reader))
+        elif parquet is not None:
+            write_bytes(parquet, lambda file: _write_parquet(reader, file))
+        else:
+            _print_table(reader)
+
+
+def _rows(reader: "pa.RecordBatchReader") -> Iterator[dict[str, Any]]:
+    for batch in reader:
+        yield from batch.to_pylist()
+
+
+def _write_lines(lines: Iterable[bytes]) -> None:
+    def write(file: Any) -> None:
+        for line in lines:
+            file.write(line)
+
+    write_bytes(None, write)
+
+
+def _csv_lines(reader: "pa.RecordBatchReader") -> Iterator[bytes]:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(reader.schema.names)
+    for batch in reader:
+        columns = [[_csv_cell(value) for value in column.to_pylist()] for column in batch.columns]
+        writer.writerows(zip(*columns, strict=True))
+        yield _taken(buffer)
+    yield _taken(buffer)
+
+
+def _taken(buffer: io.StringIO) -> bytes:
+    text = buffer.getvalue()
+    buffer.seek(0)
+    buffer.truncate()
+    return text.encode()
+
+
+def _csv_cell(value: Any) -> Any:
+    """Lists and objects as JSON; the rest as it is."""
+    return orjson.dumps(value, default=_plain).decode() if isinstance(value, list | dict) else _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for: a whole Decimal is a number, bytes are hex, anything else is its text."""
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _write_parquet(reader: "pa.RecordBatchReader", file: Any) -> None:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(file, reader.schema, compression="zstd") as writer:
+        for batch in reader:
+            writer.write_batch(batch)
+
+
+def _print_table(reader: "pa.RecordBatchReader") -> None:
+    shown: list[list[str]] = []
+    names = reader.schema.names
+    for batch in reader:
+        columns = [[_cell(name, value) for value in column.to_pylist()] for name, column in zip(names, batch.columns, strict=True)]
+        shown.extend(map(list, zip(*columns, strict=True)))
+        if len(shown) > MAX_ROWS:
+            break
+    print_table([text_label(name) for name in names], shown[:MAX_ROWS])
+    if len(shown) > MAX_ROWS:
+        click.echo(f"only the first {MAX_ROWS} rows are shown; --json, --csv and --parquet give all", err=True)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | dict):
+        value = orjson.dumps(value, default=_plain).decode()
+    text = str(_plain(value))
+    return fit(label(text) if name in TOKENS else text_label(text), MAX_WIDTH)

@@ -1,0 +1,75 @@
+"""``raylens query``."""
+
+from typing import Any
+
+import click
+import orjson
+
+from raylens.scheduler.cli._options import open_run, print_table, store_option
+from raylens.scheduler.cli._rows import output_options, print_rows
+from raylens.storage.errors import UsageError
+
+
+@click.command("query")
+@click.argument("address", metavar="RUN", required=False)
+@click.argument("name", metavar="[NAME]", required=False)
+@store_option
+@click.option("--list", "only_list", is_flag=True, help="List the queries, and what each takes.")
+@click.option("--token", multiple=True, metavar="TOKEN", help="Text such as ' Paris', or id:N; several are a set.")
+@click.option("--tap", help="One tap, or all.")
+@click.option("--layers", metavar="A:B", help="Layers from A to before B, or one.")
+@click.option("--positions", metavar="A:B", help="all, last, last:N, or from A to before B.")
+@click.option("--rank", metavar="N", help="Among how many of the best.")
+@click.option("--by", metavar="KEY", help="Split by this key of the prompts' metadata.")
+@click.option("--limit", metavar="N", help="At most so many rows.")
+@output_options
+def command(
+    address: str | None,
+    name: str | None,
+    store: str,
+    only_list: bool,
+    as_json: bool,
+    as_csv: bool,
+    parquet: str | None,
+    **options: Any,
+) -> None:
+    """Ask RUN a question of the library; without NAME, list the questions.
+
+    Each is a statement over the views that raylens sql has. Every query, with an example: docs/QUERIES.md.
+    """
+    if only_list or name is None:
+        if as_csv or parquet is not None:
+            raise UsageError("--csv, --parquet: are for the result of a query; name one")
+        _list(as_json)
+        return
+    run, prompt = open_run(store, str(address))
+    if prompt is not None:
+        raise UsageError(f"{address!r} names a prompt; queries are of a run: {run.name}")
+    given = {option: value for option, value in options.items() if value not in {None, ()}}
+    print_rows(run.query(name, **given), as_json, as_csv, parquet)
+
+
+def _list(as_json: bool) -> None:
+    from raylens.storage.named_queries import named_queries
+
+    queries = named_queries().values()
+    if as_json:
+        click.echo(
+            orjson.dumps(
+                [
+                    {
+                        "name": query.name,
+                        "summary": query.summary,
+                        "options": [
+                            {"name": option.name, "default": option.default, "help": option.help} for option in query.options
+                        ],
+                    }
+                    for query in queries
+                ]
+            )
+        )
+        return
+    for query in queries:
+        click.echo(f"{query.name}: {query.summary}")
+        for option in query.options:
+            click.echo(f"    {f'--{option.name}':12} {option.default or 'required':11} {option.help}")

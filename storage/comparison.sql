@@ -1,0 +1,36 @@
+-- Two runs at the places that they share; the parameters are made by comparison.py.
+WITH matched AS (
+    SELECT one.prompt, other.prompt AS other_prompt
+    FROM prompt_rows AS one
+    JOIN prompt_rows AS other USING (id)
+    WHERE one.run = $one AND other.run = $other AND one.failure IS NULL AND other.failure IS NULL
+        AND one.token_ids[1:least(len(one.token_ids), len(other.token_ids))]
+            = other.token_ids[1:least(len(one.token_ids), len(other.token_ids))]
+),
+pairs AS (SELECT unnest($layers::USMALLINT[]) AS layer, unnest($other_layers::USMALLINT[]) AS other_layer),
+compared AS (
+    SELECT
+        one.tap, one.layer, pairs.other_layer, count(*) AS places, avg((one.ids[1] = other.ids[1])::INTEGER) AS agreement,
+        avg(len(list_intersect(one.ids[1:$k], other.ids[1:$k])) / $k) AS overlap,
+        avg(other.entropy::DOUBLE - one.entropy) AS entropy_change, avg(other.kl::DOUBLE - one.kl) AS kl_change
+    FROM lens AS one
+    JOIN matched ON matched.prompt = one.prompt
+    JOIN pairs ON pairs.layer = one.layer
+    JOIN lens AS other
+        ON other.prompt = matched.other_prompt AND other.layer = pairs.other_layer
+        AND other.tap = one.tap AND other.position = one.position
+    WHERE one.run = $one AND other.run = $other
+    GROUP BY ALL
+),
+shifted AS (
+    SELECT 'resid_post' AS tap, one.stable AS layer, count(*) AS decided, avg(other.stable * $scale - one.stable) AS shift
+    FROM decisions AS one
+    JOIN matched ON matched.prompt = one.prompt
+    JOIN decisions AS other ON other.prompt = matched.other_prompt AND other.position = one.position
+    WHERE one.run = $one AND other.run = $other AND $final
+    GROUP BY ALL
+)
+SELECT tap, layer, other_layer, places, agreement, overlap, entropy_change, kl_change, decided, shift
+FROM compared
+LEFT JOIN shifted USING (tap, layer)
+ORDER BY layer, tap_order(tap)

@@ -1,0 +1,13 @@
+-- The same for each place: where its final prediction leads first and for good.
+-- positions = all: which positions: all, last, last:N or A:B
+-- by = none: metadata key that is shown
+-- limit = none: at most so many rows
+-- needs: final
+SELECT split, id, position, input.token AS input, final.token AS final, final_logprob AS logprob, first, stable
+FROM decisions
+JOIN asked USING (prompt)
+LEFT JOIN tokens AS input ON input.token_id = token_ids[position + 1]
+LEFT JOIN tokens AS final ON final.token_id = final_id
+WHERE position BETWEEN lowest AND highest
+ORDER BY prompt, position
+LIMIT $limit

@@ -1,0 +1,30 @@
+-- Places whose entropy or KL is far from what is usual in their layer and tap.
+-- tap = resid_post: which tap, or all
+-- layers = all: which layers, as N or A:B
+-- positions = all: which positions: all, last, last:N or A:B
+-- by = none: metadata key within whose values the usual is taken
+-- limit = 20: at most so many rows
+WITH measured AS (
+    SELECT split, prompt, position, tap, layer, 'entropy' AS metric, entropy::DOUBLE AS value FROM places
+    UNION ALL
+    SELECT split, prompt, position, tap, layer, 'kl', kl::DOUBLE FROM places WHERE kl IS NOT NULL
+),
+usual AS (
+    SELECT split, tap, layer, metric, quantile_cont(value, [0.25, 0.5, 0.75]) AS quarters
+    FROM measured
+    GROUP BY ALL
+)
+SELECT
+    split, id, position, input.token AS input, tap, layer, metric, value, quarters[2] AS median,
+    (value - quarters[2]) / (quarters[3] - quarters[1]) AS distance
+FROM (
+    SELECT measured.*, quarters
+    FROM measured
+    JOIN usual ON (measured.tap, measured.layer, measured.metric) = (usual.tap, usual.layer, usual.metric)
+        AND measured.split IS NOT DISTINCT FROM usual.split
+)
+JOIN (SELECT prompt, id, token_ids FROM asked) USING (prompt)
+LEFT JOIN tokens AS input ON input.token_id = token_ids[position + 1]
+WHERE quarters[3] > quarters[1]
+ORDER BY abs(distance) DESC, prompt, position, layer, tap_order(tap), metric
+LIMIT $limit

@@ -1,0 +1,16 @@
+-- The tokens that are most often the best one, by layer and tap.
+-- tap = resid_post: which tap, or all
+-- layers = all: which layers, as N or A:B
+-- positions = all: which positions: all, last, last:N or A:B
+-- rank = 3: how many tokens of each layer and tap
+-- by = none: metadata key to split by
+SELECT split, tap, layer, rank, token_id, token, places, share
+FROM (
+    SELECT
+        split, tap, layer, token_id, places, places / sum(places) OVER (PARTITION BY split, tap, layer) AS share,
+        row_number() OVER (PARTITION BY split, tap, layer ORDER BY places DESC, token_id) AS rank
+    FROM (SELECT split, tap, layer, ids[1] AS token_id, count(*) AS places FROM places GROUP BY ALL)
+)
+LEFT JOIN tokens USING (token_id)
+WHERE rank <= $rank
+ORDER BY split, layer, tap_order(tap), rank

@@ -1,0 +1,20 @@
+-- Places where one of the tokens is among the best.
+-- token: the tokens looked for, by text or as id:N
+-- tap = resid_post: where they are looked for, or all
+-- layers = all: which layers, as N or A:B
+-- positions = all: which positions: all, last, last:N or A:B
+-- rank = 1: among how many of the best
+-- by = none: metadata key that is shown
+-- limit = none: at most so many rows
+-- needs: rank
+SELECT asked.split, id, position, input.token AS input, tap, layer, rank, named.token, logprob
+FROM (
+    SELECT prompt, position, tap, layer, wanted AS token_id, list_position(ids, wanted) AS rank, logprobs[rank] AS logprob
+    FROM places, (SELECT unnest($token::UINTEGER[]) AS wanted)
+    WHERE list_position(ids, wanted) BETWEEN 1 AND $rank
+) AS found
+JOIN asked USING (prompt)
+LEFT JOIN tokens AS input ON input.token_id = token_ids[position + 1]
+LEFT JOIN tokens AS named ON named.token_id = found.token_id
+ORDER BY prompt, position, layer, tap_order(tap), rank
+LIMIT $limit

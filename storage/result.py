@@ -1,0 +1,72 @@
+"""The result of a query, run when it is read and as often as it is read."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from raylens.storage.database import Database
+from raylens.storage.named_queries import named_query
+from raylens.storage.selection import select
+from raylens.storage.store import Run
+
+#: Given the database, the statement and its parameters.
+Prepared = Callable[[Database], tuple[str, Mapping[str, Any]]]
+
+
+class Result:
+    """Rows of a query. They need not fit in memory: ``for row in result`` and ``batches`` read them as they are made."""
+
+    def __init__(self, runs: Sequence[Run], prepare: Prepared, hidden: str | None = None) -> None:
+        self._runs, self._prepare, self._hidden = runs, prepare, hidden
+
+    @contextmanager
+    def reader(self) -> Iterator[pa.RecordBatchReader]:
+        """The schema and the batches.
+
+        Raises:
+            UsageError: the statement is not valid, or asks for what the runs lack.
+            StoreError: tables are missing or damaged.
+        """
+        with Database(self._runs) as database:
+            sql, parameters = self._prepare(database)
+            with database.query(sql, parameters, self._hidden) as reader:
+                yield reader
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows, some thousands at a time."""
+        with self.reader() as reader:
+            yield from reader
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.batches():
+            yield from batch.to_pylist()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, each as column -> value."""
+        return list(self)
+
+    def to_arrow(self) -> pa.Table:
+        """All rows as one table."""
+        with self.reader() as reader:
+            return reader.read_all()
+
+
+def run_query(run: Run, name: str, options: Mapping[str, Any]) -> Result:
+    """A named query over one run; ``Run.query``.
+
+    Raises:
+        UsageError: there is no such query.
+    """
+    query = named_query(name)
+
+    def prepare(database: Database) -> tuple[str, Mapping[str, Any]]:
+        return query.sql, select(run, database, query, options)
+
+    return Result([run], prepare, hidden=None if "by" in options else "split")
+
+
+def sql_query(runs: Sequence[Run], sql: str, parameters: Mapping[str, Any] | None = None) -> Result:
+    """A statement over the views of some runs; ``Run.sql`` and ``Store.sql``."""
+    return Result(runs, lambda _: (sql, parameters or {}))

@@ -1,0 +1,215 @@
+"""What the options of a named query mean: which places of a run it is about, and the values of its parameters."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raylens.storage.database import Database, text_literal
+from raylens.storage.errors import UsageError
+from raylens.storage.named_queries import NamedQuery
+from raylens.storage.store import Run
+from raylens.storage.taps import TAPS, parse_taps
+from raylens.storage.token_names import token_ids
+
+#: Beyond every layer and position.
+_END = 1 << 31
+_SPAN = re.compile(r"([0-9]{0,9}):([0-9]{0,9})")
+_PLAIN = re.compile(r"[0-9]{1,9}")
+#: Options that choose places; the others are parameters of the statement.
+CHOOSING = ("tap", "layers", "positions", "by")
+
+
+@dataclass(frozen=True, slots=True)
+class Lensed:
+    """What the records of a run have; all have the same.
+
+    Attributes:
+        taps: tap -> its layers, ascending.
+        k: tokens kept a place.
+        layers: layers of the model.
+    """
+
+    taps: dict[str, list[int]]
+    k: int
+    layers: int
+
+    @property
+    def final(self) -> bool:
+        """Whether the model's last block was lensed, so that its prediction is known."""
+        return self.taps.get("resid_post", [-1])[-1] == self.layers - 1
+
+
+def lensed(run: Run, database: Database) -> Lensed:
+    """What a run has, from its first record.
+
+    Raises:
+        UsageError: it has no record.
+    """
+    sql = """
+        SELECT tap, list(DISTINCT layer) AS layers, max(len(ids)) AS k FROM lens
+        WHERE run = $run AND prompt = (SELECT min(prompt) FROM prompt_rows WHERE run = $run AND failure IS NULL)
+        GROUP BY tap
+    """
+    with database.query(sql, {"run": run.name}) as reader:
+        rows = reader.read_all().to_pylist()
+    if not rows:
+        raise UsageError(f"run {run.name!r} has no records to query yet")
+    taps = {row["tap"]: sorted(row["layers"]) for row in rows}
+    layers = run.certificate.get("layers", 1 + max(max(found) for found in taps.values()))
+    return Lensed(taps, max(row["k"] for row in rows), layers)
+
+
+def select(run: Run, database: Database, query: NamedQuery, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the views ``asked`` and ``places`` of a query, and give the values of its parameters.
+
+    Args:
+        given: option -> value, as text or as the numbers it stands for; what is absent is as the query's header says.
+
+    Raises:
+        UsageError: an option that the query does not take or that lacks a value, or a run that lacks what the query needs.
+    """
+    options = _options(query, given)
+    values = {name: _READ[name](value, run) if value is not None else None for name, value in options.items()}
+    lowest, highest = _range(values.get("positions", (0, _END)))
+    by = values.get("by")
+    split = "NULL::VARCHAR" if by is None else f"metadata_value(metadata, {text_literal(by)})"
+    database.define(
+        "asked",
+        f"SELECT prompt, id, token_ids, tracked, {split} AS split, {lowest} AS lowest, {highest} AS highest "  # noqa: S608
+        "FROM prompt_rows WHERE failure IS NULL",
+    )
+    if set(query.needs) | set(CHOOSING[:3]) & set(values) or "places" in query.sql:
+        _define_places(database, query, lensed(run, database), run, values)
+    return {name: value for name, value in values.items() if name not in CHOOSING} | ({"by": by} if "$by" in query.sql else {})
+
+
+def _options(query: NamedQuery, given: Mapping[str, Any]) -> dict[str, Any]:
+    taken = {option.name: option for option in query.options}
+    for name in given:
+        if name not in taken:
+            takes = ", ".join(f"--{option}" for option in taken)
+            raise UsageError(f"--{name}: query {query.name} does not take it; it takes {takes}")
+    for option in query.options:
+        if option.default is None and option.name not in given:
+            raise UsageError(f"query {query.name} needs --{option.name}: {option.help}")
+    defaults = {name: None if option.default == "none" else option.default for name, option in taken.items()}
+    return {**defaults, **given}
+
+
+def _define_places(database: Database, query: NamedQuery, has: Lensed, run: Run, values: Mapping[str, Any]) -> None:
+    for need in query.needs:
+        if problem := NEEDS[need](has, values):
+            raise UsageError(f"query {query.name}: {problem} in run {run.name!r}")
+    conditions = []
+    tap = values.get("tap")
+    if tap is not None:
+        if tap not in has.taps:
+            raise UsageError(f"--tap {tap}: run {run.name!r} has not got it; it has {', '.join(t for t in TAPS if t in has.taps)}")
+        conditions.append(f"tap = {text_literal(tap)}")
+    first, end = values.get("layers", (0, _END))
+    if not any(first <= layer < end for layers in has.taps.values() for layer in layers):
+        raise UsageError(f"--layers {first}:{end if end < _END else ''}: none of them was lensed in run {run.name!r}")
+    if (first, end) != (0, _END):
+        conditions.append(f"layer >= {first} AND layer < {end}")
+    # The join is left out where it changes nothing, because it is of every place.
+    joined = values.get("by") is not None or values.get("positions", (0, _END)) != (0, _END)
+    if joined:
+        conditions.append("position BETWEEN lowest AND highest")
+    final = "" if has.final else " REPLACE (NULL::USMALLINT AS final_rank)"
+    database.define(
+        "places",
+        f"SELECT lens.*{final}, {'split' if joined else 'NULL::VARCHAR AS split'} FROM lens "  # noqa: S608  numbers and literals
+        f"{'JOIN asked USING (prompt) ' if joined else ''}{'WHERE ' if conditions else ''}{' AND '.join(conditions)}",
+    )
+
+
+def _range(span: tuple[int, int]) -> tuple[str, str]:
+    """The lowest and highest position of a prompt, as SQL; a negative first counts the lensed ones from the end."""
+    first, end = span
+    return (f"coalesce(positions[{first}], 0)" if first < 0 else str(first)), str(end - 1)
+
+
+def _needs_final(has: Lensed, _: Mapping[str, Any]) -> str:
+    if "resid_post" not in has.taps:
+        return "it is about the final prediction, and there is no resid_post"
+    last = has.layers - 1
+    return "" if has.final else f"it is about the final prediction, and resid_post of the last layer, {last}, was not lensed"
+
+
+def _needs_resid_mid(has: Lensed, _: Mapping[str, Any]) -> str:
+    return "" if "resid_mid" in has.taps else "it tells attention from MLP by resid_mid, and there is none"
+
+
+def _needs_layers(has: Lensed, _: Mapping[str, Any]) -> str:
+    found = len(has.taps["resid_post"])
+    return "" if found == has.layers else f"it needs every layer, and {found} of {has.layers} were lensed"
+
+
+def _needs_rank(has: Lensed, values: Mapping[str, Any]) -> str:
+    rank = values["rank"]
+    return "" if rank <= has.k else f"--rank {rank}: only the {has.k} best tokens of a place are kept"
+
+
+#: What the header of a query may say that it needs -> what is wrong with a run that lacks it, or nothing.
+NEEDS: dict[str, Callable[[Lensed, Mapping[str, Any]], str]] = {
+    "final": _needs_final,
+    "resid_mid": _needs_resid_mid,
+    "layers": _needs_layers,
+    "rank": _needs_rank,
+}
+
+
+def _tap(value: Any, _: Run) -> str | None:
+    if value == "all":
+        return None
+    taps = parse_taps(value)
+    if len(taps) > 1:
+        raise UsageError(f"--tap {value}: name one tap, or all")
+    return taps[0]
+
+
+def _span(option: str, value: Any) -> tuple[int, int]:
+    """First and end, as in a Python slice."""
+    text = ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if text == "all":
+        return 0, _END
+    if _PLAIN.fullmatch(text):
+        return int(text), int(text) + 1
+    if match := _SPAN.fullmatch(text):
+        first, end = int(match[1] or 0), int(match[2] or _END)
+        if first < end:
+            return first, end
+    raise UsageError(f"--{option} {text[:40]}: give all, N, or A:B with A below B (B itself is not included)")
+
+
+def _positions(value: Any, _: Run) -> tuple[int, int]:
+    if value == "last":
+        return -1, _END
+    count = str(value).removeprefix("last:")
+    if count != str(value) and _PLAIN.fullmatch(count) and int(count):
+        return -int(count), _END
+    return _span("positions", value)
+
+
+def _count(option: str) -> Callable[[Any, Run], int]:
+    def read(value: Any, _: Run) -> int:
+        if not _PLAIN.fullmatch(str(value)) or not int(value):
+            raise UsageError(f"--{option} {str(value)[:40]}: give a number from 1")
+        return int(value)
+
+    return read
+
+
+#: Option -> what its value means.
+_READ: dict[str, Callable[[Any, Run], Any]] = {
+    "token": lambda value, run: token_ids(value, run.vocabulary),
+    "tap": _tap,
+    "layers": lambda value, _: _span("layers", value),
+    "positions": _positions,
+    "rank": _count("rank"),
+    "limit": _count("limit"),
+    "by": lambda value, _: str(value),
+}
+#: The options that a query may take.
+OPTIONS = tuple(_READ)

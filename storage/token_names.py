@@ -1,0 +1,53 @@
+"""Tokens by name: the exact bytes of a text, or ``id:`` and a number."""
+
+from collections.abc import Iterable, Sequence
+
+from typing import Any
+
+from raylens.storage.errors import UsageError
+from raylens.storage.labels import token_label
+from raylens.storage.vocabulary import Vocabulary
+
+_ID = "id:"
+_SUGGESTED = 6
+
+
+def token_ids(names: str | int | Sequence[str | int], vocabulary: Vocabulary) -> list[int]:
+    """The ids, each once, in the order given. A text that several ids have the bytes of is all of them.
+
+    Raises:
+        UsageError: a text that no single token is, with tokens near it; an id outside the vocabulary.
+    """
+    each = list(names) if isinstance(names, list | tuple) else [names]
+    if not each:
+        raise UsageError("--token: name at least one token, by its text or as id:N")
+    return list(dict.fromkeys(number for name in each for number in _ids(name, vocabulary)))
+
+
+def _ids(name: Any, vocabulary: Vocabulary) -> list[int]:
+    number = str(name).removeprefix(_ID)
+    if (isinstance(name, int) or number != name) and number.isascii() and number.isdigit():
+        if int(number) >= len(vocabulary):
+            raise UsageError(f"--token {_ID}{number[:20]}: ids are from 0 to {len(vocabulary) - 1}")
+        return [int(number)]
+    if not isinstance(name, str):
+        raise UsageError(f"--token {name}: a token is named by its text or its id")
+    data = name.encode(errors="surrogateescape")
+    found = [number for number, token in enumerate(vocabulary) if token == data]
+    if not found:
+        near = ", ".join(f"{token_label(vocabulary, number)} (id:{number})" for number in _near(data, vocabulary))
+        raise UsageError(f"--token {name!r}: no single token of this run; near it are {near or 'none'}; a leading space counts")
+    return found
+
+
+def _near(data: bytes, vocabulary: Vocabulary) -> Iterable[int]:
+    """Ids of the tokens that differ in blanks and case only, then of those that the text begins with, longest first."""
+    bare = data.strip().lower()
+    same, begins = [], []
+    for number, token in enumerate(vocabulary):
+        word = (token or b"").strip().lower()
+        if word and word == bare:
+            same.append(number)
+        elif word and bare.startswith(word):
+            begins.append((-len(word), token != data[: len(token or b"")], number))
+    return [*same, *(number for *_, number in sorted(begins))][:_SUGGESTED]
