@@ -71,7 +71,7 @@ def _alike(one: Vocabulary, other: Vocabulary) -> bool:
 
 
 def _pairs(one: Lensed, other: Lensed) -> list[tuple[int, int]]:
-    """Layers that are held against each other: the same, or between models of other depths the nearest at the same relative depth."""
+    """Layers held against each other: the same, or between models of other depths the nearest at the same relative depth."""
     mine, yours = ({layer for layers in has.taps.values() for layer in layers} for has in (one, other))
     if one.layers == other.layers:
         return [(layer, layer) for layer in sorted(mine & yours)]

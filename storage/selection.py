@@ -71,7 +71,7 @@ def select(run: Run, database: Database, query: NamedQuery, given: Mapping[str, 
     """
     options = _options(query, given)
     values = {name: _READ[name](value, run) if value is not None else None for name, value in options.items()}
-    lowest, highest = _range(values.get("positions", (0, _END)))
+    lowest, highest = _range(values.get("positions") or (0, _END))
     by = values.get("by")
     split = "NULL::VARCHAR" if by is None else f"metadata_value(metadata, {text_literal(by)})"
     database.define(
@@ -105,7 +105,9 @@ def _define_places(database: Database, query: NamedQuery, has: Lensed, run: Run,
     tap = values.get("tap")
     if tap is not None:
         if tap not in has.taps:
-            raise UsageError(f"--tap {tap}: run {run.name!r} has not got it; it has {', '.join(t for t in TAPS if t in has.taps)}")
+            raise UsageError(
+                f"--tap {tap}: run {run.name!r} has not got it; it has {', '.join(t for t in TAPS if t in has.taps)}"
+            )
         conditions.append(f"tap = {text_literal(tap)}")
     first, end = values.get("layers", (0, _END))
     if not any(first <= layer < end for layers in has.taps.values() for layer in layers):

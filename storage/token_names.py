@@ -1,7 +1,6 @@
 """Tokens by name: the exact bytes of a text, or ``id:`` and a number."""
 
 from collections.abc import Iterable, Sequence
-
 from typing import Any
 
 from raylens.storage.errors import UsageError

@@ -116,7 +116,9 @@ def _print_table(reader: "pa.RecordBatchReader") -> None:
     shown: list[list[str]] = []
     names = reader.schema.names
     for batch in reader:
-        columns = [[_cell(name, value) for value in column.to_pylist()] for name, column in zip(names, batch.columns, strict=True)]
+        columns = [
+            [_cell(name, value) for value in column.to_pylist()] for name, column in zip(names, batch.columns, strict=True)
+        ]
         shown.extend(map(list, zip(*columns, strict=True)))
         if len(shown) > MAX_ROWS:
             break

@@ -1,16 +1,24 @@
 """``raylens plot``."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 import orjson
 
-from raylens.scheduler.cli._options import open_record, store_option
+from raylens.scheduler.cli._bar import with_bar
+from raylens.scheduler.cli._options import open_record, open_run, store_option
 from raylens.storage.errors import UsageError
-from raylens.storage.plots import KINDS, plot
-from raylens.storage.record import Record
+from raylens.storage.plots import FORMATS, KINDS, plot
+from raylens.storage.store import Run
+from raylens.storage.token_names import token_ids
+
+if TYPE_CHECKING:
+    from raylens.storage.plots.request import Request
 
 
 @click.command("plot")
-@click.argument("address", metavar="RUN/PROMPT")
+@click.argument("address", metavar="RUN[/PROMPT]")
 @store_option
 @click.option(
     "--kind",
@@ -24,47 +32,54 @@ from raylens.storage.record import Record
 @click.option("--positions", metavar="A:B", help="Positions shown; the last 24 (grid) or the last one by default.")
 @click.option("--layer-step", type=click.IntRange(min=1), default=1, help="Every Nth layer, counted from the last one down.")
 @click.option("--font", type=click.Path(exists=True, dir_okay=False), help="Font file for glyphs that DejaVu Sans lacks.")
-@click.option("-o", "--output", required=True, metavar="FILE", help="Picture to write: .png, .svg or .pdf.")
+@click.option("--token", "tokens", multiple=True, metavar="TEXT|id:N", help="Token that a trajectory follows; may be repeated.")
+@click.option("--all", "every", is_flag=True, help="Every record of RUN, on all cores, into the folder --output.")
+@click.option(
+    "--format", "suffix", type=click.Choice(FORMATS), default="png", show_default=True, help="Of the pictures of --all."
+)
+@click.option("-o", "--output", required=True, metavar="PATH", help="Picture to write, .png, .svg or .pdf; with --all, a folder.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object that names the picture.")
-def command(
-    address: str,
-    store: str,
-    kind: str,
-    stat: str | None,
-    tap: str | None,
-    positions: str | None,
-    layer_step: int,
-    font: str | None,
-    output: str,
-    as_json: bool,
-) -> None:
-    """Draw one prompt of a run, from the store alone."""
-    run, record = open_record(store, address)
-    chosen = None if positions is None else _positions(record, positions)
+def command(address: str, store: str, every: bool, output: str, as_json: bool, **options: Any) -> None:
+    """Draw one prompt of a run, or all of them, from the store alone."""
+    from raylens.storage.plots.request import Request, positions_of
+
+    run, prompt = open_run(store, address)
+    tokens = token_ids(options["tokens"], run.vocabulary) if options["tokens"] else None
     model = str(run.manifest.sources["label"])
+    request = Request(model, options["stat"], options["tap"], layer_step=options["layer_step"], tokens=tokens)
+    if every:
+        if prompt is not None:
+            raise UsageError(f"--all draws every record of a run; {address!r} names a prompt: give the run alone")
+        _plot_all(run, request, output, as_json, options)
+        return
+    _, record = open_record(store, address)
+    positions = None if options["positions"] is None else positions_of(record, options["positions"])
     path = plot(
-        record, kind, output, vocabulary=run.vocabulary, model=model, stat=stat, tap=tap, positions=chosen, layer_step=layer_step,
-        font=font,
-    )  # fmt: skip
+        record,
+        options["kind"],
+        output,
+        vocabulary=run.vocabulary,
+        model=model,
+        stat=request.stat,
+        tap=request.tap,
+        positions=positions,
+        layer_step=request.layer_step,
+        tokens=tokens,
+        font=options["font"],
+    )
     if as_json:
-        click.echo(orjson.dumps({"file": str(path), "kind": kind, "run": run.name, "prompt": record.id}))
+        click.echo(orjson.dumps({"file": str(path), "kind": options["kind"], "run": run.name, "prompt": record.id}))
     else:
         click.echo(path)
 
 
-def _positions(record: Record, text: str) -> list[int]:
-    first, colon, last = text.partition(":")
-    try:
-        part = (
-            slice(int(first) if first else None, int(last) if last else None)
-            if colon
-            else slice(int(first), int(first) + 1 or None)
-        )
-    except ValueError:
-        raise UsageError(f"--positions {text!r}: write A:B or one position") from None
-    chosen = [position for position in range(len(record.token_ids))[part] if position in set(record.positions)]
-    if not chosen:
-        raise UsageError(
-            f"--positions {text!r}: none of them was lensed; the record has {record.positions[0]} to {record.positions[-1]}"
-        )
-    return chosen
+def _plot_all(run: Run, request: "Request", output: str, as_json: bool, options: dict[str, Any]) -> None:
+    from raylens.storage.plots.many import Job, plot_all
+
+    job = Job(options["kind"], options["suffix"], request, Path(output), options["positions"], options["font"])
+    total = sum(entry.failure is None for entry in run.entries)
+    count = sum(1 for _ in with_bar(plot_all(run, job), "drawing", total))
+    if as_json:
+        click.echo(orjson.dumps({"folder": output, "kind": job.kind, "run": run.name, "pictures": count}))
+    else:
+        click.echo(f"{count:,} pictures: {output}")

@@ -5,7 +5,7 @@ from typing import Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import open_run, print_table, store_option
+from raylens.scheduler.cli._options import open_run, store_option
 from raylens.scheduler.cli._rows import output_options, print_rows
 from raylens.storage.errors import UsageError
 

@@ -15,8 +15,8 @@ from raylens.storage.store import Store
 def command(statement: str, store: str, name: str | None, as_json: bool, as_csv: bool, parquet: str | None) -> None:
     """Run one SELECT over the runs of the store, in DuckDB's SQL.
 
-    The views are prompts, positions, metrics, topk, tracked, decisions and failures (docs/QUERIES.md). Nothing is written, and SQL
-    reaches neither other files nor the network.
+    The views are prompts, positions, metrics, topk, tracked, decisions and failures (docs/QUERIES.md). Nothing is written, and
+    SQL reaches neither other files nor the network.
     """
     found = Store(store)
     result = found.sql(statement) if name is None else found[name].sql(statement)

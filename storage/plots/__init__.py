@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from raylens.storage.record import Record
     from raylens.storage.vocabulary import Vocabulary
 
-_SHARED = {"canvas", "request"}
+_SHARED = {"canvas", "many", "panel", "request"}
 #: The kinds of picture.
 KINDS = tuple(sorted(module.name for module in iter_modules(__path__) if module.name not in _SHARED))
 #: The file formats, by suffix.

@@ -138,6 +138,14 @@ class Sheet:
         """A line through [N] places, with a dot at each that is a number; it breaks where one is not."""
         self._axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.6, marker="o", markersize=2.5)
 
+    def band(self, x: Array, low: Array, high: Array, colour: str) -> None:
+        """The area between two lines through [N] places, pale enough for a line to be seen on it."""
+        self._axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+
+    def fill(self, left: float, bottom: float, width: float, height: float, colour: str) -> None:
+        """A filled rectangle."""
+        self._axes.add_patch(Rectangle((left, bottom), width, height, facecolor=colour, linewidth=0))
+
     def frame(self, left: float, bottom: float, width: float, height: float, points: float, colour: str) -> None:
         """An unfilled rectangle."""
         self._axes.add_patch(Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=points, zorder=3))
@@ -188,13 +196,13 @@ class Header:
             sheet.key(left, y - 0.08 - KEY_HEIGHT, scale)
 
 
-def header(heading: str, captions: Sequence[str], width: float, fonts: Fonts) -> Header:
-    """Lay out a heading and captions, plain text of any content, in a width in inches."""
+def header(heading: str, captions: Sequence[str], width: float, fonts: Fonts, keyed: bool = True) -> Header:
+    """Lay out a heading and captions, plain text of any content, in a width in inches, with room for a key of colours or not."""
     lines = [(line, HEADING) for line in fonts.wrap(labels.text_label(heading), width, HEADING, 2)]
     for caption in captions:
         lines += [(line, CAPTION) for line in fonts.wrap(caption, width, CAPTION, 3)]
     height = sum(points for _, points in lines) * _LINE / 72
-    return Header(tuple(lines), MARGIN + height + 0.08 + KEY_HEIGHT + 0.18)
+    return Header(tuple(lines), MARGIN + height + (0.08 + KEY_HEIGHT if keyed else 0.0) + 0.18)
 
 
 @contextmanager

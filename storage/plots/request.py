@@ -181,3 +181,26 @@ def coverage(record: Record, shown: Sequence[int]) -> str:
     if record.truncated_from is not None:
         words.append(f"prompt cut from {record.truncated_from} to {len(record.token_ids)} tokens before the model read it")
     return "; ".join(words)
+
+
+def positions_of(record: Record, text: str) -> list[int]:
+    """The lensed positions that ``A:B`` or one number stands for, as in a Python slice.
+
+    Raises:
+        UsageError: none of them was lensed, or it is neither.
+    """
+    first, colon, last = text.partition(":")
+    try:
+        part = (
+            slice(int(first) if first else None, int(last) if last else None)
+            if colon
+            else slice(int(first), int(first) + 1 or None)
+        )
+    except ValueError:
+        raise UsageError(f"--positions {text!r}: write A:B or one position") from None
+    chosen = [position for position in range(len(record.token_ids))[part] if position in set(record.positions)]
+    if not chosen:
+        raise UsageError(
+            f"--positions {text!r}: none of them was lensed; the record has {record.positions[0]} to {record.positions[-1]}"
+        )
+    return chosen

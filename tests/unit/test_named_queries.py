@@ -44,11 +44,24 @@ def with_stats(record: Record, seed: int) -> Record:
 
 
 def write_run(
-    store: Path, seed: int = 0, k: int = 3, layers: int = 4, stats: bool = True, name: str = "demo", prompts: int = 7, **changes: Any
+    store: Path,
+    seed: int = 0,
+    k: int = 3,
+    layers: int = 4,
+    stats: bool = True,
+    name: str = "demo",
+    prompts: int = 7,
+    **changes: Any,
 ) -> Run:
     """A run of two commits with odd ids and metadata, and failures."""
     folder, _ = make_run(store, prompts + 2, name=name)
-    settings: dict[str, Any] = {"layers": tuple(range(layers)), "taps": ALL_TAPS, "k": k, "vocabulary_size": VOCABULARY, **changes}
+    settings: dict[str, Any] = {
+        "layers": tuple(range(layers)),
+        "taps": ALL_TAPS,
+        "k": k,
+        "vocabulary_size": VOCABULARY,
+        **changes,
+    }
     records = []
     for index in range(prompts):
         metadata = {key: f"{key}{index % 2}" for key in KEYS} if index != 3 else {}
@@ -57,7 +70,10 @@ def write_run(
         if stats:
             record = with_stats(dataclasses.replace(record, tracked=[1, 4]), seed + index)
         records.append(record)
-    failed = [make_failure(prompts, id="x/y", metadata={"kind": "kind0"}), make_failure(prompts + 1, kind="crash", message="died")]
+    failed = [
+        make_failure(prompts, id="x/y", metadata={"kind": "kind0"}),
+        make_failure(prompts + 1, kind="crash", message="died"),
+    ]
     commit_outcomes(folder, *records[4:], failed[1])
     commit_outcomes(folder, failed[0], *records[:4])
     return open_store(store)[name]
@@ -124,7 +140,9 @@ def decided(run: Run, taps: tuple[str, ...] = ("resid_post",), key: str | None =
         stable = len(leads) - 1
         while stable and leads[stable - 1]:
             stable -= 1
-        found.append({**way[-1], "first": way[leads.index(True)], "stable": way[stable], "before": way[stable - 1] if stable else None})
+        found.append(
+            {**way[-1], "first": way[leads.index(True)], "stable": way[stable], "before": way[stable - 1] if stable else None}
+        )
     return found
 
 
@@ -228,7 +246,12 @@ def test_depths_and_flips(which: str, request: pytest.FixtureRequest) -> None:
     ]
     same_rows(query(run, "depths"), depths)
     flips = [
-        {**row, "layer": place["stable"]["layer"], "before": text(run, place["before"]["ids"][0]), "after": text(run, place["final"])}
+        {
+            **row,
+            "layer": place["stable"]["layer"],
+            "before": text(run, place["before"]["ids"][0]),
+            "after": text(run, place["final"]),
+        }
         for row, place in zip(head, found, strict=True)
         if place["before"] is not None
     ]
@@ -257,8 +280,15 @@ def test_layers(which: str, key: str | None, request: pytest.FixtureRequest) -> 
 
 
 @pytest.mark.parametrize(
-    ("which", "tokens", "exact"), [("run", [1], True), ("run", [4, 1], True), ("run", [1, 2], False), ("bare", [2], False), ("bare", [2, 5], False)]
-)  # fmt: skip
+    ("which", "tokens", "exact"),
+    [
+        ("run", [1], True),
+        ("run", [4, 1], True),
+        ("run", [1, 2], False),
+        ("bare", [2], False),
+        ("bare", [2, 5], False),
+    ],
+)
 def test_trajectory(which: str, tokens: list[int], exact: bool, request: pytest.FixtureRequest) -> None:
     """Exact where all of the set was tracked; else from the k best, where a rank that is not known is none."""
     run: Run = request.getfixturevalue(which)
@@ -330,7 +360,9 @@ def test_handoff(which: str, request: pytest.FixtureRequest) -> None:
 def test_outliers(run: Run, key: str | None) -> None:
     """Distance from the median in quartile ranges, the farthest first."""
     wanted = []
-    for (split, layer), found in grouped((place for place in places(run, key) if place["tap"] == "mlp_out"), "split", "layer").items():
+    for (split, layer), found in grouped(
+        (place for place in places(run, key) if place["tap"] == "mlp_out"), "split", "layer"
+    ).items():
         for metric in ("entropy", "kl"):
             low, median, high = np.quantile([float(place[metric]) for place in found], [0.25, 0.5, 0.75]).tolist()
             for place in found:

@@ -1,0 +1,50 @@
+"""Pictures of whole runs, computed by queries (docs/QUERIES.md) and drawn small, like those of records."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raylens.storage.errors import UsageError
+from raylens.storage.plots import FORMATS
+
+if TYPE_CHECKING:
+    from raylens.storage.store import Run
+
+#: The kinds of chart.
+KINDS = ("aggregate", "compare")
+
+
+def chart(run: "Run", path: str | Path, *, other: "Run | None" = None, by: str | None = None, font: str | None = None) -> Path:
+    """Draw a run into a file, or how another run differs from it. The same store gives the same bytes.
+
+    Args:
+        path: where to write; its suffix, png, svg or pdf, picks the format.
+        other: the run that is compared.
+        by: a metadata key whose values are drawn apart.
+        font: a font file to use for what DejaVu Sans lacks.
+
+    Returns:
+        The path written.
+
+    Raises:
+        UsageError: runs without what is drawn, nothing to compare, or a path that cannot be written.
+        StoreError: tables are missing or damaged.
+    """
+    from raylens.storage.charts import aggregate, compare
+    from raylens.storage.fonts import choose_fonts
+    from raylens.storage.plots import canvas
+
+    path = Path(path)
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        raise UsageError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
+    if other is not None and by is not None:
+        raise UsageError("a comparison of two runs is not split by metadata; leave --by out")
+    fonts = choose_fonts(None if font is None else Path(font))
+    picture = aggregate.aggregate(run, by) if other is None else compare.compared(run, other)
+    with canvas.settled(fonts):
+        data = canvas.encode(picture.draw(fonts), suffix, picture.heading)
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}; choose another path") from error
+    return path

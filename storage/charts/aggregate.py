@@ -1,0 +1,116 @@
+"""A run at a glance: agreement with the final prediction, entropy and KL by layer and tap, and where predictions are decided."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from raylens.storage.charts.stack import Curve, Panels, Plot, series, stacked
+from raylens.storage.errors import UsageError
+from raylens.storage.fonts import Fonts
+from raylens.storage.labels import text_label
+from raylens.storage.plots.panel import share_axis, upward_axis
+from raylens.storage.store import Run
+from raylens.storage.taps import TAPS
+
+#: Values of a metadata key that are drawn apart.
+MOST_VALUES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """What is drawn of a run.
+
+    Attributes:
+        heading, captions: text above it.
+        panels: from the top down.
+    """
+
+    heading: str
+    captions: tuple[str, ...]
+    panels: Panels
+
+    def draw(self, fonts: Fonts) -> Figure:
+        """The picture."""
+        return stacked(self.heading, self.captions, self.panels, fonts)
+
+
+def aggregate(run: Run, by: str | None = None) -> Aggregate:
+    """Ask the run and arrange the answers.
+
+    Args:
+        by: a metadata key whose values are drawn apart, of resid_post only.
+
+    Raises:
+        UsageError: the run has no records, or the key too many values.
+    """
+    split: dict[str, Any] = {} if by is None else {"by": by, "tap": "resid_post"}
+    rows = run.query("layers", **split).rows()
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["tap"] if by is None else _value(row["split"])].append(row)
+    if by is not None and len(groups) > MOST_VALUES:
+        raise UsageError(f"--by {by}: {len(groups)} values; at most {MOST_VALUES} are drawn apart")
+    names = [tap for tap in TAPS if tap in groups and len(groups[tap]) > 1] if by is None else sorted(groups)
+    layers = sorted({row["layer"] for row in rows})
+    plots = [_agreement(groups, names, layers), _entropy(groups, names, layers), _kl(groups, names, layers)]
+    plots.append(_depth(run, by, layers, names))
+    counts = run.counts()
+    places = max(row["places"] for row in rows)
+    caption = f"{counts['records']:,} prompts, {places:,} places a layer" + (
+        f"; by {text_label(by)}, tap resid_post" if by else ""
+    )
+    return Aggregate(
+        heading=f"{run.manifest.sources['label']} · run {run.name}",
+        captions=(caption, "lines: medians, shares or means as named; bands: 10 to 90 % of the places"),
+        panels=Panels(layers, [plot for plot in plots if plot is not None], names),
+    )
+
+
+def _value(split: str | None) -> str:
+    return "(none)" if split is None else text_label(split)
+
+
+def _agreement(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], layers: Sequence[int]) -> Plot | None:
+    curves = [Curve(series(groups[name], "agreement", layers)) for name in names]
+    if all(np.isnan(curve.values).all() for curve in curves):
+        return None
+    return Plot(share_axis("share of places where the best token is the final prediction"), curves)
+
+
+def _entropy(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], layers: Sequence[int]) -> Plot:
+    curves = [_banded(groups[name], "entropy", layers) for name in names]
+    return Plot(upward_axis("entropy in nats, median", max(float(np.nanmax(curve.high)) for curve in curves)), curves)
+
+
+def _kl(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], layers: Sequence[int]) -> Plot | None:
+    curves = [_banded(groups[name], "kl", layers) for name in names]
+    if all(np.isnan(curve.values).all() for curve in curves):
+        return None
+    return Plot(
+        upward_axis("KL of the final prediction from here in nats, median", max(float(np.nanmax(c.high)) for c in curves)), curves
+    )
+
+
+def _banded(rows: Sequence[Mapping[str, Any]], name: str, layers: Sequence[int]) -> Curve:
+    low, middle, high = (series(rows, f"{name}_{part}", layers) for part in (10, 50, 90))
+    return Curve(middle, low, high)
+
+
+def _depth(run: Run, by: str | None, layers: Sequence[int], names: Sequence[str]) -> Plot | None:
+    try:
+        rows = run.query("depth", **({} if by is None else {"by": by})).rows()
+    except UsageError:  # a run without the final prediction has no depth
+        return None
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[_value(row["split"]) if by is not None else ""].append(row)
+    label = "share of places decided for good by this layer"
+    return Plot(
+        share_axis(label),
+        [Curve(series(groups[name], "stable_share", layers)) for name in (names if by else [""])],
+        alone=by is None,
+    )

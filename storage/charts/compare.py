@@ -1,0 +1,57 @@
+"""How another run differs from one, layer by layer, over the places that both have."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from raylens.storage.charts.aggregate import Aggregate
+from raylens.storage.charts.stack import Curve, Panels, Plot, series
+from raylens.storage.comparison import compare
+from raylens.storage.plots.panel import share_axis, signed_axis
+from raylens.storage.store import Run
+from raylens.storage.taps import TAPS
+
+_SIGNED = (
+    ("entropy_change", "entropy in nats, the other less this, mean"),
+    ("kl_change", "KL to the final prediction in nats, the other less this, mean"),
+    ("shift", "layers by which the other decides later, mean, by the layer at which this one decides"),
+)
+
+
+def compared(one: Run, other: Run) -> Aggregate:
+    """Ask both runs and arrange the answers.
+
+    Raises:
+        UsageError: they have nothing to compare.
+    """
+    rows = compare(one, other).rows()
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["tap"]].append(row)
+    names = [tap for tap in TAPS if len(groups.get(tap, ())) > 1]
+    layers = sorted({row["layer"] for row in rows})
+    plots = [
+        Plot(share_axis("share of places where both have the same best token"), _curves(groups, names, "agreement", layers)),
+        Plot(share_axis("share of the k best tokens that both have"), _curves(groups, names, "overlap", layers)),
+    ]
+    for column, label in _SIGNED:
+        curves = _curves(groups, names, column, layers)
+        known = np.concatenate([curve.values for curve in curves])
+        if np.isfinite(known).any():
+            plots.append(Plot(signed_axis(label, float(np.nanmax(np.abs(known)))), curves))
+    places = max(row["places"] for row in rows)
+    return Aggregate(
+        heading=f"{_name(other)} against {_name(one)}",
+        captions=(f"{places:,} places a layer that both runs have; layers are those of {one.name}",),
+        panels=Panels(layers, plots, names),
+    )
+
+
+def _name(run: Run) -> str:
+    return f"run {run.name} ({run.manifest.sources['label']})"
+
+
+def _curves(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], column: str, layers: Sequence[int]) -> list[Curve]:
+    return [Curve(series(groups[name], column, layers)) for name in names]

@@ -1,0 +1,89 @@
+"""The pictures of a whole run, drawn by several processes."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from raylens.storage.errors import UsageError
+from raylens.storage.layout import RunFolder
+from raylens.storage.plots import FORMATS, render
+from raylens.storage.plots.request import Request, positions_of
+from raylens.storage.record import Record
+from raylens.storage.store import Run
+
+#: Prompts that a process is handed at a time: few, so that the bar moves and no process is left with the rest.
+CHUNK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is drawn of every record.
+
+    Attributes:
+        kind, suffix, request, font: as of ``render``.
+        positions: those to show, as on the command line, or None.
+        folder: where pictures go, each named by its prompt's index: an id may be any text.
+    """
+
+    kind: str
+    suffix: str
+    request: Request
+    folder: Path
+    positions: str | None = None
+    font: str | None = None
+
+
+def plot_all(run: Run, job: Job, processes: int | None = None) -> Iterator[Path]:
+    """Draw every record of a run; each path as it is written.
+
+    Args:
+        processes: by default one for each core.
+
+    Raises:
+        UsageError: a choice that does not fit the kind or a record, or a folder that cannot be written.
+    """
+    if job.suffix not in FORMATS:
+        raise UsageError(f"picture format {job.suffix!r}: choose from {', '.join(FORMATS)}")
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{job.folder}: cannot be made: {error.strerror}; choose another folder") from error
+    ids = [entry.id for entry in run.entries if entry.failure is None]
+    width = len(str(max((entry.index for entry in run.entries), default=0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    context = multiprocessing.get_context("spawn")  # not forked: the caller may have threads
+    with ProcessPoolExecutor(
+        processes or min(cores, max(1, len(ids))), context, initializer=_begin, initargs=(run.folder.root, job, width)
+    ) as pool:
+        try:
+            yield from pool.map(_draw, ids, chunksize=CHUNK)
+        finally:  # also where the caller stops, or a picture cannot be drawn
+            pool.shutdown(cancel_futures=True)
+
+
+_run: Run
+_job: Job
+_width: int
+
+
+def _begin(root: Path, job: Job, width: int) -> None:
+    global _run, _job, _width
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who then asks for no more
+    _run, _job, _width = Run(RunFolder(root)), job, width
+
+
+def _draw(prompt: str) -> Path:
+    record = _run[prompt]
+    assert isinstance(record, Record)
+    request = _job.request if _job.positions is None else replace(_job.request, positions=positions_of(record, _job.positions))
+    path = _job.folder / f"{record.index:0{_width}}.{_job.suffix}"
+    data = render(record, _job.kind, _job.suffix, request, vocabulary=_run.vocabulary, font=_job.font)
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}; choose another folder") from error
+    return path
