@@ -35,30 +35,22 @@ def _tanh(x):
 
 
 @triton.jit
-def _product(first, second, weight, rows, tokens, weight_stride, width: tl.constexpr, two: tl.constexpr, upcast: tl.constexpr,
+def _product(first, second, weight, row, token, width: tl.constexpr, two: tl.constexpr, upcast: tl.constexpr,
              block_n: tl.constexpr, block_v: tl.constexpr, block_d: tl.constexpr):  # fmt: skip
-    """[n, v] float32 products of rows (first term, and second where there are two) and tokens' weights."""
-    steps = tl.arange(0, block_d)
-    row_at = rows[:, None] * width + steps[None, :]
-    token_at = tokens[:, None] * weight_stride + steps[None, :]
+    """[n, v] float32 products of rows (first term, and second where there are two) and tokens' weights, each from where it says.
+
+    Past an edge of a tensor its descriptor reads zeros.
+    """
     sums = tl.zeros((block_n, block_v), tl.float32)
     for start in range(0, width, block_d):
-        if width % block_d == 0:
-            w = tl.load(weight + token_at + start)
-            x = tl.load(first + row_at + start)
-        else:
-            within = (start + steps < width)[None, :]
-            w = tl.load(weight + token_at + start, mask=within, other=0.0)
-            x = tl.load(first + row_at + start, mask=within, other=0.0)
+        w = weight.load([token, start])
+        x = first.load([row, start])
         if upcast:
             w = w.to(tl.float32)
             x = x.to(tl.float32)
         sums = tl.dot(x, tl.trans(w), sums, input_precision="ieee")
         if two:
-            if width % block_d == 0:
-                y = tl.load(second + row_at + start)
-            else:
-                y = tl.load(second + row_at + start, mask=(start + steps < width)[None, :], other=0.0)
+            y = second.load([row, start])
             if upcast:
                 y = y.to(tl.float32)
             sums = tl.dot(y, tl.trans(w), sums, input_precision="ieee")
@@ -75,13 +67,15 @@ def _after_head(logits, kind: tl.constexpr, value):
 
 
 @triton.jit
-def _summed(logits, maximum, total, weighted):
-    """Running maximum, sum of exp(logit - maximum) and of (logit - maximum) exp(logit - maximum), with a tile taken in."""
-    risen = tl.maximum(maximum, tl.max(logits, axis=1))
-    fall = maximum - risen
-    fall = tl.where(fall < _NEVER, _NEVER, fall)  # comparisons, unlike maximum, let a NaN through
-    below = logits - risen[:, None]
-    below = tl.where(below < _NEVER, _NEVER, below)
+def _summed(logits, best, maximum, total, weighted):
+    """Running maximum, sum of exp(logit - maximum) and of (logit - maximum) exp(logit - maximum), with a tile taken in.
+
+    ``best`` are the largest logits of the tile. Differences are kept above a number whose exp is 0: an infinite one would make
+    0 x infinity of a token that has no probability. Maxima here let a NaN through.
+    """
+    risen = tl.maximum(maximum, best)
+    fall = tl.maximum(maximum - risen, _NEVER, propagate_nan=tl.PropagateNan.ALL)
+    below = tl.maximum(logits - risen[:, None], _NEVER, propagate_nan=tl.PropagateNan.ALL)
     weights = tl.exp(below)
     shrink = tl.exp(fall).to(tl.float64)
     weighted = shrink * (weighted + fall.to(tl.float64) * total) + tl.sum(weights * below, axis=1).to(tl.float64)
@@ -104,12 +98,14 @@ def _threshold(kept):
 
 
 @triton.jit
-def _insert(kept_at, inside, order, best, threshold, tokens):
+def _insert(kept_at, inside, logits, threshold, tokens, n_vocab):
     """Put the tokens of a tile that beat their row's worst into its list in memory, best first; returns the new threshold.
 
     Each round takes the best token left of every row that still has one, so there are as many rounds as the row with most
     survivors has; [n, slots] keys are read and written once.
     """
+    order = tl.where((tokens < n_vocab)[None, :], _ordered(logits), _INT_MIN)
+    best = tl.max(order, axis=1)
     kept = tl.load(kept_at, mask=inside[:, None], other=_KEY_MAX)
     while tl.max((best > threshold).to(tl.int32), axis=0) > 0:
         takes = best > threshold
@@ -127,26 +123,27 @@ def _insert(kept_at, inside, order, best, threshold, tokens):
 
 @triton.jit
 def readout_kernel(first, second, factor, weight, bias, kept, maxima, totals, weighteds, n_rows, n_vocab, splits, k,
-                   weight_stride, step_value, width: tl.constexpr, slots: tl.constexpr, two: tl.constexpr,
+                   step_value, width: tl.constexpr, slots: tl.constexpr, two: tl.constexpr,
                    has_bias: tl.constexpr, step_kind: tl.constexpr, upcast: tl.constexpr,
                    block_n: tl.constexpr, block_v: tl.constexpr, block_d: tl.constexpr):  # fmt: skip
     """Grid (row tiles, splits). Every output is written whole, so a launch may be repeated.
 
     Args:
-        first, second: [N, width] the two terms of the rows, contiguous, in the weight's dtype; second is read if ``two``.
+        first, second: descriptors of [N, width], the two terms of the rows in the weight's dtype, by [block_n, block_d]; second is
+            read if ``two``.
         factor: [N] float32, what the product is multiplied by.
-        weight: [V, width], rows ``weight_stride`` elements apart.
+        weight: descriptor of [V, width], by [block_v, block_d].
         bias: [V], read if ``has_bias``.
         kept: out, [N, splits, slots] int64 keys in no order; slots from k on hold the largest int64.
         maxima: out, [N, splits] float32.
         totals, weighteds: out, [N, splits] float64, relative to the maxima.
     """
     split = tl.program_id(1)
-    row = tl.program_id(0) * block_n + tl.arange(0, block_n)
+    first_row = tl.program_id(0) * block_n
+    row = first_row + tl.arange(0, block_n)
     inside = row < n_rows
-    source = tl.minimum(row, n_rows - 1).to(tl.int64)  # rows past the end repeat the last and are not stored
-    partial = source * splits + split
-    scale = tl.load(factor + source)
+    partial = row.to(tl.int64) * splits + split
+    scale = tl.load(factor + row, mask=inside, other=0.0)
 
     slot = tl.arange(0, slots)
     kept_at = kept + partial[:, None] * slots + slot[None, :]
@@ -163,19 +160,19 @@ def readout_kernel(first, second, factor, weight, bias, kept, maxima, totals, we
     tile = split * share
     last = tl.minimum(tile + share, tiles)
     while tile < last:  # not a range: the interpreter of triton 3.6 with numpy 2.4 takes no tensor as its bound
-        token = tile * block_v + tl.arange(0, block_v)
-        exists = token < n_vocab
-        token_source = tl.minimum(token, n_vocab - 1).to(tl.int64)
-        logits = _product(first, second, weight, source, token_source, weight_stride, width, two, upcast,
-                          block_n, block_v, block_d) * scale[:, None]  # fmt: skip
+        first_token = tile * block_v
+        token = first_token + tl.arange(0, block_v)
+        logits = _product(first, second, weight, first_row, first_token, width, two, upcast, block_n, block_v, block_d)
+        logits *= scale[:, None]
         if has_bias:
-            logits += tl.load(bias + token_source).to(tl.float32)[None, :]
-        logits = tl.where(exists[None, :], _after_head(logits, step_kind, step_value), float("-inf"))
-        maximum, total, weighted = _summed(logits, maximum, total, weighted)
-        order = tl.where(exists[None, :], _ordered(logits), _INT_MIN)
-        best = tl.max(order, axis=1)
-        if tl.max((best > threshold).to(tl.int32), axis=0) > 0:
-            threshold = _insert(kept_at, inside, order, best, threshold, token)
+            logits += tl.load(bias + token, mask=token < n_vocab, other=0.0).to(tl.float32)[None, :]
+        logits = _after_head(logits, step_kind, step_value)
+        if first_token + block_v > n_vocab:
+            logits = tl.where((token < n_vocab)[None, :], logits, float("-inf"))
+        best = tl.max(logits, axis=1)
+        maximum, total, weighted = _summed(logits, best, maximum, total, weighted)
+        if tl.max((_ordered(best) > threshold).to(tl.int32), axis=0) > 0:
+            threshold = _insert(kept_at, inside, logits, threshold, token, n_vocab)
         tile += 1
     tl.store(maxima + partial, maximum, mask=inside)
     tl.store(totals + partial, total, mask=inside)

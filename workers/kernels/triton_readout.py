@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from raylens.workers.asked import no_answers
 from raylens.workers.kernels import readout_kernel as kernels
@@ -38,7 +39,7 @@ _ROW_TILE = 128
 #: Block shapes to try, the last for small work. Tokens count for more than rows: a step of the product loads two terms of the
 #: rows but the weight once.
 SHAPES = [
-    triton.Config({"block_n": n, "block_v": v, "block_d": d}, num_warps=warps, num_stages=3)
+    triton.Config({"block_n": n, "block_v": v, "block_d": d}, num_warps=warps, num_stages=3, pre_hook=lambda args: _cut(args))
     for n, v, d, warps in [(128, 256, 64, 8), (128, 128, 64, 8), (64, 128, 64, 4), (64, 64, 32, 4)]
 ]
 #: Multiplications of a launch from which a trial of all shapes says something about them.
@@ -87,8 +88,8 @@ def _check(rows: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> None:
         raise ValueError(
             f"weight must be [V, {rows.shape[1]}] float32, bfloat16 or float16, not {list(weight.shape)} {weight.dtype}"
         )
-    if weight.stride(1) != 1:
-        raise ValueError("the weight's last dimension must be contiguous")
+    if weight.stride(1) != 1 or weight.stride(0) * weight.itemsize % 16 or weight.data_ptr() % 16:
+        raise ValueError("the weight's last dimension must be contiguous, and its rows must begin at multiples of 16 bytes")
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype not in _DTYPES or not bias.is_contiguous()):
         raise ValueError(f"bias must be [{weight.shape[0]}] floating point and contiguous, not {list(bias.shape)} {bias.dtype}")
     if not 1 <= k <= min(MOST_FUSED, weight.shape[0]):
@@ -135,11 +136,23 @@ def _read_chunk(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHe
     launch = _launcher(device, n * vocab * width, slots)
     with _current(device):
         launch[lambda sizes: (triton.cdiv(n, sizes["block_n"]), splits)](
-            first, second, factor, weight, factor if bias is None else bias, kept, maxima, totals, weighteds,
-            n, vocab, splits, k, weight.stride(0), value, width=width, slots=slots, two=weight.dtype != torch.float32,
+            _described(first), _described(second), factor, _described(weight), factor if bias is None else bias,
+            kept, maxima, totals, weighteds, n, vocab, splits, k, value,
+            width=width, slots=slots, two=weight.dtype != torch.float32,
             has_bias=bias is not None, step_kind=kind, upcast=_interpreted(),
         )  # fmt: skip
     return _merged(kept[:, :, :k], maxima, totals, weighteds, k)
+
+
+def _described(tensor: Tensor) -> TensorDescriptor:
+    """Of a matrix, for a launch that says by which blocks it is read."""
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [1, 1])
+
+
+def _cut(args: dict[str, Any]) -> None:
+    """Tell the descriptors of a launch its block sizes."""
+    args["first"].block_shape = args["second"].block_shape = [args["block_n"], args["block_d"]]
+    args["weight"].block_shape = [args["block_v"], args["block_d"]]
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
@@ -171,7 +184,11 @@ class Fixed:
         self._sizes = sizes
 
     def __getitem__(self, grid: Callable[[dict[str, int]], tuple[int, int]]) -> Any:
-        return partial(kernels.readout_kernel[grid], **self._sizes)
+        return partial(self._launch, kernels.readout_kernel[grid])
+
+    def _launch(self, kernel: Callable[..., Any], first: Any, second: Any, factor: Tensor, weight: Any, *args: Any, **options: Any) -> Any:
+        _cut({"first": first, "second": second, "weight": weight, **self._sizes})
+        return kernel(first, second, factor, weight, *args, **options, **self._sizes)
 
 
 @lru_cache
