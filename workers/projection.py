@@ -54,6 +54,8 @@ class Projection:
             return "one Triton kernel, float32 sums, two terms of each row where weights are short"
         if self.unembedding is None:
             return "the head's own product, then float32"
+        if self.unembedding.terms:
+            return "product by vocabulary block of two terms of each row, float32 sums"
         return f"float32 product by vocabulary block{', by oneDNN' if self.unembedding.packed else ''}"
 
     def read(self, rows: Tensor, k: int, asked: Asked | None = None) -> Readout:
@@ -75,10 +77,10 @@ class Projection:
         with self._weights(), torch.inference_mode():
             return torch.cat([block.clone() for block in self._logits(rows).blocks(block_size(len(rows), rows.device, 1))], dim=1)
 
-    def try_packed(self, rows: Tensor) -> None:
-        """Let a plain head's products be oneDNN's where that is faster, tried on [N, D] hidden rows of the model."""
+    def try_faster(self, rows: Tensor) -> None:
+        """Let a plain head's products be made a faster way where there is one, tried on [N, D] hidden rows of the model."""
         if self.unembedding:
-            self.unembedding.try_packed(self._normed(rows))
+            self.unembedding.try_faster(self._normed(rows))
 
     def _weights(self) -> AbstractContextManager[object]:
         """While open, offloaded weights of a plain head are in memory; any other head sees to its own."""

@@ -28,9 +28,10 @@ import triton
 from raylens.workers import steps, topk
 from raylens.workers.fused import ALLOWED, difference, try_fused
 from raylens.workers.kernels import triton_readout
-from raylens.workers.kernels.triton_readout import AfterHead, readout, split_terms
+from raylens.workers.kernels.triton_readout import AfterHead, readout
 from raylens.workers.projection import Projection
 from raylens.workers.running import MOST_FUSED
+from raylens.workers.terms import split_terms
 from raylens.workers.topk import Readout
 
 NUMBERS = ("ids", "logprobs", "logsumexp", "entropy")
@@ -323,18 +324,18 @@ class Driver:
     get_current_device = get_current_stream = staticmethod(lambda *device: 0)
     get_current_target = staticmethod(lambda: GPUTarget("cuda", {arch}, 32))
 
-class Launcher:
+class Compiler:
     def __getitem__(self, grid):
-        return lambda *args, **options: texts.append(
-            kernel.run(*args, grid=grid, warmup=True, **options, **host.SHAPES[{shape}].all_kwargs()).asm["ptx"]
-        )
+        return lambda *args, **options: texts.append(kernel.run(*args, grid=grid, warmup=True, **options).asm["ptx"])
 
 texts = []
 triton.runtime.driver.set_active(Driver())
-host._launcher = lambda *sizes: Launcher()
+host.kernels.readout_kernel = Compiler()
+host._interpreted = lambda: False
+host._launcher = lambda *sizes: host.Fixed(**host.SHAPES[{shape}].all_kwargs())
 for rows, width, step in (5, 512, host.AfterHead(cap=30.0)), (1, 203, host.AfterHead()):
     weight = torch.zeros(1031, width, dtype=torch.{dtype})
-    host._read_chunk(torch.zeros(rows, width), weight, weight[:, 0].contiguous() if rows > 1 else None, step, rows)
+    host._launched(torch.zeros(rows, width), weight, weight[:, 0].contiguous() if rows > 1 else None, step, rows)
 for text in texts:
     print("wgmma" in text, "mma.sync" in text, "tf32" in text)
 """

@@ -99,7 +99,7 @@ def _threshold(kept):
 
 @triton.jit
 def _insert(kept_at, inside, logits, threshold, tokens, n_vocab):
-    """Put the tokens of a tile that beat their row's worst into its list in memory, best first; returns the new threshold.
+    """Put the tokens of a tile that beat their row's threshold into its list in memory, best first; returns its new worst.
 
     Each round takes the best token left of every row that still has one, so there are as many rounds as the row with most
     survivors has; [n, slots] keys are read and written once.
@@ -115,25 +115,27 @@ def _insert(kept_at, inside, logits, threshold, tokens, n_vocab):
         kept = tl.where((kept == worst[:, None]) & takes[:, None], key[:, None], kept)
         order = tl.where(tokens[None, :] == token[:, None], _INT_MIN, order)
         best = tl.max(order, axis=1)
-        threshold = _threshold(kept)
+        threshold = tl.maximum(threshold, _threshold(kept))
     tl.store(kept_at, kept, mask=inside[:, None])
     tl.debug_barrier()  # the next reader of a list may be another thread of this program
-    return threshold
+    return _threshold(kept)
 
 
 @triton.jit
-def readout_kernel(first, second, factor, weight, bias, kept, maxima, totals, weighteds, n_rows, n_vocab, splits, k,
+def readout_kernel(first, second, factor, weight, bias, bars, kept, maxima, totals, weighteds, n_rows, n_vocab, splits, k,
                    step_value, width: tl.constexpr, slots: tl.constexpr, two: tl.constexpr,
                    has_bias: tl.constexpr, step_kind: tl.constexpr, upcast: tl.constexpr,
                    block_n: tl.constexpr, block_v: tl.constexpr, block_d: tl.constexpr):  # fmt: skip
     """Grid (row tiles, splits). Every output is written whole, so a launch may be repeated.
 
     Args:
-        first, second: descriptors of [N, width], the two terms of the rows in the weight's dtype, by [block_n, block_d]; second is
-            read if ``two``.
+        first, second: descriptors of [N, width], the two terms of the rows in the weight's dtype, by [block_n, block_d]; second
+            is read if ``two``.
         factor: [N] float32, what the product is multiplied by.
         weight: descriptor of [V, width], by [block_v, block_d].
         bias: [V], read if ``has_bias``.
+        bars: [N] int32, the smallest of them at first. Programs raise a row's to the worst logit, by its ordered bits, of any
+            list of k of it: a smaller one is not among the k best, whatever the other parts of the vocabulary hold.
         kept: out, [N, splits, slots] int64 keys in no order; slots from k on hold the largest int64.
         maxima: out, [N, splits] float32.
         totals, weighteds: out, [N, splits] float64, relative to the maxima.
@@ -150,7 +152,7 @@ def readout_kernel(first, second, factor, weight, bias, kept, maxima, totals, we
     empty = tl.where(slot < k, _KEY_MIN + slot.to(tl.int64), _KEY_MAX)  # distinct, as all keys are
     tl.store(kept_at, tl.broadcast_to(empty[None, :], (block_n, slots)), mask=inside[:, None])
     tl.debug_barrier()
-    threshold = tl.where(inside, _INT_MIN, _INT_MAX)
+    worst = tl.where(inside, _INT_MIN, _INT_MAX)
     maximum = tl.full((block_n,), _LOWEST, tl.float32)
     total = tl.zeros((block_n,), tl.float64)
     weighted = tl.zeros((block_n,), tl.float64)
@@ -171,8 +173,11 @@ def readout_kernel(first, second, factor, weight, bias, kept, maxima, totals, we
             logits = tl.where((token < n_vocab)[None, :], logits, float("-inf"))
         best = tl.max(logits, axis=1)
         maximum, total, weighted = _summed(logits, best, maximum, total, weighted)
+        bar = tl.load(bars + row, mask=inside, other=_INT_MAX, volatile=True)  # others raise it meanwhile
+        threshold = tl.maximum(worst, tl.maximum(bar, _INT_MIN + 1) - 1)  # one equal to the bar may have the lower id
         if tl.max((_ordered(best) > threshold).to(tl.int32), axis=0) > 0:
-            threshold = _insert(kept_at, inside, logits, threshold, token, n_vocab)
+            worst = _insert(kept_at, inside, logits, threshold, token, n_vocab)
+            tl.atomic_max(bars + row, worst, mask=inside, sem="relaxed")
         tile += 1
     tl.store(maxima + partial, maximum, mask=inside)
     tl.store(totals + partial, total, mask=inside)

@@ -10,10 +10,8 @@ of Cut Cross-Entropy (Wijmans et al., arXiv:2411.09009, apple/ml-cross-entropy),
 run side by side; each leaves K keys and three numbers a row, merged here.
 
 Precision: products accumulate in float32. A float32 weight is multiplied in full float32, never tf32. For a bfloat16 or float16
-weight a row is the sum of two terms of that type, x = hi + lo + rest, and each term has its own product, for matrix units take
-both operands in one type. Rounding to p bits leaves at most 2**-p of a number, and lo, a remainder, is a bit smaller than that,
-so the rest is at most 2**-17 of |x| (bfloat16, p = 8; float16, p = 11, 2**-23) and a logit is off by at most 2**-17 sum |x w|
-besides the rounding of float32 sums: about 5e-5 in use. One bfloat16 term alone would be 500 times worse.
+weight a row is the sum of two terms of that type (terms.py), and each term has its own product: a logit is off by at most
+2**-17 sum |x w| besides the rounding of float32 sums, about 5e-5 in use. One bfloat16 term alone would be 500 times worse.
 """
 
 from collections.abc import Callable
@@ -30,7 +28,8 @@ from raylens.workers.asked import no_answers
 from raylens.workers.kernels import readout_kernel as kernels
 from raylens.workers.running import MOST_FUSED
 from raylens.workers.steps import AfterHead
-from raylens.workers.topk import Readout, joined
+from raylens.workers.terms import split_terms
+from raylens.workers.topk import Readout
 
 #: Rows of one launch: their two bfloat16 terms at D=4096 are 33 MB, so that a GPU's L2 cache holds them through the vocabulary.
 ROWS = 2048
@@ -53,7 +52,8 @@ def readout(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, 
     Args:
         rows: [N, D] float32, after the final norm. The norm stays outside: it differs between models, and costs D operations
             a row where the head costs D x V.
-        weight: [V, D] of the head, float32, bfloat16 or float16; the last dimension contiguous.
+        weight: [V, D] of the head, float32, bfloat16 or float16; the last dimension contiguous. It is copied at each call if its
+            rows do not begin at multiples of 16 bytes.
         bias: [V] of any of these types, or None.
         step: after the head; a factor or a cap, not both.
         k: at most 64 and at most V.
@@ -69,7 +69,7 @@ def readout(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, 
     if not len(rows):
         none = rows.new_empty(0)
         return Readout(rows.new_empty(0, k, dtype=torch.int64), rows.new_empty(0, k), none, none, no_answers(0, rows.device))
-    return joined([_read_chunk(chunk, weight, bias, step, k) for chunk in torch.split(rows, ROWS)])
+    return _merged(*_launched(rows, weight, bias, step, k), k)
 
 
 def _step_arguments(step: AfterHead) -> tuple[int, float]:
@@ -88,8 +88,8 @@ def _check(rows: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> None:
         raise ValueError(
             f"weight must be [V, {rows.shape[1]}] float32, bfloat16 or float16, not {list(weight.shape)} {weight.dtype}"
         )
-    if weight.stride(1) != 1 or weight.stride(0) * weight.itemsize % 16 or weight.data_ptr() % 16:
-        raise ValueError("the weight's last dimension must be contiguous, and its rows must begin at multiples of 16 bytes")
+    if weight.stride(1) != 1:
+        raise ValueError("the weight's last dimension must be contiguous")
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype not in _DTYPES or not bias.is_contiguous()):
         raise ValueError(f"bias must be [{weight.shape[0]}] floating point and contiguous, not {list(bias.shape)} {bias.dtype}")
     if not 1 <= k <= min(MOST_FUSED, weight.shape[0]):
@@ -104,49 +104,56 @@ def _interpreted() -> bool:
     return not isinstance(kernels.readout_kernel, triton.runtime.JITFunction)
 
 
-def split_terms(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows as the kernel takes them: two terms [N, D] of the weight's dtype, and the factor [N] float32 of their products.
-
-    Rows for a short type are first brought to a largest entry between 2**13 and 2**14 by a power of two, which is exact: float16
-    would lose low terms to underflow and large rows to overflow. Rows nowhere above 2**-100 lose precision to underflow. For
-    float32 the first term is the row itself.
-    """
+def _terms(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """See split_terms; for float32 the first term is the row itself, and the second is not read."""
     if dtype == torch.float32:
-        return rows.contiguous(), rows, torch.ones(rows.shape[0], device=rows.device)
-    exponent = torch.frexp(rows.abs().amax(dim=1)).exponent.clamp(-100, 128) - 14
-    scaled = rows * _power_of_two(-exponent).unsqueeze(1)
-    first = scaled.to(dtype)
-    return first, (scaled - first.float()).to(dtype), _power_of_two(exponent)
+        return rows.contiguous(), rows.contiguous(), torch.ones(rows.shape[0], device=rows.device)
+    return split_terms(rows, dtype)
 
 
-def _power_of_two(exponent: Tensor) -> Tensor:
-    """float32 from int32, by its bits: a GPU's pow need not be exact."""
-    return ((exponent + 127) << 23).view(torch.float32)
-
-
-def _read_chunk(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int) -> Readout:
+def _launched(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys [N, S, k], and maxima, totals and weighted totals [N, S]."""
     (n, width), vocab, device = rows.shape, weight.shape[0], rows.device
     kind, value = _step_arguments(step)
     slots = max(16, triton.next_power_of_2(k))
-    splits = _splits(n, vocab, device)
-    first, second, factor = split_terms(rows, weight.dtype)
+    splits = _splits(min(n, ROWS), vocab, device)
+    first, second, factor = _terms(rows, weight.dtype)
+    first, second, weight = _aligned(first), _aligned(second), _aligned(weight)
+    bars = torch.full((n,), -(1 << 31), dtype=torch.int32, device=device)
     kept = torch.empty(n, splits, slots, dtype=torch.int64, device=device)
     maxima = torch.empty(n, splits, device=device)
     totals, weighteds = torch.empty(2, n, splits, dtype=torch.float64, device=device)
-    launch = _launcher(device, n * vocab * width, slots)
     with _current(device):
-        launch[lambda sizes: (triton.cdiv(n, sizes["block_n"]), splits)](
-            _described(first), _described(second), factor, _described(weight), factor if bias is None else bias,
-            kept, maxima, totals, weighteds, n, vocab, splits, k, value,
-            width=width, slots=slots, two=weight.dtype != torch.float32,
-            has_bias=bias is not None, step_kind=kind, upcast=_interpreted(),
-        )  # fmt: skip
-    return _merged(kept[:, :, :k], maxima, totals, weighteds, k)
+        for start in range(0, n, ROWS):
+            part = slice(start, start + ROWS)
+            count = len(rows[part])
+            launch = _launcher(device, count * vocab * width, slots)
+            launch[partial(_grid, count, splits)](
+                _described(first[part]), _described(second[part]), factor[part], _described(weight),
+                factor if bias is None else bias, bars[part], kept[part], maxima[part], totals[part], weighteds[part],
+                count, vocab, splits, k, value, width=width, slots=slots, two=weight.dtype != torch.float32,
+                has_bias=bias is not None, step_kind=kind, upcast=_interpreted(),
+            )  # fmt: skip
+    return kept[:, :, :k], maxima, totals, weighteds
+
+
+def _grid(rows: int, splits: int, sizes: dict[str, int]) -> tuple[int, int]:
+    return triton.cdiv(rows, sizes["block_n"]), splits
 
 
 def _described(tensor: Tensor) -> TensorDescriptor:
-    """Of a matrix, for a launch that says by which blocks it is read."""
+    """Of a matrix whose rows begin at multiples of 16 bytes, for a launch that says by which blocks it is read."""
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [1, 1])
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The matrix, copied if its rows do not begin at multiples of 16 bytes, which those of any usual width do."""
+    if tensor.stride(0) * tensor.itemsize % 16 == 0 and tensor.data_ptr() % 16 == 0:
+        return tensor
+    width = tensor.shape[1]
+    return torch.nn.functional.pad(tensor, (0, -width % 16))[:, :width]
 
 
 def _cut(args: dict[str, Any]) -> None:
@@ -186,7 +193,9 @@ class Fixed:
     def __getitem__(self, grid: Callable[[dict[str, int]], tuple[int, int]]) -> Any:
         return partial(self._launch, kernels.readout_kernel[grid])
 
-    def _launch(self, kernel: Callable[..., Any], first: Any, second: Any, factor: Tensor, weight: Any, *args: Any, **options: Any) -> Any:
+    def _launch(
+        self, kernel: Callable[..., Any], first: Any, second: Any, factor: Tensor, weight: Any, *args: Any, **options: Any
+    ) -> Any:
         _cut({"first": first, "second": second, "weight": weight, **self._sizes})
         return kernel(first, second, factor, weight, *args, **options, **self._sizes)
 
