@@ -16,6 +16,7 @@ from raylens.storage.record import Record, TapLens
 from raylens.workers.adapter import Adapter
 from raylens.workers.asked import Asked, Final
 from raylens.workers.batching import Batch
+from raylens.workers.blocks import device_of
 from raylens.workers.capture import Sink, Site, capture
 from raylens.workers.plan import plan_walk
 from raylens.workers.questions import Question, Questions
@@ -24,8 +25,10 @@ from raylens.workers.running import MOST_KEPT
 from raylens.workers.settings import LensSettings
 from raylens.workers.walk import Place
 
-#: Hidden rows waiting for read-out are read once they hold this many bytes, so memory stays flat in layers and length.
+#: Hidden rows waiting for read-out are read once they hold this many bytes, so memory stays flat in layers and length. A GPU is
+#: handed more at once.
 PENDING_BYTES = 64 << 20
+_ON_A_GPU = 4
 
 _FLOAT16_LOWEST = float(np.finfo(np.float16).min)
 
@@ -121,7 +124,8 @@ class Lens:
 
     def _reader(self, asked: Asked | None) -> Reader:
         if self._walk is None or self._plan is None:
-            return DirectReader(self._projection, self._settings.top_k, PENDING_BYTES, asked)
+            budget = PENDING_BYTES * (1 if device_of(self._projection.head, torch.device("cpu")).type == "cpu" else _ON_A_GPU)
+            return DirectReader(self._projection, self._settings.top_k, budget, asked)
         return WalkReader(self._walk, self._settings.top_k, self._wanted, self._plan.starts, PENDING_BYTES, asked)
 
     def _tap(self, tap: str, done: dict[Place, Read], rows: slice, question: Question | None) -> TapLens:

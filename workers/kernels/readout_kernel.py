@@ -39,7 +39,8 @@ def _product(first, second, weight, row, token, width: tl.constexpr, two: tl.con
              block_n: tl.constexpr, block_v: tl.constexpr, block_d: tl.constexpr):  # fmt: skip
     """[n, v] float32 products of rows (first term, and second where there are two) and tokens' weights, each from where it says.
 
-    Past an edge of a tensor its descriptor reads zeros.
+    Past an edge of a tensor its descriptor reads zeros. The precision is that of float32 operands: three products of tf32, which
+    together drop what float32 sums round away; short operands have products of their own type.
     """
     sums = tl.zeros((block_n, block_v), tl.float32)
     for start in range(0, width, block_d):
@@ -48,12 +49,12 @@ def _product(first, second, weight, row, token, width: tl.constexpr, two: tl.con
         if upcast:
             w = w.to(tl.float32)
             x = x.to(tl.float32)
-        sums = tl.dot(x, tl.trans(w), sums, input_precision="ieee")
+        sums = tl.dot(x, tl.trans(w), sums, input_precision="tf32x3")
         if two:
             y = second.load([row, start])
             if upcast:
                 y = y.to(tl.float32)
-            sums = tl.dot(y, tl.trans(w), sums, input_precision="ieee")
+            sums = tl.dot(y, tl.trans(w), sums, input_precision="tf32x3")
     return sums
 
 
@@ -122,9 +123,31 @@ def _insert(kept_at, inside, logits, threshold, tokens, n_vocab):
 
 
 @triton.jit
-def readout_kernel(first, second, factor, weight, bias, bars, kept, maxima, totals, weighteds, n_rows, n_vocab, splits, k,
-                   step_value, width: tl.constexpr, slots: tl.constexpr, two: tl.constexpr,
-                   has_bias: tl.constexpr, step_kind: tl.constexpr, upcast: tl.constexpr,
+def _count_above(targets, target_logits, above, row, inside, logits, tokens, n_vocab, count: tl.constexpr):
+    """Add to each row's ``count`` targets how many tokens of a tile come before: larger logits, or equal ones of lower ids."""
+    for number in tl.static_range(count):
+        at = row.to(tl.int64) * count + number
+        target = tl.load(targets + at, mask=inside, other=0)[:, None]
+        logit = tl.load(target_logits + at, mask=inside, other=float("inf"))[:, None]
+        before = (logits > logit) | ((logits == logit) & (tokens[None, :] < target))
+        before &= (tokens[None, :] != target) & (tokens < n_vocab)[None, :]
+        tl.atomic_add(above + at, tl.sum(before.to(tl.int32), axis=1), mask=inside, sem="relaxed")
+
+
+@triton.jit
+def _crossed(final, final_row, inside, logits, tokens, n_vocab):
+    """[n] sums of the final layer's probabilities times the logits of a tile."""
+    at = final + final_row.to(tl.int64)[:, None] * n_vocab + tokens[None, :]
+    share = tl.load(at, mask=inside[:, None] & (tokens < n_vocab)[None, :], other=0.0)
+    # a token of probability 0 adds nothing, also where its logit is minus infinity
+    return tl.sum(tl.where(share > 0, share * logits, 0.0), axis=1).to(tl.float64)
+
+
+@triton.jit
+def readout_kernel(first, second, factor, weight, bias, targets, target_logits, final, final_rows,
+                   bars, kept, maxima, totals, weighteds, above, crosses, n_rows, n_vocab, splits, k, step_value,
+                   width: tl.constexpr, slots: tl.constexpr, two: tl.constexpr, has_bias: tl.constexpr,
+                   n_targets: tl.constexpr, has_final: tl.constexpr, step_kind: tl.constexpr, upcast: tl.constexpr,
                    block_n: tl.constexpr, block_v: tl.constexpr, block_d: tl.constexpr):  # fmt: skip
     """Grid (row tiles, splits). Every output is written whole, so a launch may be repeated.
 
@@ -134,11 +157,16 @@ def readout_kernel(first, second, factor, weight, bias, bars, kept, maxima, tota
         factor: [N] float32, what the product is multiplied by.
         weight: descriptor of [V, width], by [block_v, block_d].
         bias: [V], read if ``has_bias``.
-        bars: [N] int32, the smallest of them at first. Programs raise a row's to the worst logit, by its ordered bits, of any
-            list of k of it: a smaller one is not among the k best, whatever the other parts of the vocabulary hold.
+        targets: [N, n_targets] int32, and target_logits float32 the same.
+        final: [T, V] float32 probabilities of the final layer, read if ``has_final``.
+        final_rows: [N] int32, which of them each row is compared with.
+        bars: in and out, [N] int64, 0 at first. Programs raise a row's to the worst logit of any list of k of it, as its ordered
+            bits less the least there are: a smaller logit is not among the k best, whatever other parts of the vocabulary hold.
         kept: out, [N, splits, slots] int64 keys in no order; slots from k on hold the largest int64.
         maxima: out, [N, splits] float32.
         totals, weighteds: out, [N, splits] float64, relative to the maxima.
+        above: in and out, [N, n_targets] int32, counts of tokens before each target; 0 at first.
+        crosses: out if ``has_final``, [N, splits] float64, sums of probabilities times logits.
     """
     split = tl.program_id(1)
     first_row = tl.program_id(0) * block_n
@@ -156,6 +184,9 @@ def readout_kernel(first, second, factor, weight, bias, bars, kept, maxima, tota
     maximum = tl.full((block_n,), _LOWEST, tl.float32)
     total = tl.zeros((block_n,), tl.float64)
     weighted = tl.zeros((block_n,), tl.float64)
+    cross = tl.zeros((block_n,), tl.float64)
+    if has_final:
+        final_row = tl.load(final_rows + row, mask=inside, other=0)
 
     tiles = tl.cdiv(n_vocab, block_v)
     share = tl.cdiv(tiles, splits)
@@ -173,12 +204,18 @@ def readout_kernel(first, second, factor, weight, bias, bars, kept, maxima, tota
             logits = tl.where((token < n_vocab)[None, :], logits, float("-inf"))
         best = tl.max(logits, axis=1)
         maximum, total, weighted = _summed(logits, best, maximum, total, weighted)
-        bar = tl.load(bars + row, mask=inside, other=_INT_MAX, volatile=True)  # others raise it meanwhile
-        threshold = tl.maximum(worst, tl.maximum(bar, _INT_MIN + 1) - 1)  # one equal to the bar may have the lower id
+        _count_above(targets, target_logits, above, row, inside, logits, token, n_vocab, n_targets)
+        if has_final:
+            cross += _crossed(final, final_row, inside, logits, token, n_vocab)
+        bar = tl.load(bars + row, mask=inside, other=1, volatile=True)  # others raise it meanwhile
+        equal = tl.maximum(bar - 1, 0) + _INT_MIN  # one equal to the bar may have the lower id
+        threshold = tl.maximum(worst, equal.to(tl.int32))
         if tl.max((_ordered(best) > threshold).to(tl.int32), axis=0) > 0:
             worst = _insert(kept_at, inside, logits, threshold, token, n_vocab)
-            tl.atomic_max(bars + row, worst, mask=inside, sem="relaxed")
+            tl.atomic_max(bars + row, worst.to(tl.int64) - _INT_MIN, mask=inside, sem="relaxed")
         tile += 1
     tl.store(maxima + partial, maximum, mask=inside)
     tl.store(totals + partial, total, mask=inside)
     tl.store(weighteds + partial, weighted, mask=inside)
+    if has_final:
+        tl.store(crosses + partial, cross, mask=inside)

@@ -9,9 +9,10 @@ arXiv:2205.14135) and a list of the K best entered only by what beats the row's 
 of Cut Cross-Entropy (Wijmans et al., arXiv:2411.09009, apple/ml-cross-entropy), which has no top-k. Parts of the vocabulary
 run side by side; each leaves K keys and three numbers a row, merged here.
 
-Precision: products accumulate in float32. A float32 weight is multiplied in full float32, never tf32. For a bfloat16 or float16
-weight a row is the sum of two terms of that type (terms.py), and each term has its own product: a logit is off by at most
-2**-17 sum |x w| besides the rounding of float32 sums, about 5e-5 in use. One bfloat16 term alone would be 500 times worse.
+Precision: products accumulate in float32. A float32 weight is multiplied by three products of tf32 (tf32x3), within 5e-6 in use,
+never by one. For a bfloat16 or float16 weight a row is the sum of two terms of that type (terms.py), and each term has its own
+product: a logit is off by at most 2**-17 sum |x w| besides the rounding of float32 sums, about 5e-5 in use. One bfloat16 term
+alone would be 500 times worse.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from raylens.workers.asked import no_answers
+from raylens.workers.asked import Tally, nothing_asked
 from raylens.workers.kernels import readout_kernel as kernels
 from raylens.workers.running import MOST_FUSED
 from raylens.workers.steps import AfterHead
@@ -39,15 +40,18 @@ _ROW_TILE = 128
 #: rows but the weight once.
 SHAPES = [
     triton.Config({"block_n": n, "block_v": v, "block_d": d}, num_warps=warps, num_stages=3, pre_hook=lambda args: _cut(args))
-    for n, v, d, warps in [(128, 256, 64, 8), (128, 128, 64, 8), (64, 128, 64, 4), (64, 64, 32, 4)]
+    for n, v, d, warps in [(128, 256, 64, 8), (128, 128, 64, 8), (128, 128, 32, 8), (64, 128, 64, 4), (64, 64, 32, 4)]
 ]
 #: Multiplications of a launch from which a trial of all shapes says something about them.
 _WORTH_TUNING = 1 << 33
 
 
 @torch.inference_mode()
-def readout(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int) -> Readout:
-    """The k best tokens, logsumexp and entropy of each row.
+def readout(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int, tally: Tally | None = None,
+    probabilities: Tensor | None = None,
+) -> Readout:  # fmt: skip
+    """The k best tokens, logsumexp and entropy of each row, and what else is asked of them.
 
     Args:
         rows: [N, D] float32, after the final norm. The norm stays outside: it differs between models, and costs D operations
@@ -57,6 +61,8 @@ def readout(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, 
         bias: [V] of any of these types, or None.
         step: after the head; a factor or a cap, not both.
         k: at most 64 and at most V.
+        tally: of what is asked; it is completed.
+        probabilities: [T, V] float32 of the final layer, contiguous, where the tally asks for the distance to it.
 
     Returns:
         Exact for the logits as computed: best first, equal logits by ascending id. A row with a logit that is NaN or plus
@@ -66,10 +72,12 @@ def readout(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, 
         ValueError: a shape, dtype, stride, device, step or k that does not fit.
     """
     _check(rows, weight, bias, k)
+    tally = tally or nothing_asked(len(rows), rows.device)
     if not len(rows):
         none = rows.new_empty(0)
-        return Readout(rows.new_empty(0, k, dtype=torch.int64), rows.new_empty(0, k), none, none, no_answers(0, rows.device))
-    return _merged(*_launched(rows, weight, bias, step, k), k)
+        ids = rows.new_empty(0, k, dtype=torch.int64)
+        return Readout(ids, rows.new_empty(0, k), none, none, tally.finish(ids, rows.new_empty(0, k), none.double()))
+    return _merged(*_launched(rows, weight, bias, step, k, tally, probabilities), k, tally)
 
 
 def _step_arguments(step: AfterHead) -> tuple[int, float]:
@@ -112,19 +120,21 @@ def _terms(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _launched(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int
+    rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int, tally: Tally, probabilities: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Keys [N, S, k], and maxima, totals and weighted totals [N, S]."""
+    """Keys [N, S, k], and maxima, totals and weighted totals [N, S]; counts and sums are left in the tally."""
     (n, width), vocab, device = rows.shape, weight.shape[0], rows.device
     kind, value = _step_arguments(step)
     slots = max(16, triton.next_power_of_2(k))
     splits = _splits(min(n, ROWS), vocab, device)
     first, second, factor = _terms(rows, weight.dtype)
     first, second, weight = _aligned(first), _aligned(second), _aligned(weight)
-    bars = torch.full((n,), -(1 << 31), dtype=torch.int32, device=device)
+    targets, target_logits = tally.targets.int().contiguous(), tally.logits.contiguous()
+    final_rows, above = tally.token.int(), torch.zeros_like(targets)
+    bars = torch.zeros(n, dtype=torch.int64, device=device)
     kept = torch.empty(n, splits, slots, dtype=torch.int64, device=device)
     maxima = torch.empty(n, splits, device=device)
-    totals, weighteds = torch.empty(2, n, splits, dtype=torch.float64, device=device)
+    totals, weighteds, crosses = torch.empty(3, n, splits, dtype=torch.float64, device=device)
     with _current(device):
         for start in range(0, n, ROWS):
             part = slice(start, start + ROWS)
@@ -132,10 +142,16 @@ def _launched(
             launch = _launcher(device, count * vocab * width, slots)
             launch[partial(_grid, count, splits)](
                 _described(first[part]), _described(second[part]), factor[part], _described(weight),
-                factor if bias is None else bias, bars[part], kept[part], maxima[part], totals[part], weighteds[part],
+                factor if bias is None else bias, targets[part], target_logits[part],
+                factor if probabilities is None else probabilities, final_rows[part], bars[part], kept[part],
+                maxima[part], totals[part], weighteds[part], above[part], crosses[part],
                 count, vocab, splits, k, value, width=width, slots=slots, two=weight.dtype != torch.float32,
-                has_bias=bias is not None, step_kind=kind, upcast=_interpreted(),
+                has_bias=bias is not None, n_targets=targets.shape[1], has_final=probabilities is not None,
+                step_kind=kind, upcast=_interpreted(),
             )  # fmt: skip
+    tally.above = above.long()
+    if probabilities is not None:
+        tally.cross = crosses.sum(dim=1)
     return kept[:, :, :k], maxima, totals, weighteds
 
 
@@ -206,10 +222,11 @@ def _tuned(long_lists: bool) -> Any:
 
     Lists of more than 16 leave too few registers for the widest tile.
     """
-    return triton.autotune(SHAPES[1:] if long_lists else SHAPES, key=["width", "slots", "two"])(kernels.readout_kernel)
+    shapes = SHAPES[1:] if long_lists else SHAPES
+    return triton.autotune(shapes, key=["width", "slots", "two"], reset_to_zero=["bars", "above"])(kernels.readout_kernel)
 
 
-def _merged(kept: Tensor, maxima: Tensor, totals: Tensor, weighteds: Tensor, k: int) -> Readout:
+def _merged(kept: Tensor, maxima: Tensor, totals: Tensor, weighteds: Tensor, k: int, tally: Tally) -> Readout:
     """One Readout from S parts: keys [N, S, k] and statistics [N, S]."""
     keys = torch.sort(kept.flatten(1), dim=1, descending=True).values[:, :k]
     ids = 0xFFFFFFFF - (keys & 0xFFFFFFFF)
@@ -223,7 +240,7 @@ def _merged(kept: Tensor, maxima: Tensor, totals: Tensor, weighteds: Tensor, k: 
     weighted = (shrink * (weighteds + fall * totals)).sum(dim=1)
     log_sum = torch.log(total)
     logsumexp = maximum + log_sum
-    logprobs = (values.double() - logsumexp.unsqueeze(1)).clamp(max=0.0)
+    logprobs = (values.double() - logsumexp.unsqueeze(1)).clamp(max=0.0).float()
     entropy = (log_sum - weighted / total).clamp(min=0.0)
-    answers = no_answers(len(ids), ids.device)
-    return Readout(ids, logprobs.float(), logsumexp.float(), entropy.float(), answers)
+    answers = tally.finish(ids, logprobs, logsumexp)
+    return Readout(ids, logprobs, logsumexp.float(), entropy.float(), answers)
