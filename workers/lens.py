@@ -16,7 +16,6 @@ from raylens.storage.record import Record, TapLens
 from raylens.workers.adapter import Adapter
 from raylens.workers.asked import Asked, Final
 from raylens.workers.batching import Batch
-from raylens.workers.blocks import device_of
 from raylens.workers.capture import Sink, Site, capture
 from raylens.workers.plan import plan_walk
 from raylens.workers.questions import Question, Questions
@@ -25,10 +24,10 @@ from raylens.workers.running import MOST_KEPT
 from raylens.workers.settings import LensSettings
 from raylens.workers.walk import Place
 
-#: Hidden rows waiting for read-out are read once they hold this many bytes, so memory stays flat in layers and length. A GPU is
-#: handed more at once.
+#: Hidden rows waiting for read-out are read once they hold this many bytes, so memory stays flat in layers and length.
 PENDING_BYTES = 64 << 20
-_ON_A_GPU = 4
+#: So many times as many wait on a GPU where they are compared with the final layer, which is read out anew each time.
+_COMPARED = 4
 
 _FLOAT16_LOWEST = float(np.finfo(np.float16).min)
 
@@ -124,7 +123,8 @@ class Lens:
 
     def _reader(self, asked: Asked | None) -> Reader:
         if self._walk is None or self._plan is None:
-            budget = PENDING_BYTES * (1 if device_of(self._projection.head, torch.device("cpu")).type == "cpu" else _ON_A_GPU)
+            compared = asked is not None and asked.final is not None and asked.final.rows.is_cuda
+            budget = PENDING_BYTES * _COMPARED if compared else PENDING_BYTES
             return DirectReader(self._projection, self._settings.top_k, budget, asked)
         return WalkReader(self._walk, self._settings.top_k, self._wanted, self._plan.starts, PENDING_BYTES, asked)
 
