@@ -259,6 +259,18 @@ def test_two_terms_give_rows_back(dtype: torch.dtype) -> None:
     assert float(((one - rows) / size).abs().max()) > 50 * ROUNDING[dtype]
 
 
+@pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=needs_gpu), torch.float16])
+def test_terms_in_one_pass(dtype: torch.dtype) -> None:
+    """The very numbers of split_terms, for rows of any size; rows that are no numbers stay none."""
+    rows = torch.randn(50, 40, generator=torch.Generator().manual_seed(6)) * torch.logspace(-29, 36, 50).unsqueeze(1)
+    rows[9, 3], rows[11, 2] = torch.inf, torch.nan
+    rows = rows.to(DEVICE)
+    found, expected = triton_readout.terms(rows, dtype), split_terms(rows, dtype)
+    numbers = rows.isfinite().all(dim=1)
+    assert all(one[numbers].equal(other[numbers]) for one, other in zip(found, expected, strict=True))
+    assert not found[0][~numbers].isfinite().all(dim=1).any()
+
+
 def test_small_and_large_rows_in_float16() -> None:
     """Rows far below and above float16's range keep their precision: each has its own power of two."""
     rows, weight, _ = case(6, 90, 24, 6, torch.float16, bias=False)
@@ -277,7 +289,7 @@ def test_small_and_large_rows_in_float16() -> None:
 
 def test_many_rows_and_a_weight_with_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several launches, the last one short; a weight and rows that are views of larger ones."""
-    monkeypatch.setattr("raylens.workers.kernels.triton_readout.ROWS", 16)
+    monkeypatch.setattr("raylens.workers.kernels.triton_readout._ROW_TILE", 16)
     rows, weight, bias = case(37, 50, 40, 7)
     inputs = rows[:, 3:30], weight[:, 5:32], bias
     check(readout(*inputs, AfterHead(), 4), *inputs, AfterHead(), 4)
@@ -360,7 +372,7 @@ class Compiler:
 texts = []
 triton.runtime.driver.set_active(Driver())
 host.kernels.readout_kernel = Compiler()
-host._interpreted = lambda: False
+host._interpreted, host.terms = lambda: False, host.split_terms
 host._launcher = lambda *sizes: host.Fixed(**host.SHAPES[{shape}].all_kwargs())
 for rows, width, step in (5, 512, host.AfterHead(cap=30.0)), (1, 203, host.AfterHead()):
     weight = torch.zeros(1031, width, dtype=torch.{dtype})

@@ -219,3 +219,26 @@ def readout_kernel(first, second, factor, weight, bias, targets, target_logits, 
     tl.store(weighteds + partial, weighted, mask=inside)
     if has_final:
         tl.store(crosses + partial, cross, mask=inside)
+
+
+@triton.jit
+def terms_kernel(rows, first, second, factor, width, row_stride, block: tl.constexpr):
+    """Grid (N,): the two terms of each row and the factor of their products, as ``terms.split_terms`` makes them.
+
+    Args:
+        rows: [N, width] float32, rows ``row_stride`` elements apart.
+        first, second: out, [N, width], contiguous.
+        factor: out, [N] float32.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, block)
+    inside = column < width
+    x = tl.load(rows + row * row_stride + column, mask=inside, other=0.0)
+    largest = tl.max(tl.abs(x), axis=0)
+    exponent = ((largest.to(tl.int32, bitcast=True) >> 23) & 255) - 126  # as frexp gives it, where it is not clamped below
+    exponent = tl.minimum(tl.maximum(exponent, -100), 128) - 14
+    scaled = x * ((127 - exponent) << 23).to(tl.float32, bitcast=True)
+    high = scaled.to(first.dtype.element_ty)
+    tl.store(first + row * width + column, high, mask=inside)
+    tl.store(second + row * width + column, (scaled - high.to(tl.float32)).to(second.dtype.element_ty), mask=inside)
+    tl.store(factor + row, ((127 + exponent) << 23).to(tl.float32, bitcast=True))

@@ -32,10 +32,10 @@ from raylens.workers.steps import AfterHead
 from raylens.workers.terms import split_terms
 from raylens.workers.topk import Readout
 
-#: Rows of one launch: their two bfloat16 terms at D=4096 are 33 MB, so that a GPU's L2 cache holds them through the vocabulary.
-ROWS = 2048
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ROW_TILE = 128
+#: Most row tiles of one launch: the two bfloat16 terms of 2,048 rows at D=4096 are 33 MB, which a GPU's L2 cache holds.
+ROW_TILES = 16
 #: Block shapes to try, the last for small work. Tokens count for more than rows: a step of the product loads two terms of the
 #: rows but the weight once.
 SHAPES = [
@@ -112,11 +112,22 @@ def _interpreted() -> bool:
     return not isinstance(kernels.readout_kernel, triton.runtime.JITFunction)
 
 
+def terms(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """What terms.split_terms gives, in one pass over [N, D]."""
+    first, second = torch.empty(2, *rows.shape, dtype=dtype, device=rows.device)
+    factor = torch.empty(len(rows), device=rows.device)
+    with _current(rows.device):
+        kernels.terms_kernel[(len(rows),)](
+            rows, first, second, factor, rows.shape[1], rows.stride(0), block=triton.next_power_of_2(rows.shape[1])
+        )
+    return first, second, factor
+
+
 def _terms(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """See split_terms; for float32 the first term is the row itself, and the second is not read."""
+    """Of rows as they are multiplied; for float32 the first term is the row itself, and the second is not read."""
     if dtype == torch.float32:
-        return rows.contiguous(), rows.contiguous(), torch.ones(rows.shape[0], device=rows.device)
-    return split_terms(rows, dtype)
+        return rows, rows, torch.ones(len(rows), device=rows.device)
+    return split_terms(rows, dtype) if _interpreted() else terms(rows, dtype)  # interpreted, bfloat16 is cut, not rounded
 
 
 def _launched(
@@ -126,8 +137,9 @@ def _launched(
     (n, width), vocab, device = rows.shape, weight.shape[0], rows.device
     kind, value = _step_arguments(step)
     slots = max(16, triton.next_power_of_2(k))
-    splits = _splits(min(n, ROWS), vocab, device)
-    first, second, factor = _terms(rows, weight.dtype)
+    row_tiles, splits = _shares(n, vocab, device)
+    at_once = row_tiles * _ROW_TILE
+    first, second, factor = _terms(rows.contiguous(), weight.dtype)
     first, second, weight = _aligned(first), _aligned(second), _aligned(weight)
     targets, target_logits = tally.targets.int().contiguous(), tally.logits.contiguous()
     final_rows, above = tally.token.int(), torch.zeros_like(targets)
@@ -136,8 +148,8 @@ def _launched(
     maxima = torch.empty(n, splits, device=device)
     totals, weighteds, crosses = torch.empty(3, n, splits, dtype=torch.float64, device=device)
     with _current(device):
-        for start in range(0, n, ROWS):
-            part = slice(start, start + ROWS)
+        for start in range(0, n, at_once):
+            part = slice(start, start + at_once)
             count = len(rows[part])
             launch = _launcher(device, count * vocab * width, slots)
             launch[partial(_grid, count, splits)](
@@ -183,13 +195,18 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _splits(rows: int, vocab: int, device: torch.device) -> int:
-    """Parts of the vocabulary, so that there is about one program for each multiprocessor; not more than leave it a few tiles."""
+def _shares(rows: int, vocab: int, device: torch.device) -> tuple[int, int]:
+    """Row tiles of one launch and parts of the vocabulary, together about one program for each multiprocessor.
+
+    The launch has as many rows as keep the most of them busy, of those whose terms stay in the L2 cache while the vocabulary goes
+    by. No part is so small that its list of the best is made anew for a few tiles.
+    """
     if device.type == "cpu":
-        return 2
+        return 1, 2
     processors: int = torch.cuda.get_device_properties(device).multi_processor_count
-    row_tiles = -(-rows // _ROW_TILE)
-    return max(1, min(processors // row_tiles, -(-vocab // 1024)))
+    tiles = max(range(ROW_TILES // 2, ROW_TILES + 1), key=lambda tiles: (processors // tiles * tiles, tiles))
+    tiles = min(tiles, -(-rows // _ROW_TILE))
+    return tiles, max(1, min(processors // tiles, -(-vocab // 1024)))
 
 
 def _launcher(device: torch.device, operations: int, slots: int) -> Any:
@@ -228,7 +245,7 @@ def _tuned(long_lists: bool) -> Any:
 
 def _merged(kept: Tensor, maxima: Tensor, totals: Tensor, weighteds: Tensor, k: int, tally: Tally) -> Readout:
     """One Readout from S parts: keys [N, S, k] and statistics [N, S]."""
-    keys = torch.sort(kept.flatten(1), dim=1, descending=True).values[:, :k]
+    keys = torch.topk(kept.flatten(1), k, dim=1).values
     ids = 0xFFFFFFFF - (keys & 0xFFFFFFFF)
     order = (keys >> 32).int()
     values = (order ^ ((order >> 31) & 0x7FFFFFFF)).view(torch.float32)
