@@ -198,15 +198,15 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
 def _shares(rows: int, vocab: int, device: torch.device) -> tuple[int, int]:
     """Row tiles of one launch and parts of the vocabulary, together about one program for each multiprocessor.
 
-    The launch has as many rows as keep the most of them busy, of those whose terms stay in the L2 cache while the vocabulary goes
-    by. No part is so small that its list of the best is made anew for a few tiles.
+    Fewer parts of more rows are better: each part makes its list of the best anew. No part is left but a few tiles.
     """
     if device.type == "cpu":
         return 1, 2
     processors: int = torch.cuda.get_device_properties(device).multi_processor_count
-    tiles = max(range(ROW_TILES // 2, ROW_TILES + 1), key=lambda tiles: (processors // tiles * tiles, tiles))
-    tiles = min(tiles, -(-rows // _ROW_TILE))
-    return tiles, max(1, min(processors // tiles, -(-vocab // 1024)))
+    tiles = -(-rows // _ROW_TILE)
+    launches = -(-tiles // ROW_TILES)
+    at_once = -(-tiles // launches)
+    return at_once, max(1, min(processors // at_once, -(-vocab // 1024)))
 
 
 def _launcher(device: torch.device, operations: int, slots: int) -> Any:
