@@ -26,8 +26,10 @@ READ_COUNT = 16
 #: Entries asked for at once by ``missing``, whose answers hold their frames.
 ASK_COUNT = 64
 
-#: Part of the memory limit from which a server counts as full.
+#: A server counts as full from this part of its memory limit, or where this much is left: a frame that arrives takes its
+#: size twice, and is refused before it is stored.
 FULL = 0.9
+FRAME_ROOM = 3 << 20
 
 _WAIT_FOR = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, redis.exceptions.OutOfMemoryError)
 
@@ -140,7 +142,7 @@ class Memory:
     @property
     def full(self) -> bool:
         """Whether the server is at its limit, or so close that a frame may be refused."""
-        return 0 < self.limit * FULL <= self.used
+        return self.limit > 0 and self.used >= min(self.limit * FULL, self.limit - FRAME_ROOM)
 
 
 def memory(url: str) -> Memory:
