@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import raylens
 from raylens.scheduler.tracker import open_bytes
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Ledger
-from raylens.storage.stream import connect, memory
+from raylens.storage.stream import connect
 from tests.running import Running
 from tests.servers import RealServer
 from tests.tiny import sentences
@@ -120,25 +121,24 @@ def test_a_writer_that_is_stopped_and_started_again(server: RealServer, tmp_path
 
 
 def test_a_full_server(server: RealServer, tmp_path: Path, tiny: Path) -> None:
-    """Others fill it, before the run begins and again while it is at work: actors keep what they computed until there is room."""
-    with connect(server.url) as other, Watched(tmp_path, tiny, server) as run:
-        fill(other, server.url)
+    """Before the run begins others fill it, and while it is at work it shrinks: actors keep their results until there is room."""
+    with connect(server.url, retries=0) as other, Watched(tmp_path, tiny, server) as run:
+        fill(other)
         run.until("waiting", "the server is full")
-        assert Ledger(run.folder).refresh()[-1].entries == [], "nothing was stored yet"
+        assert [commit.entries for commit in Ledger(run.folder).refresh()] == [[]], "nothing but the writer's fence"
         other.delete("ballast")
         run.until("progress")
-        fill(other, server.url)
-        run.until("waiting", "the server is full")
-        other.delete("ballast")
+        other.config_set("maxmemory", "1")
+        for _ in range(4):  # for longer than a client waits by itself
+            run.until("waiting", "the server is full")
+        assert other.xlen(*other.keys()) == 0, "the writer took out all that is in a full server"
+        other.config_set("maxmemory", str(LIMIT))
         run.assert_whole()
 
 
-def fill(client: Any, url: str) -> None:
-    """Add entries until the server refuses every command that needs memory, a frame's and the smallest."""
-    size = 1 << 20
-    while size:
-        try:
-            client.rpush("ballast", bytes(size))
-        except OutOfMemoryError:
-            size //= 2
-    assert memory(url).full
+def fill(client: Any) -> None:
+    """Add entries until the server refuses the next."""
+    with suppress(OutOfMemoryError):
+        for _ in range(LIMIT >> 18):
+            client.rpush("ballast", bytes(1 << 18))
+        pytest.fail("it takes more than its limit")
