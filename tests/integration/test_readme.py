@@ -1,4 +1,4 @@
-"""Every command and every Python line of the README runs, in order, in an empty folder."""
+"""Every command and every Python line of the README, and of the guides beside it, runs, in order, in an empty folder."""
 
 import os
 import re
@@ -10,7 +10,13 @@ import platformdirs
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+#: In the order in which one reads on: a guide may ask a run that the README made.
+GUIDES = ("README.md", "docs/QUERIES.md")
+BLOCKS = [
+    (guide, *block)
+    for guide in GUIDES
+    for block in re.findall(r"^```(sh|python)\n(.*?)^```", (ROOT / guide).read_text(), re.DOTALL | re.MULTILINE)
+]
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +25,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("language", "source"), BLOCKS, ids=[f"{n}-{language}" for n, (language, _) in enumerate(BLOCKS)])
+@pytest.mark.parametrize(
+    ("language", "source"),
+    [(language, source) for _, language, source in BLOCKS],
+    ids=[f"{Path(guide).stem}-{n}-{language}" for n, (guide, language, _) in enumerate(BLOCKS)],
+)
 def test_block_runs(folder: Path, language: str, source: str) -> None:
     """The block ends without error; the blocks share a folder, as a reader's would."""
     command = ["bash", "-euo", "pipefail", "-c", source] if language == "sh" else [sys.executable, "-c", source]
@@ -35,9 +45,11 @@ def test_block_runs(folder: Path, language: str, source: str) -> None:
 
 
 def test_there_are_blocks() -> None:
-    """The pattern above finds the README's blocks."""
-    assert [language for language, _ in BLOCKS].count("sh") >= 3
-    assert [language for language, _ in BLOCKS].count("python") >= 1
+    """The pattern above finds the blocks of each."""
+    for guide in GUIDES:
+        languages = [language for name, language, _ in BLOCKS if name == guide]
+        assert languages.count("sh") >= 3
+        assert languages.count("python") >= 1
 
 
 def test_set_up_commands_are_make_targets() -> None:

@@ -51,9 +51,10 @@ def write_run(
     stats: bool = True,
     name: str = "demo",
     prompts: int = 7,
+    lens_seed: int | None = None,
     **changes: Any,
 ) -> Run:
-    """A run of two commits with odd ids and metadata, and failures."""
+    """A run of two commits with odd ids and metadata, and failures; ``lens_seed`` gives the same tokens another lens."""
     folder, _ = make_run(store, prompts + 2, name=name)
     settings: dict[str, Any] = {
         "layers": tuple(range(layers)),
@@ -67,6 +68,9 @@ def write_run(
         metadata = {key: f"{key}{index % 2}" for key in KEYS} if index != 3 else {}
         shape = {"tokens": 3 + index, "positions": None if index % 2 else [1, 2], "tracked": 2 if stats else 0}
         record = make_record(index, id=f"a/b'{index}\"…", seed=seed * 100 + index, metadata=metadata, **{**shape, **settings})
+        if lens_seed is not None:
+            lensed = make_record(index, seed=lens_seed * 100 + index, **{**shape, **settings})
+            record = dataclasses.replace(record, taps=lensed.taps)
         if stats:
             record = with_stats(dataclasses.replace(record, tracked=[1, 4]), seed + index)
         records.append(record)

@@ -1,0 +1,102 @@
+"""query, sql and compare by the command line, over a run without any model."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.command import raylens_command
+from tests.unit.test_named_queries import write_run
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("asked")
+    write_run(folder, name="one")
+    write_run(folder, name="other", lens_seed=3)
+    return folder
+
+
+def ask(store: Path, *arguments: str) -> str:
+    """stdout of a command that succeeds."""
+    done = raylens_command(*arguments, "--store", str(store))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+QUESTIONS = [
+    ("query", "one", "token", "--token", "id:1", "--rank", "2"),
+    ("query", "one", "depth", "--by", "kind"),
+    ("sql", "SELECT id, metadata, tokens FROM prompts", "--run", "one"),
+    ("compare", "one", "other"),
+]
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question[0] + "-" + question[2])
+def test_one_result_in_every_form(store: Path, tmp_path: Path, question: tuple[str, ...]) -> None:
+    """JSON lines, CSV and Parquet have the same columns and as many rows; the table has the same header."""
+    rows = [json.loads(line) for line in ask(store, *question, "--json").splitlines()]
+    assert rows
+    names = list(rows[0])
+    header, *lines = csv.reader(io.StringIO(ask(store, *question, "--csv")))
+    assert (header, len(lines)) == (names, len(rows))
+    ask(store, *question, "--parquet", str(tmp_path / "x.parquet"))
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert (table.schema.names, len(table)) == (names, len(rows))
+    shown = ask(store, *question).splitlines()
+    assert shown[0].split() == names
+    assert len(shown) == 1 + min(len(rows), 500)
+
+
+def test_a_long_table_is_cut_and_says_so(store: Path) -> None:
+    """Five hundred rows for people, and how to get all."""
+    done = raylens_command("sql", "SELECT * FROM range(501)", "--store", str(store))
+    assert len(done.stdout.splitlines()) == 501
+    assert done.stderr == "only the first 500 rows are shown; --json, --csv and --parquet give all\n"
+
+
+def test_the_list_names_every_query(store: Path) -> None:
+    """Without a name; and as JSON with defaults."""
+    listed = {query["name"] for query in json.loads(ask(store, "query", "--list", "--json"))}
+    assert {"token", "depth", "layers", "trajectory", "handoff", "promoted", "flips", "outliers"} <= listed
+    assert all(f"{name}: " in ask(store, "query", "one") for name in listed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("query", "one", "nothing"), ("nothing", "depth", "token")),
+        (("query", "one", "token"), ("--token",)),
+        (("query", "one", "depth", "--rank", "3"), ("--rank",)),
+        (("query", "one/prompt", "depth"), ("names a prompt", "one")),
+        (("query", "nope", "depth"), ("no run 'nope'", "one, other")),
+        (("query", "one", "token", "--token", "no such token"), ("no such token",)),
+        (("query", "one", "depth", "--json", "--csv"), ("--json, --csv, --parquet",)),
+        (("query", "--list", "--csv"), ("--csv",)),
+        (("sql", "DROP VIEW topk"), ("read only",)),
+        (("sql", "SELECT nothing FROM topk"), ("nothing",)),
+        (("sql", "SELECT 1", "--parquet", "no/folder/x.parquet"), ("no/folder/x.parquet",)),
+        (("compare", "one", "nope"), ("no run 'nope'",)),
+    ],
+)
+def test_wrong_questions(store: Path, tmp_path: Path, arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    """One line that says what there is instead; exit code 2."""
+    done = raylens_command(*arguments, "--store", str(store), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    for part in parts:
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_table_is_damage(tmp_path: Path) -> None:
+    """Exit code 6, with the file and what repairs it."""
+    run = write_run(tmp_path)
+    gone = next(run.folder.tables.glob("*.lens.parquet"))
+    gone.unlink()
+    done = raylens_command("query", "demo", "depth", "--store", str(tmp_path))
+    assert done.returncode == 6
+    assert gone.name.split(".")[0] in done.stderr
+    assert "raylens compact demo" in done.stderr

@@ -1,0 +1,88 @@
+"""Two runs side by side against a plain computation from their records."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raylens.storage.comparison import compare
+from raylens.storage.errors import UsageError
+from raylens.storage.store import Run
+from raylens.storage.taps import TAPS
+from tests.unit.test_named_queries import decided, places, same_rows, write_run
+
+
+def plain(one: Run, other: Run, k: int) -> list[dict[str, Any]]:
+    """The rows for runs of the same layers, positions and prompts."""
+    theirs = {(row["id"], row["position"], row["tap"], row["layer"]): row for row in places(other)}
+    groups = defaultdict(list)
+    for row in places(one):
+        groups[row["layer"], row["tap"]].append((row, theirs[row["id"], row["position"], row["tap"], row["layer"]]))
+    shifts = defaultdict(list)
+    ends = {(row["id"], row["position"]): row for row in decided(other)}
+    for row in decided(one):
+        shifts[row["stable"]["layer"]].append(ends[row["id"], row["position"]]["stable"]["layer"] - row["stable"]["layer"])
+    return [
+        {
+            "tap": tap,
+            "layer": layer,
+            "other_layer": layer,
+            "places": len(pairs),
+            "agreement": sum(a["ids"][0] == b["ids"][0] for a, b in pairs) / len(pairs),
+            "overlap": sum(len(set(a["ids"]) & set(b["ids"])) / k for a, b in pairs) / len(pairs),
+            "entropy_change": sum(b["entropy"] - a["entropy"] for a, b in pairs) / len(pairs),
+            "kl_change": sum(float(b["kl"]) - float(a["kl"]) for a, b in pairs) / len(pairs) if "kl" in pairs[0][0] else None,
+            "decided": len(shifts[layer]) or None if tap == "resid_post" else None,
+            "shift": sum(shifts[layer]) / len(shifts[layer]) if tap == "resid_post" and shifts[layer] else None,
+        }
+        for (layer, tap), pairs in sorted(groups.items(), key=lambda group: (group[0][0], TAPS.index(group[0][1])))
+    ]
+
+
+def same_prompts(tmp_path: Path, **other: Any) -> tuple[Run, Run]:
+    """Two runs of the same prompts and tokens; only what the lens read differs."""
+    return write_run(tmp_path, name="one"), write_run(tmp_path, name="other", **other)
+
+
+def test_a_run_with_itself(tmp_path: Path) -> None:
+    """Nothing differs."""
+    run = write_run(tmp_path)
+    for row in compare(run, run):
+        assert row["agreement"] == 1
+        assert row["entropy_change"] == 0
+        assert row["shift"] in {0, None}
+
+
+def test_two_runs(tmp_path: Path) -> None:
+    """Agreement, shared tokens, changes and shifts, by layer and tap."""
+    one, other = same_prompts(tmp_path, lens_seed=7)
+    found = compare(one, other).rows()
+    same_rows(found, plain(one, other, 3))
+    assert 0 < min(row["agreement"] for row in found) < max(row["agreement"] for row in found) < 1
+    assert any(row["shift"] for row in found)
+
+
+def test_models_of_other_depths(tmp_path: Path) -> None:
+    """Layers are paired at the same relative depth, and shifts are in layers of the first."""
+    one, other = same_prompts(tmp_path, layers=7)
+    found = compare(one, other).rows()
+    assert {(row["layer"], row["other_layer"]) for row in found} == {(0, 0), (1, 2), (2, 4), (3, 6)}
+    assert {row["tap"] for row in found if row["layer"] == 0} == set(TAPS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"seed": 5}, "the prompts of the same ids have other tokens"),
+        ({"taps": ("attn_out",), "layers": 1, "stats": False}, ""),
+    ],
+)
+def test_what_cannot_be_compared(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
+    """Other tokens under the same ids are refused with the reason; what only lacks taps is compared where it has them."""
+    one, other = same_prompts(tmp_path, **changes)
+    if problem:
+        with pytest.raises(UsageError, match=problem):
+            compare(one, other).rows()
+    else:
+        assert {row["tap"] for row in compare(one, other)} == {"attn_out"}

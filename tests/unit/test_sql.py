@@ -1,0 +1,124 @@
+"""SQL over a store: the documented views, and nothing beyond them, whatever the statement."""
+
+from pathlib import Path
+
+import pytest
+
+from raylens.storage.errors import UsageError
+from raylens.storage.store import Run, open_store
+from tests.unit.test_named_queries import write_run
+
+#: View -> columns, as docs/QUERIES.md has them.
+VIEWS = {
+    "prompts": "run prompt id text tokens truncated_from metadata failure",
+    "failures": "run prompt id kind message metadata",
+    "positions": "run prompt position token_id token next_id next",
+    "metrics": "run prompt position tap layer top_id top_logprob final_rank entropy kl next_logprob next_rank",
+    "topk": "run prompt position tap layer rank token_id token logprob",
+    "tracked": "run prompt position tap layer token_id token logprob rank",
+    "decisions": "run prompt position final_id final_logprob before_id first stable",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return write_run(tmp_path_factory.mktemp("store"))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_views_are_as_documented(run: Run, view: str) -> None:
+    """Names and order of columns; and the document names each."""
+    assert run.sql(f"SELECT * FROM {view} LIMIT 1").to_arrow().schema.names == VIEWS[view].split()
+    guide = (Path(__file__).parents[2] / "docs" / "QUERIES.md").read_text()
+    (line,) = [line for line in guide.splitlines() if line.startswith(f"| `{view}` | ") and "`run`" in line]
+    assert all(f"`{column}`" in line for column in VIEWS[view].split())
+
+
+def test_views_against_the_records(run: Run) -> None:
+    """A row for each prompt, failure, position, place and rank."""
+    records = list(run.records())
+    positions = sum(len(record.positions) for record in records)
+    places = sum(len(record.positions) * sum(len(tap.layers) for tap in record.taps.values()) for record in records)
+    counts = run.sql(f"SELECT {', '.join(f'(SELECT count(*) FROM {view}) AS {view}' for view in VIEWS)}").rows()[0]
+    assert counts == {
+        "prompts": len(records) + 2,
+        "failures": 2,
+        "positions": positions,
+        "metrics": places,
+        "topk": 3 * places,
+        "tracked": 2 * places,
+        "decisions": positions,
+    }
+
+
+def test_all_runs_of_a_store(tmp_path: Path) -> None:
+    """A store's SQL is over its runs together; each row says whose it is."""
+    for seed, name in enumerate(("one", "other")):
+        write_run(tmp_path, seed=seed, name=name)
+    found = open_store(tmp_path).sql("SELECT run, count(*) AS n FROM prompts GROUP BY run ORDER BY run").rows()
+    assert found == [{"run": "one", "n": 9}, {"run": "other", "n": 9}]
+
+
+def test_parameters_are_values(run: Run) -> None:
+    """Text of a parameter is never SQL."""
+    hostile = "x' OR '1' = '1"
+    assert run.sql("SELECT count(*) AS n FROM prompts WHERE id = $id", {"id": hostile}).rows() == [{"n": 0}]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT * FROM read_csv('{secret}')",
+        "SELECT * FROM '{secret}'",
+        "SELECT * FROM read_text('{secret}')",
+        "SELECT * FROM read_blob('{secret}')",
+        "SELECT * FROM read_json('{secret}')",
+        "SELECT * FROM read_parquet('{secret}')",
+        "SELECT * FROM read_parquet('https://example.com/x.parquet')",
+        "SELECT * FROM sniff_csv('{secret}')",
+        "SELECT * FROM glob('{folder}/*')",
+        "SELECT * FROM parquet_metadata('{secret}')",
+        "WITH x AS (SELECT * FROM read_csv('{secret}')) SELECT * FROM x",
+        "SELECT (SELECT content FROM read_text('{secret}'))",
+        "SELECT * FROM query('SELECT * FROM read_text(''{secret}'')')",
+        "COPY topk TO '{folder}/out.csv'",
+        "COPY (SELECT 1) TO '{folder}/out.parquet'",
+        "EXPLAIN ANALYZE COPY topk TO '{folder}/out.csv'",
+        "EXPORT DATABASE '{folder}/out'",
+        "ATTACH '{folder}/out.db'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "RESET enable_external_access",
+        "SET GLOBAL allowed_directories = ['/']",
+        "PRAGMA enable_external_access = true",
+        "CALL pragma_version()",
+        "CREATE TABLE mine AS SELECT 1",
+        "CREATE OR REPLACE VIEW topk AS SELECT 1",
+        "DROP VIEW topk",
+        "INSERT INTO tokens VALUES (1)",
+        "DELETE FROM tokens",
+        "SELECT 1; SELECT 2",
+        "SELECT 1; COPY topk TO '{folder}/out.csv'",
+        "",
+        "SELECT",
+        "SELECT * FROM nothing_of_the_kind",
+        "not SQL at all",
+    ],
+)
+def test_nothing_beyond_the_views(run: Run, tmp_path: Path, statement: str) -> None:
+    """Files, the network, settings and changes are out of reach, with one clear error and no file written."""
+    secret = tmp_path / "secret.csv"
+    secret.write_text("password\nhunter2\n")
+    with pytest.raises(UsageError) as refused:
+        run.sql(statement.format(secret=secret, folder=tmp_path)).rows()
+    assert "hunter2" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == [secret]
+
+
+def test_a_variable_of_the_caller_is_no_table(run: Run) -> None:
+    """DuckDB would read a data frame of that name from the calling program."""
+    mine = run.sql("SELECT 1 AS one").to_arrow()
+    assert len(mine) == 1
+    with pytest.raises(UsageError, match="mine"):
+        run.sql("SELECT * FROM mine").rows()
