@@ -179,7 +179,7 @@ def test_help_imports_nothing_heavy() -> None:
         "for command in (['--help'], ['run', '--help'], ['export', '--help']):\n"
         "    try: group(command)\n"
         "    except SystemExit as done: assert done.code == 0\n"
-        "heavy = {'torch', 'ray', 'redis', 'transformers', 'matplotlib', 'pyarrow', 'pandas', 'polars', 'xarray', 'datasets'}\n"
+        "heavy = {'torch', 'ray', 'redis', 'transformers', 'matplotlib', 'pandas', 'polars', 'xarray', 'datasets'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
