@@ -5,7 +5,7 @@ from types import TracebackType
 
 from raylens.storage.errors import BrokerError
 from raylens.storage.server import EmbeddedServer
-from raylens.storage.stream import answers, check_server, is_full, redact
+from raylens.storage.stream import Memory, answers, check_server, memory, redact
 
 #: Seconds between two looks at the server.
 WATCH_SECONDS = 1.0
@@ -47,10 +47,18 @@ class Broker:
         elif now - self._answered > MAX_AWAY_SECONDS:
             raise BrokerError(f"--redis {redact(self.url)}: has not answered for {MAX_AWAY_SECONDS:.0f} seconds; is it up?")
 
+    def memory(self) -> Memory:
+        """What the server holds, and may hold.
+
+        Raises:
+            BrokerError: it does not answer.
+        """
+        return memory(self.url)
+
     def full(self) -> bool:
         """Whether the server is at its memory limit; False also if it does not answer."""
         try:
-            return is_full(self.url)
+            return self.memory().full
         except BrokerError:
             return False
 

@@ -9,7 +9,7 @@ from raylens.scheduler.pool import Done, Event, Loaded, Lost, Pool
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.tracker import Tracker
 from raylens.scheduler.writer_process import WriterProcess
-from raylens.storage.errors import BrokerError, ClusterError
+from raylens.storage.errors import BrokerError, ClusterError, ServerFull
 from raylens.storage.ledger import Commit
 
 #: Seconds to wait for an actor before looking at everything else.
@@ -52,7 +52,7 @@ class Dispatch:
         self._stopping = stopping
         self._broker_losses = 0
         self._began = self._moved = time.monotonic()
-        self._told_waiting = False
+        self._told_waiting = self._told_away = False
 
     def run(self) -> bool:
         """Whether the run is complete; False if the user stopped it.
@@ -97,13 +97,23 @@ class Dispatch:
         self._writer.ensure_alive()
         self._tell(self._tracker.follow())
         vanished = self._tracker.vanished
-        try:
-            self._tell(self._tracker.check_receipts())
-        except BrokerError as error:
-            self._progress.waiting(f"server away: {error}")
+        self._ask_server()
         if lost := self._tracker.vanished - vanished:
             self._progress.waiting(f"results vanished from the server; resubmitting {lost} prompts")
+        self._progress.in_flight(self._tracker.open_bytes)
         self._tell_waiting()
+
+    def _ask_server(self) -> None:
+        try:
+            self._tell(self._tracker.check_receipts())
+            self._tracker.publish_failures()
+            self._told_away = False
+        except ServerFull:  # told when the run stands still
+            pass
+        except BrokerError as error:
+            if not self._told_away:  # once an outage, not once a try
+                self._progress.waiting(f"server away: {error}")
+            self._told_away = True
 
     def _tell_waiting(self) -> None:
         now = time.monotonic()
@@ -112,7 +122,7 @@ class Dispatch:
         self._moved = now
         prompts, size = self._tracker.unstored()
         if self._broker.full():
-            self._progress.waiting("the server is full; actors wait until the writer has made room")
+            self._progress.waiting(f"the server is full; actors wait until the writer has made room{self._writer.remedy}")
         elif prompts:
             waiting = f"waiting for the writer to store {prompts:,} published prompts, {size / 1e6:,.1f} MB"
             self._progress.waiting(f"{waiting}{self._writer.remedy}")

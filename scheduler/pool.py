@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from raylens.scheduler.cluster import Share
 from raylens.scheduler.shards import Shard
-from raylens.storage.errors import BrokerError, ModelError, RaylensError, ServerFull
+from raylens.storage.errors import BrokerError, ModelError, RaylensError
 from raylens.workers.actor import start_actor
 from raylens.workers.publish import Receipt, decode_receipts, encode_prompts
 from raylens.workers.settings import WorkerSettings
@@ -141,8 +141,7 @@ class Pool:
             cause = _cause(error)
             if not isinstance(cause, BrokerError):
                 raise cause from None
-            full = isinstance(cause, ServerFull)  # which the writer mends, however long it takes
-            yield Lost(shard, f"server {'full' if full else 'away'} ({cause})", blame=False, broker=not full)
+            yield Lost(shard, f"server away ({cause})", blame=False, broker=True)
         except RayActorError as error:
             # the oldest shard was at work; those behind it had not begun
             behind = [waiting for _, waiting in slot.shards]

@@ -30,6 +30,9 @@ class Progress(Protocol):
     def committed(self, records: int, failures: int, tokens: int) -> None:
         """So many more are in the ledger."""
 
+    def in_flight(self, size: int) -> None:
+        """So many bytes are between submission and commit now, as far as they are known; shown with what is told next."""
+
     def waiting(self, text: str) -> None:
         """What the run is waiting for, or an event such as a restart."""
 
@@ -44,7 +47,7 @@ class Meter:
     """Counts and rates that every display shares."""
 
     def __init__(self) -> None:
-        self.run, self.total, self.done, self.failures, self.tokens = "", 0, 0, 0, 0
+        self.run, self.total, self.done, self.failures, self.tokens, self.in_flight = "", 0, 0, 0, 0, 0
         self._marks: deque[tuple[float, int, int]] = deque()
 
     def start(self, run: str, total: int, done: int, failed: int) -> None:
@@ -82,6 +85,8 @@ class Meter:
         """One line of text."""
         _, tokens = self.rate()
         parts = [f"{self.done:,}/{self.total:,} prompts", f"{tokens:,.1f} tokens/s"]
+        if self.in_flight:
+            parts.append(f"{self.in_flight / 1e6:,.1f} MB in flight")
         if self.failures:
             parts.append(f"{self.failures:,} failed")
         if (eta := self.eta()) is not None and self.done < self.total:
@@ -97,6 +102,7 @@ class Quiet:
     def start(self, run: str, total: int, done: int, failed: int) -> None: ...
     def working(self) -> None: ...
     def committed(self, records: int, failures: int, tokens: int) -> None: ...
+    def in_flight(self, size: int) -> None: ...
     def waiting(self, text: str) -> None: ...
     def failed(self, message: str, exit_code: int) -> None: ...
     def close(self) -> None: ...
@@ -128,6 +134,9 @@ class Lines:
             self._say(self._meter.line())
         else:
             self._now_and_then(self._meter.line())
+
+    def in_flight(self, size: int) -> None:
+        self._meter.in_flight = size
 
     def waiting(self, text: str) -> None:
         self._say(text)
@@ -176,10 +185,14 @@ class Events:
             prompts_per_second=round(prompts_rate, 3),
             tokens_per_second=round(tokens_rate, 3),
             eta_seconds=None if (eta := meter.eta()) is None else round(eta, 1),
+            in_flight_bytes=meter.in_flight,
         )
 
+    def in_flight(self, size: int) -> None:
+        self._meter.in_flight = size
+
     def waiting(self, text: str) -> None:
-        self._emit("waiting", text=text)
+        self._emit("waiting", text=text, in_flight_bytes=self._meter.in_flight)
 
     def failed(self, message: str, exit_code: int) -> None:
         self._emit("error", message=message, exit_code=exit_code)
@@ -227,6 +240,9 @@ class Bar:
         self._meter.add(records, failures, tokens)
         note = self._meter.line().partition(", ")[2]
         self._bar.update(self._task, completed=self._meter.done, note=note)
+
+    def in_flight(self, size: int) -> None:
+        self._meter.in_flight = size
 
     def waiting(self, text: str) -> None:
         self._bar.update(self._task, note=text)

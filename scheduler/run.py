@@ -21,7 +21,7 @@ from raylens.scheduler.external_writer import ExternalWriter
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.settings import RunSettings, check
 from raylens.scheduler.shards import shards
-from raylens.scheduler.tracker import Tracker
+from raylens.scheduler.tracker import Tracker, open_bytes
 from raylens.scheduler.writer_process import WriterProcess
 from raylens.storage.durable import write_file
 from raylens.storage.errors import BrokerError, ClusterError, InputError
@@ -135,7 +135,8 @@ def _work(plan: _Plan, progress: Progress, stopping: Callable[[], bool]) -> bool
         pool = stack.enter_context(Pool(worker, run, broker.url, parts))
         fresh = shards(_remaining(plan), plan.summary.count, parts.actors, SHARD_BATCHES * (worker.input.batch_tokens or 1))
         give_up = partial(publish, stream, run)
-        tracker = Tracker(fresh, plan.ledger, stream, give_up, settings.worker.lens.positions != "last")
+        most = open_bytes(broker.memory().limit)
+        tracker = Tracker(fresh, plan.ledger, stream, give_up, settings.worker.lens.positions != "last", most)
         complete = Dispatch(pool, tracker, writer, broker, progress, partial(_keep_certificate, plan.folder), stopping).run()
         progress.stage("finishing")
         pool.stop()

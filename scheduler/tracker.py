@@ -15,9 +15,11 @@ from raylens.storage.record import Failure, Metadata, Prompt
 from raylens.storage.stream import Stream
 from raylens.workers.publish import Receipt
 
-#: Bytes between submission and commit; beyond it nothing new is submitted.
+#: Bytes between submission and commit; what would exceed it is not submitted yet.
 OPEN_BYTES = 256 << 20
-#: Bytes expected of a lensed position before it is known.
+#: Of a server's memory limit, this part is for what is open; the rest is for what was published twice, and for others.
+OPEN_SHARE = 4
+#: Bytes expected of a lensed position at least; receipts tell when it is more.
 POSITION_BYTES = 4096
 #: Seconds after which a receipt that is not in the ledger is checked against the stream, doubled each time its frames
 #: are found there, up to the second number: the answer holds the frames, so asking costs as much as sending them.
@@ -31,9 +33,14 @@ DEATHS_BEFORE_FAILURE = 4
 MAX_VANISHED = 8
 
 
+def open_bytes(server_limit: int) -> int:
+    """How many bytes may be open with a server that may hold so many; 0 is no limit."""
+    return min(OPEN_BYTES, server_limit // OPEN_SHARE) if server_limit else OPEN_BYTES
+
+
 @dataclass(slots=True)
 class _Open:
-    """A prompt between submission and commit."""
+    """A prompt between submission and commit. ``size`` is expected first, then known from its receipt."""
 
     prompt: Prompt
     size: int
@@ -54,23 +61,33 @@ class Tracker:
         stream: of the run, to check receipts against.
         give_up: publishes a failure and returns its receipt.
         all_positions: whether every position is lensed, for the estimate of bytes.
+        most: bytes that may be open, as expected before receipts tell; a shard that exceeds it by itself goes alone.
 
     Attributes:
         vanished: times that a prompt's published frames were found to be lost.
     """
 
     def __init__(
-        self, fresh: Iterator[Shard], ledger: Ledger, stream: Stream, give_up: Callable[[Failure], Receipt], all_positions: bool
+        self,
+        fresh: Iterator[Shard],
+        ledger: Ledger,
+        stream: Stream,
+        give_up: Callable[[Failure], Receipt],
+        all_positions: bool,
+        most: int = OPEN_BYTES,
     ) -> None:
         self._fresh = fresh
         self._ledger = ledger
         self._stream = stream
         self._give_up = give_up
         self._all_positions = all_positions
+        self._most = most
+        self._next: Shard | None = None  # read ahead, and too much for now
         self._retry: deque[Shard] = deque()
         self._given_up: deque[_Open] = deque()  # whose failure is to be published
         self._open: dict[int, _Open] = {}
         self._bytes = 0
+        self._published_bytes = self._published_positions = 0
         self._exhausted = False
         self._checked = time.monotonic()
         self.vanished = 0
@@ -85,6 +102,11 @@ class Tracker:
         published = [state.size for state in self._open.values() if state.check_at is not None]
         return len(published), sum(published)
 
+    @property
+    def open_bytes(self) -> int:
+        """Bytes between submission and commit, as far as they are known."""
+        return self._bytes
+
     def next_shard(self) -> Shard | None:
         """The next shard to submit: retries first, then fresh ones while the open bytes allow; None if there is none now."""
         while self._retry:
@@ -92,20 +114,28 @@ class Tracker:
             prompts = [prompt for prompt in shard.prompts if prompt.index in self._open]
             if prompts:
                 return Shard(prompts, shard.alone)
-        while self._bytes < OPEN_BYTES:
-            fresh = next(self._fresh, None)
-            if fresh is None:
-                self._exhausted = True
-                return None
+        while (fresh := self._next or next(self._fresh, None)) is not None:
             # results of an earlier driver may have been committed since these prompts were read ahead
             prompts = [prompt for prompt in fresh.prompts if prompt.index not in self._ledger]
-            for prompt in prompts:
-                size = POSITION_BYTES * (estimated_tokens(prompt) if self._all_positions else 1)
-                self._open[prompt.index] = _Open(prompt, size)
-                self._bytes += size
+            sizes = [self._expected(prompt) for prompt in prompts]
+            if self._open and self._bytes + sum(sizes) > self._most:
+                self._next = fresh
+                return None
+            self._next = None
+            self._open.update((prompt.index, _Open(prompt, size)) for prompt, size in zip(prompts, sizes, strict=True))
+            self._bytes += sum(sizes)
             if prompts:
                 return Shard(prompts, fresh.alone)
+        self._exhausted = True
         return None
+
+    def _positions(self, prompt: Prompt) -> int:
+        return estimated_tokens(prompt) if self._all_positions else 1
+
+    def _expected(self, prompt: Prompt) -> int:
+        """Bytes: what positions took on average until now, but no less than usual, as the first receipts may be of failures."""
+        known = self._published_bytes // max(1, self._published_positions)
+        return self._positions(prompt) * max(POSITION_BYTES, known)
 
     def put_back(self, shard: Shard) -> None:
         """A shard that no actor can take yet."""
@@ -116,6 +146,8 @@ class Tracker:
         for receipt in receipts:
             if (prompt := self._open.get(receipt.index)) is not None:
                 self._bytes += receipt.size - prompt.size
+                self._published_bytes += receipt.size
+                self._published_positions += self._positions(prompt.prompt)
                 prompt.size, prompt.entries, prompt.patience = receipt.size, receipt.entries, RECEIPT_SECONDS
                 prompt.check_at = time.monotonic() + prompt.patience
 
@@ -158,7 +190,6 @@ class Tracker:
             BrokerError: the server is away; call again.
             StoreError: results vanish however often they are sent.
         """
-        self._publish_failures()
         now = time.monotonic()
         if now - self._checked < RECEIPT_SECONDS:
             return []
@@ -198,7 +229,12 @@ class Tracker:
         state.failure = Failure(state.prompt.id, state.prompt.index, kind, message, metadata)
         self._given_up.append(state)
 
-    def _publish_failures(self) -> None:
+    def publish_failures(self) -> None:
+        """Send the failures of prompts that were given up.
+
+        Raises:
+            BrokerError: the server is away or full; call again.
+        """
         while self._given_up:
             state = self._given_up[0]
             if state.failure is not None and state.prompt.index in self._open:

@@ -1,5 +1,6 @@
 """Chunks on their way to be a payload: of one attempt each, and never more of them than fit a bound."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,16 +22,22 @@ class _Chunks:
 
     count: int
     bodies: dict[int, bytes] = field(default_factory=dict)
-    entries: set[str] = field(default_factory=set)
+    entries: dict[str, int] = field(default_factory=dict)  # and the chunk that each brought
     size: int = 0
 
 
 class Gathering:
-    """The attempts of which some chunks have been read."""
+    """The attempts of which some chunks have been read.
+
+    Attributes:
+        size: bytes that are held.
+        grew: when a chunk came that was not known, by the monotonic clock.
+    """
 
     def __init__(self) -> None:
         self._attempts: dict[_Attempt, _Chunks] = {}
-        self._size = 0
+        self.size = 0
+        self.grew = time.monotonic()
 
     def add(self, entry: str, frame: Frame) -> tuple[bytes, set[str]] | None:
         """Take a chunk; if its attempt is complete now, the payload and the entries it came in.
@@ -43,15 +50,16 @@ class Gathering:
         if frame.chunks != chunks.count:
             raise FrameError(f"chunk count {frame.chunks}, the same attempt said {chunks.count}")
         if entry not in chunks.entries:
-            chunks.entries.add(entry)
+            chunks.entries[entry] = frame.chunk
+            self.grew = time.monotonic()
             size = ENTRY_BYTES + (0 if frame.chunk in chunks.bodies else len(frame.body))
             chunks.bodies.setdefault(frame.chunk, frame.body)
             chunks.size += size
-            self._size += size
+            self.size += size
         if len(chunks.bodies) == chunks.count:
             self._forget(attempt)
-            return b"".join(chunks.bodies[chunk] for chunk in range(chunks.count)), chunks.entries
-        while self._size > MAX_BYTES:
+            return b"".join(chunks.bodies[chunk] for chunk in range(chunks.count)), set(chunks.entries)
+        while self.size > MAX_BYTES:
             self._forget(next(iter(self._attempts)))
         return None
 
@@ -59,10 +67,16 @@ class Gathering:
         """Forget the attempts at prompts that are known; the entries they came in."""
         spent: set[str] = set()
         for attempt in [attempt for attempt in self._attempts if known(attempt[0])]:
-            spent |= self._forget(attempt).entries
+            spent.update(self._forget(attempt).entries)
         return spent
+
+    def drop_oldest(self) -> list[tuple[str, int, bytes]]:
+        """Forget the attempt that began first; its entries, each with the prompt's index and the chunk it brought."""
+        attempt = next(iter(self._attempts))
+        chunks = self._forget(attempt)
+        return [(entry, attempt[0], chunks.bodies[chunk]) for entry, chunk in chunks.entries.items()]
 
     def _forget(self, attempt: _Attempt) -> _Chunks:
         chunks = self._attempts.pop(attempt)
-        self._size -= chunks.size
+        self.size -= chunks.size
         return chunks

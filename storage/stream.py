@@ -7,6 +7,7 @@ what is done: a server may lose everything at any time.
 import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -25,8 +26,10 @@ READ_COUNT = 16
 #: Entries asked for at once by ``missing``, whose answers hold their frames.
 ASK_COUNT = 64
 
-#: Part of the memory limit from which a server counts as full.
+#: A server counts as full from this part of its memory limit, or where this much is left: a frame that arrives takes its
+#: size twice, and is refused before it is stored.
 FULL = 0.9
+FRAME_ROOM = 3 << 20
 
 _WAIT_FOR = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, redis.exceptions.OutOfMemoryError)
 
@@ -129,18 +132,30 @@ def answers(url: str) -> bool:
     return True
 
 
-def is_full(url: str) -> bool:
-    """Whether the server is at its memory limit, or so close that a frame may be refused.
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that a server holds, and that it may hold; a limit of 0 is none."""
+
+    used: int
+    limit: int
+
+    @property
+    def full(self) -> bool:
+        """Whether the server is at its limit, or so close that a frame may be refused."""
+        return self.limit > 0 and self.used >= min(self.limit * FULL, self.limit - FRAME_ROOM)
+
+
+def memory(url: str) -> Memory:
+    """What the server holds right now.
 
     Raises:
         BrokerError: it does not answer.
     """
+    stream = Stream(url, "probe", retries=0)
     try:
-        with connect(url, retries=0) as client:
-            memory = client.info("memory")
-    except redis.RedisError as error:
-        raise BrokerError(f"{redact(url)}: {error}") from error
-    return 0 < int(memory.get("maxmemory", 0)) * FULL <= int(memory["used_memory"])
+        return stream.memory()
+    finally:
+        stream.close()
 
 
 class Stream:
@@ -150,7 +165,8 @@ class Stream:
         url: of the server.
         run: the run's unique id.
 
-    Every method raises BrokerError once the server has been away for longer than the client waits.
+    Every method raises BrokerError once the server has been away for longer than the client waits, ``publish`` its
+    ServerFull once it has been full for as long. Nothing else asks the server for room, so all else works when it is full.
     """
 
     def __init__(self, url: str, run: str, retries: int = RETRIES) -> None:
@@ -202,6 +218,14 @@ class Stream:
     def length(self) -> int:
         """Entries in the stream."""
         return int(self._call("XLEN", self._key))
+
+    def memory(self) -> Memory:
+        """What the server holds, of this run and of others."""
+        try:
+            found = self._client.info("memory")
+        except redis.RedisError as error:
+            raise BrokerError(f"{self._url}: {error}") from error
+        return Memory(int(found["used_memory"]), int(found.get("maxmemory", 0)))
 
     def drop(self) -> None:
         """Remove the stream itself; a finished run leaves no key."""

@@ -36,6 +36,10 @@ COMMIT_SECONDS = 2.0
 BLOCK_MS = 200
 #: Read the stream from its start again after this many idle seconds: entries may reappear when a server comes back.
 REWIND_SECONDS = 5.0
+#: A full server that brings nothing new for this many seconds, while attempts wait for their other chunks, stands still ...
+STANDSTILL_SECONDS = 10.0
+#: ... if those attempts are at least this part of what it holds; else others fill it, and will make room.
+STANDSTILL_SHARE = 0.25
 
 log = logging.getLogger("raylens.writer")
 
@@ -66,6 +70,7 @@ class Writer:
         self._segment = SegmentBuilder(manifest.uid)
         self._ready: dict[int, set[str]] = {}  # prompt index -> entries to delete once it is committed
         self._ready_since = 0.0
+        self._progressed = time.monotonic()
         self._spent: set[str] = set()  # entries whose prompt is in the ledger, or that are in quarantine
 
     def take_over(self) -> None:
@@ -93,6 +98,8 @@ class Writer:
         waited = time.monotonic() - self._ready_since
         if len(self._segment) and (self._segment.size >= COMMIT_BYTES or waited >= COMMIT_SECONDS):
             self.commit()
+        if not entries:
+            self._end_standstill()
         self._delete_spent()
         return bool(entries)
 
@@ -108,8 +115,26 @@ class Writer:
         for ids in self._ready.values():
             self._spent |= ids
         self._spent |= self._gathering.drop(self._ledger.__contains__)
-        self._segment, self._ready = SegmentBuilder(self._run), {}
+        self._segment, self._ready, self._progressed = SegmentBuilder(self._run), {}, time.monotonic()
         self._delete_spent()
+
+    def _end_standstill(self) -> None:
+        """Refuse the oldest incomplete attempt if such attempts fill the server, so that no actor could ever complete one.
+
+        It may be one that its actor died on, or one of several that wait for each other's room; its prompt is sent again.
+        """
+        moved = max(self._gathering.grew, self._progressed)
+        if not self._gathering.size or len(self._segment) or time.monotonic() - moved < STANDSTILL_SECONDS:
+            return
+        try:
+            memory = self._stream.memory()
+        except BrokerError:
+            return
+        if memory.full and self._gathering.size >= STANDSTILL_SHARE * memory.used:
+            reason = f"incomplete, and the server was full of such: give it more than a maxmemory of {memory.limit} bytes"
+            for entry, index, body in self._gathering.drop_oldest():
+                self._refuse(entry, reason, body, index)
+            self._progressed = time.monotonic()
 
     def _check_unmoved(self) -> None:
         """``run --fresh`` moves a run's folder when no writer works on it, which locks tell it on one machine only."""

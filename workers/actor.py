@@ -52,7 +52,7 @@ class LensActor:
 
     def _work(self, prompts: list[Prompt]) -> Iterator[Receipt]:
         for outcome in self._ready().run(prompts):
-            yield publish(self._stream, self._run, outcome)
+            yield publish(self._stream, self._run, outcome, patient=True)
 
     def _ready(self) -> Worker:
         if self._worker is None:

@@ -70,7 +70,7 @@ def adapt(model: Any) -> Adapter:
     probes, logits = probe_blocks(model, stack, ids)
     last = probes[-1].output
     projection, lens = find_projection(model, owner, last, flat_rows(logits))
-    projection.try_packed(last)
+    projection.try_faster(last)
     lens["path"] = projection.path
     if device_of(projection.head, torch.device("cpu")).type == "cuda":
         lens |= {"kernel": try_fused(projection, last), "path": projection.path}

@@ -4,6 +4,7 @@ Both come out of the same pass over the logits: of each block the logits above a
 probabilities are multiplied with the logits. Shapes: N rows, M targets, T tokens of the prompts, B columns of a block.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +50,12 @@ class Asked:
         return replace(
             self, targets=self.targets.repeat_interleave(places, dim=0), token=self.token.repeat_interleave(places, dim=0)
         )
+
+    def parts(self, tokens: int) -> list[slice]:
+        """The rows in parts of so many tokens."""
+        sizes = torch.unique_consecutive(self.token // tokens, return_counts=True)[1].tolist()
+        edges = [0, *itertools.accumulate(sizes)]
+        return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
     def part(self, rows: slice) -> "Asked":
         """For some of the rows; only the tokens they are of remain."""

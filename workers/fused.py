@@ -8,6 +8,7 @@ import time
 import torch
 from torch import Tensor
 
+from raylens.workers.asked import Asked, Final
 from raylens.workers.blocks import device_of
 from raylens.workers.projection import Projection
 from raylens.workers.tolerances import of_logits
@@ -15,6 +16,8 @@ from raylens.workers.topk import Readout
 
 #: Rows and tokens kept of the trial.
 ROWS, K = 1024, 10
+#: Rows of the trial of which all there is is asked.
+ASKED = 64
 #: Largest difference of a logprob, logsumexp or entropy between the kernel and the product by block, at ordinary logits.
 ALLOWED = 2e-4
 
@@ -30,13 +33,16 @@ def try_fused(projection: Projection, rows: Tensor) -> str:
         return "not used: the head is no plain linear layer"
     many = rows.repeat(-(-ROWS // len(rows)), 1)[:ROWS]
     expected, by_block = _timed(projection, many)
+    asked = _question(expected, many[:ASKED])
+    answers = projection.read(many[:ASKED], K, asked)
     projection.fused = True
     try:
         found, fused = _timed(projection, many)
+        found_answers = projection.read(many[:ASKED], K, asked)
     except Exception as failure:  # noqa: BLE001  a compiler may raise anything; the other path is there
         projection.fused = False
         return f"the Triton kernel does not run here: {type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
-    error = difference(found, expected)
+    error = max(difference(found, expected), difference(found_answers, answers))
     allowed = of_logits(ALLOWED, float(expected.logsumexp.abs().max()))
     projection.fused = error <= allowed and fused < by_block
     return f"Triton kernel: off by {error:.1e} from the product by block, {by_block / fused:.2f} times as fast"
@@ -44,14 +50,29 @@ def try_fused(projection: Projection, rows: Tensor) -> str:
 
 def difference(found: Readout, expected: Readout) -> float:
     """The largest difference of a number; infinite if one is not finite or ids differ that are not nearly as probable."""
-    pairs = ((found.logprobs, expected.logprobs), (found.logsumexp, expected.logsumexp), (found.entropy, expected.entropy))
+    pairs = [(found.logprobs, expected.logprobs), (found.logsumexp, expected.logsumexp), (found.entropy, expected.entropy)]
+    if expected.answers.logprobs.numel():
+        pairs += [(found.answers.logprobs, expected.answers.logprobs), (found.answers.kl, expected.answers.kl)]
     differences = torch.stack([(one.double() - other.double()).abs().max() for one, other in pairs])
     gaps = expected.logprobs.diff(dim=1).abs()
     left = torch.nn.functional.pad(gaps, (1, 0), value=torch.inf)
     right = torch.nn.functional.pad(gaps, (0, 1), value=0.0)  # what comes after the last is not known
     clear = torch.minimum(left, right) > 2 * ALLOWED
-    same = bool((found.ids == expected.ids)[clear].all())
+    same = bool((found.ids == expected.ids)[clear].all()) and _near(found.answers.ranks, expected.answers.ranks)
     return float(differences.max()) if same and bool(differences.isfinite().all()) else float("inf")
+
+
+def _near(ranks: Tensor, expected: Tensor) -> bool:
+    """Whether ranks differ by no more than logits that are nearly equal may make them: tokens crowd at the lower ones."""
+    return bool(((ranks - expected).abs() <= 3 + expected // 100).all())
+
+
+def _question(read: Readout, rows: Tensor) -> Asked:
+    """Of rows: their best token, a worse one and one that may be any; and how far each is from the row after it."""
+    best = read.ids[: len(rows)]
+    targets = torch.stack([best[:, 0], best[:, -1], best.roll(1, 0)[:, 1]], dim=1)
+    numbers = (rows, read.logsumexp[: len(rows)], read.entropy[: len(rows)])
+    return Asked(targets, torch.arange(len(rows)), Final(*(number.roll(-1, 0) for number in numbers)))
 
 
 def _timed(projection: Projection, rows: Tensor) -> tuple[Readout, float]:

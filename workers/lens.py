@@ -26,6 +26,8 @@ from raylens.workers.walk import Place
 
 #: Hidden rows waiting for read-out are read once they hold this many bytes, so memory stays flat in layers and length.
 PENDING_BYTES = 64 << 20
+#: So many times as many wait on a GPU where they are compared with the final layer, which is read out anew each time.
+_COMPARED = 4
 
 _FLOAT16_LOWEST = float(np.finfo(np.float16).min)
 
@@ -121,7 +123,9 @@ class Lens:
 
     def _reader(self, asked: Asked | None) -> Reader:
         if self._walk is None or self._plan is None:
-            return DirectReader(self._projection, self._settings.top_k, PENDING_BYTES, asked)
+            compared = asked is not None and asked.final is not None and asked.final.rows.is_cuda
+            budget = PENDING_BYTES * _COMPARED if compared else PENDING_BYTES
+            return DirectReader(self._projection, self._settings.top_k, budget, asked)
         return WalkReader(self._walk, self._settings.top_k, self._wanted, self._plan.starts, PENDING_BYTES, asked)
 
     def _tap(self, tap: str, done: dict[Place, Read], rows: slice, question: Question | None) -> TapLens:

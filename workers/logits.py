@@ -16,7 +16,13 @@ from raylens.workers.steps import AfterHead
 
 
 class Logits(Protocol):
-    """The logits of N rows."""
+    """The logits of N rows.
+
+    Attributes:
+        rows: [N, D] after the norm.
+    """
+
+    rows: Tensor
 
     def blocks(self, size: int) -> Iterator[Tensor]:
         """[N, B] of each block in turn; each is good until the next is asked for."""
@@ -37,14 +43,14 @@ class SlicedLogits:
     """
 
     def __init__(self, rows: Tensor, unembedding: Unembedding, step: AfterHead) -> None:
-        self._rows = rows
+        self.rows = rows
         self._unembedding = unembedding
         self._weight, self._bias = unembedding.head.weight, unembedding.head.bias
         self._step = step
 
     def blocks(self, size: int) -> Iterator[Tensor]:
         """See Logits."""
-        for start, logits in self._unembedding.blocks(self._rows, size):
+        for start, logits in self._unembedding.blocks(self.rows, size):
             if isinstance(self._bias, Tensor):
                 logits += self._bias[start : start + logits.shape[1]].float()
             yield self._step(logits)
@@ -53,7 +59,7 @@ class SlicedLogits:
         """See Logits."""
         ids, place = torch.unique(targets.to(self._weight.device), return_inverse=True)
         bias = self._bias[ids].float() if isinstance(self._bias, Tensor) else None
-        return self._step(F.linear(self._rows[: len(targets)], self._weight[ids].float(), bias)).gather(1, place)
+        return self._step(F.linear(self.rows[: len(targets)], self._weight[ids].float(), bias)).gather(1, place)
 
 
 class WholeLogits:
@@ -66,6 +72,7 @@ class WholeLogits:
     """
 
     def __init__(self, rows: Tensor, head: nn.Module, step: AfterHead) -> None:
+        self.rows = rows
         self._logits: Tensor = head(rows.to(dtype_of(head, rows.dtype)))
         self._step = step
 

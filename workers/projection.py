@@ -4,7 +4,9 @@ Shapes: N rows, D width, V vocabulary.
 """
 
 import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -22,6 +24,8 @@ from raylens.workers.topk import Readout, joined
 
 #: Rows read out at once by a thread; with the block size this bounds its logits in memory to 16 MiB.
 ROWS = 512
+#: Most bytes of the final layer's probabilities that the Triton kernel is handed at once.
+FINAL_BYTES = 128 << 20
 
 
 class Projection:
@@ -54,6 +58,8 @@ class Projection:
             return "one Triton kernel, float32 sums, two terms of each row where weights are short"
         if self.unembedding is None:
             return "the head's own product, then float32"
+        if self.unembedding.terms:
+            return "product by vocabulary block of two terms of each row, float32 sums"
         return f"float32 product by vocabulary block{', by oneDNN' if self.unembedding.packed else ''}"
 
     def read(self, rows: Tensor, k: int, asked: Asked | None = None) -> Readout:
@@ -61,8 +67,8 @@ class Projection:
 
         Memory does not grow with N beyond the result.
         """
-        if self.fused and asked is None and k <= MOST_FUSED:
-            return self._read_fused(rows, k)
+        if self.fused and k <= MOST_FUSED:
+            return self._read_fused(rows, k, asked)
         workers = workers_for(len(rows)) if rows.device.type == "cpu" and self.unembedding else 1
         with self._weights():
             parts = each(
@@ -73,25 +79,39 @@ class Projection:
     def logits(self, rows: Tensor) -> Tensor:
         """Whole logits, [N, V] float32; for the certificate and for tests."""
         with self._weights(), torch.inference_mode():
-            return torch.cat([block.clone() for block in self._logits(rows).blocks(block_size(len(rows), rows.device, 1))], dim=1)
+            return self._whole(rows)
 
-    def try_packed(self, rows: Tensor) -> None:
-        """Let a plain head's products be oneDNN's where that is faster, tried on [N, D] hidden rows of the model."""
+    def _whole(self, rows: Tensor) -> Tensor:
+        return torch.cat([block.clone() for block in self._logits(rows).blocks(block_size(len(rows), rows.device, 1))], dim=1)
+
+    def try_faster(self, rows: Tensor) -> None:
+        """Let a plain head's products be made a faster way where there is one, tried on [N, D] hidden rows of the model."""
         if self.unembedding:
-            self.unembedding.try_packed(self._normed(rows))
+            self.unembedding.try_faster(self._normed(rows))
 
     def _weights(self) -> AbstractContextManager[object]:
         """While open, offloaded weights of a plain head are in memory; any other head sees to its own."""
         return align_module_device(self._head) if self.unembedding else nullcontext()
 
     @torch.inference_mode()
-    def _read_fused(self, rows: Tensor, k: int) -> Readout:
+    def _read_fused(self, rows: Tensor, k: int, asked: Asked | None) -> Readout:
         from raylens.workers.kernels.triton_readout import readout
 
         with self._weights():
             weight, bias = self._head.weight, self._head.bias
             assert isinstance(weight, Tensor)
-            return readout(self._normed(rows), weight, bias if isinstance(bias, Tensor) else None, self._step, k)
+            read = partial(readout, weight=weight, bias=bias if isinstance(bias, Tensor) else None, step=self._step, k=k)
+            if asked is None:
+                return read(self._normed(rows))
+            parts = asked.parts(max(1, FINAL_BYTES // (4 * len(weight))))
+            return joined([self._compared(read, rows[part], asked.part(part)) for part in parts])
+
+    def _compared(self, read: Callable[..., Readout], rows: Tensor, asked: Asked) -> Readout:
+        logits = self._logits(rows)
+        tally = Tally(asked, logits.of(asked.targets))
+        if asked.final is None:
+            return read(logits.rows, tally=tally)
+        return read(logits.rows, tally=tally, probabilities=tally.weights(self._whole(asked.final.rows)))
 
     @torch.inference_mode()  # the caller's own mode does not reach another thread
     def _read_chunk(self, rows: Tensor, k: int, asked: Asked | None) -> Readout:

@@ -1,10 +1,12 @@
 """Sending outcomes into the stream, and the messages between driver and actor."""
 
 import secrets
+from contextlib import suppress
+from functools import partial
 
 import msgspec
 
-from raylens.storage.errors import FrameError
+from raylens.storage.errors import FrameError, ServerFull
 from raylens.storage.frame import split
 from raylens.storage.payload import encode_payload
 from raylens.storage.record import Failure, Prompt, Record
@@ -43,14 +45,27 @@ def decode_receipts(data: bytes) -> list[Receipt]:
     return _RECEIPTS.decode(data)
 
 
-def publish(stream: Stream, run: str, outcome: Record | Failure) -> Receipt:
+def publish(stream: Stream, run: str, outcome: Record | Failure, *, patient: bool = False) -> Receipt:
     """Send one outcome as one attempt.
+
+    Args:
+        patient: wait for a full server however long its writer needs, so that nothing is computed twice. Only an actor may,
+            whose driver ends it when the run ends.
 
     Raises:
         BrokerError: the server is away for longer than the client waits.
+        ServerFull: it is full for as long, and this was not to be patient.
     """
     try:
         frames = split(encode_payload(outcome), run, outcome.index, secrets.token_bytes(8))
     except FrameError as error:
-        return publish(stream, run, Failure(outcome.id, outcome.index, "too_large", str(error), outcome.metadata))
-    return Receipt(outcome.index, [stream.publish(frame) for frame in frames], sum(map(len, frames)))
+        failure = Failure(outcome.id, outcome.index, "too_large", str(error), outcome.metadata)
+        return publish(stream, run, failure, patient=patient)
+    send = partial(_send_when_there_is_room, stream) if patient else stream.publish
+    return Receipt(outcome.index, [send(frame) for frame in frames], sum(map(len, frames)))
+
+
+def _send_when_there_is_room(stream: Stream, frame: bytes) -> str:
+    while True:
+        with suppress(ServerFull):  # raised only after the stream has waited
+            return stream.publish(frame)

@@ -1,7 +1,7 @@
 """The Triton read-out on a GPU at the size of Llama-3.1-8B's head: ``python -m tests.benchmarks.bench_lens_cuda``.
 
 It first compares a few rows with float64 and ends with code 1 where they differ; then it times, on random data and by CUDA
-events, the median of several runs of
+events, the median of several rounds of
 
 - the read-out (two products of bfloat16, all statistics, nothing materialised),
 - one and two bare products of torch (cuBLAS), which no read-out of one and two terms can beat by much,
@@ -24,12 +24,12 @@ from torch import Tensor
 
 ROWS = (1024, 8192)
 WIDTH, VOCAB, K = 4096, 128_256, 10
-WARMUP, RUNS = 3, 9
+WARMUP, RUNS = 5, 15
 CHECKED = 24
 #: Largest difference from float64 of a logprob, for logits with a spread of about 3: one term would be off by about 1e-2.
 TOLERANCE = 2e-4
 
-Timer = Callable[[Callable[[], Any]], list[float]]
+Timer = Callable[[Callable[[], Any]], float]
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,14 @@ class Way:
     products: int
 
 
-def events(run: Callable[[], Any]) -> list[float]:
-    """Milliseconds of each of several runs, after some that do not count."""
-    for _ in range(WARMUP):
-        run()
-    times = []
-    for _ in range(RUNS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return times
+def events(run: Callable[[], Any]) -> float:
+    """Milliseconds of one run."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
 
 
 def inputs(rows: int, width: int, vocab: int, device: str) -> tuple[Tensor, Tensor]:
@@ -109,15 +104,16 @@ def ways(rows: Tensor, weight: Tensor, k: int) -> list[Way]:
 
 
 def compare(rows: Tensor, weight: Tensor, k: int, timer: Timer) -> None:
-    """Print a table of all ways."""
+    """Print a table of all ways, which take turns: a GPU that becomes warm slows all of them down alike."""
+    all_ways = ways(rows, weight, k)
+    times = [[timer(way.run) for way in all_ways] for _ in range(WARMUP + RUNS)][WARMUP:]
     bare = 0.0
     print(f"  {'':28}{'median ms':>10}{'min':>9}{'max':>9}{'TFLOP/s':>9}{'of mm':>7}")
-    for way in ways(rows, weight, k):
-        times = timer(way.run)
-        median = statistics.median(times)
+    for way, taken in zip(all_ways, zip(*times, strict=True), strict=True):
+        median = statistics.median(taken)
         rate = way.products * 2 * rows.numel() * len(weight) / median / 1e9
         bare = bare or rate
-        print(f"  {way.name:28}{median:10.3f}{min(times):9.3f}{max(times):9.3f}{rate:9.1f}{rate / bare:7.0%}")
+        print(f"  {way.name:28}{median:10.3f}{min(taken):9.3f}{max(taken):9.3f}{rate:9.1f}{rate / bare:7.0%}")
 
 
 def machine() -> str:

@@ -21,6 +21,7 @@ from raylens.storage.errors import BrokerError, Fenced
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import Manifest
+from raylens.storage.quarantine import Quarantine
 from raylens.storage.record import Failure, Record
 from raylens.storage.server import EmbeddedServer
 from raylens.storage.store import Store
@@ -28,6 +29,7 @@ from raylens.storage.stream import Stream, connect
 from raylens.storage.writer import Orders, Writer
 from raylens.workers.publish import publish
 from tests.builders import make_failure, make_frames, make_large_record, make_record, make_run, same
+from tests.servers import RealServer
 from tests.waiting import wait_until
 
 PROMPTS = 8
@@ -50,7 +52,7 @@ class Crashed(BaseException):
 class Bench:
     """One run on one server, with a stream to publish into and writers that read from their own."""
 
-    server: EmbeddedServer
+    server: EmbeddedServer | RealServer
     store: Path
     folder: RunFolder
     manifest: Manifest
@@ -87,7 +89,7 @@ class Bench:
         assert {path.name for path in self.folder.records.iterdir()} <= named
 
 
-def make_bench(server: EmbeddedServer, store: Path, open_stream: Callable[..., Stream]) -> Bench:
+def make_bench(server: EmbeddedServer | RealServer, store: Path, open_stream: Callable[..., Stream]) -> Bench:
     folder, manifest = make_run(store, prompts=PROMPTS)
     return Bench(server, store, folder, manifest, open_stream)
 
@@ -588,6 +590,59 @@ def test_a_full_server_makes_actors_wait(
         assert sent == list(range(filled, LARGE))
         drain(writer)
         bench.assert_stored(*(make_large_record(index) for index in range(LARGE)))
+
+
+@pytest.mark.usefixtures("real_frames")
+def test_incomplete_attempts_do_not_fill_a_server_for_good(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, open_stream: Callable[..., Stream]
+) -> None:
+    """Where attempts of which nothing more comes leave no room for any other, they are refused with the reason."""
+    monkeypatch.setattr(server_module, "MAX_MEMORY", "8mb")
+    monkeypatch.setattr(writer_module, "STANDSTILL_SECONDS", 0.5)
+    with EmbeddedServer() as small:
+        bench = make_bench(small, tmp_path, open_stream)
+        for index in range(2):  # as by actors that died in the middle
+            for data in make_frames(make_large_record(index), bench.manifest.uid)[:2]:
+                bench.stream.publish(data)
+        sent: list[int] = []
+
+        def actor() -> None:
+            sent.extend(publish(bench.stream, bench.manifest.uid, make_large_record(2), patient=True).entries)
+
+        thread = threading.Thread(target=actor)
+        thread.start()
+        writer = bench.writer()
+        wait_until(lambda: not writer.step() and not thread.is_alive(), "it is sent", seconds=60)
+        thread.join()
+        drain(writer)
+        assert bench.stored() == [2]
+        refused = Quarantine(bench.folder).entries()
+        assert {entry.index for entry in refused} <= {0, 1}
+        assert len(refused) in {2, 4}, "whole attempts, and no more than needed"
+        assert all("give it more than a maxmemory of 8388608 bytes" in entry.reason and entry.size > 500_000 for entry in refused)
+        bench.stream.drop()
+
+
+@pytest.mark.usefixtures("real_frames")
+def test_a_server_that_others_fill_costs_nothing(tmp_path: Path, open_stream: Callable[..., Stream]) -> None:
+    """An incomplete attempt waits for the rest of it while another run's results leave it no room."""
+    with RealServer("valkey9", "--port", "0", "--maxmemory", "20mb", "--maxmemory-policy", "noeviction") as shared:
+        bench = make_bench(shared, tmp_path, open_stream)
+        first, *rest = make_frames(make_large_record(0), bench.manifest.uid)
+        bench.stream.publish(first)
+        with connect(shared.url) as other, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(writer_module, "STANDSTILL_SECONDS", 0.0)
+            while not bench.stream.memory().full:
+                other.rpush("ballast", bytes(1 << 20))
+            writer = bench.writer()
+            for _ in range(5):
+                writer.step()
+            other.delete("ballast")
+        for data in rest:
+            bench.stream.publish(data)
+        drain(writer)
+        bench.assert_stored(make_large_record(0))
+        assert Quarantine(bench.folder).entries() == []
 
 
 def test_a_fenced_writer_process_ends_with_its_exit_code(bench: Bench) -> None:

@@ -38,13 +38,15 @@ def test_checks_and_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     pytest.importorskip("triton", reason="triton is not installed; on Linux: pip install triton")
     from raylens.workers.kernels import triton_readout
 
-    def once(run: Callable[[], Any]) -> list[float]:
+    def once(run: Callable[[], Any]) -> float:
         start = time.perf_counter()
         run()
-        return [1e3 * (time.perf_counter() - start)]
+        return 1e3 * (time.perf_counter() - start)
 
     rows, weight = bench.inputs(20, 32, 100, "cpu")
     assert bench.wrong(rows, weight, 5) == ""
+    monkeypatch.setattr(bench, "WARMUP", 0)
+    monkeypatch.setattr(bench, "RUNS", 1)
     bench.compare(rows, weight, 5, once)
     assert len(capsys.readouterr().out.splitlines()) == 7
     read = triton_readout.readout

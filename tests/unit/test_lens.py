@@ -321,7 +321,8 @@ def test_gpu_memory_does_not_grow_with_layers_or_length() -> None:
     """The same on a GPU, by its allocator's own count."""
     peaks = []
     for layers, length in ((2, 128), (6, 256)):
-        model = make("llama", vocab_size=40_000, hidden_size=16, intermediate_size=16, num_hidden_layers=layers).to("cuda")
+        size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+        model = make("llama", vocab_size=40_000, num_hidden_layers=layers, max_position_embeddings=512, **size).to("cuda")
         adapter = adapt(model)
         lens = Lens(adapter, LensSettings(5), tuple(range(layers)), ("attn_out", "resid_mid", "mlp_out", "resid_post"))
         batch = pad([Tokenized(Prompt(0, "0"), "", list(range(length)), list(range(length)), None)], model.device)

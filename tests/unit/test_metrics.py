@@ -15,7 +15,7 @@ from raylens.storage.errors import UsageError
 from raylens.storage.record import Record
 from raylens.storage.taps import TAPS
 from raylens.workers import lens as lens_module
-from raylens.workers import running
+from raylens.workers import projection, running
 from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.asked import Asked, Final, Tally
 from raylens.workers.batching import pad
@@ -93,13 +93,25 @@ def test_every_metric_on_a_gpu(family: str, device: str) -> None:
 def test_every_metric_against_its_definition(family: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows of the table at every tap, layer and position, for each kind of norm, softcap, factor and bias."""
     model, adapter = built(family)
-    if way != "sums" and way != "segments":
+    if way not in ("sums", "segments"):
         adapter = replace(adapter, walk=None)
     if way == "plain":
         monkeypatch.setattr(running, "is_compiled", lambda: False)
     if way == "segments":
         monkeypatch.setattr(lens_module, "PENDING_BYTES", 3000)
     check_all(family, model, adapter)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter counts with numpy, which warns of infinity and NaN
+@pytest.mark.parametrize("family", ["gemma2", "gptj"])
+def test_every_metric_by_the_kernel(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in one Triton kernel, handed the final layer's probabilities of two tokens at a time."""
+    model, adapter = built(family)
+    found = adapter.projection
+    fused = Projection(found.norm, found.head, found._step)
+    fused.fused = True
+    monkeypatch.setattr(projection, "FINAL_BYTES", 8 * VOCABULARY)
+    check_all(family, model, replace(adapter, walk=None, projection=fused))
 
 
 @pytest.mark.parametrize("walk", [True, False])
@@ -208,7 +220,7 @@ def test_a_head_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     model, adapter = built("llama")
     expected = records(model, replace(adapter, walk=None))
     projection = Projection(adapter.projection.norm, adapter.projection.head, adapter.projection._step)
-    monkeypatch.setattr(projection, "sliceable", False)
+    monkeypatch.setattr(projection, "unembedding", None)
     for one, other in zip(records(model, replace(adapter, walk=None, projection=projection)), expected, strict=True):
         for tap, lens in one.taps.items():
             for name, values in lens.stats.items():

@@ -256,7 +256,7 @@ def test_depths_and_flips(which: str, request: pytest.FixtureRequest) -> None:
         if place["before"] is not None
     ]
     flips.sort(key=lambda row: (-row["layer"], -row["logprob"]))  # stable: then in corpus order
-    assert 0 < len(flips) < len(depths)
+    assert flips
     same_rows(query(run, "flips", limit=1000), flips)
 
 

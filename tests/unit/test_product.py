@@ -41,7 +41,7 @@ def test_either_way_is_the_product(vocabulary: int, width: int, rows: int, packe
     unembedding = Unembedding(linear(vocabulary, width))
     hidden = torch.randn(rows, width, generator=torch.Generator().manual_seed(rows))
     if packed:
-        unembedding.try_packed(hidden)
+        unembedding.try_faster(hidden)
         assert unembedding.packed == TAKEN
     expected = hidden.double() @ unembedding.head.weight.double().T
     torch.testing.assert_close(product(unembedding, hidden).double(), expected, rtol=0, atol=1e-5 * width**0.5)
@@ -55,7 +55,7 @@ def test_equal_entries_tie(packed: bool) -> None:
     unembedding = Unembedding(head)
     rows = torch.randn(FEWEST_ROWS, 75, generator=torch.Generator().manual_seed(0))
     if packed:
-        unembedding.try_packed(rows)
+        unembedding.try_faster(rows)
     found = product(unembedding, rows, size=ENTRIES)
     assert bool((found[:, [5, ENTRIES - 1, ENTRIES, 2 * ENTRIES + 32]] == found[:, [700]]).all())
 
@@ -66,7 +66,7 @@ def test_numbers_that_are_not_finite_stay_in_their_row(packed: bool) -> None:
     unembedding = Unembedding(linear(ENTRIES + 5, 64))
     rows = torch.randn(FEWEST_ROWS, 64, generator=torch.Generator().manual_seed(0))
     if packed:
-        unembedding.try_packed(rows)
+        unembedding.try_faster(rows)
     expected = product(unembedding, rows)
     rows[3], rows[7] = torch.nan, torch.inf
     found = product(unembedding, rows)
@@ -79,17 +79,17 @@ def test_kept_to_what_is_known_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> 
     """Short weights, other processors and a torch without the operators keep ``torch.mm``."""
     rows = torch.randn(FEWEST_ROWS, 64)
     short = Unembedding(linear(300, 64, torch.bfloat16))
-    short.try_packed(rows)
+    short.try_faster(rows)
     assert not short.packed
     for capability in ("DEFAULT", "AVX2"):
         monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda capability=capability: capability)
         other = Unembedding(linear(300, 64))
-        other.try_packed(rows)
+        other.try_faster(rows)
         assert not other.packed
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr("raylens.workers.product._laid_out", lambda block: block.no_such_operator)
     lacking = Unembedding(linear(300, 64))
-    lacking.try_packed(rows)
+    lacking.try_faster(rows)
     assert not lacking.packed
 
 
@@ -98,5 +98,18 @@ def test_a_wrong_product_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr("raylens.workers.product.packed_product", lambda rows, block: torch.zeros(len(rows), 300))
     unembedding = Unembedding(linear(300, 64))
-    unembedding.try_packed(torch.randn(FEWEST_ROWS, 64))
+    unembedding.try_faster(torch.randn(FEWEST_ROWS, 64))
     assert not unembedding.packed
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_two_terms_on_a_gpu(dtype: torch.dtype) -> None:
+    """A short weight is multiplied as it is, and to float32's precision."""
+    unembedding = Unembedding(linear(4097, 520, dtype).cuda())
+    rows = torch.randn(300, 520, generator=torch.Generator().manual_seed(4)).cuda()
+    unembedding.try_faster(rows)
+    assert unembedding.terms
+    expected = rows.double() @ unembedding.head.weight.double().T
+    torch.testing.assert_close(product(unembedding, rows).double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))

@@ -16,19 +16,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from raylens.scheduler import tracker as tracker_module
 from raylens.scheduler.shards import Shard
-from raylens.scheduler.tracker import DEATHS_BEFORE_ALONE, DEATHS_BEFORE_FAILURE, MAX_VANISHED, OPEN_BYTES, Tracker
+from raylens.scheduler.tracker import DEATHS_BEFORE_ALONE, DEATHS_BEFORE_FAILURE, MAX_VANISHED, OPEN_BYTES, Tracker, open_bytes
 from raylens.storage import writer as writer_module
-from raylens.storage.errors import BrokerError, StoreError
+from raylens.storage.errors import BrokerError, ServerFull, StoreError
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import Ledger
+from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.manifest import Manifest
 from raylens.storage.record import Failure, Prompt
 from raylens.storage.server import EmbeddedServer
 from raylens.storage.store import Store
-from raylens.storage.stream import Stream
+from raylens.storage.stream import Stream, connect
 from raylens.storage.writer import Writer
 from raylens.workers.publish import Receipt, publish
 from tests.builders import make_frames, make_prompt, make_record, make_run
+from tests.servers import RealServer
 from tests.waiting import wait_until
 
 PROMPTS = 6
@@ -60,6 +61,12 @@ class Rig:
             raise BrokerError("away")
         self.gave_up.append(failure)
         return publish(self.stream, self.manifest.uid, failure)
+
+    def check(self) -> list[Commit]:
+        """What a run does now and then: check receipts, and publish failures."""
+        commits = self.tracker.check_receipts()
+        self.tracker.publish_failures()
+        return commits
 
     def new_writer(self) -> None:
         """A writer that takes the run over from whichever there was."""
@@ -97,7 +104,7 @@ class Rig:
             while (shard := self.tracker.next_shard()) is not None:
                 self.produce(shard)
             self.commit()
-            self.tracker.check_receipts()
+            self.check()
             self.tracker.follow()
             if self.tracker.done:
                 return
@@ -140,7 +147,7 @@ def test_a_run_without_faults(rig: Rig) -> None:
     for shard in shards:
         rig.produce(shard)
     rig.tracker.follow()
-    rig.tracker.check_receipts()
+    rig.check()
     assert not rig.tracker.done, "produced is not stored"
     rig.commit()
     assert not rig.tracker.done, "not before the ledger was read"
@@ -197,7 +204,7 @@ def test_a_prompt_that_kills_its_actors_becomes_a_failure(rig: Rig) -> None:
         rig.tracker.lost(culprit, blame=True)
         if death < DEATHS_BEFORE_FAILURE:
             assert rig.take() == culprit
-        rig.tracker.check_receipts()
+        rig.check()
     assert [(failure.index, failure.kind) for failure in rig.gave_up] == [(0, "crash")]
     assert "died 4 times" in rig.gave_up[0].message
     rig.finish()
@@ -219,7 +226,7 @@ def test_a_failure_that_cannot_be_published_waits(rig: Rig) -> None:
     assert rig.take() == other
     for _ in range(3):
         with pytest.raises(BrokerError, match="away"):
-            rig.tracker.check_receipts()
+            rig.check()
     assert rig.gave_up == []
     rig.broken = False
     rig.produce(other)
@@ -232,14 +239,14 @@ def test_vanished_receipts_are_sent_again(rig: Rig) -> None:
     """Results that are neither in the stream nor in the ledger are computed again; those that are there are not."""
     first, second = rig.take(), rig.take()
     rig.produce(first)
-    rig.tracker.check_receipts()
+    rig.check()
     assert rig.tracker.next_shard() is not None, "the third shard, and nothing of the first"
     rig.stream.drop()
     now = time.time()
     # an emptied server may give the same id again within a millisecond; in a run the next check tells
     wait_until(lambda: time.time() > now + 0.002, "the server's clock has moved on")
     rig.produce(second)
-    rig.tracker.check_receipts()
+    rig.check()
     again = [rig.take() for _ in range(2)]
     assert [rig.indexes(shard) for shard in again] == [[0], [1]]
     assert rig.tracker.next_shard() is None
@@ -256,7 +263,7 @@ def test_one_missing_frame_of_several_is_a_loss(rig: Rig, monkeypatch: pytest.Mo
     (receipt,) = rig.produce(Shard([make_prompt(0)]))
     assert len(receipt.entries) > 2
     rig.stream.delete(receipt.entries[1:2])
-    rig.tracker.check_receipts()
+    rig.check()
     assert rig.indexes(rig.tracker.next_shard()) == [0]
     rig.produce(Shard([make_prompt(0), make_prompt(1)]))
     rig.finish()
@@ -272,7 +279,7 @@ def test_a_prompt_under_suspicion_stays_alone(rig: Rig) -> None:
         pass
     rig.produce(Shard([make_prompt(0)]))
     rig.stream.drop()
-    rig.tracker.check_receipts()
+    rig.check()
     assert rig.take() == Shard([make_prompt(0)], alone=True)
 
 
@@ -286,8 +293,8 @@ def test_results_that_always_vanish_become_a_failure(rig: Rig) -> None:
         assert rig.gave_up == [], f"not given up before loss {loss}"
         rig.produce(Shard(shard.prompts[:1]))
         rig.stream.drop()
-        rig.tracker.check_receipts()
-        rig.tracker.check_receipts()
+        rig.check()
+        rig.check()
     assert [(failure.index, failure.kind, failure.metadata) for failure in rig.gave_up] == [(0, "delivery", {})]
     rig.finish()
     rig.assert_stored()
@@ -302,7 +309,7 @@ def test_when_even_failures_vanish_the_run_ends(rig: Rig) -> None:
         for _ in range(10 * MAX_VANISHED):
             rig.produce(shard)
             rig.stream.drop()
-            rig.tracker.check_receipts()
+            rig.check()
             rig.stream.drop()
 
     with pytest.raises(StoreError, match="results vanish from the server before they are stored"):
@@ -318,10 +325,10 @@ def test_a_lost_failure_is_published_again(rig: Rig) -> None:
         rig.tracker.lost(culprit, blame=True)
     while rig.tracker.next_shard() is not None:
         pass
-    rig.tracker.check_receipts()
+    rig.check()
     rig.stream.drop()
-    rig.tracker.check_receipts()
-    rig.tracker.check_receipts()
+    rig.check()
+    rig.check()
     assert [failure.kind for failure in rig.gave_up] == ["crash", "crash"]
     assert rig.indexes(rig.tracker.next_shard()) == [1]
     rig.produce(Shard([make_prompt(index) for index in range(1, PROMPTS)]))
@@ -388,16 +395,17 @@ def test_receipts_found_in_the_stream_are_asked_for_less_often(
 
 
 def test_open_bytes_stop_submission(server: EmbeddedServer, tmp_path: Path) -> None:
-    """Once the bytes between submission and commit reach the budget, no fresh shard is handed out; retries still are."""
+    """No fresh shard is handed out that would take the open bytes over the limit, as receipts let expect; retries still are."""
     rig = Rig(tmp_path, server.url, size=1)
-    half = OPEN_BYTES // 2
     first, second = rig.take(), rig.take()
     real = {shard.prompts[0].index: rig.publish(shard.prompts[0]) for shard in (first, second)}
-    rig.tracker.produced([Receipt(0, real[0].entries, half)])
-    third = rig.take()
-    rig.tracker.produced([Receipt(1, real[1].entries, half)])
-    assert rig.tracker.next_shard() is None
+    rig.tracker.produced([Receipt(0, real[0].entries, OPEN_BYTES // 2)])
+    assert rig.tracker.next_shard() is None, "one like the first does not fit beside it and the second"
     assert not rig.tracker.done
+    rig.tracker.produced([Receipt(1, real[1].entries, 16)])
+    third = rig.take()
+    assert OPEN_BYTES * 0.7 < rig.tracker.open_bytes < OPEN_BYTES * 0.8, "half, next to nothing, and what these are on average"
+    assert rig.tracker.next_shard() is None
     rig.tracker.lost(third, blame=False)
     assert rig.take() == third, "what is open already may go on"
     assert rig.tracker.next_shard() is None
@@ -422,6 +430,53 @@ def test_estimates_of_open_bytes_follow_the_positions(server: EmbeddedServer, tm
     rig.close()
 
 
+def test_a_small_server_has_less_open() -> None:
+    """A quarter of the server's memory limit, and never more than 256 MiB."""
+    assert open_bytes(0) == open_bytes(8 * OPEN_BYTES) == open_bytes(4 * OPEN_BYTES) == OPEN_BYTES
+    assert open_bytes(16 << 20) == 4 << 20
+    assert open_bytes(1) == 0
+
+
+def test_with_no_room_at_all_one_shard_is_open_at_a_time(rig: Rig) -> None:
+    """So the run goes on, however small the server."""
+    tracker = Tracker(rig._fresh(PROMPTS, 2), rig.ledger, rig.stream, rig._give_up, all_positions=False, most=0)
+    for start in range(0, PROMPTS, 2):
+        shard = tracker.next_shard()
+        assert rig.indexes(shard) == [start, start + 1]
+        assert tracker.next_shard() is None
+        assert not tracker.done
+        tracker.produced([rig.publish(prompt) for prompt in shard.prompts])
+        rig.commit()
+        tracker.follow()
+    assert tracker.next_shard() is None
+    assert tracker.done
+    rig.assert_stored()
+
+
+def test_a_failure_waits_for_a_full_server(tmp_path: Path) -> None:
+    """It is refused, kept, and published once there is room; receipts are checked meanwhile."""
+    with RealServer("valkey9", "--port", "0", "--maxmemory", "20mb", "--maxmemory-policy", "noeviction") as full:
+        rig = Rig(tmp_path, full.url)
+        shard = rig.take()
+        rig.produce(Shard(shard.prompts[1:]))
+        culprit = Shard(shard.prompts[:1])
+        for _ in range(DEATHS_BEFORE_FAILURE - 1):
+            rig.tracker.lost(culprit, blame=True)
+            culprit = rig.take()
+        rig.tracker.lost(culprit, blame=True)
+        with connect(full.url) as other:
+            other.config_set("maxmemory", "1")
+            rig.commit()
+            with pytest.raises(ServerFull, match="maxmemory"):
+                rig.check()
+            assert 1 in rig.ledger, "the receipt was checked, and found stored"
+            other.config_set("maxmemory", "20mb")
+        rig.finish()
+        rig.assert_stored()
+        assert Store(rig.store)["demo"].counts()["failures"] == {"crash": 1}
+        rig.close()
+
+
 def test_prompts_stored_by_an_earlier_driver_are_not_handed_out(rig: Rig) -> None:
     """Results that an earlier driver left in the stream may be committed after the corpus was read ahead; they are done."""
     for index in (0, 1, 2):
@@ -444,7 +499,7 @@ def test_late_answers_change_nothing(rig: Rig) -> None:
     rig.tracker.produced([Receipt(0, ["1-1"], OPEN_BYTES), Receipt(99, ["1-1"], OPEN_BYTES)])
     for _ in range(DEATHS_BEFORE_FAILURE + 1):
         rig.tracker.lost(shard, blame=True)
-    rig.tracker.check_receipts()
+    rig.check()
     assert rig.indexes(rig.tracker.next_shard()) == [2, 3]
     assert rig.gave_up == []
     rig.produce(Shard([make_prompt(2), make_prompt(3)]))
@@ -540,7 +595,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def check(self) -> None:
-        self.rig.tracker.check_receipts()
+        self.rig.check()
 
     @invariant()
     def each_prompt_is_stored_at_most_once(self) -> None:

@@ -35,33 +35,26 @@ def _tanh(x):
 
 
 @triton.jit
-def _product(first, second, weight, rows, tokens, weight_stride, width: tl.constexpr, two: tl.constexpr, upcast: tl.constexpr,
+def _product(first, second, weight, row, token, width: tl.constexpr, two: tl.constexpr, upcast: tl.constexpr,
              block_n: tl.constexpr, block_v: tl.constexpr, block_d: tl.constexpr):  # fmt: skip
-    """[n, v] float32 products of rows (first term, and second where there are two) and tokens' weights."""
-    steps = tl.arange(0, block_d)
-    row_at = rows[:, None] * width + steps[None, :]
-    token_at = tokens[:, None] * weight_stride + steps[None, :]
+    """[n, v] float32 products of rows (first term, and second where there are two) and tokens' weights, each from where it says.
+
+    Past an edge of a tensor its descriptor reads zeros. The precision is that of float32 operands: three products of tf32, which
+    together drop what float32 sums round away; short operands have products of their own type.
+    """
     sums = tl.zeros((block_n, block_v), tl.float32)
     for start in range(0, width, block_d):
-        if width % block_d == 0:
-            w = tl.load(weight + token_at + start)
-            x = tl.load(first + row_at + start)
-        else:
-            within = (start + steps < width)[None, :]
-            w = tl.load(weight + token_at + start, mask=within, other=0.0)
-            x = tl.load(first + row_at + start, mask=within, other=0.0)
+        w = weight.load([token, start])
+        x = first.load([row, start])
         if upcast:
             w = w.to(tl.float32)
             x = x.to(tl.float32)
-        sums = tl.dot(x, tl.trans(w), sums, input_precision="ieee")
+        sums = tl.dot(x, tl.trans(w), sums, input_precision="tf32x3")
         if two:
-            if width % block_d == 0:
-                y = tl.load(second + row_at + start)
-            else:
-                y = tl.load(second + row_at + start, mask=(start + steps < width)[None, :], other=0.0)
+            y = second.load([row, start])
             if upcast:
                 y = y.to(tl.float32)
-            sums = tl.dot(y, tl.trans(w), sums, input_precision="ieee")
+            sums = tl.dot(y, tl.trans(w), sums, input_precision="tf32x3")
     return sums
 
 
@@ -75,13 +68,15 @@ def _after_head(logits, kind: tl.constexpr, value):
 
 
 @triton.jit
-def _summed(logits, maximum, total, weighted):
-    """Running maximum, sum of exp(logit - maximum) and of (logit - maximum) exp(logit - maximum), with a tile taken in."""
-    risen = tl.maximum(maximum, tl.max(logits, axis=1))
-    fall = maximum - risen
-    fall = tl.where(fall < _NEVER, _NEVER, fall)  # comparisons, unlike maximum, let a NaN through
-    below = logits - risen[:, None]
-    below = tl.where(below < _NEVER, _NEVER, below)
+def _summed(logits, best, maximum, total, weighted):
+    """Running maximum, sum of exp(logit - maximum) and of (logit - maximum) exp(logit - maximum), with a tile taken in.
+
+    ``best`` are the largest logits of the tile. Differences are kept above a number whose exp is 0: an infinite one would make
+    0 x infinity of a token that has no probability. Maxima here let a NaN through.
+    """
+    risen = tl.maximum(maximum, best)
+    fall = tl.maximum(maximum - risen, _NEVER, propagate_nan=tl.PropagateNan.ALL)
+    below = tl.maximum(logits - risen[:, None], _NEVER, propagate_nan=tl.PropagateNan.ALL)
     weights = tl.exp(below)
     shrink = tl.exp(fall).to(tl.float64)
     weighted = shrink * (weighted + fall.to(tl.float64) * total) + tl.sum(weights * below, axis=1).to(tl.float64)
@@ -104,12 +99,14 @@ def _threshold(kept):
 
 
 @triton.jit
-def _insert(kept_at, inside, order, best, threshold, tokens):
-    """Put the tokens of a tile that beat their row's worst into its list in memory, best first; returns the new threshold.
+def _insert(kept_at, inside, logits, threshold, tokens, n_vocab):
+    """Put the tokens of a tile that beat their row's threshold into its list in memory, best first; returns its new worst.
 
     Each round takes the best token left of every row that still has one, so there are as many rounds as the row with most
     survivors has; [n, slots] keys are read and written once.
     """
+    order = tl.where((tokens < n_vocab)[None, :], _ordered(logits), _INT_MIN)
+    best = tl.max(order, axis=1)
     kept = tl.load(kept_at, mask=inside[:, None], other=_KEY_MAX)
     while tl.max((best > threshold).to(tl.int32), axis=0) > 0:
         takes = best > threshold
@@ -119,64 +116,129 @@ def _insert(kept_at, inside, order, best, threshold, tokens):
         kept = tl.where((kept == worst[:, None]) & takes[:, None], key[:, None], kept)
         order = tl.where(tokens[None, :] == token[:, None], _INT_MIN, order)
         best = tl.max(order, axis=1)
-        threshold = _threshold(kept)
+        threshold = tl.maximum(threshold, _threshold(kept))
     tl.store(kept_at, kept, mask=inside[:, None])
     tl.debug_barrier()  # the next reader of a list may be another thread of this program
-    return threshold
+    return _threshold(kept)
 
 
 @triton.jit
-def readout_kernel(first, second, factor, weight, bias, kept, maxima, totals, weighteds, n_rows, n_vocab, splits, k,
-                   weight_stride, step_value, width: tl.constexpr, slots: tl.constexpr, two: tl.constexpr,
-                   has_bias: tl.constexpr, step_kind: tl.constexpr, upcast: tl.constexpr,
+def _count_above(targets, target_logits, above, row, inside, logits, tokens, n_vocab, count: tl.constexpr):
+    """Add to each row's ``count`` targets how many tokens of a tile come before: larger logits, or equal ones of lower ids."""
+    for number in tl.static_range(count):
+        at = row.to(tl.int64) * count + number
+        target = tl.load(targets + at, mask=inside, other=0)[:, None]
+        logit = tl.load(target_logits + at, mask=inside, other=float("inf"))[:, None]
+        before = (logits > logit) | ((logits == logit) & (tokens[None, :] < target))
+        before &= (tokens[None, :] != target) & (tokens < n_vocab)[None, :]
+        tl.atomic_add(above + at, tl.sum(before.to(tl.int32), axis=1), mask=inside, sem="relaxed")
+
+
+@triton.jit
+def _crossed(final, final_row, inside, logits, tokens, n_vocab):
+    """[n] sums of the final layer's probabilities times the logits of a tile."""
+    at = final + final_row.to(tl.int64)[:, None] * n_vocab + tokens[None, :]
+    share = tl.load(at, mask=inside[:, None] & (tokens < n_vocab)[None, :], other=0.0)
+    # a token of probability 0 adds nothing, also where its logit is minus infinity
+    return tl.sum(tl.where(share > 0, share * logits, 0.0), axis=1).to(tl.float64)
+
+
+@triton.jit
+def readout_kernel(first, second, factor, weight, bias, targets, target_logits, final, final_rows,
+                   bars, kept, maxima, totals, weighteds, above, crosses, n_rows, n_vocab, splits, k, step_value,
+                   width: tl.constexpr, slots: tl.constexpr, two: tl.constexpr, has_bias: tl.constexpr,
+                   n_targets: tl.constexpr, has_final: tl.constexpr, step_kind: tl.constexpr, upcast: tl.constexpr,
                    block_n: tl.constexpr, block_v: tl.constexpr, block_d: tl.constexpr):  # fmt: skip
     """Grid (row tiles, splits). Every output is written whole, so a launch may be repeated.
 
     Args:
-        first, second: [N, width] the two terms of the rows, contiguous, in the weight's dtype; second is read if ``two``.
+        first, second: descriptors of [N, width], the two terms of the rows in the weight's dtype, by [block_n, block_d]; second
+            is read if ``two``.
         factor: [N] float32, what the product is multiplied by.
-        weight: [V, width], rows ``weight_stride`` elements apart.
+        weight: descriptor of [V, width], by [block_v, block_d].
         bias: [V], read if ``has_bias``.
+        targets: [N, n_targets] int32, and target_logits float32 the same.
+        final: [T, V] float32 probabilities of the final layer, read if ``has_final``.
+        final_rows: [N] int32, which of them each row is compared with.
+        bars: in and out, [N] int64, 0 at first. Programs raise a row's to the worst logit of any list of k of it, as its ordered
+            bits less the least there are: a smaller logit is not among the k best, whatever other parts of the vocabulary hold.
         kept: out, [N, splits, slots] int64 keys in no order; slots from k on hold the largest int64.
         maxima: out, [N, splits] float32.
         totals, weighteds: out, [N, splits] float64, relative to the maxima.
+        above: in and out, [N, n_targets] int32, counts of tokens before each target; 0 at first.
+        crosses: out if ``has_final``, [N, splits] float64, sums of probabilities times logits.
     """
     split = tl.program_id(1)
-    row = tl.program_id(0) * block_n + tl.arange(0, block_n)
+    first_row = tl.program_id(0) * block_n
+    row = first_row + tl.arange(0, block_n)
     inside = row < n_rows
-    source = tl.minimum(row, n_rows - 1).to(tl.int64)  # rows past the end repeat the last and are not stored
-    partial = source * splits + split
-    scale = tl.load(factor + source)
+    partial = row.to(tl.int64) * splits + split
+    scale = tl.load(factor + row, mask=inside, other=0.0)
 
     slot = tl.arange(0, slots)
     kept_at = kept + partial[:, None] * slots + slot[None, :]
     empty = tl.where(slot < k, _KEY_MIN + slot.to(tl.int64), _KEY_MAX)  # distinct, as all keys are
     tl.store(kept_at, tl.broadcast_to(empty[None, :], (block_n, slots)), mask=inside[:, None])
     tl.debug_barrier()
-    threshold = tl.where(inside, _INT_MIN, _INT_MAX)
+    worst = tl.where(inside, _INT_MIN, _INT_MAX)
     maximum = tl.full((block_n,), _LOWEST, tl.float32)
     total = tl.zeros((block_n,), tl.float64)
     weighted = tl.zeros((block_n,), tl.float64)
+    cross = tl.zeros((block_n,), tl.float64)
+    if has_final:
+        final_row = tl.load(final_rows + row, mask=inside, other=0)
 
     tiles = tl.cdiv(n_vocab, block_v)
     share = tl.cdiv(tiles, splits)
     tile = split * share
     last = tl.minimum(tile + share, tiles)
     while tile < last:  # not a range: the interpreter of triton 3.6 with numpy 2.4 takes no tensor as its bound
-        token = tile * block_v + tl.arange(0, block_v)
-        exists = token < n_vocab
-        token_source = tl.minimum(token, n_vocab - 1).to(tl.int64)
-        logits = _product(first, second, weight, source, token_source, weight_stride, width, two, upcast,
-                          block_n, block_v, block_d) * scale[:, None]  # fmt: skip
+        first_token = tile * block_v
+        token = first_token + tl.arange(0, block_v)
+        logits = _product(first, second, weight, first_row, first_token, width, two, upcast, block_n, block_v, block_d)
+        logits *= scale[:, None]
         if has_bias:
-            logits += tl.load(bias + token_source).to(tl.float32)[None, :]
-        logits = tl.where(exists[None, :], _after_head(logits, step_kind, step_value), float("-inf"))
-        maximum, total, weighted = _summed(logits, maximum, total, weighted)
-        order = tl.where(exists[None, :], _ordered(logits), _INT_MIN)
-        best = tl.max(order, axis=1)
-        if tl.max((best > threshold).to(tl.int32), axis=0) > 0:
-            threshold = _insert(kept_at, inside, order, best, threshold, token)
+            logits += tl.load(bias + token, mask=token < n_vocab, other=0.0).to(tl.float32)[None, :]
+        logits = _after_head(logits, step_kind, step_value)
+        if first_token + block_v > n_vocab:
+            logits = tl.where((token < n_vocab)[None, :], logits, float("-inf"))
+        best = tl.max(logits, axis=1)
+        maximum, total, weighted = _summed(logits, best, maximum, total, weighted)
+        _count_above(targets, target_logits, above, row, inside, logits, token, n_vocab, n_targets)
+        if has_final:
+            cross += _crossed(final, final_row, inside, logits, token, n_vocab)
+        bar = tl.load(bars + row, mask=inside, other=1, volatile=True)  # others raise it meanwhile
+        equal = tl.maximum(bar - 1, 0) + _INT_MIN  # one equal to the bar may have the lower id
+        threshold = tl.maximum(worst, equal.to(tl.int32))
+        if tl.max((_ordered(best) > threshold).to(tl.int32), axis=0) > 0:
+            worst = _insert(kept_at, inside, logits, threshold, token, n_vocab)
+            tl.atomic_max(bars + row, worst.to(tl.int64) - _INT_MIN, mask=inside, sem="relaxed")
         tile += 1
     tl.store(maxima + partial, maximum, mask=inside)
     tl.store(totals + partial, total, mask=inside)
     tl.store(weighteds + partial, weighted, mask=inside)
+    if has_final:
+        tl.store(crosses + partial, cross, mask=inside)
+
+
+@triton.jit
+def terms_kernel(rows, first, second, factor, width, row_stride, block: tl.constexpr):
+    """Grid (N,): the two terms of each row and the factor of their products, as ``terms.split_terms`` makes them.
+
+    Args:
+        rows: [N, width] float32, rows ``row_stride`` elements apart.
+        first, second: out, [N, width], contiguous.
+        factor: out, [N] float32.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, block)
+    inside = column < width
+    x = tl.load(rows + row * row_stride + column, mask=inside, other=0.0)
+    largest = tl.max(tl.abs(x), axis=0)
+    exponent = ((largest.to(tl.int32, bitcast=True) >> 23) & 255) - 126  # as frexp gives it, where it is not clamped below
+    exponent = tl.minimum(tl.maximum(exponent, -100), 128) - 14
+    scaled = x * ((127 - exponent) << 23).to(tl.float32, bitcast=True)
+    high = scaled.to(first.dtype.element_ty)
+    tl.store(first + row * width + column, high, mask=inside)
+    tl.store(second + row * width + column, (scaled - high.to(tl.float32)).to(second.dtype.element_ty), mask=inside)
+    tl.store(factor + row, ((127 + exponent) << 23).to(tl.float32, bitcast=True))

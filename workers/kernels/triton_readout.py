@@ -9,11 +9,10 @@ arXiv:2205.14135) and a list of the K best entered only by what beats the row's 
 of Cut Cross-Entropy (Wijmans et al., arXiv:2411.09009, apple/ml-cross-entropy), which has no top-k. Parts of the vocabulary
 run side by side; each leaves K keys and three numbers a row, merged here.
 
-Precision: products accumulate in float32. A float32 weight is multiplied in full float32, never tf32. For a bfloat16 or float16
-weight a row is the sum of two terms of that type, x = hi + lo + rest, and each term has its own product, for matrix units take
-both operands in one type. Rounding to p bits leaves at most 2**-p of a number, and lo, a remainder, is a bit smaller than that,
-so the rest is at most 2**-17 of |x| (bfloat16, p = 8; float16, p = 11, 2**-23) and a logit is off by at most 2**-17 sum |x w|
-besides the rounding of float32 sums: about 5e-5 in use. One bfloat16 term alone would be 500 times worse.
+Precision: products accumulate in float32. A float32 weight is multiplied by three products of tf32 (tf32x3), within 5e-6 in use,
+never by one. For a bfloat16 or float16 weight a row is the sum of two terms of that type (terms.py), and each term has its own
+product: a logit is off by at most 2**-17 sum |x w| besides the rounding of float32 sums, about 5e-5 in use. One bfloat16 term
+alone would be 500 times worse.
 """
 
 from collections.abc import Callable
@@ -24,38 +23,46 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from raylens.workers.asked import no_answers
+from raylens.workers.asked import Tally, nothing_asked
 from raylens.workers.kernels import readout_kernel as kernels
 from raylens.workers.running import MOST_FUSED
 from raylens.workers.steps import AfterHead
-from raylens.workers.topk import Readout, joined
+from raylens.workers.terms import split_terms
+from raylens.workers.topk import Readout
 
-#: Rows of one launch: their two bfloat16 terms at D=4096 are 33 MB, so that a GPU's L2 cache holds them through the vocabulary.
-ROWS = 2048
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ROW_TILE = 128
+#: Most row tiles of one launch: the two bfloat16 terms of 2,048 rows at D=4096 are 33 MB, which a GPU's L2 cache holds.
+ROW_TILES = 16
 #: Block shapes to try, the last for small work. Tokens count for more than rows: a step of the product loads two terms of the
 #: rows but the weight once.
 SHAPES = [
-    triton.Config({"block_n": n, "block_v": v, "block_d": d}, num_warps=warps, num_stages=3)
-    for n, v, d, warps in [(128, 256, 64, 8), (128, 128, 64, 8), (64, 128, 64, 4), (64, 64, 32, 4)]
+    triton.Config({"block_n": n, "block_v": v, "block_d": d}, num_warps=warps, num_stages=3, pre_hook=lambda args: _cut(args))
+    for n, v, d, warps in [(128, 256, 64, 8), (128, 128, 64, 8), (128, 128, 32, 8), (64, 128, 64, 4), (64, 64, 32, 4)]
 ]
 #: Multiplications of a launch from which a trial of all shapes says something about them.
 _WORTH_TUNING = 1 << 33
 
 
 @torch.inference_mode()
-def readout(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int) -> Readout:
-    """The k best tokens, logsumexp and entropy of each row.
+def readout(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int, tally: Tally | None = None,
+    probabilities: Tensor | None = None,
+) -> Readout:  # fmt: skip
+    """The k best tokens, logsumexp and entropy of each row, and what else is asked of them.
 
     Args:
         rows: [N, D] float32, after the final norm. The norm stays outside: it differs between models, and costs D operations
             a row where the head costs D x V.
-        weight: [V, D] of the head, float32, bfloat16 or float16; the last dimension contiguous.
+        weight: [V, D] of the head, float32, bfloat16 or float16; the last dimension contiguous. It is copied at each call if its
+            rows do not begin at multiples of 16 bytes.
         bias: [V] of any of these types, or None.
         step: after the head; a factor or a cap, not both.
         k: at most 64 and at most V.
+        tally: of what is asked; it is completed.
+        probabilities: [T, V] float32 of the final layer, contiguous, where the tally asks for the distance to it.
 
     Returns:
         Exact for the logits as computed: best first, equal logits by ascending id. A row with a logit that is NaN or plus
@@ -65,10 +72,12 @@ def readout(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, 
         ValueError: a shape, dtype, stride, device, step or k that does not fit.
     """
     _check(rows, weight, bias, k)
+    tally = tally or nothing_asked(len(rows), rows.device)
     if not len(rows):
         none = rows.new_empty(0)
-        return Readout(rows.new_empty(0, k, dtype=torch.int64), rows.new_empty(0, k), none, none, no_answers(0, rows.device))
-    return joined([_read_chunk(chunk, weight, bias, step, k) for chunk in torch.split(rows, ROWS)])
+        ids = rows.new_empty(0, k, dtype=torch.int64)
+        return Readout(ids, rows.new_empty(0, k), none, none, tally.finish(ids, rows.new_empty(0, k), none.double()))
+    return _merged(*_launched(rows, weight, bias, step, k, tally, probabilities), k, tally)
 
 
 def _step_arguments(step: AfterHead) -> tuple[int, float]:
@@ -103,43 +112,82 @@ def _interpreted() -> bool:
     return not isinstance(kernels.readout_kernel, triton.runtime.JITFunction)
 
 
-def split_terms(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows as the kernel takes them: two terms [N, D] of the weight's dtype, and the factor [N] float32 of their products.
+def terms(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """What terms.split_terms gives, in one pass over [N, D]."""
+    first, second = torch.empty(2, *rows.shape, dtype=dtype, device=rows.device)
+    factor = torch.empty(len(rows), device=rows.device)
+    with _current(rows.device):
+        kernels.terms_kernel[(len(rows),)](
+            rows, first, second, factor, rows.shape[1], rows.stride(0), block=triton.next_power_of_2(rows.shape[1])
+        )
+    return first, second, factor
 
-    Rows for a short type are first brought to a largest entry between 2**13 and 2**14 by a power of two, which is exact: float16
-    would lose low terms to underflow and large rows to overflow. Rows nowhere above 2**-100 lose precision to underflow. For
-    float32 the first term is the row itself.
-    """
+
+def _terms(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Of rows as they are multiplied; for float32 the first term is the row itself, and the second is not read."""
     if dtype == torch.float32:
-        return rows.contiguous(), rows, torch.ones(rows.shape[0], device=rows.device)
-    exponent = torch.frexp(rows.abs().amax(dim=1)).exponent.clamp(-100, 128) - 14
-    scaled = rows * _power_of_two(-exponent).unsqueeze(1)
-    first = scaled.to(dtype)
-    return first, (scaled - first.float()).to(dtype), _power_of_two(exponent)
+        return rows, rows, torch.ones(len(rows), device=rows.device)
+    return split_terms(rows, dtype) if _interpreted() else terms(rows, dtype)  # interpreted, bfloat16 is cut, not rounded
 
 
-def _power_of_two(exponent: Tensor) -> Tensor:
-    """float32 from int32, by its bits: a GPU's pow need not be exact."""
-    return ((exponent + 127) << 23).view(torch.float32)
-
-
-def _read_chunk(rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int) -> Readout:
+def _launched(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, step: AfterHead, k: int, tally: Tally, probabilities: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys [N, S, k], and maxima, totals and weighted totals [N, S]; counts and sums are left in the tally."""
     (n, width), vocab, device = rows.shape, weight.shape[0], rows.device
     kind, value = _step_arguments(step)
     slots = max(16, triton.next_power_of_2(k))
-    splits = _splits(n, vocab, device)
-    first, second, factor = split_terms(rows, weight.dtype)
+    row_tiles, splits = _shares(n, vocab, device)
+    at_once = row_tiles * _ROW_TILE
+    first, second, factor = _terms(rows.contiguous(), weight.dtype)
+    first, second, weight = _aligned(first), _aligned(second), _aligned(weight)
+    targets, target_logits = tally.targets.int().contiguous(), tally.logits.contiguous()
+    final_rows, above = tally.token.int(), torch.zeros_like(targets)
+    bars = torch.zeros(n, dtype=torch.int64, device=device)
     kept = torch.empty(n, splits, slots, dtype=torch.int64, device=device)
     maxima = torch.empty(n, splits, device=device)
-    totals, weighteds = torch.empty(2, n, splits, dtype=torch.float64, device=device)
-    launch = _launcher(device, n * vocab * width, slots)
+    totals, weighteds, crosses = torch.empty(3, n, splits, dtype=torch.float64, device=device)
     with _current(device):
-        launch[lambda sizes: (triton.cdiv(n, sizes["block_n"]), splits)](
-            first, second, factor, weight, factor if bias is None else bias, kept, maxima, totals, weighteds,
-            n, vocab, splits, k, weight.stride(0), value, width=width, slots=slots, two=weight.dtype != torch.float32,
-            has_bias=bias is not None, step_kind=kind, upcast=_interpreted(),
-        )  # fmt: skip
-    return _merged(kept[:, :, :k], maxima, totals, weighteds, k)
+        for start in range(0, n, at_once):
+            part = slice(start, start + at_once)
+            count = len(rows[part])
+            launch = _launcher(device, count * vocab * width, slots)
+            launch[partial(_grid, count, splits)](
+                _described(first[part]), _described(second[part]), factor[part], _described(weight),
+                factor if bias is None else bias, targets[part], target_logits[part],
+                factor if probabilities is None else probabilities, final_rows[part], bars[part], kept[part],
+                maxima[part], totals[part], weighteds[part], above[part], crosses[part],
+                count, vocab, splits, k, value, width=width, slots=slots, two=weight.dtype != torch.float32,
+                has_bias=bias is not None, n_targets=targets.shape[1], has_final=probabilities is not None,
+                step_kind=kind, upcast=_interpreted(),
+            )  # fmt: skip
+    tally.above = above.long()
+    if probabilities is not None:
+        tally.cross = crosses.sum(dim=1)
+    return kept[:, :, :k], maxima, totals, weighteds
+
+
+def _grid(rows: int, splits: int, sizes: dict[str, int]) -> tuple[int, int]:
+    return triton.cdiv(rows, sizes["block_n"]), splits
+
+
+def _described(tensor: Tensor) -> TensorDescriptor:
+    """Of a matrix whose rows begin at multiples of 16 bytes, for a launch that says by which blocks it is read."""
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [1, 1])
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The matrix, copied if its rows do not begin at multiples of 16 bytes, which those of any usual width do."""
+    if tensor.stride(0) * tensor.itemsize % 16 == 0 and tensor.data_ptr() % 16 == 0:
+        return tensor
+    width = tensor.shape[1]
+    return torch.nn.functional.pad(tensor, (0, -width % 16))[:, :width]
+
+
+def _cut(args: dict[str, Any]) -> None:
+    """Tell the descriptors of a launch its block sizes."""
+    args["first"].block_shape = args["second"].block_shape = [args["block_n"], args["block_d"]]
+    args["weight"].block_shape = [args["block_v"], args["block_d"]]
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
@@ -147,13 +195,18 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _splits(rows: int, vocab: int, device: torch.device) -> int:
-    """Parts of the vocabulary, so that there is about one program for each multiprocessor; not more than leave it a few tiles."""
+def _shares(rows: int, vocab: int, device: torch.device) -> tuple[int, int]:
+    """Row tiles of one launch and parts of the vocabulary, together about one program for each multiprocessor.
+
+    Fewer parts of more rows are better: each part makes its list of the best anew. No part is left but a few tiles.
+    """
     if device.type == "cpu":
-        return 2
+        return 1, 2
     processors: int = torch.cuda.get_device_properties(device).multi_processor_count
-    row_tiles = -(-rows // _ROW_TILE)
-    return max(1, min(processors // row_tiles, -(-vocab // 1024)))
+    tiles = -(-rows // _ROW_TILE)
+    launches = -(-tiles // ROW_TILES)
+    at_once = -(-tiles // launches)
+    return at_once, max(1, min(processors // at_once, -(-vocab // 1024)))
 
 
 def _launcher(device: torch.device, operations: int, slots: int) -> Any:
@@ -171,7 +224,13 @@ class Fixed:
         self._sizes = sizes
 
     def __getitem__(self, grid: Callable[[dict[str, int]], tuple[int, int]]) -> Any:
-        return partial(kernels.readout_kernel[grid], **self._sizes)
+        return partial(self._launch, kernels.readout_kernel[grid])
+
+    def _launch(
+        self, kernel: Callable[..., Any], first: Any, second: Any, factor: Tensor, weight: Any, *args: Any, **options: Any
+    ) -> Any:
+        _cut({"first": first, "second": second, "weight": weight, **self._sizes})
+        return kernel(first, second, factor, weight, *args, **options, **self._sizes)
 
 
 @lru_cache
@@ -180,12 +239,13 @@ def _tuned(long_lists: bool) -> Any:
 
     Lists of more than 16 leave too few registers for the widest tile.
     """
-    return triton.autotune(SHAPES[1:] if long_lists else SHAPES, key=["width", "slots", "two"])(kernels.readout_kernel)
+    shapes = SHAPES[1:] if long_lists else SHAPES
+    return triton.autotune(shapes, key=["width", "slots", "two"], reset_to_zero=["bars", "above"])(kernels.readout_kernel)
 
 
-def _merged(kept: Tensor, maxima: Tensor, totals: Tensor, weighteds: Tensor, k: int) -> Readout:
+def _merged(kept: Tensor, maxima: Tensor, totals: Tensor, weighteds: Tensor, k: int, tally: Tally) -> Readout:
     """One Readout from S parts: keys [N, S, k] and statistics [N, S]."""
-    keys = torch.sort(kept.flatten(1), dim=1, descending=True).values[:, :k]
+    keys = torch.topk(kept.flatten(1), k, dim=1).values
     ids = 0xFFFFFFFF - (keys & 0xFFFFFFFF)
     order = (keys >> 32).int()
     values = (order ^ ((order >> 31) & 0x7FFFFFFF)).view(torch.float32)
@@ -197,7 +257,7 @@ def _merged(kept: Tensor, maxima: Tensor, totals: Tensor, weighteds: Tensor, k: 
     weighted = (shrink * (weighteds + fall * totals)).sum(dim=1)
     log_sum = torch.log(total)
     logsumexp = maximum + log_sum
-    logprobs = (values.double() - logsumexp.unsqueeze(1)).clamp(max=0.0)
+    logprobs = (values.double() - logsumexp.unsqueeze(1)).clamp(max=0.0).float()
     entropy = (log_sum - weighted / total).clamp(min=0.0)
-    answers = no_answers(len(ids), ids.device)
-    return Readout(ids, logprobs.float(), logsumexp.float(), entropy.float(), answers)
+    answers = tally.finish(ids, logprobs, logsumexp)
+    return Readout(ids, logprobs, logsumexp.float(), entropy.float(), answers)
