@@ -1,11 +1,16 @@
 """What a prompt is and what it comes to: one record, or one failure with its reason."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from raylens.storage.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: JSON metadata of a prompt: whatever other fields its corpus row had.
 Metadata = dict[str, Any]
@@ -67,6 +72,7 @@ class Record:
         taps: tap name -> TapLens; a tap the model lacks is absent.
         truncated_from: the length in tokens before truncation, if the prompt was cut.
         tracked: [M] ids of the tracked tokens, in the order of the last axis of their statistics.
+        vocabulary: token id -> bytes, where whoever read the record has it at hand; no part of what is stored.
     """
 
     id: str
@@ -80,6 +86,22 @@ class Record:
     metadata: Metadata = field(default_factory=dict)
     truncated_from: int | None = None
     tracked: list[int] = field(default_factory=list)
+    vocabulary: Vocabulary | None = field(default=None, repr=False, compare=False)
+
+    def to_xarray(self) -> "xr.Dataset":
+        """The arrays of all taps with named axes: ``ids``, ``logprobs`` and the statistics over tap, position, layer and rank.
+
+        Raises:
+            UsageError: xarray is not installed.
+        """
+        from raylens.storage.arrays import record_dataset
+
+        return record_dataset(self)
+
+    def _repr_html_(self) -> str:
+        from raylens.storage.notebook import record_html
+
+        return record_html(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,20 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from raylens.storage.database import Database
+from raylens.storage.frames import to_pandas, to_polars, to_xarray
 from raylens.storage.named_queries import named_query
 from raylens.storage.selection import select
 from raylens.storage.store import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import xarray as xr
 
 #: Given the database, the statement and its parameters.
 Prepared = Callable[[Database], tuple[str, Mapping[str, Any]]]
@@ -51,6 +57,33 @@ class Result:
         """All rows as one table."""
         with self.reader() as reader:
             return reader.read_all()
+
+    def to_polars(self) -> "pl.DataFrame":
+        """All rows in polars.
+
+        Raises:
+            UsageError: polars is not installed.
+        """
+        return to_polars(self.to_arrow())
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """All rows in pandas.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        return to_pandas(self.to_arrow())
+
+    def to_xarray(self, *axes: str) -> "xr.Dataset":
+        """All rows with the columns named as axes, such as ``run.query("layers").to_xarray("tap", "layer")``.
+
+        Args:
+            axes: columns that together tell the rows apart; without any, the rows are numbered along ``row``.
+
+        Raises:
+            UsageError: xarray is not installed, there is no such column, or two rows have the same place.
+        """
+        return to_xarray(self.to_arrow(), axes)
 
 
 def run_query(run: Run, name: str, options: Mapping[str, Any]) -> Result:

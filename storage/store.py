@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,14 @@ from raylens.storage.manifest import Manifest, read_manifest
 from raylens.storage.quarantine import Quarantine, Quarantined
 from raylens.storage.record import Failure, Record
 from raylens.storage.segments import read_line, read_outcome, segment_path
-from raylens.storage.vocabulary import Vocabulary, read_vocabulary
+from raylens.storage.vocabulary import StoredVocabulary, Vocabulary
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+    import xarray as xr
+
     from raylens.storage.result import Result
 
 
@@ -30,6 +36,7 @@ class Run:
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
+        self._stored_vocabulary = StoredVocabulary(folder.vocabulary)
 
     @property
     def name(self) -> str:
@@ -39,7 +46,7 @@ class Run:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """Token id -> bytes."""
-        return read_vocabulary(self.folder.vocabulary)
+        return self._stored_vocabulary.tokens
 
     @cached_property
     def certificate(self) -> dict[str, Any]:
@@ -76,7 +83,8 @@ class Run:
 
     def __getitem__(self, prompt_id: str) -> Record | Failure:
         path, entry = self._place(prompt_id)
-        return read_outcome(path, entry)
+        outcome = read_outcome(path, entry)
+        return replace(outcome, vocabulary=self._stored_vocabulary) if isinstance(outcome, Record) else outcome
 
     def line(self, prompt_id: str) -> bytes:
         """The stored JSON line of one prompt.
@@ -142,6 +150,46 @@ class Run:
 
         return sql_query([self], sql, parameters)
 
+    def to_arrow(self) -> "pa.Table":
+        """All records as one table with a row for each prompt, tap, layer, position and rank (docs/EXPORTS.md, section Rows).
+
+        Raises:
+            StoreError: a segment is damaged.
+        """
+        from raylens.storage.exports.rows import table
+
+        return table(self)
+
+    def to_polars(self) -> "pl.DataFrame":
+        """The rows of ``to_arrow`` in polars.
+
+        Raises:
+            UsageError: polars is not installed.
+        """
+        from raylens.storage.frames import to_polars
+
+        return to_polars(self.to_arrow())
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """The rows of ``to_arrow`` in pandas.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        from raylens.storage.frames import to_pandas
+
+        return to_pandas(self.to_arrow())
+
+    def to_xarray(self) -> "xr.Dataset":
+        """The arrays of all records with named axes, as ``Record.to_xarray``; ``place`` is a position of a prompt.
+
+        Raises:
+            UsageError: xarray is not installed, or the run has no records.
+        """
+        from raylens.storage.arrays import run_dataset
+
+        return run_dataset(self)
+
     def quarantine(self) -> list[Quarantined]:
         """Entries of the stream that the writer refused, with reasons."""
         return Quarantine(self.folder).entries()
@@ -150,6 +198,11 @@ class Run:
         counts = self.counts()
         failed = sum(counts["failures"].values())
         return f"<Run {self.name!r}: {counts['records']} records, {failed} failures of {counts['prompts']} prompts>"
+
+    def _repr_html_(self) -> str:
+        from raylens.storage.notebook import run_html
+
+        return run_html(self)
 
 
 class Store:
@@ -205,6 +258,11 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<Store {str(self.path)!r}: {len(self)} runs>"
+
+    def _repr_html_(self) -> str:
+        from raylens.storage.notebook import store_html
+
+        return store_html(self)
 
 
 def open_store(path: str | Path) -> Store:

@@ -1,7 +1,9 @@
 """A run's vocabulary: token id -> bytes, stored once a run."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import zstandard
@@ -15,6 +17,28 @@ MAX_TOKEN_BYTES = 1 << 16
 
 #: Token id -> its bytes; None where the tokenizer has no such token.
 Vocabulary = Sequence[bytes | None]
+
+
+class StoredVocabulary(Sequence[bytes | None]):
+    """A run's vocabulary, read from its file when it is first asked for a token.
+
+    Raises:
+        StoreError: on first use; the file is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @cached_property
+    def tokens(self) -> Vocabulary:
+        """The whole of it."""
+        return read_vocabulary(self._path)
+
+    def __getitem__(self, token: Any) -> Any:
+        return self.tokens[token]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
 def token_text(vocabulary: Vocabulary, token: int) -> str:

@@ -1,6 +1,7 @@
 """``raylens.lens``: one text, in this process, without Ray, Redis or a store."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from raylens.storage.errors import RaylensError, UsageError
@@ -34,7 +35,7 @@ def read(worker: Worker, text: str) -> Record:
     (outcome,) = worker.run([Prompt(0, "0", text)])
     if isinstance(outcome, Failure):
         raise RaylensError(f"cannot lens this text ({outcome.kind}): {outcome.message}")
-    return outcome
+    return replace(outcome, vocabulary=worker.vocabulary)
 
 
 def lens(

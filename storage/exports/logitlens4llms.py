@@ -1,0 +1,101 @@
+"""The two JSON files of LogitLens4LLMs (https://github.com/zhenyu-02/LogitLens4LLMs): its keys, integer percents and threshold.
+
+A record is a step: what its generation shows of the last token of a text, here of the prompt.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from raylens.storage.errors import UsageError
+from raylens.storage.record import Record
+from raylens.storage.store import Run
+from raylens.storage.taps import ALIASES
+from raylens.storage.vocabulary import token_text
+
+#: A layer is important if any of these components has a token of more than so many percent.
+IMPORTANT, THRESHOLD = ("attention_mechanism", "mlp_output", "block_output"), 3
+
+#: Component -> token and percent, best first.
+Layer = dict[str, list[tuple[str, int]]]
+
+
+def write_all_layers(run: Run, file: BinaryIO) -> None:
+    """Write ``all_layers.json``.
+
+    Raises:
+        UsageError: the run lacks the last layer's block output, or a record its last token.
+        StoreError: a segment is damaged.
+    """
+    _write(run, file, "all_layers_data", lambda layers: layers)
+
+
+def write_important_layers(run: Run, file: BinaryIO) -> None:
+    """Write ``important_layers.json``; raises as ``write_all_layers``."""
+    _write(run, file, "important_layers", important)
+
+
+#: File -> what writes it.
+FILES = {"all_layers.json": write_all_layers, "important_layers.json": write_important_layers}
+
+
+def important(layers: dict[int, Layer]) -> dict[int, Layer]:
+    """The layers in which a component is sure enough of a token, without the middle residual."""
+    shown = {layer: {name: components[name] for name in IMPORTANT if name in components} for layer, components in layers.items()}
+    return {
+        layer: components
+        for layer, components in shown.items()
+        if any(percent > THRESHOLD for best in components.values() for _, percent in best)
+    }
+
+
+def _write(run: Run, file: BinaryIO, key: str, chosen: Callable[[dict[int, Layer]], dict[int, Layer]]) -> None:
+    steps = ((f"step_{record.index}", {**_said(run, record), key: chosen(_layers(run, record))}) for record in run.records())
+    file.writelines(_object(steps))
+
+
+def _object(members: Iterable[tuple[str, Any]]) -> Iterator[bytes]:
+    """What ``json.dump(..., indent=2, ensure_ascii=False)`` writes of an object, a member at a time."""
+    before = "{\n  "
+    for key, value in members:
+        text = json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n  ")  # in strings line ends are escaped
+        yield f"{before}{json.dumps(key)}: {text}".encode()
+        before = ",\n  "
+    yield b"{}" if before[0] == "{" else b"\n}"
+
+
+def _said(run: Run, record: Record) -> dict[str, str]:
+    """The text, and the token that the model predicts after it."""
+    last = run.certificate.get("layers", 1 + max(record.layers)) - 1
+    block = record.taps.get("resid_post")
+    if block is None or block.layers[-1] != last:
+        raise UsageError(f"run {run.name!r} lacks resid_post of the last layer, {last}, which tells the predicted token")
+    if record.positions[-1] != len(record.token_ids) - 1:
+        raise UsageError(
+            f"prompt {record.id[:80]!r} was not lensed at its last token, which this format is about; run with --positions last"
+        )
+    return {"input_text": record.text, "predicted_token": token_text(run.vocabulary, int(block.ids[-1, -1, 0]))}
+
+
+def _layers(run: Run, record: Record) -> dict[int, Layer]:
+    layers: dict[int, Layer] = {}
+    for layer in record.layers:
+        layers[layer] = {
+            component: _best(run, record, tap, layer)
+            for component, tap in ALIASES.items()
+            if tap in record.taps and layer in record.taps[tap].layers
+        }
+    return layers
+
+
+def _best(run: Run, record: Record, tap: str, layer: int) -> list[tuple[str, int]]:
+    lens = record.taps[tap]
+    place = (lens.layers.index(layer), -1)
+    # float32, as a softmax gives it, so that the percent cut off is the same
+    probabilities = np.exp(lens.logprobs[place].astype(np.float64)).astype(np.float32).tolist()
+    return [
+        (token_text(run.vocabulary, int(token)), int(probability * 100))
+        for token, probability in zip(lens.ids[place], probabilities, strict=True)
+    ]

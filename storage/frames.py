@@ -1,0 +1,54 @@
+"""Arrow tables in the libraries that people analyse them with; each is imported when it is asked for."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from raylens.storage.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+    import xarray as xr
+
+
+def library(name: str) -> Any:
+    """The module of a library that raylens runs without.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{name} cannot be imported ({error}); pip install 'raylens[frames]'") from error
+
+
+def to_polars(table: "pa.Table") -> "pl.DataFrame":
+    """The table in polars."""
+    return library("polars").from_arrow(table)
+
+
+def to_pandas(table: "pa.Table") -> "pd.DataFrame":
+    """The table in pandas."""
+    library("pandas")
+    return table.to_pandas()
+
+
+def to_xarray(table: "pa.Table", axes: Sequence[str]) -> "xr.Dataset":
+    """The table's columns over the axes, which are columns too; places without a row hold NaN.
+
+    Raises:
+        UsageError: xarray is not installed, there is no such column, or two rows have the same place.
+    """
+    library("xarray")
+    frame = to_pandas(table)
+    if not axes:
+        return frame.rename_axis("row").to_xarray()
+    unknown = [axis for axis in axes if axis not in table.column_names]
+    if unknown:
+        raise UsageError(f"to_xarray: no column {unknown[0]!r}; there are {', '.join(table.column_names)}")
+    if frame.duplicated(list(axes)).any():
+        raise UsageError(f"to_xarray: several rows have the same {', '.join(axes)}; name more columns as axes")
+    return frame.set_index(list(axes)).to_xarray()
