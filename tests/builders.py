@@ -128,7 +128,7 @@ def make_manifest(prompts: int = 4, **changes: Any) -> Manifest:
         "identity": {"model": {"weights": "abc", "dtype": "auto"}, "lens": {"top_k": 3, "taps": list(TAPS)}},
         "prompts": prompts,
         "vocabulary_size": VOCABULARY_SIZE,
-        "sources": {"model": "demo"},
+        "sources": {"model": "demo", "label": "made-up", "revision": "", "corpus": "made-up.jsonl"},
         "versions": {"raylens": "0"},
     }
     return Manifest(**{**fields, **changes})

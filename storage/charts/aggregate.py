@@ -59,13 +59,13 @@ def aggregate(run: Run, by: str | None = None) -> Aggregate:
     plots = [_agreement(groups, names, layers), _entropy(groups, names, layers), _kl(groups, names, layers)]
     plots.append(_depth(run, by, layers, names))
     counts = run.counts()
-    places = max(row["places"] for row in rows)
+    places = sum(max(row["places"] for row in group) for group in (groups.values() if by else [rows]))
     caption = f"{counts['records']:,} prompts, {places:,} places a layer" + (
         f"; by {text_label(by)}, tap resid_post" if by else ""
     )
     return Aggregate(
         heading=f"{run.manifest.sources['label']} · run {run.name}",
-        captions=(caption, "lines: medians, shares or means as named; bands: 10 to 90 % of the places"),
+        captions=(caption, *([] if by else ["band: 10 to 90 % of the places, of resid_post"])),
         panels=Panels(layers, [plot for plot in plots if plot is not None], names),
     )
 
@@ -82,22 +82,27 @@ def _agreement(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str],
 
 
 def _entropy(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], layers: Sequence[int]) -> Plot:
-    curves = [_banded(groups[name], "entropy", layers) for name in names]
-    return Plot(upward_axis("entropy in nats, median", max(float(np.nanmax(curve.high)) for curve in curves)), curves)
+    curves = [_banded(groups[name], name, "entropy", layers) for name in names]
+    return Plot(upward_axis("entropy in nats, median", _highest(curves)), curves)
 
 
 def _kl(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], layers: Sequence[int]) -> Plot | None:
-    curves = [_banded(groups[name], "kl", layers) for name in names]
+    curves = [_banded(groups[name], name, "kl", layers) for name in names]
     if all(np.isnan(curve.values).all() for curve in curves):
         return None
-    return Plot(
-        upward_axis("KL of the final prediction from here in nats, median", max(float(np.nanmax(c.high)) for c in curves)), curves
+    return Plot(upward_axis("KL of the final prediction from here in nats, median", _highest(curves)), curves)
+
+
+def _banded(rows: Sequence[Mapping[str, Any]], name: str, column: str, layers: Sequence[int]) -> Curve:
+    """The median, and for resid_post its band: several would hide each other."""
+    low, middle, high = (series(rows, f"{column}_{part}", layers) for part in (10, 50, 90))
+    return Curve(middle, low, high) if name == "resid_post" else Curve(middle)
+
+
+def _highest(curves: Sequence[Curve]) -> float:
+    return max(
+        float(np.nanmax(values)) for curve in curves for values in (curve.values, curve.high) if not np.isnan(values).all()
     )
-
-
-def _banded(rows: Sequence[Mapping[str, Any]], name: str, layers: Sequence[int]) -> Curve:
-    low, middle, high = (series(rows, f"{name}_{part}", layers) for part in (10, 50, 90))
-    return Curve(middle, low, high)
 
 
 def _depth(run: Run, by: str | None, layers: Sequence[int], names: Sequence[str]) -> Plot | None:
@@ -108,9 +113,8 @@ def _depth(run: Run, by: str | None, layers: Sequence[int], names: Sequence[str]
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[_value(row["split"]) if by is not None else ""].append(row)
-    label = "share of places decided for good by this layer"
-    return Plot(
-        share_axis(label),
-        [Curve(series(groups[name], "stable_share", layers)) for name in (names if by else [""])],
-        alone=by is None,
-    )
+    curves = [Curve(series(groups[name], "stable_share", layers)) for name in (names if by else [""])]
+    if by is not None:
+        return Plot(share_axis("share of places decided for good by this layer"), curves)
+    at_layer = np.diff(curves[0].values, prepend=0.0)
+    return Plot(share_axis("share of places decided for good at this layer, bars, and by it"), curves, alone=True, bars=at_layer)

@@ -13,6 +13,7 @@ from raylens.storage.plots.panel import ABOVE, BELOW, Axis, Panel
 
 _HEIGHT, _STEP, _LEAST_PLOT = 1.9, 0.2, 4.5  # of a plot and between layers; all lengths are inches
 _LEFT, _RIGHT = 0.75, 1.9
+_BAR = 5  # the style of bars: pale
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,11 +31,13 @@ class Plot:
 
     Attributes:
         alone: whether it has one curve of its own, which is none of the names beside it.
+        bars: [L] from 0 up, below the curves.
     """
 
     axis: Axis
     curves: Sequence[Curve]
     alone: bool = False
+    bars: Array | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +71,8 @@ def stacked(heading: str, captions: Sequence[str], panels: Panels, fonts: Fonts)
     for number, one in enumerate(reversed(panels.plots)):
         panel = Panel(sheet, _LEFT, MARGIN + BELOW + number * each, plot, _HEIGHT, panels.layers, one.axis)
         panel.frame()
+        if one.bars is not None:
+            panel.bars(one.bars, _BAR)
         for style, curve in enumerate(one.curves):
             if len(curve.low) == len(curve.values):
                 panel.band(curve.low, curve.high, style)

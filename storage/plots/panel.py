@@ -124,13 +124,13 @@ class Panel:
         """Between [L] low and [L] high values, in the pale colour of a line."""
         self.sheet.band(self._x(), self._y(low), self._y(high), STYLES[style][0])
 
-    def bars(self, values: Array, style: int, number: int = 0, of: int = 1) -> None:
-        """[L] bars from 0 up; the number-th of several beside each other."""
+    def bars(self, values: Array, style: int) -> None:
+        """[L] bars from 0 up."""
         step = self.width / len(self.layers)
-        bar = 0.8 * step / of
-        lefts = self.left + step * np.arange(len(self.layers)) + 0.1 * step + bar * number
+        lefts = self.left + step * (np.arange(len(self.layers)) + 0.1)
         for left, top in zip(lefts, self._y(values), strict=True):
-            self.sheet.fill(float(left), self.bottom, bar, float(top) - self.bottom, STYLES[style][0])
+            if np.isfinite(top):
+                self.sheet.fill(float(left), self.bottom, 0.8 * step, float(top) - self.bottom, STYLES[style][0])
 
     def key(self, names: Sequence[str], left: float, room: float, points: float) -> None:
         """The names of the lines, in order, beside the panel."""

@@ -1,0 +1,117 @@
+"""Pictures of whole runs: what is drawn is what the queries say, the same store gives the same bytes, errors name the option."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raylens.storage.charts import chart
+from raylens.storage.charts.aggregate import aggregate
+from raylens.storage.charts.compare import compared
+from raylens.storage.comparison import compare
+from raylens.storage.errors import UsageError
+from raylens.storage.store import Run
+from tests.command import raylens_command
+from tests.unit.test_named_queries import write_run
+
+TAPS = ["attn_out", "resid_mid", "mlp_out", "resid_post"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
+    """Of the same prompts."""
+    store = tmp_path_factory.mktemp("store")
+    return write_run(store, name="one"), write_run(store, name="other", lens_seed=4)
+
+
+def test_curves_are_the_queries(runs: tuple[Run, Run]) -> None:
+    """Agreement, entropy, KL and depth by layer and tap; the bars of decision depth add up to the curve."""
+    run = runs[0]
+    picture = aggregate(run)
+    assert list(picture.panels.names) == TAPS
+    rows = {(row["tap"], row["layer"]): row for row in run.query("layers")}
+    agreement, entropy, kl, depth = picture.panels.plots
+    for name, plots in (("agreement", agreement), ("entropy_50", entropy), ("kl_50", kl)):
+        for tap, curve in zip(TAPS, plots.curves, strict=True):
+            assert curve.values.tolist() == [rows[tap, layer][name] for layer in picture.panels.layers]
+    assert entropy.curves[-1].high.tolist() == [rows["resid_post", layer]["entropy_90"] for layer in picture.panels.layers]
+    assert depth.bars is not None
+    np.testing.assert_allclose(np.cumsum(depth.bars), depth.curves[0].values)
+    assert depth.curves[0].values[-1] == 1
+
+
+def test_values_of_a_key_are_drawn_apart(runs: tuple[Run, Run]) -> None:
+    """One curve a value, of resid_post; prompts without the key count as (none)."""
+    picture = aggregate(runs[0], by="kind")
+    assert list(picture.panels.names) == ["(none)", "kind0", "kind1"]
+    places = sum(len(record.positions) for record in runs[0].records())
+    assert f"{places} places a layer; by kind" in picture.captions[0]
+
+
+def test_differences_are_the_comparisons(runs: tuple[Run, Run]) -> None:
+    """Signed, and around 0."""
+    picture = compared(*runs)
+    rows = {(row["tap"], row["layer"]): row for row in compare(*runs)}
+    change = picture.panels.plots[2]
+    for tap, curve in zip(TAPS, change.curves, strict=True):
+        assert curve.values.tolist() == [rows[tap, layer]["entropy_change"] for layer in picture.panels.layers]
+    assert change.axis.low == -change.axis.high
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_the_same_store_gives_the_same_bytes(runs: tuple[Run, Run], tmp_path: Path, suffix: str) -> None:
+    """Of both kinds, in every format."""
+    for other in (None, runs[1]):
+        files = [chart(runs[0], tmp_path / f"{n}.{suffix}", other=other) for n in range(2)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_bare_run_has_what_it_can(tmp_path: Path) -> None:
+    """Without the last layers there is no agreement or depth, without statistics no KL: entropy alone is drawn."""
+    run = write_run(tmp_path, stats=False, taps=("attn_out", "mlp_out"))
+    picture = aggregate(run)
+    assert [plot.axis.label for plot in picture.panels.plots] == ["entropy in nats, median"]
+    Image.open(chart(run, tmp_path / "bare.png")).verify()
+
+
+def plot(run: Run, *arguments: str) -> "tuple[int, str]":
+    """Exit code and what was said of ``raylens plot``."""
+    done = raylens_command("plot", *arguments, "--store", str(run.folder.root.parents[1]))
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_by_the_command(runs: tuple[Run, Run], tmp_path: Path) -> None:
+    """Both kinds, and every record of a run into a folder, each by its index."""
+    assert plot(runs[0], "one", "--kind", "aggregate", "--by", "kind", "-o", str(tmp_path / "a.png"))[0] == 0
+    assert plot(runs[0], "one", "--kind", "compare", "--against", "other", "-o", str(tmp_path / "c.svg"))[0] == 0
+    code, said = plot(runs[0], "one", "--all", "--kind", "trajectory", "--format", "svg", "-o", str(tmp_path / "all"))
+    assert (code, said) == (0, f"7 pictures: {tmp_path / 'all'}\n")
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == [f"{index}.svg" for index in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("one/x", "--kind", "aggregate"), "give the run alone"),
+        (("one", "--kind", "compare"), "--against RUN"),
+        (("one", "--kind", "aggregate", "--against", "other"), "--against RUN"),
+        (("one", "--kind", "aggregate", "--tap", "mlp_out"), "--tap"),
+        (("one", "--kind", "compare", "--against", "other", "--by", "kind"), "--by"),
+        (("one", "--all", "--by", "kind"), "--by"),
+        (("one/x", "--all"), "give the run alone"),
+    ],
+)
+def test_what_does_not_go_together(runs: tuple[Run, Run], tmp_path: Path, arguments: tuple[str, ...], part: str) -> None:
+    """Exit code 2, and the option by its name."""
+    code, said = plot(runs[0], *arguments, "-o", str(tmp_path / "x.png"))
+    assert code == 2
+    assert part in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_many_values(runs: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key with more values than can be told apart is refused by name."""
+    monkeypatch.setattr("raylens.storage.charts.aggregate.MOST_VALUES", 2)
+    with pytest.raises(UsageError, match="--by kind: 3 values"):
+        aggregate(runs[0], by="kind")
