@@ -49,10 +49,7 @@ class Database:
     def _create_views(self, runs: Sequence[Run]) -> list[Path]:
         if not runs:
             raise UsageError("there are no runs to query")
-        found = {run.name: table_files(run.folder) for run in runs}
-        for run in runs:
-            for files in found[run.name]:
-                files.check(run.manifest.uid)
+        found = {run.name: table_files(run.folder, run.manifest.uid) for run in runs}
         for kind in KINDS:
             name, schema = _KINDS[kind]
             parts = [_select(run, [files.path(kind) for files in all_files], schema) for run, all_files in found.items()]

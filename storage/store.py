@@ -1,10 +1,10 @@
 """Reading a store back: runs, records and failures, from committed segments only; needs no torch, ray or redis."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
@@ -19,6 +19,8 @@ from raylens.storage.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     from raylens.storage.result import Result
+
+T = TypeVar("T")
 
 
 class Run:
@@ -75,8 +77,7 @@ class Run:
         return prompt_id in self._places
 
     def __getitem__(self, prompt_id: str) -> Record | Failure:
-        path, entry = self._place(prompt_id)
-        return read_outcome(path, entry)
+        return self._read(prompt_id, read_outcome)
 
     def line(self, prompt_id: str) -> bytes:
         """The stored JSON line of one prompt.
@@ -85,7 +86,17 @@ class Run:
             UsageError: no such prompt.
             StoreError: its segment is damaged.
         """
-        return read_line(*self._place(prompt_id))
+        return self._read(prompt_id, read_line)
+
+    def _read(self, prompt_id: str, read: Callable[[Path, Entry], T]) -> T:
+        path, entry = self._place(prompt_id)
+        try:
+            return read(path, entry)
+        except StoreError:
+            if path.exists():
+                raise
+        del self._places  # compacted since it was read: the ledger names another segment now
+        return read(*self._place(prompt_id))
 
     def _place(self, prompt_id: str) -> tuple[Path, Entry]:
         if prompt_id not in self._places:
