@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raylens.storage.errors import OtherFormat, StoreError
@@ -15,7 +17,7 @@ from raylens.storage.segments import merged_from, segment_path, segment_stem
 from raylens.storage.tables import ABOUT, FORMAT, KINDS, About, lens_table, prompts_table
 
 #: How tables are mended: they hold nothing that the records do not.
-REMEDY = "raylens verify STORE --repair makes it again from the records"
+REMEDY = "raylens verify STORE --repair makes what is damaged again from the records"
 #: Bytes that the pages of a table may declare above twice what its rows take in memory.
 SLACK = 1 << 20
 
@@ -88,8 +90,8 @@ def _check_about(path: Path, expected: About) -> pq.FileMetaData:
     """The metadata of a table that is what it should be; errors name the reason only."""
     try:
         metadata = pq.read_metadata(path)
-        found = msgspec.json.decode((metadata.metadata or {})[ABOUT.encode()], type=About)
-    except (OSError, pa.ArrowException, KeyError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        found = msgspec.json.decode((metadata.metadata or {}).get(ABOUT.encode(), b"nothing"), type=About)
+    except (OSError, pa.ArrowException, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise StoreError(f"damaged table ({_one_line(error)})") from error
     if found.format != FORMAT:
         raise OtherFormat(f"table of format {found.format}; this raylens reads format {FORMAT}")
@@ -106,11 +108,66 @@ def _check_rows(path: Path, about: About, expected: pa.Table) -> None:
     if declared > 2 * expected.nbytes + SLACK:  # before any of it is read
         raise StoreError(f"declares {declared} bytes, the records give {expected.nbytes}")
     try:
-        found = pq.ParquetFile(path, page_checksum_verification=True).read()
+        found = pq.read_table(path, partitioning=None, page_checksum_verification=True)
     except (OSError, pa.ArrowException, MemoryError) as error:
         raise StoreError(f"damaged table ({_one_line(error)})") from error
     if found.schema.names != expected.schema.names or not found.equals(expected):
         raise StoreError("its rows are not what the records give")
+    try:
+        _check_statistics(metadata, found)
+    except (ValueError, OverflowError, pa.ArrowException) as error:  # a name or number in it cannot be read
+        raise StoreError(f"damaged table ({_one_line(error)})") from error
+    _check_in_duckdb(path, expected)
+
+
+def _check_statistics(metadata: pq.FileMetaData, table: pa.Table) -> None:
+    """Refuse extremes that are not those of the rows: a query passes over row groups by them."""
+    start, names = 0, {metadata.schema.column(at).path for at in range(len(metadata.schema))}
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows = table.slice(start, group.num_rows)
+        start += group.num_rows
+        for column in (group.column(at) for at in range(group.num_columns)):
+            if column.path_in_schema not in names:
+                raise StoreError(f"has a column {column.path_in_schema}")
+            if column.path_in_schema not in table.schema.names or not column.is_stats_set:  # the values of lists have no use
+                continue
+            values, stated = rows[column.path_in_schema], column.statistics
+            extremes = pc.min_max(values)
+            right = {"min": stated.min, "max": stated.max} == extremes.as_py() if stated.has_min_max else True
+            if not right or (stated.has_null_count and stated.null_count != values.null_count):
+                raise StoreError(f"its statistics of {column.path_in_schema} are not those of its rows")
+    if start != len(table):
+        raise StoreError("its row groups do not add up")
+
+
+def _check_in_duckdb(path: Path, expected: pa.Table) -> None:
+    """Refuse what DuckDB, which queries read it with, reads otherwise than Arrow."""
+    sql = "SELECT count(*), bit_xor(hash(row)) FROM {} AS row"
+    with duckdb.connect(config={"python_enable_replacements": "false"}) as connection:
+        connection.register("expected", expected)
+        try:
+            found = connection.execute(sql.format(read_parquet([path]))).fetchone()
+        except duckdb.Error as error:
+            raise StoreError(f"damaged table ({_one_line(error)})") from error
+        if found != connection.execute(sql.format("expected")).fetchone():
+            raise StoreError("DuckDB reads other rows than the records give")
+
+
+def read_parquet(paths: list[Path]) -> str:
+    """The files as one table in SQL; no character of a path stands for others."""
+    listed = ", ".join(text_literal(as_glob(path)) for path in paths)
+    return f"read_parquet([{listed}], hive_partitioning = false)"
+
+
+def text_literal(value: str) -> str:
+    """A text as SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def as_glob(path: Path) -> str:
+    """A pattern that fits this path only."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))
 
 
 def files_of(folder: RunFolder, commit: Commit) -> TableFiles:
