@@ -145,7 +145,7 @@ def test_damage_is_named_refused_and_mended(folder: RunFolder, name: str) -> Non
     assert repair(folder) == [], "nothing more to do"
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_byte_of_a_table(made: RunFolder, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """A byte changed anywhere is found unless no row depends on it; a query gives one clear error or rows; repair mends it."""
