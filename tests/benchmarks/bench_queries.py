@@ -1,7 +1,7 @@
 """Queries against a scan of the JSON lines in the same run: ``python -m tests.benchmarks.bench_queries``, some ten minutes.
 
-The run is generated: places of SmolLM2-135M's records (four taps, 30 layers, k = 10), shuffled and varied (stored.py). A figure is
-the least of some rounds in turns; files are in the page cache.
+The run is generated: places of SmolLM2-135M records (four taps, 30 layers, k = 10), shuffled and varied (stored.py). A figure is
+the least of some rounds; files are in the page cache.
 """
 
 import argparse
