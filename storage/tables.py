@@ -32,7 +32,7 @@ ABOUT = "raylens"
 LOGPROB_STEPS, ENTROPY_STEPS = 32, 64
 
 #: Of zstd.
-LEVEL = 9
+LEVEL = 11
 
 _LIST = pa.list_(pa.field("element", pa.uint32(), nullable=False))
 _FLOATS = pa.list_(pa.field("element", pa.float32(), nullable=False))
