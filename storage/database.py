@@ -130,7 +130,14 @@ class Database:
 
 
 #: How DuckDB's words for a file that cannot be read begin; others are about the statement.
-_UNREADABLE = ("IO Error", "Invalid Error", "Serialization Error", "Internal Error", "TransactionContext Error")
+_UNREADABLE = (
+    "IO Error",
+    "Invalid Error",
+    "Serialization Error",
+    "Internal Error",
+    "TransactionContext Error",
+    "TProtocolException",
+)
 
 
 def _one_line(error: Exception) -> str:
@@ -138,7 +145,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _failed(problem: str) -> UsageError | StoreError:
-    return (StoreError if problem.startswith(_UNREADABLE) else UsageError)(f"SQL: {problem}")
+    if problem.startswith(_UNREADABLE):
+        return StoreError(f"SQL: {problem}; ask again if the run was just compacted; raylens verify STORE names a damaged file")
+    if problem.startswith("Out of Memory Error"):
+        return UsageError(f"SQL: {problem.splitlines()[0]}; ask for less, or set {MEMORY} to more, such as 2GB")
+    return UsageError(f"SQL: {problem}")
 
 
 def _batches(reader: pa.RecordBatchReader, kept: list[str] | None) -> Iterator[pa.RecordBatch]:

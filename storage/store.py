@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
+from raylens.storage.durable import read_file
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.layout import RunFolder, runs_folder
 from raylens.storage.ledger import Entry, Ledger
@@ -49,9 +50,11 @@ class Run:
         if not self.folder.certificate.exists():
             return {}
         try:
-            value: dict[str, Any] = orjson.loads(self.folder.certificate.read_bytes())
-        except orjson.JSONDecodeError as error:
+            value = orjson.loads(read_file(self.folder.certificate))
+        except (orjson.JSONDecodeError, OSError) as error:
             raise StoreError(f"{self.folder.certificate}: damaged ({error})") from error
+        if not isinstance(value, dict):
+            raise StoreError(f"{self.folder.certificate}: damaged (not an object)")
         return value
 
     @cached_property

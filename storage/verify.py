@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 
-from raylens.storage.durable import TEMPORARY
+from raylens.storage.durable import TEMPORARY, read_file
 from raylens.storage.errors import OtherFormat, StoreError
 from raylens.storage.findings import BadCommit, Damage, Findings
 from raylens.storage.layout import RunFolder
@@ -84,9 +84,9 @@ def _examine_certificate(folder: RunFolder, found: Findings) -> None:
     if not folder.certificate.exists():
         return
     try:
-        if not isinstance(orjson.loads(folder.certificate.read_bytes()), dict):
+        if not isinstance(orjson.loads(read_file(folder.certificate)), dict):
             raise ValueError("not an object")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StoreError) as error:
         found.damage.append(Damage(folder.certificate.name, f"damaged ({error})"))
 
 
@@ -140,19 +140,19 @@ def _superseded(folder: RunFolder, ledger: Ledger, numbers: list[int]) -> set[in
 
 
 def _is_whole(folder: RunFolder, commit: Commit) -> bool:
+    path = segment_path(folder, commit)
     try:
-        return _checksum(segment_path(folder, commit)) == (commit.bytes, commit.crc32)
+        return path.stat().st_size == commit.bytes and _crc32(path) == commit.crc32
     except OSError:
         return False
 
 
-def _checksum(path: Path) -> tuple[int, int]:
-    """Size and crc32 of a file."""
-    size, crc32 = 0, 0
+def _crc32(path: Path) -> int:
+    crc32 = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
-            size, crc32 = size + len(block), zlib.crc32(block, crc32)
-    return size, crc32
+            crc32 = zlib.crc32(block, crc32)
+    return crc32
 
 
 def _examine_commit(folder: RunFolder, commit: Commit, found: Findings) -> None:
@@ -228,11 +228,11 @@ def _examine_segment(
     """Whether size and crc32 are those of the commit, and every problem; what holds goes into ``good`` and ``outcomes``."""
     problems = []
     try:
-        size, crc32 = _checksum(path)
+        size = path.stat().st_size
         with path.open("rb") as file:
             if size != commit.bytes:
                 problems.append(f"{size} bytes, its commit says {commit.bytes}")
-            elif crc32 != commit.crc32:
+            elif _crc32(path) != commit.crc32:
                 problems.append("crc32 is not that of its commit")
             proven, reasons = not problems, []
             for entry in commit.entries:
