@@ -1,6 +1,7 @@
 """Which table files hold what is committed, and whether they are what they should be."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import duckdb
@@ -141,10 +142,16 @@ def _check_statistics(metadata: pq.FileMetaData, table: pa.Table) -> None:
         raise StoreError("its row groups do not add up")
 
 
+@cache
+def _duckdb() -> duckdb.DuckDBPyConnection:
+    """One for all tables: opening it takes longer than reading a small one."""
+    return duckdb.connect(config={"python_enable_replacements": "false"})
+
+
 def _check_in_duckdb(path: Path, expected: pa.Table) -> None:
     """Refuse what DuckDB, which queries read it with, reads otherwise than Arrow."""
     sql = "SELECT count(*), bit_xor(hash(row)) FROM {} AS row"
-    with duckdb.connect(config={"python_enable_replacements": "false"}) as connection:
+    with _duckdb().cursor() as connection:
         connection.register("expected", expected)
         try:
             found = connection.execute(sql.format(read_parquet([path]))).fetchone()
