@@ -34,7 +34,7 @@ def read_file(path: Path) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_FILE_BYTES:
             raise StoreError(f"{path}: damaged ({size} bytes, more than such a file has)")
-        return file.read(MAX_FILE_BYTES)
+        return file.read(size)  # no more: as much memory is taken as is asked for
 
 
 def decode_json(path: Path, data: bytes, kind: type[T], version: int) -> T:
