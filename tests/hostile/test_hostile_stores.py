@@ -245,10 +245,10 @@ def test_a_query_over_more_than_memory(tmp_path: Path, monkeypatch: pytest.Monke
     """Rows that take several times the limit are sorted, in a temporary folder that is gone afterwards."""
     folder, _ = make_run(tmp_path, prompts=8)
     for index in range(8):
-        commit_outcomes(folder, make_record(index, tokens=400, layers=tuple(range(40)), k=10))
+        commit_outcomes(folder, make_record(index, tokens=400, layers=tuple(range(80)), k=10))
     run = Store(tmp_path)["demo"]
-    monkeypatch.setenv("RAYLENS_SQL_MEMORY", "60MB")
-    assert run.sql("SELECT current_setting('memory_limit') AS m").rows() == [{"m": "57.2 MiB"}]
+    monkeypatch.setenv("RAYLENS_SQL_MEMORY", "120MB")
+    assert run.sql("SELECT current_setting('memory_limit') AS m").rows() == [{"m": "114.4 MiB"}]
     count, size, last = 0, 0, float("-inf")
     for batch in run.sql(BIG).batches():
         count, size = count + len(batch), size + batch.nbytes
@@ -256,8 +256,8 @@ def test_a_query_over_more_than_memory(tmp_path: Path, monkeypatch: pytest.Monke
         assert values[0] >= last
         assert (values[1:] >= values[:-1]).all()
         last = values[-1]
-    assert count == 8 * 400 * 40 * 2 * 10
-    assert size > 60e6
+    assert count == 8 * 400 * 80 * 2 * 10
+    assert size > 120e6
 
 
 @pytest.mark.parametrize("value", ["", "much", "1 parsec"])
