@@ -3,6 +3,7 @@
 DuckDB reads the Parquet tables where they are; nothing is imported, and a query may be over more than fits in memory.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,13 @@ import pyarrow as pa
 
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.store import Run
-from raylens.storage.table_files import table_files
+from raylens.storage.table_files import REMEDY, as_glob, read_parquet, table_files, text_literal
 from raylens.storage.tables import KINDS, LENS, PROMPTS
 from raylens.storage.vocabulary import token_text
+
+#: Environment variable with DuckDB's limit of memory, such as ``2GB``; by default four fifths of the machine's. What does not fit
+#: goes to a temporary folder.
+MEMORY = "RAYLENS_SQL_MEMORY"
 
 #: Makes the documented views.
 VIEWS = Path(__file__).with_name("views.sql")
@@ -28,31 +33,46 @@ class Database:
 
     Args:
         runs: one or more.
-        memory: DuckDB's limit, such as ``1GB``; by default four fifths of the machine's. What does not fit goes to a temporary
-            folder.
 
     Raises:
         StoreError: tables are missing or damaged.
+        UsageError: there are no runs, or the limit of memory is not a size.
     """
 
-    def __init__(self, runs: Sequence[Run], memory: str | None = None) -> None:
+    def __init__(self, runs: Sequence[Run]) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="raylens-sql-")
         # Without replacements a name in SQL is never a Python variable of whoever calls.
         self._connection = duckdb.connect(config={"temp_directory": self._temporary.name, "python_enable_replacements": "false"})
-        if memory is not None:
+        try:
+            self._limit_memory()
+            self._open(runs)
+        except BaseException:
+            self.close()
+            raise
+
+    def _limit_memory(self) -> None:
+        memory = os.environ.get(MEMORY)
+        if memory is None:
+            return
+        try:
             self._connection.execute("SET memory_limit = ?", [memory])
-        paths = self._create_views(runs)
-        self._connection.execute("SET allowed_paths = ?", [[form for path in paths for form in (str(path), _literal(path))]])
+        except duckdb.Error as error:
+            raise UsageError(f"{MEMORY}={memory}: {_one_line(error)}; give a size such as 2GB") from error
+
+    def _open(self, runs: Sequence[Run]) -> None:
+        try:
+            paths = self._create_views(runs)
+        except duckdb.Error as error:  # a table whose ends are right, but not what lies between
+            names = ", ".join(run.name for run in runs)
+            raise StoreError(f"tables of {names} cannot be read ({_one_line(error)}); {REMEDY}") from error
+        self._connection.execute("SET allowed_paths = ?", [[form for path in paths for form in (str(path), as_glob(path))]])
         for setting in ("enable_external_access = false", "lock_configuration = true"):
             self._connection.execute(f"SET {setting}")
 
     def _create_views(self, runs: Sequence[Run]) -> list[Path]:
         if not runs:
             raise UsageError("there are no runs to query")
-        found = {run.name: table_files(run.folder) for run in runs}
-        for run in runs:
-            for files in found[run.name]:
-                files.check(run.manifest.uid)
+        found = {run.name: table_files(run.folder, run.manifest.uid) for run in runs}
         for kind in KINDS:
             name, schema = _KINDS[kind]
             parts = [_select(run, [files.path(kind) for files in all_files], schema) for run, all_files in found.items()]
@@ -110,11 +130,26 @@ class Database:
 
 
 #: How DuckDB's words for a file that cannot be read begin; others are about the statement.
-_UNREADABLE = ("IO Error", "Invalid Error", "Serialization Error", "Internal Error", "TransactionContext Error")
+_UNREADABLE = (
+    "IO Error",
+    "Invalid Error",
+    "Serialization Error",
+    "Internal Error",
+    "TransactionContext Error",
+    "TProtocolException",
+)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _failed(problem: str) -> UsageError | StoreError:
-    return (StoreError if problem.startswith(_UNREADABLE) else UsageError)(f"SQL: {problem}")
+    if problem.startswith(_UNREADABLE):
+        return StoreError(f"SQL: {problem}; ask again if the run was just compacted; raylens verify STORE names a damaged file")
+    if problem.startswith("Out of Memory Error"):
+        return UsageError(f"SQL: {problem.splitlines()[0]}; ask for less, or set {MEMORY} to more, such as 2GB")
+    return UsageError(f"SQL: {problem}")
 
 
 def _batches(reader: pa.RecordBatchReader, kept: list[str] | None) -> Iterator[pa.RecordBatch]:
@@ -132,18 +167,7 @@ def _select(run: str, paths: list[Path], schema: pa.Schema) -> str:
     if not paths:
         columns = ", ".join(f"NULL::{_TYPES[field.type]} AS {field.name}" for field in schema)
         return f"SELECT {text_literal(run)} AS run, {columns} WHERE false"
-    listed = ", ".join(text_literal(_literal(path)) for path in paths)
-    return f"SELECT {text_literal(run)} AS run, * FROM read_parquet([{listed}])"  # noqa: S608  quoted
-
-
-def text_literal(value: str) -> str:
-    """A text as SQL."""
-    return "'" + value.replace("'", "''") + "'"
-
-
-def _literal(path: Path) -> str:
-    """A path in which no character stands for others."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))
+    return f"SELECT {text_literal(run)} AS run, * FROM {read_parquet(paths)}"  # noqa: S608  quoted
 
 
 def _tokens(run: Run) -> pa.Table:

@@ -15,8 +15,26 @@ T = TypeVar("T")
 TEMPORARY = ".tmp"
 
 
+#: Bytes of a file that is read whole; larger ones are damaged, and are not read.
+MAX_FILE_BYTES = 1 << 30
+
+
 class _Versioned(msgspec.Struct):
     format: int
+
+
+def read_file(path: Path) -> bytes:
+    """A small file whole.
+
+    Raises:
+        StoreError: it is larger than any such file should be.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_FILE_BYTES:
+            raise StoreError(f"{path}: damaged ({size} bytes, more than such a file has)")
+        return file.read(size)  # no more: as much memory is taken as is asked for
 
 
 def decode_json(path: Path, data: bytes, kind: type[T], version: int) -> T:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from raylens.storage.durable import create_file, decode_json
+from raylens.storage.durable import create_file, decode_json, read_file
 from raylens.storage.errors import Fenced, StoreError
 from raylens.storage.layout import RunFolder
 
@@ -145,7 +145,7 @@ class Ledger:
         """
         path = self.path(n)
         try:
-            data = path.read_bytes()
+            data = read_file(path)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from raylens.storage.durable import create_file, decode_json, write_file
+from raylens.storage.durable import create_file, decode_json, read_file, write_file
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.layout import RunFolder
 
@@ -45,7 +45,7 @@ def read_manifest(folder: RunFolder) -> Manifest:
         StoreError: it is damaged or of another version.
     """
     try:
-        data = folder.manifest.read_bytes()
+        data = read_file(folder.manifest)
     except OSError as error:
         raise StoreError(f"{folder.manifest}: {error.strerror}; not a raylens run") from error
     return decode_json(folder.manifest, data, Manifest, FORMAT)

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from raylens.storage.durable import read_file
 from raylens.storage.layout import RunFolder
 
 #: Bytes kept of one entry, and entries kept of one run; more are only counted.
@@ -42,7 +43,7 @@ class Quarantine:
         """All refused entries, oldest first."""
         if not self._list.exists():
             return []
-        return [_read(line) for line in self._list.read_bytes().split(b"\n") if line]
+        return [_read(line) for line in read_file(self._list).split(b"\n") if line]
 
 
 def _read(line: bytes) -> Quarantined:

@@ -1,4 +1,4 @@
-"""Replaces damaged commits by ones that name the good records only (docs/decisions/0004-repair.md)."""
+"""Replaces damaged commits by ones that name the good records only, and makes tables again (docs/decisions/0004-repair.md)."""
 
 import os
 import re
@@ -10,12 +10,25 @@ import msgspec
 
 from raylens.storage.durable import TEMPORARY, create_file, fsync_folder, write_file
 from raylens.storage.errors import Fenced, StoreError
+from raylens.storage.findings import BadCommit, Findings
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
 from raylens.storage.record import Failure, Record
 from raylens.storage.record_json import decode_outcome
-from raylens.storage.segments import SegmentBuilder, decompress_line, open_frame, read_frame, segment_number, segment_path
-from raylens.storage.verify import BadCommit, Findings, examine
+from raylens.storage.segments import (
+    SegmentBuilder,
+    decompress_line,
+    merged_from,
+    open_frame,
+    read_frame,
+    read_outcome,
+    segment_number,
+    segment_path,
+    tables_of,
+)
+from raylens.storage.table_files import files_of
+from raylens.storage.tables import write_tables
+from raylens.storage.verify import examine
 
 #: Bytes of a segment that is searched for records; the writer makes them of some 4 MiB and one record.
 MAX_SEARCHED_BYTES = 1 << 30
@@ -37,7 +50,7 @@ def repair(folder: RunFolder) -> list[str]:
             if found.bad:
                 _fence(folder)
                 found = examine(folder)  # a writer of another machine may have committed until now
-            return [*_repair_commits(folder, found), *_repair_others(folder, found)]
+            return [*_repair_commits(folder, found), *_repair_tables(folder, found), *_repair_others(folder, found)]
     except OSError as error:
         raise StoreError(f"{folder.root}: cannot be repaired ({error})") from error
 
@@ -57,12 +70,19 @@ def _repair_commits(folder: RunFolder, found: Findings) -> Iterator[str]:
         folder.damaged.mkdir(exist_ok=True)
         sources = _segments(folder, bad)
         kept = SegmentBuilder(found.manifest.uid if found.manifest else "")
+        every = True
         for outcome, frame in _good_records(bad, sources):
             if found.manifest is not None and outcome.index < found.manifest.prompts and outcome.index not in found.done:
                 found.done.add(outcome.index)
                 kept.add_frame(outcome, frame)
-        _replace(folder, ledger.path(bad.n), bad.n, writer, kept)
+            else:
+                every = False
+        # a merged segment that is whole goes on standing for the commits before it, unless these count
+        first = merged_from(bad.commit.segment or "") if bad.commit is not None and bad.proven and every else None
+        _replace(folder, ledger.path(bad.n), bad.n, writer, kept, first)
         _move_aside(folder, sources)
+        if bad.commit is not None and bad.commit.segment is not None:
+            _set_aside(folder, tables_of(folder, bad.commit.segment))  # also where the segment itself is gone
         yield f"commits/{bad.n:09d}.json: kept {len(kept)} records; what was there is in {folder.damaged.name}/"
 
 
@@ -105,11 +125,11 @@ def _search(path: Path) -> Iterator[tuple[Record | Failure, bytes]]:
         first += 1
 
 
-def _replace(folder: RunFolder, path: Path, n: int, writer: str, kept: SegmentBuilder) -> None:
+def _replace(folder: RunFolder, path: Path, n: int, writer: str, kept: SegmentBuilder, first: int | None) -> None:
     """Put a commit of the kept records in the place of the damaged one, which is linked into ``damaged/`` before."""
     new = Commit(FORMAT, n, writer, None, 0, 0, [])
     if len(kept):
-        name, crc32, entries = kept.write(folder, n, writer)
+        name, crc32, entries = kept.write(folder, n, writer, first)
         new = Commit(FORMAT, n, writer, name, kept.size, crc32, entries)
     data = msgspec.json.encode(new)
     if not path.exists():
@@ -126,9 +146,28 @@ def _replace(folder: RunFolder, path: Path, n: int, writer: str, kept: SegmentBu
 
 def _move_aside(folder: RunFolder, paths: list[Path]) -> None:
     for path in paths:
+        _set_aside(folder, tables_of(folder, path.name))
         path.rename(_free(folder.damaged / path.name))
     fsync_folder(folder.damaged)
     fsync_folder(folder.records)
+
+
+def _set_aside(folder: RunFolder, tables: list[Path]) -> None:
+    for table in tables:
+        if table.exists():
+            table.rename(_free(folder.damaged / table.name))
+
+
+def _repair_tables(folder: RunFolder, found: Findings) -> Iterator[str]:
+    """Make the missing and damaged tables of whole segments again; a crash leaves them missing or damaged."""
+    for commit in found.bad_tables:
+        files, path = files_of(folder, commit), segment_path(folder, commit)
+        outcomes = [read_outcome(path, entry) for entry in commit.entries]
+        folder.damaged.mkdir(exist_ok=True)
+        _set_aside(folder, tables_of(folder, path.name))
+        run = found.manifest.uid if found.manifest else ""
+        write_tables(folder, files.stem, outcomes, files.about(run, ""))
+        yield f"{folder.tables.name}/{files.stem}: made again from {len(outcomes)} records"
 
 
 def _free(path: Path) -> Path:

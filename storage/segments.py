@@ -13,13 +13,15 @@ from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Commit, Entry
 from raylens.storage.record import Failure, Record
 from raylens.storage.record_json import decode_outcome, encode_outcome
-from raylens.storage.tables import write_tables
+from raylens.storage.tables import FORMAT as TABLE_FORMAT
+from raylens.storage.tables import KINDS, About, write_tables
 
 #: Bytes of one record's JSON, decompressed; a reader refuses more.
 MAX_RECORD_BYTES = 8 << 30
 
 _LEVEL = 3
-_NAME = re.compile(r"([0-9]{9,18})-[0-9a-f]{8}\.jsonl\.zst")
+_SUFFIX = ".jsonl.zst"
+_NAME = re.compile(r"(?:merged-(?P<first>[0-9]{9,18})-)?(?P<n>[0-9]{9,18})-[0-9a-f]{8}\.jsonl\.zst")
 
 
 class SegmentBuilder:
@@ -51,17 +53,24 @@ class SegmentBuilder:
         self._frames.append(frame)
         self.size += len(frame)
 
-    def write(self, folder: RunFolder, n: int, writer: str) -> tuple[str, int, list[Entry]]:
-        """Write the segment and its tables durably; its name, checksum and entries. Until a commit names it, it is garbage."""
-        stem = f"{n:09d}-{writer}"
-        name = f"{stem}.jsonl.zst"
+    def write(self, folder: RunFolder, n: int, writer: str, first: int | None = None) -> tuple[str, int, list[Entry]]:
+        """Write the segment and its tables durably; its name, checksum and entries. Until a commit names it, it is garbage.
+
+        Args:
+            folder: of the run.
+            n, writer: of the commit that is to name it.
+            first: where the segment is to stand for those of commits ``first`` to ``n``.
+        """
+        merged = "" if first is None else f"merged-{first:09d}-"
+        stem = f"{merged}{n:09d}-{writer}"
+        name = f"{stem}{_SUFFIX}"
         data = b"".join(self._frames)
         with (folder.records / name).open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         fsync_folder(folder.records)
-        write_tables(folder, stem, self._outcomes, self._run, n)
+        write_tables(folder, stem, self._outcomes, About(TABLE_FORMAT, self._run, "", n if first is None else first, n))
         return name, zlib.crc32(data), self._entries
 
 
@@ -80,24 +89,53 @@ def segment_path(folder: RunFolder, commit: Commit) -> Path:
 def remove_garbage(folder: RunFolder, n: int, named: set[str | None]) -> None:
     """Remove what commits up to ``n`` could have named and did not, and the files in which they were being written.
 
-    Those of later commits are left alone: a newer writer may be about to name them, or has done so since.
+    Those of later commits are left alone: a newer writer may be about to name them, or has done so since. So are merged
+    segments, which a compaction elsewhere may have named since ``named`` was read.
     """
     for path in folder.records.iterdir():
         number = segment_number(path.name)
-        if number is not None and number <= n and path.name not in named:
-            path.unlink(missing_ok=True)
-            for table in folder.tables.glob(f"{path.name.removesuffix('.jsonl.zst')}.*.parquet"):
-                table.unlink(missing_ok=True)
+        if number is not None and merged_from(path.name) is None and number <= n and path.name not in named:
+            remove_segment(folder, path.name)
     for path in folder.commits.glob(f".*{TEMPORARY}"):
         match = re.match(r"\.([0-9]{9,18})\.json\.", path.name)
         if match is not None and int(match[1]) <= n:
             path.unlink(missing_ok=True)
 
 
+def remove_segment(folder: RunFolder, name: str) -> None:
+    """Delete a segment, and its tables first: without their segment nothing would lead to them."""
+    for table in tables_of(folder, name):
+        table.unlink(missing_ok=True)
+    (folder.records / name).unlink(missing_ok=True)
+
+
+def tables_of(folder: RunFolder, name: str) -> list[Path]:
+    """The paths of a segment's tables, whether they exist or not."""
+    return [folder.tables / f"{segment_stem(name)}.{kind}.parquet" for kind in KINDS]
+
+
+def segment_stem(name: str) -> str:
+    """What the names of a segment and its tables begin with."""
+    return name.removesuffix(_SUFFIX)
+
+
 def segment_number(name: str) -> int | None:
     """The number of the commit that a segment's file was written for; None if that is no name of a segment."""
     match = _NAME.fullmatch(name)
-    return None if match is None else int(match[1])
+    return None if match is None else int(match["n"])
+
+
+def merged_from(name: str) -> int | None:
+    """The first of the commits that a merged segment stands for; None for any other."""
+    match = _NAME.fullmatch(name)
+    return None if match is None or match["first"] is None else int(match["first"])
+
+
+def covers(merged: Commit, commit: Commit) -> bool:
+    """Whether a commit of a merged segment stands for an earlier one and has all its prompts."""
+    first = merged_from(merged.segment or "")
+    has = {entry.index for entry in merged.entries}
+    return first is not None and first <= commit.n < merged.n and all(entry.index in has for entry in commit.entries)
 
 
 def entry_of(outcome: Record | Failure, offset: int, length: int) -> Entry:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raylens.storage.database import Database, text_literal
+from raylens.storage.database import Database
 from raylens.storage.errors import UsageError
 from raylens.storage.named_queries import NamedQuery
 from raylens.storage.store import Run
+from raylens.storage.table_files import text_literal
 from raylens.storage.taps import TAPS, parse_taps
 from raylens.storage.token_names import token_ids
 

@@ -1,14 +1,15 @@
 """Reading a store back: runs, records and failures, from committed segments only; needs no torch, ray or redis."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
+from raylens.storage.durable import read_file
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.layout import RunFolder, runs_folder
 from raylens.storage.ledger import Entry, Ledger
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from raylens.storage.result import Result
+
+T = TypeVar("T")
 
 
 class Run:
@@ -54,9 +57,11 @@ class Run:
         if not self.folder.certificate.exists():
             return {}
         try:
-            value: dict[str, Any] = orjson.loads(self.folder.certificate.read_bytes())
-        except orjson.JSONDecodeError as error:
+            value = orjson.loads(read_file(self.folder.certificate))
+        except (orjson.JSONDecodeError, OSError) as error:
             raise StoreError(f"{self.folder.certificate}: damaged ({error})") from error
+        if not isinstance(value, dict):
+            raise StoreError(f"{self.folder.certificate}: damaged (not an object)")
         return value
 
     @cached_property
@@ -82,8 +87,7 @@ class Run:
         return prompt_id in self._places
 
     def __getitem__(self, prompt_id: str) -> Record | Failure:
-        path, entry = self._place(prompt_id)
-        outcome = read_outcome(path, entry)
+        outcome = self._read(prompt_id, read_outcome)
         return replace(outcome, vocabulary=self._stored_vocabulary) if isinstance(outcome, Record) else outcome
 
     def line(self, prompt_id: str) -> bytes:
@@ -93,7 +97,17 @@ class Run:
             UsageError: no such prompt.
             StoreError: its segment is damaged.
         """
-        return read_line(*self._place(prompt_id))
+        return self._read(prompt_id, read_line)
+
+    def _read(self, prompt_id: str, read: Callable[[Path, Entry], T]) -> T:
+        path, entry = self._place(prompt_id)
+        try:
+            return read(path, entry)
+        except StoreError:
+            if path.exists():
+                raise
+        del self._places  # compacted since it was read: the ledger names another segment now
+        return read(*self._place(prompt_id))
 
     def _place(self, prompt_id: str) -> tuple[Path, Entry]:
         if prompt_id not in self._places:

@@ -1,19 +1,26 @@
 """Which table files hold what is committed, and whether they are what they should be."""
 
-import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import duckdb
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raylens.storage.errors import StoreError
+from raylens.storage.errors import OtherFormat, StoreError
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import Ledger
-from raylens.storage.tables import ABOUT, FORMAT, KINDS, About
+from raylens.storage.ledger import Commit, Ledger
+from raylens.storage.record import Failure, Record
+from raylens.storage.segments import merged_from, segment_path, segment_stem
+from raylens.storage.tables import ABOUT, FORMAT, KINDS, About, lens_table, prompts_table
 
-_MERGED = re.compile(r"merged-([0-9]{9,18})-([0-9]{9,18})-[0-9a-f]{8}")
+#: How tables are mended: they hold nothing that the records do not.
+REMEDY = "raylens verify STORE --repair makes what is damaged again from the records"
+#: Bytes that the pages of a table may declare above twice what its rows take in memory.
+SLACK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +28,7 @@ class TableFiles:
     """The files, one of each kind, that hold the records of commits ``first`` to ``last``.
 
     Attributes:
-        stem: of their names in the tables' folder: the segment's, or ``merged-FIRST-LAST-ID`` after ``raylens compact``.
+        stem: of their names in the tables' folder, as of the segment's.
     """
 
     folder: RunFolder
@@ -41,8 +48,12 @@ class TableFiles:
         """Bytes of both."""
         return sum(self.path(kind).stat().st_size for kind in KINDS)
 
+    def about(self, run: str, kind: str) -> About:
+        """What the metadata of one should say."""
+        return About(FORMAT, run, kind, self.first, self.last)
+
     def check(self, run: str) -> None:
-        """Refuse files that are damaged, of another run or place, or of another version.
+        """Refuse files that are damaged, of another run or place, or of another version; reads their ends only.
 
         Args:
             run: uid of the run.
@@ -51,65 +62,176 @@ class TableFiles:
             StoreError: naming the file, the reason and the remedy.
         """
         for kind in KINDS:
-            path, expected = self.path(kind), About(FORMAT, run, kind, self.first, self.last)
             try:
-                found = msgspec.json.decode((pq.read_metadata(path).metadata or {})[ABOUT.encode()], type=About)
-            except (OSError, pa.ArrowException, KeyError, msgspec.MsgspecError) as error:
-                raise StoreError(f"{path}: damaged table ({_one_line(error)}); {REMEDY}") from error
-            if found.format != FORMAT:
-                raise StoreError(f"{path}: table of format {found.format}, this raylens reads {FORMAT}; upgrade it, or {REMEDY}")
-            if found != expected:
-                raise StoreError(
-                    f"{path}: table of run {found.run}, commits {found.first} to {found.last}, not its own; {REMEDY}"
-                )
+                _check_about(self.path(kind), self.about(run, kind))
+            except OtherFormat as error:
+                raise OtherFormat(f"{self.path(kind)}: {error}; use the raylens that wrote it") from error
+            except StoreError as error:
+                raise StoreError(f"{self.path(kind)}: {error}; {REMEDY}") from error
+
+    def compare(self, run: str, outcomes: list[Record | Failure]) -> dict[str, str]:
+        """Kind -> what is wrong with that file, given the outcomes of the segment; empty where both hold just these.
+
+        Raises:
+            OtherFormat: another raylens wrote a table.
+        """
+        expected = {"lens": lens_table(one for one in outcomes if isinstance(one, Record)), "prompts": prompts_table(outcomes)}
+        problems = {}
+        for kind, table in expected.items():
+            try:
+                _check_rows(self.path(kind), self.about(run, kind), table)
+            except OtherFormat:
+                raise
+            except StoreError as error:
+                problems[kind] = str(error)
+        return problems
 
 
-#: How tables are mended: they hold nothing that the records do not.
-REMEDY = "raylens compact RUN --rebuild makes all tables of a run again"
+def _check_about(path: Path, expected: About) -> pq.FileMetaData:
+    """The metadata of a table that is what it should be; errors name the reason only."""
+    try:
+        metadata = pq.read_metadata(path)
+        found = msgspec.json.decode((metadata.metadata or {}).get(ABOUT.encode(), b"nothing"), type=About)
+    except (OSError, pa.ArrowException, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise StoreError(f"damaged table ({_one_line(error)})") from error
+    if found.format != FORMAT:
+        raise OtherFormat(f"table of format {found.format}; this raylens reads format {FORMAT}")
+    if found != expected:
+        raise StoreError(f"{found.kind} table of run {found.run}, commits {found.first} to {found.last}, not its own")
+    return metadata
 
 
-def committed(folder: RunFolder) -> dict[int, str]:
-    """Commit number -> stem of its segment, for each commit that has one.
+def _check_rows(path: Path, about: About, expected: pa.Table) -> None:
+    metadata = _check_about(path, about)
+    if metadata.num_rows != expected.num_rows:
+        raise StoreError(f"{metadata.num_rows} rows, the records give {expected.num_rows}")
+    declared = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    if declared > 2 * expected.nbytes + SLACK:  # before any of it is read
+        raise StoreError(f"declares {declared} bytes, the records give {expected.nbytes}")
+    try:
+        found = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+    except (OSError, pa.ArrowException, MemoryError) as error:
+        raise StoreError(f"damaged table ({_one_line(error)})") from error
+    if found.schema.names != expected.schema.names or not found.equals(expected):
+        raise StoreError("its rows are not what the records give")
+    try:
+        _check_statistics(metadata, found)
+    except (ValueError, OverflowError, pa.ArrowException) as error:  # a name or number in it cannot be read
+        raise StoreError(f"damaged table ({_one_line(error)})") from error
+    _check_in_duckdb(path, expected)
+
+
+def _check_statistics(metadata: pq.FileMetaData, table: pa.Table) -> None:
+    """Refuse extremes that are not those of the rows: a query passes over row groups by them."""
+    start, names = 0, {metadata.schema.column(at).path for at in range(len(metadata.schema))}
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows = table.slice(start, group.num_rows)
+        start += group.num_rows
+        for column in (group.column(at) for at in range(group.num_columns)):
+            if column.path_in_schema not in names:
+                raise StoreError(f"has a column {column.path_in_schema}")
+            if column.path_in_schema not in table.schema.names or not column.is_stats_set:  # the values of lists have no use
+                continue
+            values, stated = rows[column.path_in_schema], column.statistics
+            extremes = pc.min_max(values)
+            right = {"min": stated.min, "max": stated.max} == extremes.as_py() if stated.has_min_max else True
+            if not right or (stated.has_null_count and stated.null_count != values.null_count):
+                raise StoreError(f"its statistics of {column.path_in_schema} are not those of its rows")
+    if start != len(table):
+        raise StoreError("its row groups do not add up")
+
+
+@cache
+def _duckdb() -> duckdb.DuckDBPyConnection:
+    """One for all tables: opening it takes longer than reading a small one."""
+    return duckdb.connect(config={"python_enable_replacements": "false"})
+
+
+def _check_in_duckdb(path: Path, expected: pa.Table) -> None:
+    """Refuse what DuckDB, which queries read it with, reads otherwise than Arrow."""
+    sql = "SELECT count(*), bit_xor(hash(row)) FROM {} AS row"
+    with _duckdb().cursor() as connection:
+        connection.register("expected", expected)
+        try:
+            found = connection.execute(sql.format(read_parquet([path]))).fetchone()
+        except duckdb.Error as error:
+            raise StoreError(f"damaged table ({_one_line(error)})") from error
+        if found != connection.execute(sql.format("expected")).fetchone():
+            raise StoreError("DuckDB reads other rows than the records give")
+
+
+def read_parquet(paths: list[Path]) -> str:
+    """The files as one table in SQL; no character of a path stands for others."""
+    listed = ", ".join(text_literal(as_glob(path)) for path in paths)
+    return f"read_parquet([{listed}], hive_partitioning = false)"
+
+
+def text_literal(value: str) -> str:
+    """A text as SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def as_glob(path: Path) -> str:
+    """A pattern that fits this path only."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))
+
+
+def files_of(folder: RunFolder, commit: Commit) -> TableFiles:
+    """The tables of the segment that a commit names.
 
     Raises:
-        StoreError: the ledger is damaged.
+        StoreError: the commit names no segment of the run's records folder.
     """
-    ledger = Ledger(folder)
-    segments = {commit.n: commit.segment for commit in ledger.follow() if commit.segment is not None}
-    ledger.check_whole()
-    return {n: segment.removesuffix(".jsonl.zst") for n, segment in segments.items()}
+    name = segment_path(folder, commit).name
+    first = merged_from(name)
+    return TableFiles(folder, segment_stem(name), commit.n if first is None else first, commit.n)
 
 
-def merged(folder: RunFolder) -> list[TableFiles]:
-    """What ``raylens compact`` merged, in order; of those that overlap, the widest."""
-    found = []
-    for path in folder.tables.glob("merged-*.prompts.parquet"):
-        stem = path.name.removesuffix(".prompts.parquet")
-        if match := _MERGED.fullmatch(stem):
-            found.append(TableFiles(folder, stem, int(match[1]), int(match[2])))
-    chosen: list[TableFiles] = []
-    for files in sorted((one for one in found if one.exist()), key=lambda one: (one.first, -one.last, one.stem)):
-        if not chosen or files.first > chosen[-1].last:
-            chosen.append(files)
-    return chosen
-
-
-def table_files(folder: RunFolder) -> list[TableFiles]:
+def table_files(folder: RunFolder, run: str) -> list[TableFiles]:
     """The files that together hold every committed record once, in order of commits.
 
+    Args:
+        folder: of the run.
+        run: its uid.
+
     Raises:
-        StoreError: the ledger is damaged, or tables are missing.
+        StoreError: the ledger is damaged; tables are missing, damaged or not of this run.
     """
-    files = merged(folder)
-    covered = {n for one in files for n in range(one.first, one.last + 1)}
-    small = [TableFiles(folder, stem, n, n) for n, stem in committed(folder).items() if n not in covered]
-    missing = [one for one in small if not one.exist()]
+    found = _committed(folder)
+    while True:
+        try:
+            _check(folder, run, found)
+        except StoreError:
+            before, found = found, _committed(folder)
+            if found == before:
+                raise
+            continue  # a compaction has removed some since their names were read
+        return found
+
+
+def _check(folder: RunFolder, run: str, found: list[TableFiles]) -> None:
+    missing = [one for one in found if not one.exist()]
     if missing:
         raise StoreError(
-            f"{folder.tables}: no tables for {len(missing)} of {len(small)} segments, such as {missing[0].stem}; "
-            f"raylens compact {folder.root.name} makes them"
+            f"{folder.tables}: no tables for {len(missing)} of {len(found)} segments, such as {missing[0].stem}; "
+            "raylens verify STORE --repair makes them from the records"
         )
-    return sorted([*files, *small], key=lambda one: one.first)
+    for files in found:
+        files.check(run)
+
+
+def _committed(folder: RunFolder) -> list[TableFiles]:
+    ledger = Ledger(folder)
+    found: list[TableFiles] = []
+    for commit in ledger.follow():
+        if commit.segment is not None:
+            files = files_of(folder, commit)
+            while found and found[-1].first >= files.first:  # what it was merged from, of a compaction that was killed
+                found.pop()
+            found.append(files)
+    ledger.check_whole()
+    return found
 
 
 def _one_line(error: Exception) -> str:

@@ -32,7 +32,7 @@ ABOUT = "raylens"
 LOGPROB_STEPS, ENTROPY_STEPS = 32, 64
 
 #: Of zstd.
-LEVEL = 9
+LEVEL = 11
 
 _LIST = pa.list_(pa.field("element", pa.uint32(), nullable=False))
 _FLOATS = pa.list_(pa.field("element", pa.float32(), nullable=False))
@@ -204,13 +204,20 @@ def write_table(path: Path, tables: Iterator[pa.Table], schema: pa.Schema, about
         os.fsync(file.fileno())
 
 
-def write_tables(folder: RunFolder, stem: str, outcomes: list[Record | Failure], run: str, n: int) -> None:
-    """Write the tables of the segment ``stem`` of commit ``n``, durably. Until that commit exists, they are garbage."""
+def write_tables(folder: RunFolder, stem: str, outcomes: list[Record | Failure], about: About) -> None:
+    """Write the tables of the segment ``stem``, durably. Until a commit names that segment, they are garbage.
+
+    Args:
+        folder: of the run.
+        stem: of the segment's name.
+        outcomes: of the segment, in its order.
+        about: for the tables' metadata; ``kind`` is put in here.
+    """
     folder.tables.mkdir(exist_ok=True)
     lens = lens_table(outcome for outcome in outcomes if isinstance(outcome, Record))
     parts = {"lens": (by_tap(lens), LENS), "prompts": (iter([prompts_table(outcomes)]), PROMPTS)}
     for kind, (tables, schema) in parts.items():
-        write_table(folder.tables / f"{stem}.{kind}.parquet", tables, schema, About(FORMAT, run, kind, n, n))
+        write_table(folder.tables / f"{stem}.{kind}.parquet", tables, schema, msgspec.structs.replace(about, kind=kind))
     fsync_folder(folder.tables)
 
 

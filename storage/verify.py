@@ -1,81 +1,28 @@
 """Checks every byte of a run against its ledger; changes nothing (docs/FORMAT.md, section What verify finds)."""
 
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-import msgspec
 import orjson
 
-from raylens.storage.durable import TEMPORARY
+from raylens.storage.durable import TEMPORARY, read_file
 from raylens.storage.errors import OtherFormat, StoreError
+from raylens.storage.findings import BadCommit, Damage, Findings
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import Commit, Entry, Indexes, Ledger
-from raylens.storage.manifest import Manifest, read_manifest
+from raylens.storage.ledger import Commit, Entry, Ledger
+from raylens.storage.manifest import read_manifest
 from raylens.storage.quarantine import Quarantine
-from raylens.storage.segments import open_frame, segment_number, segment_path
+from raylens.storage.record import Failure, Record
+from raylens.storage.segments import covers, merged_from, open_frame, segment_number, segment_path, tables_of
+from raylens.storage.table_files import files_of
 from raylens.storage.vocabulary import read_vocabulary
 
 #: Commits that may be missing before another; a file further away does not belong to the ledger.
 MAX_GAP = 10_000
-
-
-class Damage(msgspec.Struct, frozen=True):
-    """A damaged file, from the run's folder, and what is wrong with it."""
-
-    file: str
-    problem: str
-
-
-@dataclass(slots=True)
-class BadCommit:
-    """A commit that is damaged, or whose segment is.
-
-    Attributes:
-        n: its number.
-        commit: what it says; None where it is missing, unreadable or names what it must not.
-        proven: whether its segment has the size and crc32 it says.
-        good: entries whose records are there and are what they say.
-    """
-
-    n: int
-    commit: Commit | None = None
-    proven: bool = False
-    good: list[Entry] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Findings:
-    """What an examination of one run found.
-
-    Attributes:
-        run: the folder's name.
-        manifest: None if run.json is damaged.
-        damage: every damaged file.
-        leftovers: files that nothing names.
-        bad: the commits that a repair would replace.
-        untouchable: why a repair must leave the run alone.
-        done: prompts of the commits that are whole.
-        commits, records, failures, size: what the ledger names and was found good; bytes of segments read.
-        lost: prompts that the ledger names and whose records cannot be read.
-        quarantined: entries of the stream that were refused.
-    """
-
-    run: str
-    manifest: Manifest | None = None
-    damage: list[Damage] = field(default_factory=list)
-    leftovers: list[str] = field(default_factory=list)
-    bad: list[BadCommit] = field(default_factory=list)
-    untouchable: list[str] = field(default_factory=list)
-    done: Indexes = field(default_factory=Indexes)
-    commits: int = 0
-    records: int = 0
-    failures: int = 0
-    lost: int = 0
-    size: int = 0
-    quarantined: int = 0
 
 
 def examine(folder: RunFolder) -> Findings:
@@ -85,11 +32,13 @@ def examine(folder: RunFolder) -> Findings:
     numbers = ledger.numbers()
     _examine_manifest(folder, found, bool(numbers))
     named: set[str | None] = set()
+    superseded = _superseded(folder, ledger, numbers)
     for n in _each_number(numbers, ledger, found):
         commit = _read_commit(folder, ledger, n, found)
-        if commit is not None:
+        if commit is not None and n not in superseded:
             named.add(commit.segment)
             _examine_commit(folder, commit, found)
+    _note_missing_tables(folder, found)
     _examine_vocabulary(folder, found, bool(numbers))
     _examine_certificate(folder, found)
     found.leftovers = sorted(_leftovers(folder, named))
@@ -135,9 +84,9 @@ def _examine_certificate(folder: RunFolder, found: Findings) -> None:
     if not folder.certificate.exists():
         return
     try:
-        if not isinstance(orjson.loads(folder.certificate.read_bytes()), dict):
+        if not isinstance(orjson.loads(read_file(folder.certificate)), dict):
             raise ValueError("not an object")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StoreError) as error:
         found.damage.append(Damage(folder.certificate.name, f"damaged ({error})"))
 
 
@@ -161,7 +110,8 @@ def _read_commit(folder: RunFolder, ledger: Ledger, n: int, found: Findings) -> 
             raise StoreError("missing, though later commits exist")
         if commit.segment is not None:
             segment_path(folder, commit)
-            if segment_number(commit.segment) != n or commit.writer not in commit.segment:
+            first = merged_from(commit.segment) or 0
+            if segment_number(commit.segment) != n or first > n or commit.writer not in commit.segment:
                 raise StoreError(f"names {commit.segment}, the segment of another commit")
     except OtherFormat as error:
         _leave_alone(found, path, f"{_reason(error, path)}; use the raylens that wrote it")
@@ -174,6 +124,37 @@ def _read_commit(folder: RunFolder, ledger: Ledger, n: int, found: Findings) -> 
     return commit
 
 
+def _superseded(folder: RunFolder, ledger: Ledger, numbers: list[int]) -> set[int]:
+    """Commits whose records are in a later, merged segment too: a compaction was killed. Only where that one has them all."""
+    found: set[int] = set()
+    for path in folder.records.glob("merged-*"):
+        with suppress(StoreError):
+            merged = ledger.read(segment_number(path.name) or 0)
+            if merged is None or merged.segment != path.name:
+                continue
+            between = numbers[bisect_left(numbers, merged_from(path.name) or 0) : bisect_left(numbers, merged.n)]
+            old = [commit for n in between if (commit := ledger.read(n)) is not None and commit.segment is not None]
+            if old and all(covers(merged, commit) for commit in old) and _is_whole(folder, merged):
+                found.update(commit.n for commit in old)
+    return found
+
+
+def _is_whole(folder: RunFolder, commit: Commit) -> bool:
+    path = segment_path(folder, commit)
+    try:
+        return path.stat().st_size == commit.bytes and _crc32(path) == commit.crc32
+    except OSError:
+        return False
+
+
+def _crc32(path: Path) -> int:
+    crc32 = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            crc32 = zlib.crc32(block, crc32)
+    return crc32
+
+
 def _examine_commit(folder: RunFolder, commit: Commit, found: Findings) -> None:
     if commit.segment is None:
         return
@@ -182,7 +163,8 @@ def _examine_commit(folder: RunFolder, commit: Commit, found: Findings) -> None:
     if wrong:
         found.damage.append(Damage(_name(folder.commits / f"{commit.n:09d}.json"), wrong))
     path = segment_path(folder, commit)
-    bad.proven, problems = _examine_segment(path, commit, bad.good)
+    outcomes: list[Record | Failure] = []
+    bad.proven, problems = _examine_segment(path, commit, bad.good, None if wrong else outcomes)
     if problems:
         found.damage.append(Damage(_name(path), "; ".join(problems)))
     if wrong or problems:
@@ -191,9 +173,36 @@ def _examine_commit(folder: RunFolder, commit: Commit, found: Findings) -> None:
     else:
         for entry in commit.entries:
             found.done.add(entry.index)
+        _examine_tables(folder, commit, outcomes, found)
     found.records += sum(entry.failure is None for entry in bad.good)
     found.failures += sum(entry.failure is not None for entry in bad.good)
     found.size += commit.bytes
+
+
+def _examine_tables(folder: RunFolder, commit: Commit, outcomes: list[Record | Failure], found: Findings) -> None:
+    if found.manifest is None:
+        return
+    files = files_of(folder, commit)
+    if not files.exist():
+        found.bad_tables.append(commit)
+        return
+    try:
+        problems = files.compare(found.manifest.uid, outcomes)
+    except OtherFormat as error:
+        _leave_alone(found, folder.tables / files.stem, f"{error}; use the raylens that wrote it")
+        return
+    for kind, problem in problems.items():
+        found.damage.append(Damage(_name(files.path(kind)), f"{problem}; --repair makes it again"))
+    if problems:
+        found.bad_tables.append(commit)
+
+
+def _note_missing_tables(folder: RunFolder, found: Findings) -> None:
+    """One line for all: a run from before there were tables has none."""
+    missing = [files.stem for files in (files_of(folder, commit) for commit in found.bad_tables) if not files.exist()]
+    if missing:
+        problem = f"missing for {len(missing)} segments, such as {missing[0]}; --repair makes them from the records"
+        found.damage.append(Damage(folder.tables.name, problem))
 
 
 def _wrong_entries(commit: Commit, found: Findings) -> str:
@@ -213,17 +222,17 @@ def _wrong_entries(commit: Commit, found: Findings) -> str:
     return ""
 
 
-def _examine_segment(path: Path, commit: Commit, good: list[Entry]) -> tuple[bool, list[str]]:
-    """Whether size and crc32 are those of the commit, and every problem; the entries that hold go into ``good``."""
+def _examine_segment(
+    path: Path, commit: Commit, good: list[Entry], outcomes: list[Record | Failure] | None
+) -> tuple[bool, list[str]]:
+    """Whether size and crc32 are those of the commit, and every problem; what holds goes into ``good`` and ``outcomes``."""
     problems = []
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
-            size, crc32 = 0, 0
-            while block := file.read(1 << 20):
-                size, crc32 = size + len(block), zlib.crc32(block, crc32)
             if size != commit.bytes:
                 problems.append(f"{size} bytes, its commit says {commit.bytes}")
-            elif crc32 != commit.crc32:
+            elif _crc32(path) != commit.crc32:
                 problems.append("crc32 is not that of its commit")
             proven, reasons = not problems, []
             for entry in commit.entries:
@@ -231,8 +240,10 @@ def _examine_segment(path: Path, commit: Commit, good: list[Entry]) -> tuple[boo
                     if entry.offset + entry.length > size:
                         raise StoreError("beyond the end of the file")
                     file.seek(entry.offset)
-                    open_frame(file.read(entry.length), entry)
+                    outcome = open_frame(file.read(entry.length), entry)
                     good.append(entry)
+                    if outcomes is not None:
+                        outcomes.append(outcome)
                 except StoreError as error:
                     reasons.append(f"at byte {entry.offset}: {error}")
     except OSError as error:
@@ -249,6 +260,10 @@ def _leftovers(folder: RunFolder, named: set[str | None]) -> Iterator[str]:
         yield _name(path)
     for path in folder.records.glob("*"):
         if path.name not in named:
+            yield _name(path)
+    tables = {path.name for name in named if name is not None for path in tables_of(folder, name)}
+    for path in folder.tables.glob("*"):
+        if path.name not in tables:
             yield _name(path)
     for path in folder.damaged.glob("*"):
         yield _name(path)

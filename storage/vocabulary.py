@@ -8,7 +8,7 @@ from typing import Any
 import msgpack
 import zstandard
 
-from raylens.storage.durable import write_file
+from raylens.storage.durable import read_file, write_file
 from raylens.storage.errors import StoreError
 
 #: Bytes of a vocabulary file decompressed, and bytes of one token.
@@ -59,7 +59,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
         StoreError: the file is missing or damaged.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}; the run lacks its vocabulary") from error
     try:

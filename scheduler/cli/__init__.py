@@ -11,6 +11,7 @@ from raylens.storage.errors import EXIT_STOPPED, RaylensError
 
 #: One line each, so that ``raylens --help`` imports no command.
 _SUMMARIES = {
+    "compact": "Merge the small files of a run into larger ones.",
     "compare": "Compare two runs of the same prompts.",
     "demo": "Lens sixteen bundled prompts with a bundled model; no network.",
     "doctor": "Load a model and say what of it can be lensed, and how exactly.",

@@ -11,8 +11,8 @@ from raylens.scheduler.cli._options import DEFAULT_STORE, print_table
 from raylens.storage.errors import StoreError
 
 if TYPE_CHECKING:
+    from raylens.storage.findings import Findings
     from raylens.storage.layout import RunFolder
-    from raylens.storage.verify import Findings
 
 #: Leftovers listed for people; --json lists all.
 MAX_LEFTOVERS = 10

@@ -1,0 +1,30 @@
+"""``raylens compact``."""
+
+import click
+import orjson
+
+from raylens.scheduler.cli._bar import with_bar
+from raylens.scheduler.cli._options import open_run, store_option
+from raylens.storage.errors import UsageError
+
+
+@click.command("compact")
+@click.argument("address", metavar="RUN")
+@store_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def command(address: str, store: str, as_json: bool) -> None:
+    """Merge the small segments of RUN, and their tables, into segments of some 32 MiB.
+
+    Nothing changes for readers, and the same raylens run goes on as before. It may be killed at any time: the same command
+    then ends it. A run that is being done is refused.
+    """
+    from raylens.storage.compaction import compact
+
+    run, prompt = open_run(store, address)
+    if prompt is not None:
+        raise UsageError(f"{address!r} names a prompt; runs are compacted: {run.name}")
+    before, after = compact(run.folder, lambda groups: with_bar(groups, f"compacting {run.name}", len(groups)))
+    if as_json:
+        click.echo(orjson.dumps({"run": run.name, "segments_before": before, "segments": after}))
+    else:
+        click.echo(f"{run.name}: {before:,} segments, now {after:,}")

@@ -1,0 +1,227 @@
+"""Tables are what their segment's records give: verify names any that are not, repair makes them again, queries refuse them."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from raylens.storage.compaction import compact
+from raylens.storage.errors import OtherFormat, RaylensError, StoreError
+from raylens.storage.layout import RunFolder
+from raylens.storage.repair import repair
+from raylens.storage.store import Run, Store
+from raylens.storage.tables import ABOUT, KINDS
+from raylens.storage.verify import examine
+from tests.builders import commit_outcomes, make_failure, make_record, make_run
+
+COUNTS = "SELECT (SELECT count(*) FROM prompts) AS prompts, (SELECT sum(prompt * layer + len(ids)) FROM lens) AS total"
+
+ALL = "SELECT * FROM lens JOIN prompt_rows USING (run, prompt) WHERE layer >= 1 AND prompt <> 7 ORDER BY ALL"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of two segments, with statistics, failures and records of differing layers."""
+    folder, _ = make_run(tmp_path_factory.mktemp("made"), prompts=6)
+    stats: dict[str, Any] = {"stats": True, "tracked": 2}
+    commit_outcomes(folder, make_record(0, **stats), make_failure(1), make_record(2, layers=(1,), **stats))
+    commit_outcomes(folder, make_record(4, tokens=9), make_record(3, tokens=1))
+    assert examine(folder).damage == []
+    return folder
+
+
+@pytest.fixture
+def folder(made: RunFolder, tmp_path: Path) -> RunFolder:
+    return copy_of(made, tmp_path)
+
+
+def copy_of(folder: RunFolder, place: Path) -> RunFolder:
+    copy = RunFolder(place / "runs" / "demo")
+    shutil.copytree(folder.root, copy.root)
+    return copy
+
+
+def open_run(folder: RunFolder) -> Run:
+    return Store(folder.root.parent.parent)["demo"]
+
+
+def table(folder: RunFolder, n: int, kind: str) -> Path:
+    return folder.tables / f"{n:09d}-0a1b2c3d.{kind}.parquet"
+
+
+def contents(folder: RunFolder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.tables.iterdir()}
+
+
+def rewrite(path: Path, change: Callable[[pa.Table], pa.Table], **about: Any) -> None:
+    """A valid Parquet file with other rows or another description, in the place of a table."""
+    found = pq.read_table(path)
+    described = json.loads(pq.read_metadata(path).metadata[ABOUT.encode()]) | about
+    with pq.ParquetWriter(path, found.schema, store_schema=False) as writer:
+        writer.write_table(change(found))
+        writer.add_key_value_metadata({ABOUT: json.dumps(described)})
+
+
+def swap(one: Path, other: Path) -> None:
+    away = one.with_suffix(".away")
+    one.rename(away)
+    other.rename(one)
+    away.rename(other)
+
+
+def change_value(found: pa.Table) -> pa.Table:
+    at = found.schema.get_field_index("entropy")
+    return found.set_column(at, "entropy", pa.array([*found["entropy"].to_pylist()[:-1], 0.125], pa.float32()))
+
+
+#: What is done, the file that verify names, and what it says of it.
+DAMAGES: dict[str, tuple[Callable[[RunFolder], Any], str, str]] = {
+    "cut": (lambda one: os.truncate(table(one, 0, "lens"), 900), "tables/000000000-0a1b2c3d.lens", "damaged table"),
+    "empty": (lambda one: os.truncate(table(one, 1, "prompts"), 0), "tables/000000001-0a1b2c3d.prompts", "damaged table"),
+    "no Parquet": (
+        lambda one: table(one, 1, "prompts").write_bytes(b"PAR1" * 9), "tables/000000001-0a1b2c3d.prompts", "damaged",
+    ),
+    "a folder": (
+        lambda one: (table(one, 1, "lens").unlink(), table(one, 1, "lens").mkdir()), "tables/000000001-0a1b2c3d.lens", "damaged",
+    ),
+    "another Parquet file": (
+        lambda one: pq.write_table(pa.table({"x": [1]}), table(one, 1, "lens")), "tables/000000001-0a1b2c3d.lens", "damaged",
+    ),
+    "segments swapped": (
+        lambda one: swap(table(one, 0, "lens"), table(one, 1, "lens")),
+        "tables/000000000-0a1b2c3d.lens", "commits 1 to 1, not its own",
+    ),
+    "kinds swapped": (
+        lambda one: swap(table(one, 0, "lens"), table(one, 0, "prompts")),
+        "tables/000000000-0a1b2c3d.lens", "prompts table of run",
+    ),
+    "of another run": (
+        lambda one: rewrite(table(one, 0, "lens"), lambda found: found, run="f" * 16),
+        "tables/000000000-0a1b2c3d.lens", "run ffffffffffffffff",
+    ),
+    "a row less": (
+        lambda one: rewrite(table(one, 0, "lens"), lambda found: found[1:]), "tables/000000000-0a1b2c3d.lens", "rows, the record",
+    ),
+    "another value": (
+        lambda one: rewrite(table(one, 0, "lens"), change_value), "tables/000000000-0a1b2c3d.lens", "not what the records give",
+    ),
+    "rows in another order": (
+        lambda one: rewrite(table(one, 1, "prompts"), lambda found: found.take([1, 0])),
+        "tables/000000001-0a1b2c3d.prompts", "not what the records give",
+    ),
+    "missing": (lambda one: table(one, 1, "lens").unlink(), "tables", "missing for 1 segments"),
+    "all missing": (lambda one: shutil.rmtree(one.tables), "tables", "missing for 2 segments"),
+}  # fmt: skip
+#: What only reading all rows finds; a query reads the ends of the files first.
+UNSEEN_BY_QUERIES = {"a row less", "another value", "rows in another order"}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named_refused_and_mended(folder: RunFolder, name: str) -> None:
+    """verify names the table, a query refuses it, and a repair makes the same bytes again from the records."""
+    before, rows = contents(folder), open_run(folder).sql(COUNTS).rows()
+    damage, file, text = DAMAGES[name]
+    damage(folder)
+    named = [(one.file, one.problem) for one in examine(folder).damage]
+    assert any(found.startswith(file) and text in problem and "--repair" in problem for found, problem in named), named
+    assert all(found.startswith("tables") for found, _ in named)
+    if name not in UNSEEN_BY_QUERIES:
+        with pytest.raises(StoreError, match=r"tables.*raylens verify STORE --repair makes"):
+            open_run(folder).sql(COUNTS).rows()
+    assert list(open_run(folder)), "records do not need their tables"
+    assert repair(folder)
+    assert examine(folder).damage == []
+    assert contents(folder) == before
+    assert open_run(folder).sql(COUNTS).rows() == rows
+    assert repair(folder) == [], "nothing more to do"
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_byte_of_a_table(made: RunFolder, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """A byte changed anywhere is found unless no row depends on it; a query gives one clear error or rows; repair mends it."""
+    folder = copy_of(made, tmp_path_factory.mktemp("copy"))
+    before, rows = contents(folder), open_run(made).sql(ALL).rows()
+    path = folder.tables / data.draw(st.sampled_from(sorted(before)))
+    changed = bytearray(before[path.name])
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(changed)
+    found = examine(folder)
+    if found.untouchable:
+        with pytest.raises(OtherFormat, match="use the raylens that wrote it"):
+            open_run(folder).sql(COUNTS).rows()
+        return
+    if not found.damage:
+        assert open_run(folder).sql(ALL).rows() == rows
+        return
+    with suppress(RaylensError):
+        open_run(folder).sql(COUNTS).rows()
+    repair(folder)
+    assert examine(folder).damage == []
+    assert contents(folder) == before
+
+
+def test_tables_go_with_their_segment(folder: RunFolder) -> None:
+    """What a repair moves aside takes its tables along; those of the kept records are new."""
+    segment = sorted(folder.records.iterdir())[0]
+    before = {path.name for path in folder.tables.iterdir()}
+    data = bytearray(segment.read_bytes())
+    data[-5] ^= 1
+    segment.write_bytes(data)
+    repair(folder)
+    assert {f"000000000-0a1b2c3d.{kind}.parquet" for kind in KINDS} <= {path.name for path in folder.damaged.iterdir()}
+    assert examine(folder).damage == []
+    now = {path.name for path in folder.tables.iterdir()}
+    assert len(now) == 4
+    assert len(now & before) == 2
+    assert [name for name in examine(folder).leftovers if name.startswith("tables")] == []
+    assert len(open_run(folder).sql("SELECT * FROM prompts").rows()) == 4
+
+
+def test_tables_of_a_segment_that_is_gone_go_too(folder: RunFolder) -> None:
+    """Nothing is left for a query that no record stands behind."""
+    sorted(folder.records.iterdir())[1].unlink()
+    repair(folder)
+    assert len(list(folder.tables.iterdir())) == 2
+    assert len(open_run(folder).sql("SELECT * FROM prompts").rows()) == 3
+
+
+def test_merged_tables_are_checked_and_mended(folder: RunFolder) -> None:
+    """The tables of a merged segment are made again with the commits that they stand for."""
+    compact(folder)
+    before = contents(folder)
+    for name in before:
+        (folder.tables / name).write_bytes(b"PAR1")
+    assert len(examine(folder).damage) == 2
+    repair(folder)
+    assert contents(folder) == before
+
+
+def test_other_files_beside_the_tables_are_leftovers(folder: RunFolder) -> None:
+    """Tables that no commit leads to are listed, not read."""
+    stray = folder.tables / "000000007-0a1b2c3d.lens.parquet"
+    stray.write_bytes(b"x")
+    found = examine(folder)
+    assert (found.damage, found.leftovers) == ([], [f"tables/{stray.name}"])
+    assert open_run(folder).sql("SELECT count(*) AS n FROM lens").rows()[0]["n"] > 0
+
+
+def test_a_newer_table_is_left_alone(folder: RunFolder) -> None:
+    """What a newer raylens wrote is named; neither a query reads it nor does a repair replace it."""
+    rewrite(table(folder, 0, "lens"), lambda found: found, format=2)
+    before = contents(folder)
+    assert "format 2; this raylens reads format 1; use the raylens that wrote it" in examine(folder).damage[0].problem
+    with pytest.raises(OtherFormat, match=r"0a1b2c3d\.lens\.parquet: table of format 2.*use the raylens that wrote it"):
+        open_run(folder).sql(COUNTS).rows()
+    with pytest.raises(StoreError, match="format 2"):
+        repair(folder)
+    assert contents(folder) == before
