@@ -70,12 +70,12 @@ def measure(folder: Path, prompts: int) -> tuple[Sampler, float]:
     options = ["-m", str(model), "-o", str(folder / "store"), "--actors", "1", "--json"]
     with Running(folder / "stderr", "run", str(folder / "corpus.jsonl"), *options) as running:
         sampler = Sampler(running)
-        began = 0.0
+        began, before = 0.0, 0
         for event in running.events():
             if event["event"] != "progress":
                 continue
             if not sampler.done:
-                began = time.monotonic()
+                began, before = time.monotonic(), event["done"]
                 sampler.start()
             sampler.done = event["done"]
             if sampler.done == prompts:  # from here on processes end
@@ -83,7 +83,7 @@ def measure(folder: Path, prompts: int) -> tuple[Sampler, float]:
                 break
         seconds = time.monotonic() - began
         assert running.finish() == 0, running.stderr()
-    return sampler, prompts / seconds
+    return sampler, (prompts - before) / seconds
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from tests.running import Running
 from tests.servers import RealServer
 from tests.tiny import sentences
 
-PROMPTS = 320
+PROMPTS = 240
 #: Bytes that the server may hold, and that may be open then.
 LIMIT = 32 << 20
 BOUND = open_bytes(LIMIT)
