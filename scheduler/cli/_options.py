@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from raylens.storage.errors import UsageError
-from raylens.storage.record import Record
-from raylens.storage.store import Run, Store
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported where they are used, for --help is to be quick
+    from raylens.storage.record import Record
+    from raylens.storage.store import Run, Store
     from raylens.workers.settings import ModelSettings
 
 #: Where runs go when nothing is said.
@@ -56,22 +56,35 @@ def model_settings(options: dict[str, Any]) -> "ModelSettings":
     )
 
 
-def open_run(store: str, address: str) -> tuple[Run, str | None]:
+def open_store(path: str) -> "Store":
+    """The store in a folder.
+
+    Raises:
+        StoreError: there is none.
+    """
+    from raylens.storage.store import Store
+
+    return Store(path)
+
+
+def open_run(store: str, address: str) -> "tuple[Run, str | None]":
     """The run and prompt id of ``RUN`` or ``RUN/PROMPT``; a prompt id may hold slashes, a run's name does not.
 
     Raises:
         UsageError: there is no such run.
     """
     name, slash, prompt = address.partition("/")
-    return Store(store)[name], prompt if slash else None
+    return open_store(store)[name], prompt if slash else None
 
 
-def open_record(store: str, address: str) -> tuple[Run, Record]:
+def open_record(store: str, address: str) -> "tuple[Run, Record]":
     """The run and record of ``RUN/PROMPT``.
 
     Raises:
         UsageError: there is no such run or prompt, or the prompt failed.
     """
+    from raylens.storage.record import Record
+
     run, prompt = open_run(store, address)
     if prompt is None:
         raise UsageError(f"{address!r} names a run; name a prompt of it as {run.name}/PROMPT")

@@ -2,9 +2,8 @@
 
 import click
 
-from raylens.scheduler.cli._options import store_option
+from raylens.scheduler.cli._options import open_store, store_option
 from raylens.scheduler.cli._rows import output_options, print_rows
-from raylens.storage.store import Store
 
 
 @click.command("compare")
@@ -19,5 +18,5 @@ def command(run: str, other: str, store: str, as_json: bool, as_csv: bool, parqu
     """
     from raylens.storage.comparison import compare
 
-    found = Store(store)
+    found = open_store(store)
     print_rows(compare(found[run], found[other]), as_json, as_csv, parquet)

@@ -2,17 +2,20 @@
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import orjson
 
-from raylens.scheduler.cli._options import print_table
+from raylens.scheduler.cli._options import open_store, print_table
 from raylens.scheduler.cli._running import run_from_command
 from raylens.scheduler.demo import PROMPTS
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import fit, label, token_label
-from raylens.storage.record import Record
-from raylens.storage.store import Run, Store
+
+if TYPE_CHECKING:
+    from raylens.storage.record import Record
+    from raylens.storage.store import Run
 
 #: The prompt whose record and pictures are written out.
 SHOWN = "capital"
@@ -40,7 +43,7 @@ def command(output: str, as_json: bool, quiet: bool) -> None:
         raise UsageError(f"{error.args[0].partition(';')[0]}; give another folder with -o") from error
     if not outcome.complete:
         raise KeyboardInterrupt
-    run = Store(folder)["demo"]
+    run = open_store(str(folder))["demo"]
     if as_json:
         files = {name: str(path) for name, path in _write_out(run, folder).items()}
         click.echo(orjson.dumps({"event": "done", "run": run.name, "store": str(folder), **run.counts(), "files": files}))
@@ -54,7 +57,7 @@ def command(output: str, as_json: bool, quiet: bool) -> None:
     click.echo(f"{'look further':13} raylens show demo/{SHOWN} --store {shlex.quote(str(folder))}")
 
 
-def _row(run: Run, record: Record) -> list[str]:
+def _row(run: "Run", record: "Record") -> list[str]:
     lens = record.taps["resid_post"]
     final = int(lens.ids[-1, -1, 0])
     leads = lens.ids[:, -1, 0] == final
@@ -71,8 +74,9 @@ def _row(run: Run, record: Record) -> list[str]:
     ]
 
 
-def _write_out(run: Run, folder: Path) -> dict[str, Path]:
+def _write_out(run: "Run", folder: Path) -> dict[str, Path]:
     from raylens.storage.plots import plot
+    from raylens.storage.record import Record
     from raylens.storage.record_view import readable
 
     record = run[SHOWN]

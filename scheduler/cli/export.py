@@ -3,7 +3,7 @@
 import importlib
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
@@ -11,7 +11,9 @@ import orjson
 from raylens.scheduler.cli._options import open_run, store_option, write_bytes
 from raylens.storage.errors import UsageError
 from raylens.storage.exports import FORMATS
-from raylens.storage.store import Run
+
+if TYPE_CHECKING:
+    from raylens.storage.store import Run
 
 
 @click.command("export")
@@ -47,7 +49,7 @@ def command(address: str, store: str, kind: str, output: str | None, as_json: bo
         click.echo(f"{lines:,} {what}: {output}", err=True)
 
 
-def _write(run: Run, module: Any, kind: str, output: str | None) -> None:
+def _write(run: "Run", module: Any, kind: str, output: str | None) -> None:
     files = getattr(module, "FILES", None)
     if files is None:
         write_bytes(output, partial(module.write, run))

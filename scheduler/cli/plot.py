@@ -7,15 +7,14 @@ import click
 import orjson
 
 from raylens.scheduler.cli._bar import with_bar
-from raylens.scheduler.cli._options import open_record, open_run, store_option
+from raylens.scheduler.cli._options import open_record, open_run, open_store, store_option
 from raylens.storage.charts import KINDS as CHARTS
 from raylens.storage.errors import UsageError
 from raylens.storage.plots import FORMATS, KINDS, plot
-from raylens.storage.store import Run, Store
-from raylens.storage.token_names import token_ids
 
 if TYPE_CHECKING:
     from raylens.storage.plots.request import Request
+    from raylens.storage.store import Run
 
 
 @click.command("plot")
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
 def command(address: str, store: str, every: bool, output: str, as_json: bool, **options: Any) -> None:
     """Draw one prompt of a run, all of them, or the run as a whole, from the store alone."""
     from raylens.storage.plots.request import Request, positions_of
+    from raylens.storage.token_names import token_ids
 
     run, prompt = open_run(store, address)
     if options["kind"] in CHARTS:
@@ -89,18 +89,20 @@ def _refuse(options: dict[str, Any], names: tuple[str, ...], what: str) -> None:
             raise UsageError(f"--{name.removesuffix('s') if name == 'tokens' else name}: does not go with {what}; leave it out")
 
 
-def _plot_run(run: Run, store: str, output: str, as_json: bool, options: dict[str, Any]) -> None:
+def _plot_run(run: "Run", store: str, output: str, as_json: bool, options: dict[str, Any]) -> None:
     from raylens.storage.charts import chart
 
     kind, against = options["kind"], options["against"]
     _refuse(options, ("stat", "tap", "positions", "tokens"), f"--kind {kind}")
     if (kind == "compare") != (against is not None):
         raise UsageError("--kind compare needs the other run, and only it does: --against RUN")
-    path = chart(run, output, other=None if against is None else Store(store)[against], by=options["by"], font=options["font"])
+    path = chart(
+        run, output, other=None if against is None else open_store(store)[against], by=options["by"], font=options["font"]
+    )
     click.echo(orjson.dumps({"file": str(path), "kind": kind, "run": run.name}) if as_json else path)
 
 
-def _plot_all(run: Run, request: "Request", output: str, as_json: bool, options: dict[str, Any]) -> None:
+def _plot_all(run: "Run", request: "Request", output: str, as_json: bool, options: dict[str, Any]) -> None:
     from raylens.storage.plots.many import Job, plot_all
 
     job = Job(options["kind"], options["suffix"], request, Path(output), options["positions"], options["font"])

@@ -1,13 +1,15 @@
 """``raylens runs``."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
 
-from raylens.scheduler.cli._options import DEFAULT_STORE, print_table
+from raylens.scheduler.cli._options import DEFAULT_STORE, open_store, print_table
 from raylens.storage.errors import StoreError
-from raylens.storage.store import Run, Store
+
+if TYPE_CHECKING:
+    from raylens.storage.store import Run
 
 
 @click.command("runs")
@@ -15,7 +17,7 @@ from raylens.storage.store import Run, Store
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 def command(store: str, as_json: bool) -> None:
     """List the runs of STORE, oldest first."""
-    found, rows, damaged = Store(store), [], []
+    found, rows, damaged = open_store(store), [], []
     for name in found.names():
         try:
             rows.append(_row(found[name]))
@@ -38,5 +40,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [row["run"], row["created"], row["model"], *numbers, "complete" if row["complete"] else "unfinished"]
 
 
-def _row(run: Run) -> dict[str, Any]:
+def _row(run: "Run") -> dict[str, Any]:
     return {"run": run.name, "created": run.manifest.created, "model": run.manifest.sources["model"], **run.counts()}

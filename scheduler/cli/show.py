@@ -1,5 +1,7 @@
 """``raylens show``."""
 
+from typing import TYPE_CHECKING
+
 import click
 import msgspec
 import orjson
@@ -7,9 +9,10 @@ import orjson
 from raylens.scheduler.cli._options import open_run, print_table, store_option
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import label, text_label
-from raylens.storage.record import Failure, Record
-from raylens.storage.record_view import readable, stats_table, table
-from raylens.storage.store import Run
+
+if TYPE_CHECKING:
+    from raylens.storage.record import Record
+    from raylens.storage.store import Run
 
 #: Failures listed for people; --json lists all.
 MAX_FAILURES = 20
@@ -27,6 +30,9 @@ def command(address: str, store: str, position: int | None, top: int, quarantine
 
     RUN may be the beginning of a name. A prompt is named as RUN/PROMPT, whatever its id holds.
     """
+    from raylens.storage.record import Failure
+    from raylens.storage.record_view import readable
+
     run, prompt = open_run(store, address)
     if quarantine:
         if prompt is not None:
@@ -47,7 +53,7 @@ def command(address: str, store: str, position: int | None, top: int, quarantine
         _show_record(run, outcome, position, top)
 
 
-def _show_run(run: Run, as_json: bool) -> None:
+def _show_run(run: "Run", as_json: bool) -> None:
     counts = run.counts()
     if as_json:
         failures = [
@@ -78,7 +84,7 @@ def _show_run(run: Run, as_json: bool) -> None:
         click.echo(f"failed {text_label(failure.id)} ({failure.kind}): {failure.message}")
 
 
-def _show_quarantine(run: Run, as_json: bool) -> None:
+def _show_quarantine(run: "Run", as_json: bool) -> None:
     refused = run.quarantine()
     if as_json:
         click.echo(orjson.dumps(msgspec.to_builtins(refused)))
@@ -90,7 +96,9 @@ def _show_quarantine(run: Run, as_json: bool) -> None:
     print_table(["entry", "refused", "prompt", "bytes", "reason"], rows)
 
 
-def _show_record(run: Run, record: Record, position: int | None, top: int) -> None:
+def _show_record(run: "Run", record: "Record", position: int | None, top: int) -> None:
+    from raylens.storage.record_view import stats_table, table
+
     chosen = record.positions[-1] if position is None else position
     if chosen not in record.positions:
         raise UsageError(f"--position {chosen}: not lensed; it has positions {record.positions[0]} to {record.positions[-1]}")

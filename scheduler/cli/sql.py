@@ -2,9 +2,8 @@
 
 import click
 
-from raylens.scheduler.cli._options import store_option
+from raylens.scheduler.cli._options import open_store, store_option
 from raylens.scheduler.cli._rows import output_options, print_rows
-from raylens.storage.store import Store
 
 
 @click.command("sql")
@@ -18,6 +17,6 @@ def command(statement: str, store: str, name: str | None, as_json: bool, as_csv:
     The views are prompts, positions, metrics, topk, tracked, decisions and failures (docs/QUERIES.md). Nothing is written, and
     SQL reaches neither other files nor the network.
     """
-    found = Store(store)
+    found = open_store(store)
     result = found.sql(statement) if name is None else found[name].sql(statement)
     print_rows(result, as_json, as_csv, parquet)
