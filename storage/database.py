@@ -61,7 +61,7 @@ class Database:
 
     def _open(self, runs: Sequence[Run]) -> None:
         try:
-            paths = self._create_views(runs)
+            self._paths = paths = self._create_views(runs)
         except duckdb.Error as error:  # a table whose ends are right, but not what lies between
             names = ", ".join(run.name for run in runs)
             raise StoreError(f"tables of {names} cannot be read ({_one_line(error)}); {REMEDY}") from error
@@ -101,10 +101,10 @@ class Database:
                 raise UsageError("SQL: give one SELECT (or FROM, DESCRIBE, SHOW, SUMMARIZE) statement; the store is read only")
             reader = self._connection.sql(sql, params=dict(parameters) if parameters else None).to_arrow_reader()
         except duckdb.Error as error:
-            raise _failed(str(error)) from error
+            raise self._failed(str(error)) from error
         kept = [name for name in reader.schema.names if name != hidden]
         schema = reader.schema if hidden is None else pa.schema([reader.schema.field(name) for name in kept])
-        yield pa.RecordBatchReader.from_batches(schema, _batches(reader, kept if hidden else None))
+        yield pa.RecordBatchReader.from_batches(schema, self._batches(reader, kept if hidden else None))
 
     def define(self, name: str, select: str) -> None:
         """Make or replace a view; of raylens's own SQL only.
@@ -115,7 +115,27 @@ class Database:
         try:
             self._connection.execute(f"CREATE OR REPLACE VIEW {name} AS {select}")
         except duckdb.Error as error:
-            raise _failed(str(error)) from error
+            raise self._failed(str(error)) from error
+
+    def _batches(self, reader: pa.RecordBatchReader, kept: list[str] | None) -> Iterator[pa.RecordBatch]:
+        while True:
+            try:
+                batch = reader.read_next_batch()
+            except StopIteration:
+                return
+            except (OSError, pa.ArrowException) as error:  # Arrow's stream has no kinds of its own for DuckDB's errors
+                raise self._failed(str(error)) from error
+            yield batch if kept is None else batch.select(kept)
+
+    def _failed(self, problem: str) -> UsageError | StoreError:
+        # DuckDB takes a file that is gone for a folder, which it may not read, so its words alone do not tell
+        if problem.startswith(_UNREADABLE) or not all(path.exists() for path in self._paths):
+            return StoreError(
+                f"SQL: {problem}; ask again if the run was just compacted; raylens verify STORE names a damaged file"
+            )
+        if problem.startswith("Out of Memory Error"):
+            return UsageError(f"SQL: {problem.splitlines()[0]}; ask for less, or set {MEMORY} to more, such as 2GB")
+        return UsageError(f"SQL: {problem}")
 
     def close(self) -> None:
         """Give back memory and the temporary folder."""
@@ -142,25 +162,6 @@ _UNREADABLE = (
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _failed(problem: str) -> UsageError | StoreError:
-    if problem.startswith(_UNREADABLE):
-        return StoreError(f"SQL: {problem}; ask again if the run was just compacted; raylens verify STORE names a damaged file")
-    if problem.startswith("Out of Memory Error"):
-        return UsageError(f"SQL: {problem.splitlines()[0]}; ask for less, or set {MEMORY} to more, such as 2GB")
-    return UsageError(f"SQL: {problem}")
-
-
-def _batches(reader: pa.RecordBatchReader, kept: list[str] | None) -> Iterator[pa.RecordBatch]:
-    while True:
-        try:
-            batch = reader.read_next_batch()
-        except StopIteration:
-            return
-        except (OSError, pa.ArrowException) as error:  # Arrow's stream has no kinds of its own for DuckDB's errors
-            raise _failed(str(error)) from error
-        yield batch if kept is None else batch.select(kept)
 
 
 def _select(run: str, paths: list[Path], schema: pa.Schema) -> str:

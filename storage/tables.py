@@ -94,12 +94,17 @@ class About(msgspec.Struct, frozen=True):
 
 def lens_table(records: Iterable[Record]) -> pa.Table:
     """A row for each tap, layer, prompt and position, in that order where all records have the same layers."""
-    groups: dict[tuple[int, tuple[int, ...], int], list[Record]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
         for name, tap in record.taps.items():
-            groups[TAPS.index(name), tap.layers, tap.ids.shape[2]].append(record)
-    tables = [_rows(TAPS[tap], found) for (tap, _, _), found in sorted(groups.items(), key=lambda item: item[0])]
+            groups[TAPS.index(name), *_shapes(tap)].append(record)
+    tables = [_rows(TAPS[key[0]], found) for key, found in sorted(groups.items(), key=lambda item: item[0])]
     return pa.concat_tables([LENS.empty_table(), *tables])
+
+
+def _shapes(tap: TapLens) -> tuple[Any, ...]:
+    """What taps share whose rows can be joined; a frame may hold any that is well formed, whatever the run's settings."""
+    return tap.layers, tap.ids.shape[2], tuple(sorted((name, values.shape[2:]) for name, values in tap.stats.items()))
 
 
 def _rows(name: str, records: list[Record]) -> pa.Table:
@@ -127,7 +132,8 @@ def _joined(taps: list[TapLens], name: str) -> NDArray[Any]:
 
 
 def _rounded(values: NDArray[Any], steps: int) -> NDArray[np.float32]:
-    return np.asarray(np.round(values.astype(np.float32) * steps) / np.float32(steps), dtype=np.float32)
+    with np.errstate(over="ignore"):  # numbers that no lens gives become infinite
+        return np.asarray(np.round(values.astype(np.float32) * steps) / np.float32(steps), dtype=np.float32)
 
 
 def _lists(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
@@ -151,7 +157,7 @@ def _final_ranks(records: list[Record], ids: NDArray[np.uint32]) -> pa.Array:
 
 
 def _statistic(taps: list[TapLens], name: str, kind: pa.DataType, count: int) -> pa.Array:
-    if any(name not in tap.stats for tap in taps):
+    if name not in taps[0].stats:
         return pa.nulls(count, kind)
     values = np.concatenate([tap.stats[name] for tap in taps], axis=1)
     if values.ndim == 3:

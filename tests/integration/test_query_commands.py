@@ -99,4 +99,4 @@ def test_a_missing_table_is_damage(tmp_path: Path) -> None:
     done = raylens_command("query", "demo", "depth", "--store", str(tmp_path))
     assert done.returncode == 6
     assert gone.name.split(".")[0] in done.stderr
-    assert "raylens compact demo" in done.stderr
+    assert "raylens verify STORE --repair" in done.stderr
