@@ -3,7 +3,9 @@
 Shapes: N rows, D width, V vocabulary, B entries of a block.
 """
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TypeGuard
 
 import torch
@@ -97,7 +99,7 @@ class Unembedding:
         (docs/decisions/0007); others keep ``torch.mm``.
         """
         weight = self.head.weight
-        if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        if torch.backends.cpu.get_cpu_capability() != "AVX512" or vendor() != "AuthenticAMD":
             return
         try:  # operators of torch's own compiler, which another version may lack or change
             packed = [_laid_out(block) for block in torch.split(weight, ENTRIES)]
@@ -106,6 +108,16 @@ class Unembedding:
             return
         if _right(found, rows, weight[:ENTRIES]):
             self._packed = packed
+
+
+def vendor() -> str:
+    """Who made the processor, as Linux names them; empty where it does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+    found = re.search(r"^vendor_id\s*:\s*(\S+)", text, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _right(found: Tensor, rows: Tensor, block: Tensor) -> bool:

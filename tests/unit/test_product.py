@@ -1,5 +1,7 @@
 """Products with the unembedding against float64, by both ways, for any shape; and which way is taken."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import example, given
@@ -9,8 +11,16 @@ from torch import Tensor, nn
 from raylens.workers.product import ENTRIES, Unembedding
 from raylens.workers.threads import FEWEST_ROWS
 
-#: Whether oneDNN's products are taken on this processor.
+#: Whether oneDNN's products are taken on this processor once it says that it is AMD's.
 TAKEN = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _amd() -> Iterator[None]:
+    """Both ways are tested on any maker's processor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raylens.workers.product.vendor", lambda: "AuthenticAMD")
+        yield
 
 
 def linear(vocabulary: int, width: int, dtype: torch.dtype = torch.float32) -> nn.Linear:
@@ -76,7 +86,7 @@ def test_numbers_that_are_not_finite_stay_in_their_row(packed: bool) -> None:
 
 
 def test_kept_to_what_is_known_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short weights, other processors and a torch without the operators keep ``torch.mm``."""
+    """Short weights, other processors, other makers and a torch without the operators keep ``torch.mm``."""
     rows = torch.randn(FEWEST_ROWS, 64)
     short = Unembedding(linear(300, 64, torch.bfloat16))
     short.try_faster(rows)
@@ -87,6 +97,12 @@ def test_kept_to_what_is_known_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> 
         other.try_faster(rows)
         assert not other.packed
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    for maker in ("GenuineIntel", ""):
+        with monkeypatch.context() as patch:
+            patch.setattr("raylens.workers.product.vendor", lambda maker=maker: maker)
+            theirs = Unembedding(linear(300, 64))
+            theirs.try_faster(rows)
+            assert not theirs.packed
     monkeypatch.setattr("raylens.workers.product._laid_out", lambda block: block.no_such_operator)
     lacking = Unembedding(linear(300, 64))
     lacking.try_faster(rows)
