@@ -1,5 +1,6 @@
 """Arrow tables in the libraries that people analyse them with; each is imported when it is asked for."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -25,15 +26,30 @@ def library(name: str) -> Any:
         raise UsageError(f"{name} cannot be imported ({error}); pip install 'raylens[frames]'") from error
 
 
-def to_polars(table: "pa.Table") -> "pl.DataFrame":
-    """The table in polars."""
-    return library("polars").from_arrow(table)
+class Frames(ABC):
+    """What gives its rows as an Arrow table, and so to other libraries."""
 
+    @abstractmethod
+    def to_arrow(self) -> "pa.Table":
+        """All rows as one table."""
 
-def to_pandas(table: "pa.Table") -> "pd.DataFrame":
-    """The table in pandas."""
-    library("pandas")
-    return table.to_pandas()
+    def to_polars(self) -> "pl.DataFrame":
+        """The rows of ``to_arrow`` in polars.
+
+        Raises:
+            UsageError: polars is not installed.
+        """
+        frame: pl.DataFrame = library("polars").from_arrow(self.to_arrow())
+        return frame
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """The rows of ``to_arrow`` in pandas.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        library("pandas")
+        return self.to_arrow().to_pandas()
 
 
 def to_xarray(table: "pa.Table", axes: Sequence[str]) -> "xr.Dataset":
@@ -42,8 +58,9 @@ def to_xarray(table: "pa.Table", axes: Sequence[str]) -> "xr.Dataset":
     Raises:
         UsageError: xarray is not installed, there is no such column, or two rows have the same place.
     """
+    library("pandas")
     library("xarray")
-    frame = to_pandas(table)
+    frame = table.to_pandas()
     if not axes:
         return frame.rename_axis("row").to_xarray()
     unknown = [axis for axis in axes if axis not in table.column_names]

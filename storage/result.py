@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raylens.storage.database import Database
-from raylens.storage.frames import to_pandas, to_polars, to_xarray
+from raylens.storage.frames import Frames, to_xarray
 from raylens.storage.named_queries import named_query
 from raylens.storage.selection import select
 from raylens.storage.store import Run
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import polars as pl
     import xarray as xr
 
 #: Given the database, the statement and its parameters.
 Prepared = Callable[[Database], tuple[str, Mapping[str, Any]]]
 
 
-class Result:
+class Result(Frames):
     """Rows of a query. They need not fit in memory: ``for row in result`` and ``batches`` read them as they are made."""
 
     def __init__(self, runs: Sequence[Run], prepare: Prepared, hidden: str | None = None) -> None:
@@ -57,22 +55,6 @@ class Result:
         """All rows as one table."""
         with self.reader() as reader:
             return reader.read_all()
-
-    def to_polars(self) -> "pl.DataFrame":
-        """All rows in polars.
-
-        Raises:
-            UsageError: polars is not installed.
-        """
-        return to_polars(self.to_arrow())
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """All rows in pandas.
-
-        Raises:
-            UsageError: pandas is not installed.
-        """
-        return to_pandas(self.to_arrow())
 
     def to_xarray(self, *axes: str) -> "xr.Dataset":
         """All rows with the columns named as axes, such as ``run.query("layers").to_xarray("tap", "layer")``.

@@ -11,6 +11,7 @@ import orjson
 
 from raylens.storage.durable import read_file
 from raylens.storage.errors import StoreError, UsageError
+from raylens.storage.frames import Frames
 from raylens.storage.layout import RunFolder, runs_folder
 from raylens.storage.ledger import Entry, Ledger
 from raylens.storage.manifest import Manifest, read_manifest
@@ -20,8 +21,6 @@ from raylens.storage.segments import read_line, read_outcome, segment_path
 from raylens.storage.vocabulary import StoredVocabulary, Vocabulary
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import polars as pl
     import pyarrow as pa
     import xarray as xr
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Run:
+class Run(Frames):
     """One run of a store. Sees what was committed when first asked; open it again to see more.
 
     ``run[prompt_id]`` is a Record or Failure, ``for outcome in run`` goes in corpus order, ``len(run)`` counts them.
@@ -173,26 +172,6 @@ class Run:
         from raylens.storage.exports.rows import table
 
         return table(self)
-
-    def to_polars(self) -> "pl.DataFrame":
-        """The rows of ``to_arrow`` in polars.
-
-        Raises:
-            UsageError: polars is not installed.
-        """
-        from raylens.storage.frames import to_polars
-
-        return to_polars(self.to_arrow())
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """The rows of ``to_arrow`` in pandas.
-
-        Raises:
-            UsageError: pandas is not installed.
-        """
-        from raylens.storage.frames import to_pandas
-
-        return to_pandas(self.to_arrow())
 
     def to_xarray(self) -> "xr.Dataset":
         """The arrays of all records with named axes, as ``Record.to_xarray``; ``place`` is a position of a prompt.

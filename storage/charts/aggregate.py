@@ -2,15 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from raylens.storage.charts.stack import Curve, Panels, Plot, series, stacked
+from raylens.storage.charts.stack import Chart, Curve, Panels, Plot, series
 from raylens.storage.errors import UsageError
-from raylens.storage.fonts import Fonts
 from raylens.storage.labels import text_label
 from raylens.storage.plots.panel import share_axis, upward_axis
 from raylens.storage.store import Run
@@ -20,25 +17,7 @@ from raylens.storage.taps import TAPS
 MOST_VALUES = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Aggregate:
-    """What is drawn of a run.
-
-    Attributes:
-        heading, captions: text above it.
-        panels: from the top down.
-    """
-
-    heading: str
-    captions: tuple[str, ...]
-    panels: Panels
-
-    def draw(self, fonts: Fonts) -> Figure:
-        """The picture."""
-        return stacked(self.heading, self.captions, self.panels, fonts)
-
-
-def aggregate(run: Run, by: str | None = None) -> Aggregate:
+def aggregate(run: Run, by: str | None = None) -> Chart:
     """Ask the run and arrange the answers.
 
     Args:
@@ -63,7 +42,7 @@ def aggregate(run: Run, by: str | None = None) -> Aggregate:
     caption = f"{counts['records']:,} prompts, {places:,} places a layer" + (
         f"; by {text_label(by)}, tap resid_post" if by else ""
     )
-    return Aggregate(
+    return Chart(
         heading=f"{run.manifest.sources['label']} · run {run.name}",
         captions=(caption, *([] if by else ["band: 10 to 90 % of the places, of resid_post"])),
         panels=Panels(layers, [plot for plot in plots if plot is not None], names),

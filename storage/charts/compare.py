@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from raylens.storage.charts.aggregate import Aggregate
-from raylens.storage.charts.stack import Curve, Panels, Plot, series
+from raylens.storage.charts.stack import Chart, Curve, Panels, Plot, series
 from raylens.storage.comparison import compare
 from raylens.storage.plots.panel import share_axis, signed_axis
 from raylens.storage.store import Run
@@ -20,7 +19,7 @@ _SIGNED = (
 )
 
 
-def compared(one: Run, other: Run) -> Aggregate:
+def compared(one: Run, other: Run) -> Chart:
     """Ask both runs and arrange the answers.
 
     Raises:
@@ -42,7 +41,7 @@ def compared(one: Run, other: Run) -> Aggregate:
         if np.isfinite(known).any():
             plots.append(Plot(signed_axis(label, float(np.nanmax(np.abs(known)))), curves))
     places = max(row["places"] for row in rows)
-    return Aggregate(
+    return Chart(
         heading=f"{_name(other)} against {_name(one)}",
         captions=(f"{places:,} places a layer that both runs have; layers are those of {one.name}",),
         panels=Panels(layers, plots, names),

@@ -60,6 +60,24 @@ def series(rows: Sequence[Mapping[str, Any]], column: str, layers: Sequence[int]
     return np.array([found.get(layer, np.nan) for layer in layers], dtype=np.float64)
 
 
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """What is drawn of a run, or of two.
+
+    Attributes:
+        heading, captions: text above it.
+        panels: from the top down.
+    """
+
+    heading: str
+    captions: tuple[str, ...]
+    panels: Panels
+
+    def draw(self, fonts: Fonts) -> Figure:
+        """The picture."""
+        return stacked(self.heading, self.captions, self.panels, fonts)
+
+
 def stacked(heading: str, captions: Sequence[str], panels: Panels, fonts: Fonts) -> Figure:
     """Draw plots, their layers in line."""
     plot = max(_LEAST_PLOT, len(panels.layers) * _STEP)

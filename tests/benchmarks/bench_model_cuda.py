@@ -52,13 +52,12 @@ def model_of(layers: int) -> Any:
         torch.set_default_dtype(before)
 
 
-def hooked(model: Any, ids: Tensor, mask: Tensor, chunk: int, read: Callable[[Tensor], Tensor]) -> int:
-    """The peer's whole work: hidden states by hooks, then logits, log_softmax and topk by chunks of rows; how many rows."""
+def hooked(model: Any, ids: Tensor, mask: Tensor, chunk: int, read: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The peer's whole work: hidden states by hooks, then logits, log_softmax and topk by chunks of rows; [N, k] of each."""
     peer = Hooks(model, SimpleNamespace(pad_token="-"))  # it is given ids, not texts
     rows = torch.cat([value.flatten(0, 1) for value in peer.hidden(ids, mask, list(DEFAULT_TAPS))])
     found = [torch.log_softmax(read(part).float(), dim=1).topk(K, dim=1) for part in torch.split(rows, chunk)]
-    torch.cat([values.cpu() for values, _ in found]), torch.cat([ids.cpu() for _, ids in found])
-    return len(rows)
+    return torch.cat([values.cpu() for values, _ in found]), torch.cat([ids.cpu() for _, ids in found])
 
 
 def seconds(run: Callable[[], Any], rounds: int) -> list[float]:

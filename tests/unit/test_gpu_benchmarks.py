@@ -1,4 +1,4 @@
-"""The GPU benchmark where there is no GPU: it says so, and its checks and table work on small sizes by the interpreter."""
+"""GPU benchmarks where there is no GPU: they say so, and the read-out's checks and table work by the interpreter."""
 
 import os
 import subprocess
@@ -16,11 +16,12 @@ from tests.benchmarks import bench_lens_cuda as bench
 ROOT = Path(__file__).parents[2]
 
 
-def test_without_a_gpu_it_says_so() -> None:
+@pytest.mark.parametrize("name", ["bench_lens_cuda", "bench_model_cuda"])
+def test_without_a_gpu_it_says_so(name: str) -> None:
     """Exit code 2, one line, no figure."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.bench_lens_cuda"],
+        [sys.executable, "-m", f"tests.benchmarks.{name}"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -28,7 +29,7 @@ def test_without_a_gpu_it_says_so() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "bench_lens_cuda: no NVIDIA GPU here, nothing was measured\n"
+    assert done.stderr == f"{name}: no NVIDIA GPU here, nothing was measured\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU run the benchmark itself")
