@@ -1,6 +1,7 @@
 """Records, failures, frames, manifests and run folders for tests, all from seeds."""
 
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,19 @@ def commit_outcomes(folder: RunFolder, *outcomes: Record | Failure, writer: str 
     if enter:
         ledger.append(Commit(COMMIT_FORMAT, ledger.next, writer, name, builder.size, crc32, entries))
     return folder.records / name
+
+
+def fence(folder: RunFolder, writer: str = "0a1b2c3d") -> None:
+    """The empty commit of a writer that takes over."""
+    ledger = Ledger(folder)
+    ledger.refresh()
+    ledger.append(Commit(COMMIT_FORMAT, ledger.next, writer, None, 0, 0, []))
+
+
+def commit_all(folder: RunFolder, commits: list[list[int]], outcome_of: Callable[[int], Record | Failure]) -> None:
+    """A commit for each list of prompts' indexes; an empty one is a fence."""
+    for indexes in commits:
+        if indexes:
+            commit_outcomes(folder, *map(outcome_of, indexes))
+        else:
+            fence(folder)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.command import raylens_command
-from tests.unit.test_named_queries import write_run
+from tests.queried import write_run
 
 
 @pytest.fixture(scope="module")

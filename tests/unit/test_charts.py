@@ -13,7 +13,7 @@ from raylens.storage.comparison import compare
 from raylens.storage.errors import UsageError
 from raylens.storage.store import Run
 from tests.command import raylens_command
-from tests.unit.test_named_queries import write_run
+from tests.queried import write_run
 
 TAPS = ["attn_out", "resid_mid", "mlp_out", "resid_post"]
 

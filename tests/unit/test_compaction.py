@@ -21,7 +21,7 @@ from raylens.storage.store import Run, Store
 from raylens.storage.stream import Stream
 from raylens.storage.verify import examine
 from raylens.storage.writer import Writer
-from tests.builders import commit_outcomes, make_failure, make_record, make_run, same
+from tests.builders import commit_all, commit_outcomes, make_failure, make_record, make_run, same
 
 #: The prompts of each commit; an empty one is of a writer that took over.
 COMMITS: list[list[int]] = [[], [0, 1], [2, 3], [], [4, 5], [6], [7, 8]]
@@ -36,13 +36,7 @@ def outcome_of(index: int) -> Record | Failure:
 def folder(tmp_path: Path) -> RunFolder:
     """A run of five segments, with two prompts to do."""
     folder, _ = make_run(tmp_path, prompts=PROMPTS)
-    for indexes in COMMITS:
-        if indexes:
-            commit_outcomes(folder, *map(outcome_of, indexes))
-        else:
-            ledger = Ledger(folder)
-            ledger.refresh()
-            ledger.append(Commit(FORMAT, ledger.next, "0a1b2c3d", None, 0, 0, []))
+    commit_all(folder, COMMITS, outcome_of)
     return folder
 
 

@@ -10,7 +10,7 @@ from raylens.storage.comparison import compare
 from raylens.storage.errors import UsageError
 from raylens.storage.store import Run
 from raylens.storage.taps import TAPS
-from tests.unit.test_named_queries import decided, places, same_rows, write_run
+from tests.queried import decided, places, same_rows, write_run
 
 
 def plain(one: Run, other: Run, k: int) -> list[dict[str, Any]]:

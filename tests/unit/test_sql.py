@@ -6,7 +6,7 @@ import pytest
 
 from raylens.storage.errors import UsageError
 from raylens.storage.store import Run, open_store
-from tests.unit.test_named_queries import write_run
+from tests.queried import write_run
 
 #: View -> columns, as docs/QUERIES.md has them.
 VIEWS = {

@@ -21,7 +21,7 @@ from raylens.storage.record import Failure, Record
 from raylens.storage.repair import repair
 from raylens.storage.store import Store
 from raylens.storage.verify import examine
-from tests.builders import commit_outcomes, make_failure, make_record, make_run, same
+from tests.builders import commit_all, commit_outcomes, make_failure, make_record, make_run, same
 
 PROMPTS = 10
 #: The prompts of each commit; commits 0 and 3 are empty, as of writers that took over.
@@ -32,21 +32,11 @@ def outcome_of(index: int) -> Record | Failure:
     return make_failure(index) if index == 4 else make_record(index)
 
 
-def take_over(folder: RunFolder) -> None:
-    ledger = Ledger(folder)
-    ledger.refresh()
-    ledger.append(Commit(FORMAT, ledger.next, "0a1b2c3d", None, 0, 0, []))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     """A run with prompts 0 to 7 in three segments, and 8 and 9 to do."""
     folder, _ = make_run(tmp_path, prompts=PROMPTS)
-    for indexes in COMMITS:
-        if indexes:
-            commit_outcomes(folder, *map(outcome_of, indexes))
-        else:
-            take_over(folder)
+    commit_all(folder, COMMITS, outcome_of)
     assert not examine(folder).damage
     return folder
 
