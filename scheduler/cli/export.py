@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import open_run, store_option, write_bytes
+from raylens.scheduler.cli._options import open_record, open_run, store_option, write_bytes
 from raylens.storage.errors import UsageError
 from raylens.storage.exports import FORMATS
 
@@ -17,29 +17,35 @@ if TYPE_CHECKING:
 
 
 @click.command("export")
-@click.argument("address", metavar="RUN")
+@click.argument("address", metavar="RUN[/PROMPT]")
 @store_option
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(list(FORMATS)),
+    type=click.Choice([*FORMATS, "html"]),
     default="jsonl",
     show_default=True,
-    help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + ".",
+    help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + "; html: a page to look at, of one prompt.",
 )
+@click.option("--positions", metavar="A:B", help="Positions of an html page; all by default.")
 @click.option("-o", "--output", metavar="PATH", help="File or folder to write; stdout by default.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object that names what was written; needs --output.")
-def command(address: str, store: str, kind: str, output: str | None, as_json: bool) -> None:
+def command(address: str, store: str, kind: str, positions: str | None, output: str | None, as_json: bool) -> None:
     """Write the records of RUN for other tools, in corpus order; jsonl has the failures too.
 
-    Every format and its fields: docs/EXPORTS.md.
+    Every format and its fields: docs/EXPORTS.md; the page: docs/PAGES.md.
     """
-    run, prompt = open_run(store, address)
-    if prompt is not None:
-        raise UsageError(f"{address!r} names a prompt; name a run, or use: raylens show {address} --json")
     to_stdout = output in {None, "-"}
     if as_json and to_stdout:
         raise UsageError("--json: the records themselves go to stdout; give --output FILE")
+    if kind == "html":
+        _write_page(address, store, positions, output, as_json)
+        return
+    run, prompt = open_run(store, address)
+    if prompt is not None:
+        raise UsageError(f"{address!r} names a prompt; name a run, or use: raylens show {address} --json")
+    if positions is not None:
+        raise UsageError(f"--positions: does not go with --format {kind}; leave it out")
     _write(run, importlib.import_module(f"raylens.storage.exports.{kind.replace('-', '_')}"), kind, output)
     lines = len(run) if kind == "jsonl" else run.counts()["records"]
     what = "lines" if kind == "jsonl" else "records"
@@ -62,3 +68,16 @@ def _write(run: "Run", module: Any, kind: str, output: str | None) -> None:
         raise UsageError(f"--output {output}: {error.strerror}") from error
     for name, write in files.items():
         write_bytes(str(Path(str(output)) / name), partial(write, run))
+
+
+def _write_page(address: str, store: str, positions: str | None, output: str | None, as_json: bool) -> None:
+    from raylens.storage.pages.page import record_page
+    from raylens.storage.plots.request import positions_of
+
+    run, record = open_record(store, address)
+    page = record_page(run, record, None if positions is None else positions_of(record, positions))
+    write_bytes(output, lambda file: file.write(page.encode()))
+    if as_json:
+        click.echo(orjson.dumps({"file": output, "format": "html", "run": run.name, "prompt": record.id}))
+    elif output not in {None, "-"}:
+        click.echo(f"page: {output}", err=True)

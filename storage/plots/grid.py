@@ -80,7 +80,7 @@ def grid(record: Record, vocabulary: Vocabulary, request: Request) -> Grid:
             f"with {_MARK} where layer {final.layer} ({final.tap}) predicts it",
             coverage(record, positions),
         ),
-        scale=_scale(stat, record.taps[tap].ids.shape[2], final),
+        scale=scale_of(stat, record.taps[tap].ids.shape[2], final),
         rows=tuple(name for name, _, _ in parts),
         has_embedding=has_embedding,
         positions=positions,
@@ -147,7 +147,8 @@ def _values(lens: TapLens, stat: str, final: Prediction) -> Array:
     return (lens.entropy if stat == "entropy" else ranks(lens, final.ids)).astype(np.float64)
 
 
-def _scale(stat: str, k: int, final: Prediction) -> Scale:
+def scale_of(stat: str, k: int, final: Prediction) -> Scale:
+    """How a stat becomes colours, in this picture and in pages."""
     if stat == "prob":
         return Scale("probability of the top-1 token", 0, 1, "viridis", tuple((v / 4, f"{v / 4:g}") for v in range(5)))
     if stat == "logprob":

@@ -1,0 +1,63 @@
+// What the lens sees at one place: the k best with bars, and the place's statistics.
+
+const STAT_NAMES = {
+  entropy: "entropy, nats",
+  kl: "KL of the final prediction from here, nats",
+  next_logprob: "logprob of the next token",
+  next_rank: "rank of the next token",
+};
+
+class Detail {
+  // pin(id) when a token is chosen.
+  constructor(lens, pin) {
+    this.lens = lens;
+    this.heading = element("h3");
+    this.list = element("ol", { class: "best" });
+    this.facts = element("dl");
+    this.element = element("section", { class: "detail", "aria-label": "Best tokens" }, this.heading, this.list, this.facts);
+    this.list.addEventListener("click", ({ target }) => {
+      const button = target.closest("button");
+      if (button) pin(Number(button.dataset.id));
+    });
+  }
+
+  draw(tap, layer, position) {
+    const { lens } = this;
+    const column = lens.positions.indexOf(position);
+    if (column < 0 || !lens.has(tap, layer)) {
+      this.heading.replaceChildren(`${tap} of layer ${layer} at position ${position}: not in this record`);
+      this.list.replaceChildren();
+      this.facts.replaceChildren();
+      return;
+    }
+    this.heading.replaceChildren(`layer ${layer} ${tap}, position ${position} `, shown(lens.labels[lens.read[column]]));
+    const keep = this.list.contains(document.activeElement) ? [...this.list.children].indexOf(document.activeElement.parentElement) : -1;
+    this.list.replaceChildren(...lens.best(tap, layer, column).map((one) => this.#row(one)));
+    if (keep >= 0) this.list.children[keep].firstElementChild.focus();
+    const final = lens.final(column);
+    const found = lens.find(tap, layer, column, final);
+    const facts = [["rank of the final prediction", [found ? rounded(found.rank) : `over ${lens.taps.get(tap).k}`, " ", shown(lens.labels[final])]]];
+    for (const [stat, name] of Object.entries(STAT_NAMES)) {
+      const value = lens.stat(stat, tap, layer, column);
+      if (value !== null) facts.push([name, [rounded(value)]]);
+    }
+    this.facts.replaceChildren(
+      ...facts.flatMap(([name, parts]) => [element("dt", {}, name), element("dd", {}, ...parts)]),
+    );
+  }
+
+  #row({ token, logprob }) {
+    const id = this.lens.ids[token];
+    const label = this.lens.labels[token];
+    const bar = element("span", { class: "bar", "aria-hidden": "true" });
+    bar.style.width = `${(Math.exp(logprob) * 100).toFixed(2)}%`;
+    const button = element(
+      "button",
+      { type: "button", "data-id": id, title: `pin token ${id}`, "aria-label": `pin ${label}, ${percent(logprob)}` },
+      shown(label),
+      element("span", { class: "share" }, percent(logprob)),
+      bar,
+    );
+    return element("li", {}, button);
+  }
+}

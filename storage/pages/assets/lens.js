@@ -1,0 +1,96 @@
+// A record that is asked by place: a tap, a layer and a column, which is a position's number among those of the page.
+
+class Lens {
+  static async open(data) {
+    const lens = new Lens();
+    Object.assign(lens, data);
+    lens.ids = await unpacked(data.ids);
+    lens.labels = await unpackedTexts(data.labels);
+    lens.taps = new Map();
+    for (const tap of data.taps) {
+      const stats = {};
+      for (const [name, values] of Object.entries(tap.stats)) stats[name] = await unpacked(values);
+      const [tokens, logprobs] = [await unpacked(tap.tokens), await unpackedLogprobs(tap.logprobs)];
+      lens.taps.set(tap.name, { layers: tap.layers, tokens, logprobs, stats, k: tokens.shape[2] });
+    }
+    return lens;
+  }
+
+  // The number of a token id in this page, or -1.
+  token(id) {
+    let [low, high] = [0, this.ids.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.ids[middle] < id) low = middle + 1;
+      else high = middle;
+    }
+    return this.ids[low] === id ? low : -1;
+  }
+
+  has(tap, layer) {
+    return this.taps.has(tap) && this.taps.get(tap).layers.includes(layer);
+  }
+
+  // The place's number in a statistic [L, P].
+  #place(tap, layer, column) {
+    return this.taps.get(tap).layers.indexOf(layer) * this.positions.length + column;
+  }
+
+  // The k best: [{token, logprob}].
+  best(tap, layer, column) {
+    const { tokens, logprobs, k } = this.taps.get(tap);
+    const first = this.#place(tap, layer, column) * k;
+    return Array.from({ length: k }, (_, rank) => ({ token: tokens[first + rank], logprob: logprobs[first + rank] }));
+  }
+
+  top(tap, layer, column) {
+    const { tokens, logprobs, k } = this.taps.get(tap);
+    const first = this.#place(tap, layer, column) * k;
+    return { token: tokens[first], logprob: logprobs[first] };
+  }
+
+  // What the last layer predicts.
+  final(column) {
+    return this.top(this.final_tap, this.final_layer, column).token;
+  }
+
+  // Rank and logprob of a token, or null where it is neither among the k best nor tracked.
+  find(tap, layer, column, token) {
+    const { tokens, logprobs, k, stats } = this.taps.get(tap);
+    const place = this.#place(tap, layer, column);
+    for (let rank = 0; rank < k; rank++) {
+      if (tokens[place * k + rank] === token) return { rank: rank + 1, logprob: logprobs[place * k + rank] };
+    }
+    const tracked = this.tracked.indexOf(token);
+    if (tracked < 0 || !stats.tracked_rank || !stats.tracked_logprob) return null;
+    const at = place * this.tracked.length + tracked;
+    return { rank: stats.tracked_rank[at], logprob: stats.tracked_logprob[at] };
+  }
+
+  // A stored statistic, or null where it has no value.
+  stat(name, tap, layer, column) {
+    const values = this.taps.get(tap).stats[name];
+    const value = values ? values[this.#place(tap, layer, column)] : NaN;
+    return Number.isNaN(value) || (name.endsWith("rank") && value === 0) ? null : value;
+  }
+
+  // What colours a cell: a number, or null. Rank, probability and logprob are of a token, or with null of the final one (rank)
+  // and of the best one.
+  value(name, tap, layer, column, token) {
+    if (name === "entropy" || name === "kl") return this.stat(name, tap, layer, column);
+    if (name === "rank") {
+      const found = this.find(tap, layer, column, token ?? this.final(column));
+      return found ? found.rank : this.taps.get(tap).k + 1;
+    }
+    const found = token === null ? this.top(tap, layer, column) : this.find(tap, layer, column, token);
+    if (!found) return null;
+    return name === "prob" ? Math.exp(found.logprob) : found.logprob;
+  }
+
+  // How many places of a tap have each token among their k best: [V].
+  counts(tap) {
+    const counts = new Uint32Array(this.ids.length);
+    for (const token of this.taps.get(tap).tokens) counts[token]++;
+    return counts;
+  }
+}
