@@ -1,5 +1,6 @@
 """Reading a store back: runs, records and failures, from committed segments only; needs no torch, ray or redis."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -88,6 +89,17 @@ class Run(Frames):
     def __getitem__(self, prompt_id: str) -> Record | Failure:
         outcome = self._read(prompt_id, read_outcome)
         return replace(outcome, vocabulary=self._stored_vocabulary) if isinstance(outcome, Record) else outcome
+
+    def neighbours(self, prompt_id: str) -> tuple[str | None, str | None]:
+        """The ids before and after one in corpus order, of those committed.
+
+        Raises:
+            UsageError: no such prompt.
+        """
+        _, entry = self._place(prompt_id)
+        at = bisect_left(self.entries, entry.index, key=lambda one: one.index)
+        before, after = self.entries[at - 1 : at] if at else [], self.entries[at + 1 : at + 2]
+        return (before[0].id if before else None, after[0].id if after else None)
 
     def line(self, prompt_id: str) -> bytes:
         """The stored JSON line of one prompt.

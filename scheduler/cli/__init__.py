@@ -24,6 +24,7 @@ _SUMMARIES = {
     "show": "Show a run, or one of its prompts.",
     "sql": "Run a SELECT over the runs of a store.",
     "verify": "Check every byte of a store; mend it.",
+    "view": "Look at a store in a browser.",
     "writer": "Store the results of runs on the machine that holds the store.",
 }
 

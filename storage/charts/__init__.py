@@ -29,22 +29,34 @@ def chart(run: "Run", path: str | Path, *, other: "Run | None" = None, by: str |
         UsageError: runs without what is drawn, nothing to compare, or a path that cannot be written.
         StoreError: tables are missing or damaged.
     """
-    from raylens.storage.charts import aggregate, compare
-    from raylens.storage.fonts import choose_fonts
-    from raylens.storage.plots import canvas
-
     path = Path(path)
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         raise UsageError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
-    if other is not None and by is not None:
-        raise UsageError("a comparison of two runs is not split by metadata; leave --by out")
-    fonts = choose_fonts(None if font is None else Path(font))
-    picture = aggregate.aggregate(run, by) if other is None else compare.compared(run, other)
-    with canvas.settled(fonts):
-        data = canvas.encode(picture.draw(fonts), suffix, picture.heading)
+    data = render(run, suffix, other=other, by=by, font=font)
     try:
         path.write_bytes(data)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}; choose another path") from error
     return path
+
+
+def render(run: "Run", suffix: str, *, other: "Run | None" = None, by: str | None = None, font: str | None = None) -> bytes:
+    """The file that ``chart`` would write, in memory.
+
+    Args:
+        suffix: one of ``FORMATS``.
+
+    Raises:
+        UsageError, StoreError: as ``chart``.
+    """
+    from raylens.storage.charts import aggregate, compare
+    from raylens.storage.fonts import choose_fonts
+    from raylens.storage.plots import canvas
+
+    if other is not None and by is not None:
+        raise UsageError("a comparison of two runs is not split by metadata; leave --by out")
+    fonts = choose_fonts(None if font is None else Path(font))
+    picture = aggregate.aggregate(run, by) if other is None else compare.compared(run, other)
+    with canvas.settled(fonts):
+        return canvas.encode(picture.draw(fonts), suffix, picture.heading)

@@ -23,7 +23,9 @@ from raylens.storage.vocabulary import Vocabulary
 COLOURS = 64
 
 
-def lens_data(record: Record, vocabulary: Vocabulary, model: str, run: str, positions: Sequence[int] | None = None) -> dict[str, Any]:
+def lens_data(
+    record: Record, vocabulary: Vocabulary, model: str, run: str, positions: Sequence[int] | None = None
+) -> dict[str, Any]:
     """The record as its page reads it, every text in it a label.
 
     Args:
@@ -63,7 +65,7 @@ def lens_data(record: Record, vocabulary: Vocabulary, model: str, run: str, posi
 def _tap(name: str, lens: TapLens, columns: list[int], ids: NDArray[np.uint32]) -> dict[str, Any]:
     """One tap; layers ascending."""
     rows = np.argsort(lens.layers)
-    places = np.ix_(rows, columns)
+    places = np.ix_(rows, np.array(columns))
     numbers = np.searchsorted(ids, lens.ids[places]).astype(smallest_unsigned(len(ids)))
     return {
         "name": name,

@@ -61,7 +61,7 @@ def page(title: str, records: Sequence[dict[str, Any]], links: Sequence[Link] = 
         records: of ``lens_data``.
         links: to other pages of a site; a file of its own has none.
     """
-    return _template().render(
+    html: str = _template().render(
         title=title,
         policy=policy(),
         style=_style(),
@@ -69,14 +69,13 @@ def page(title: str, records: Sequence[dict[str, Any]], links: Sequence[Link] = 
         links=links,
         data=[_island(record) for record in records],
     )
+    return html
 
 
 @cache
 def policy() -> str:
     """The Content-Security-Policy: this style and this script, and nothing from anywhere else."""
-    return (
-        f"default-src 'none'; script-src {_hash(_script())}; style-src {_hash(_style())}; base-uri 'none'; form-action 'none'"
-    )
+    return f"default-src 'none'; script-src {_hash(_script())}; style-src {_hash(_style())}; base-uri 'none'; form-action 'none'"
 
 
 @cache

@@ -1,0 +1,105 @@
+"""Pages of whole runs: aggregates by layer, and two runs side by side."""
+
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from raylens.storage import charts, comparison
+from raylens.storage.errors import UsageError
+from raylens.storage.pages.page import Link, page, record_data
+from raylens.storage.record import Failure
+from raylens.storage.record_view import readable
+from raylens.storage.site import asked
+from raylens.storage.site.links import address, run_links
+from raylens.storage.site.prompts import outcome_of
+from raylens.storage.site.shelf import Shelf
+from raylens.storage.store import Run
+
+#: Metadata keys offered to split by, and prompts that they are looked for in.
+KEYS, SAMPLE = 30, 1_000
+_KEYS = f"""
+    SELECT DISTINCT unnest(json_keys(metadata)) AS key
+    FROM (SELECT metadata FROM prompts WHERE metadata IS NOT NULL LIMIT {SAMPLE})
+    ORDER BY key
+    LIMIT {KEYS}
+"""  # noqa: S608  constant
+
+
+def aggregate(shelf: Shelf, request: Request) -> dict[str, Any]:
+    """Entropy, KL and agreement by layer and tap, decision depth, and failures; ``by`` splits by a metadata key."""
+    one = shelf.run(request.path_params["run"])
+    by = asked.text(request, "by")
+    split = {} if by is None else {"by": by}
+    return {
+        "run": one.name,
+        "by": by,
+        "keys": [row["key"] for row in one.sql(_KEYS).rows()],
+        "layers": one.query("layers", **split).rows(),
+        "depth": _depth(one, split),
+        "failures": one.query("failures", **split).rows(),
+    }
+
+
+def _depth(run: Run, split: dict[str, str]) -> list[dict[str, Any]]:
+    try:
+        return run.query("depth", **split).rows()
+    except UsageError:  # a run without the final prediction has no depth
+        return []
+
+
+def aggregate_picture(shelf: Shelf, request: Request) -> bytes:
+    """The chart of a run as SVG."""
+    return charts.render(shelf.run(request.path_params["run"]), "svg", by=asked.text(request, "by"))
+
+
+def _both(shelf: Shelf, request: Request) -> tuple[Run, Run]:
+    names = [request.query_params.get(name, "") for name in ("one", "other")]
+    one, other = (shelf.run(name) for name in names)
+    return one, other
+
+
+def compare(shelf: Shelf, request: Request) -> dict[str, Any]:
+    """What ``other`` changes of ``one``, by layer and tap; without them, the runs to choose from."""
+    runs = shelf.store.names()
+    one, other = asked.text(request, "one"), asked.text(request, "other")
+    shown = {"one": one, "other": other, "runs": runs}
+    if one is None or other is None:
+        return {**shown, "layers": [], "problem": None}
+    try:
+        return {**shown, "layers": comparison.compare(*_both(shelf, request)).rows(), "problem": None}
+    except UsageError as error:
+        return {**shown, "layers": [], "problem": str(error)}
+
+
+def compare_picture(shelf: Shelf, request: Request) -> bytes:
+    """The chart of two runs as SVG."""
+    one, other = _both(shelf, request)
+    return charts.render(one, "svg", other=other)
+
+
+def compare_prompt(shelf: Shelf, request: Request) -> dict[str, Any]:
+    """What the prompt of ``id`` came to in both runs."""
+    return {run.name: readable(outcome_of(run, request), run.vocabulary) for run in _both(shelf, request)}
+
+
+def compare_prompt_page(shelf: Shelf, request: Request) -> str:
+    """Both grids side by side, shown alike.
+
+    Raises:
+        HTTPException: 404, the prompt failed in one of them.
+    """
+    both = _both(shelf, request)
+    records = []
+    for run in both:
+        outcome = outcome_of(run, request)
+        if isinstance(outcome, Failure):
+            raise HTTPException(404, f"run {run.name} has no record of the prompt: it failed ({outcome.kind}): {outcome.message}")
+        records.append(record_data(run, outcome))
+    names = {"one": both[0].name, "other": both[1].name}
+    links = [
+        *run_links(both[0].name)[:2],
+        Link(address("compare", **names), f"against {both[1].name}"),
+        Link(address("api", "compare", "prompt", **names, id=request.query_params["id"]), "JSON"),
+    ]
+    return page(f"{both[0].name} and {both[1].name} · raylens", records, links)

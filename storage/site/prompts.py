@@ -1,0 +1,95 @@
+"""Pages of prompts: those of a run that fit a search, and one with its grid."""
+
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from raylens.storage.database import Database
+from raylens.storage.pages.page import Link, page, record_data, title_of
+from raylens.storage.record import Failure, Record
+from raylens.storage.record_view import readable
+from raylens.storage.site import asked
+from raylens.storage.site.links import address, run_links
+from raylens.storage.site.shelf import Shelf
+from raylens.storage.store import Run
+
+#: Prompts of a page, and characters of their text.
+SIZE, TEXT = 50, 300
+OUTCOMES = ("all", "records", "failures")
+
+_FITTING = """
+    SELECT prompt, id, text, tokens, failure, metadata
+    FROM prompts
+    WHERE ($text IS NULL OR contains(lower(text), lower($text)) OR contains(lower(id), lower($text)))
+        AND ($key IS NULL OR metadata_value(metadata, $key) = coalesce($value, metadata_value(metadata, $key)))
+        AND ($outcome = 'all' OR (failure IS NULL) = ($outcome = 'records'))
+"""
+_COUNT = f"SELECT count(*) AS count FROM ({_FITTING})"  # noqa: S608  constant
+_PAGE = f"""
+    SELECT prompt, id, left(text, {TEXT}) AS text, tokens, failure, metadata::VARCHAR AS metadata
+    FROM ({_FITTING})
+    ORDER BY prompt
+    LIMIT {SIZE} OFFSET $skip
+"""  # noqa: S608  constant
+
+
+def prompts(shelf: Shelf, request: Request) -> dict[str, Any]:
+    """The prompts whose text or id holds ``text``, whose metadata ``key`` is ``value``, and that ended as ``outcome``.
+
+    With ``against``, another run, each is shown beside what it came to there.
+    """
+    one = shelf.run(request.path_params["run"])
+    wanted = {name: asked.text(request, name) for name in ("text", "key", "value")}
+    fitting = {**wanted, "outcome": asked.choice(request, "outcome", OUTCOMES)}
+    number = asked.whole(request, "page", 1, 1, 1_000_000_000)
+    total, rows = _find(one, fitting, (number - 1) * SIZE)
+    pages = max(1, -(-total // SIZE))
+    against = asked.text(request, "against")
+    shown = {"run": one.name, **fitting, "against": against, "page": number, "pages": pages, "total": total}
+    return {**shown, "prompts": [_with_metadata(row) for row in rows]}
+
+
+def _find(run: Run, fitting: dict[str, Any], skip: int) -> tuple[int, list[dict[str, Any]]]:
+    """How many prompts fit, and those of a page."""
+    with Database([run]) as database:
+        with database.query(_COUNT, fitting) as reader:
+            total = reader.read_all()["count"][0].as_py()
+        with database.query(_PAGE, {**fitting, "skip": skip}) as reader:
+            return total, reader.read_all().to_pylist()
+
+
+def _with_metadata(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "metadata": orjson.loads(row["metadata"]) if row["metadata"] else {}}
+
+
+def outcome_of(run: Run, request: Request) -> Record | Failure:
+    """What the prompt of ``id`` came to.
+
+    Raises:
+        HTTPException: 404, the run has no such prompt.
+    """
+    prompt = request.query_params.get("id", "")
+    if prompt not in run:
+        raise HTTPException(404, f"run {run.name} has no prompt {prompt[:80]!r}; is it still to come?")
+    return run[prompt]
+
+
+def prompt(shelf: Shelf, request: Request) -> dict[str, Any]:
+    """The stored record, with tokens and probabilities, or the failure."""
+    one = shelf.run(request.path_params["run"])
+    return readable(outcome_of(one, request), one.vocabulary)
+
+
+def prompt_page(shelf: Shelf, request: Request) -> str | None:
+    """The grid of a record; None for a failure."""
+    one = shelf.run(request.path_params["run"])
+    outcome = outcome_of(one, request)
+    if isinstance(outcome, Failure):
+        return None
+    before, after = one.neighbours(outcome.id)
+    names = [("earlier prompt", before), ("later prompt", after)]
+    steps = [Link(address("runs", one.name, "prompt", id=prompt), text) for text, prompt in names if prompt is not None]
+    api = Link(address("api", "runs", one.name, "prompt", id=outcome.id), "JSON")
+    return page(title_of(one, outcome), [record_data(one, outcome)], [*run_links(one.name), *steps, api])

@@ -1,0 +1,52 @@
+"""Pages of the store and of a run: what there is, how far it is, and what it was made with."""
+
+from typing import Any
+
+from starlette.requests import Request
+
+from raylens.storage.errors import RaylensError
+from raylens.storage.site.shelf import Shelf
+
+
+def store(shelf: Shelf, request: Request) -> dict[str, Any]:  # noqa: ARG001  pages are called alike
+    """The runs, newest first; one that cannot be read has its error instead."""
+    return {"store": str(shelf.store.path), "runs": [_line(shelf, name) for name in reversed(shelf.store.names())]}
+
+
+def _line(shelf: Shelf, name: str) -> dict[str, Any]:
+    try:
+        manifest = shelf.run(name).manifest
+        about = {
+            "made": manifest.created,
+            "model": _source(manifest.sources, "label"),
+            "corpus": _source(manifest.sources, "corpus"),
+        }
+        return {"run": name, **about, **shelf.progress(name), "error": None}
+    except RaylensError as error:
+        return {"run": name, "error": str(error)}
+
+
+def _source(sources: dict[str, Any], name: str) -> str:
+    return str(sources.get(name, ""))
+
+
+def run(shelf: Shelf, request: Request) -> dict[str, Any]:
+    """A run's progress, sources, settings, versions and certificate."""
+    name = request.path_params["run"]
+    one = shelf.run(name)
+    return {
+        "run": name,
+        "made": one.manifest.created,
+        "progress": shelf.progress(name),
+        "sources": one.manifest.sources,
+        "settings": one.manifest.identity,
+        "versions": one.manifest.versions,
+        "certificate": one.certificate,
+        "others": [other for other in shelf.store.names() if other != name],
+    }
+
+
+def progress(shelf: Shelf, request: Request) -> dict[str, Any]:
+    """How far a run is."""
+    name = request.path_params["run"]
+    return {"run": name, **shelf.progress(name)}

@@ -1,0 +1,23 @@
+// Asks a run that is going how far it is, until it is complete; then the page is read anew.
+
+const PAUSE = 2000; // milliseconds
+const section = document.getElementById("progress");
+
+function show(counts) {
+  const failed = Object.values(counts.failures).reduce((sum, count) => sum + count, 0);
+  section.querySelector("progress").value = counts.records + failed;
+  for (const [id, value] of Object.entries({ records: counts.records, failed, tokens: counts.tokens })) {
+    document.getElementById(id).textContent = value.toLocaleString("en");
+  }
+}
+
+async function ask() {
+  const answer = await fetch(section.dataset.address);
+  if (!answer.ok) return;
+  const counts = await answer.json();
+  show(counts);
+  if (counts.complete) location.reload();
+  else setTimeout(ask, PAUSE);
+}
+
+if (!("complete" in section.dataset)) setTimeout(ask, PAUSE);
