@@ -88,6 +88,10 @@ class Record:
     tracked: list[int] = field(default_factory=list)
     vocabulary: Vocabulary | None = field(default=None, repr=False, compare=False)
 
+    def __repr__(self) -> str:  # one line: the arrays would fill pages
+        size = f"{len(self.token_ids)} tokens, {len(self.positions)} positions, {len(self.layers)} layers"
+        return f"<Record {self.id!r}: {size}, {', '.join(self.taps)}>"
+
     def to_xarray(self) -> "xr.Dataset":
         """The arrays of all taps with named axes: ``ids``, ``logprobs`` and the statistics over tap, position, layer and rank.
 

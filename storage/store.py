@@ -175,6 +175,12 @@ class Run(Frames):
 
         return sql_query([self], sql, parameters)
 
+    def compare(self, other: "Run") -> "Result":
+        """What another run of the same prompts changes, by tap and layer (docs/QUERIES.md)."""
+        from raylens.storage.comparison import compare
+
+        return compare(self, other)
+
     def to_arrow(self) -> "pa.Table":
         """All records as one table with a row for each prompt, tap, layer, position and rank (docs/EXPORTS.md, section Rows).
 

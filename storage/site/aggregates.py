@@ -60,16 +60,10 @@ def _both(shelf: Shelf, request: Request) -> tuple[Run, Run]:
 
 
 def compare(shelf: Shelf, request: Request) -> dict[str, Any]:
-    """What ``other`` changes of ``one``, by layer and tap; without them, the runs to choose from."""
-    runs = shelf.store.names()
-    one, other = asked.text(request, "one"), asked.text(request, "other")
-    shown = {"one": one, "other": other, "runs": runs}
-    if one is None or other is None:
-        return {**shown, "layers": [], "problem": None}
-    try:
-        return {**shown, "layers": comparison.compare(*_both(shelf, request)).rows(), "problem": None}
-    except UsageError as error:
-        return {**shown, "layers": [], "problem": str(error)}
+    """What ``other`` changes of ``one``, by layer and tap; nothing without them."""
+    shown = {name: asked.text(request, name) for name in ("one", "other")}
+    known = None not in shown.values()
+    return {**shown, "layers": comparison.compare(*_both(shelf, request)).rows() if known else []}
 
 
 def compare_picture(shelf: Shelf, request: Request) -> bytes:

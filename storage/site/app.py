@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -18,7 +18,7 @@ from raylens.storage.errors import RaylensError, StoreError
 from raylens.storage.pages.page import policy
 from raylens.storage.site import aggregates, prompts, runs, tokens
 from raylens.storage.site.guard import Guard
-from raylens.storage.site.rendering import render
+from raylens.storage.site.rendering import render, stream
 from raylens.storage.site.shelf import Shelf
 
 #: What answers an address: the value shown, as JSON.
@@ -31,6 +31,9 @@ _PAGES: tuple[tuple[str, Read, str], ...] = (
     ("/", runs.store, "store.html"),
     ("/runs/{run}", runs.run, "run.html"),
     ("/runs/{run}/prompts", prompts.prompts, "prompts.html"),
+)
+#: The same where a large run takes long: the page is sent as far as it is known without.
+_SLOW_PAGES: tuple[tuple[str, Read, str], ...] = (
     ("/runs/{run}/tokens", tokens.tokens, "tokens.html"),
     ("/runs/{run}/aggregate", aggregates.aggregate, "aggregate.html"),
     ("/compare", aggregates.compare, "compare.html"),
@@ -47,6 +50,8 @@ def site(shelf: Shelf, token: str | None = None) -> Starlette:
     routes: list[BaseRoute] = []
     for path, read, template in _PAGES:
         routes += [Route(_API + path, partial(_json, shelf, read)), Route(path, partial(_page, shelf, read, template))]
+    for path, read, template in _SLOW_PAGES:
+        routes += [Route(_API + path, partial(_json, shelf, read)), Route(path, partial(_slow_page, shelf, read, template))]
     routes += [
         Route(f"{_API}/runs/{{run}}/progress", partial(_json, shelf, runs.progress)),
         Route(f"{_API}/runs/{{run}}/prompt", partial(_json, shelf, prompts.prompt)),
@@ -70,6 +75,21 @@ def _json_response(value: dict[str, Any], status: int = 200) -> Response:
 
 def _page(shelf: Shelf, read: Read, template: str, request: Request) -> Response:
     return HTMLResponse(render(template, request, read(shelf, request)))
+
+
+def _slow_page(shelf: Shelf, read: Read, template: str, request: Request) -> Response:
+    if "run" in request.path_params:
+        shelf.run(request.path_params["run"])  # a missing or damaged run is an answer of its own, while there is time for one
+
+    def answer() -> dict[str, Any]:
+        try:
+            return {**read(shelf, request), "problem": None}
+        except RaylensError as error:
+            return {"problem": str(error)}
+        except HTTPException as error:
+            return {"problem": error.detail}
+
+    return StreamingResponse(stream(template, request, shelf.store.names(), answer), media_type="text/html")
 
 
 def _prompt(shelf: Shelf, request: Request) -> Response:

@@ -4,7 +4,6 @@ from typing import Any
 
 from starlette.requests import Request
 
-from raylens.storage.errors import UsageError
 from raylens.storage.site import asked
 from raylens.storage.site.shelf import Shelf
 from raylens.storage.taps import TAPS
@@ -26,12 +25,8 @@ def tokens(shelf: Shelf, request: Request) -> dict[str, Any]:
     number = asked.whole(request, "page", 1, 1, 1_000_000)
     shown = {"run": one.name, "token": asked.text(request, "token"), **wanted, "rank": rank, "page": number}
     if shown["token"] is None:
-        return {**shown, "ids": [], "places": [], "more": False, "problem": None}
-    try:
-        ids = token_ids([shown["token"]], one.vocabulary)
-        chosen = {name: value for name, value in wanted.items() if value is not None}
-        found = one.query("token", token=[f"id:{number}" for number in ids], rank=rank, limit=number * SIZE + 1, **chosen).rows()
-    except UsageError as error:
-        return {**shown, "ids": [], "places": [], "more": False, "problem": str(error)}
-    places = found[(number - 1) * SIZE : number * SIZE]
-    return {**shown, "ids": ids, "places": places, "more": len(found) > number * SIZE, "problem": None}
+        return {**shown, "ids": [], "places": [], "more": False}
+    ids = token_ids([shown["token"]], one.vocabulary)
+    chosen = {name: value for name, value in wanted.items() if value is not None}
+    found = one.query("token", token=[f"id:{token}" for token in ids], rank=rank, limit=number * SIZE + 1, **chosen).rows()
+    return {**shown, "ids": ids, "places": found[(number - 1) * SIZE : number * SIZE], "more": len(found) > number * SIZE}
