@@ -42,7 +42,7 @@ def chart(run: "Run", path: str | Path, *, other: "Run | None" = None, by: str |
     fonts = choose_fonts(None if font is None else Path(font))
     picture = aggregate.aggregate(run, by) if other is None else compare.compared(run, other)
     with canvas.settled(fonts):
-        data = canvas.encode(picture.draw(fonts), suffix, picture.heading)
+        (data,) = canvas.encode([picture.draw(fonts)], suffix, picture.heading)
     try:
         path.write_bytes(data)
     except OSError as error:

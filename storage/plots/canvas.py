@@ -1,7 +1,7 @@
 """What all pictures share: a sheet measured in inches, coloured cells with text in them, colour scales, reproducible files."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -93,7 +94,7 @@ class Sheet:
         """
         if max(width, height) * DPI > MAX_PIXELS:
             size = f"{width * DPI:.0f} x {height * DPI:.0f}"
-            raise UsageError(f"picture of {size} pixels is too large (limit {MAX_PIXELS}); choose fewer positions")
+            raise UsageError(f"picture of {size} pixels is too large (limit {MAX_PIXELS}); choose fewer positions, or --pages")
         self.width, self.height, self.fonts = width, height, fonts
         self.figure = Figure(figsize=(width, height), dpi=DPI)
         FigureCanvasAgg(self.figure)
@@ -161,7 +162,9 @@ class Sheet:
             x = left + width * scale.place(value)
             self.lines([(x, base - 0.03, x, base)], 0.8)
             self.text(x, base - 0.11, text, align="center")
-        self.text(left + width + 0.15, base + height / 2, scale.label, CAPTION)
+        beside = left + width + 0.15
+        for line, text in enumerate(self.fonts.wrap(scale.label, self.width - beside - MARGIN, CAPTION, 2)):
+            self.text(beside, base + height / 2 - line * CAPTION * _LINE / 72, _LEFT_TO_RIGHT + text, CAPTION)
 
     def _mesh(self, left: float, bottom: float, size: tuple[float, float], colours: Array, edge: float) -> None:
         rows, columns = colours.shape[:2]
@@ -223,19 +226,28 @@ def settled(fonts: Fonts) -> Iterator[None]:
         yield
 
 
-def encode(figure: Figure, suffix: str, title: str) -> bytes:
-    """A figure as a file without dates or random names in it. Call within ``settled``.
+def encode(figures: Iterable[Figure], suffix: str, title: str) -> list[bytes]:
+    """A file of each figure, or one PDF of all, without dates or random names in it. Call within ``settled``.
 
     Args:
         suffix: png, svg or pdf.
         title: for readers that cannot see the picture.
     """
     name = labels.text_label(title)
-    metadata: dict[str, dict[str, Any]] = {
-        "png": {"Title": name, "Software": None},
-        "svg": {"Title": name, "Date": None},
-        "pdf": {"Title": name, "CreationDate": None},
-    }
+    if suffix == "pdf":
+        return [_pdf(figures, name)]
+    metadata: dict[str, Any] = {"Title": name, "Software": None} if suffix == "png" else {"Title": name, "Date": None}
+    files = []
+    for figure in figures:
+        data = BytesIO()
+        figure.savefig(data, format=suffix, dpi=DPI, metadata=metadata)
+        files.append(data.getvalue())
+    return files
+
+
+def _pdf(figures: Iterable[Figure], name: str) -> bytes:
     data = BytesIO()
-    figure.savefig(data, format=suffix, dpi=DPI, metadata=metadata[suffix])
+    with PdfPages(data, metadata={"Title": name, "CreationDate": None}) as pages:
+        for figure in figures:
+            pages.savefig(figure)
     return data.getvalue()
