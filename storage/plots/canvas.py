@@ -123,7 +123,7 @@ class Sheet:
             texts: [R][C] labels; each is cut to its cell.
         """
         rows, columns = colours.shape[:2]
-        self._mesh(left, bottom, size, colours, edge=0.5)
+        self.mesh(left, bottom, size, colours, edge=0.5)
         for row in range(rows):
             for column in range(columns):
                 text = self.fonts.fit(texts[row][column], size[0] - 0.06, CELL)
@@ -157,7 +157,7 @@ class Sheet:
         edges = np.linspace(0, 1, steps)
         values = scale.low * (scale.high / scale.low) ** edges if scale.log else scale.low + (scale.high - scale.low) * edges
         base = bottom + KEY_HEIGHT - height
-        self._mesh(left, base, (width / steps, height), scale.paint(values)[None], edge=0)
+        self.mesh(left, base, (width / steps, height), scale.paint(values)[None], edge=0)
         for value, text in scale.ticks:
             x = left + width * scale.place(value)
             self.lines([(x, base - 0.03, x, base)], 0.8)
@@ -166,7 +166,8 @@ class Sheet:
         for line, text in enumerate(self.fonts.wrap(scale.label, self.width - beside - MARGIN, CAPTION, 2)):
             self.text(beside, base + height / 2 - line * CAPTION * _LINE / 72, _LEFT_TO_RIGHT + text, CAPTION)
 
-    def _mesh(self, left: float, bottom: float, size: tuple[float, float], colours: Array, edge: float) -> None:
+    def mesh(self, left: float, bottom: float, size: tuple[float, float], colours: Array, edge: float) -> None:
+        """Coloured cells without text, first row at the bottom; as ``cells``, with white edges of so many points."""
         rows, columns = colours.shape[:2]
         x = left + size[0] * np.arange(columns + 1)
         y = bottom + size[1] * np.arange(rows + 1)
