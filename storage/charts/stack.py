@@ -14,7 +14,7 @@ from raylens.storage.taps import TAPS
 
 _HEIGHT, _STEP, _LEAST_PLOT = 1.9, 0.2, 4.5  # of a plot and between layers; all lengths are inches
 _LEFT, _RIGHT = 0.75, 1.9
-_ROW, _GAP = 0.22, 0.04  # of a row of a map, and between map and key
+_ROW, _GAP, _ABOVE = 0.22, 0.04, 0.14  # of a row of a map, between map and key, and above the key
 _BAR = 5  # the style of bars: pale
 
 
@@ -57,7 +57,7 @@ class Map:
     @property
     def height(self) -> float:
         """Inches, with the key above and the numbers below."""
-        return KEY_HEIGHT + _GAP + len(self.values) * _ROW + BELOW
+        return _ABOVE + KEY_HEIGHT + _GAP + len(self.values) * _ROW + BELOW
 
 
 @dataclass(frozen=True, slots=True, eq=False)

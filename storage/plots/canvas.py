@@ -1,6 +1,7 @@
 """What all pictures share: a sheet measured in inches, coloured cells with text in them, colour scales, reproducible files."""
 
 import math
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +77,13 @@ class Scale:
         return (value - self.low) / (self.high - self.low)
 
 
+def _kept_together(text: str) -> str:
+    """Text in which no escape is torn: its signs and digits would else be laid out with the Arabic or Hebrew beside them."""
+    if "‹" not in text or not any(unicodedata.bidirectional(character) in ("R", "AL") for character in text):
+        return text
+    return labels.ESCAPE.sub(rf"{_LEFT_TO_RIGHT}\g<0>{_LEFT_TO_RIGHT}", text)
+
+
 def ink(rgba: Array) -> str:
     """Black or white, whichever contrasts more with a colour (relative luminance of WCAG)."""
     linear = np.where(rgba[:3] <= 0.04045, rgba[:3] / 12.92, ((rgba[:3] + 0.055) / 1.055) ** 2.4)
@@ -110,7 +118,9 @@ class Sheet:
         # A shared baseline, unlike centring each text on its own ink, keeps a row of tokens level.
         baseline = y - 0.36 * points / 72
         font = self._properties[points]
-        self._axes.text(x, baseline, text, ha=align, va="baseline", color=colour, fontproperties=font, parse_math=False)
+        self._axes.text(
+            x, baseline, _kept_together(text), ha=align, va="baseline", color=colour, fontproperties=font, parse_math=False
+        )
 
     def cells(
         self, left: float, bottom: float, size: tuple[float, float], colours: Array, texts: Sequence[Sequence[str]]
@@ -147,9 +157,12 @@ class Sheet:
         """A filled rectangle."""
         self._axes.add_patch(Rectangle((left, bottom), width, height, facecolor=colour, linewidth=0))
 
-    def frame(self, left: float, bottom: float, width: float, height: float, points: float, colour: str) -> None:
-        """An unfilled rectangle."""
-        self._axes.add_patch(Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=points, zorder=3))
+    def frame(self, left: float, bottom: float, width: float, height: float) -> None:
+        """An unfilled rectangle, black with a white line on it: seen on every colour, by eyes that see none too."""
+        for points, colour in ((2.6, "black"), (1.0, "white")):
+            self._axes.add_patch(
+                Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=points, zorder=3)
+            )
 
     def key(self, left: float, bottom: float, scale: Scale) -> None:
         """The colour scale as a bar with marked values below it and its label to the right. See ``KEY_HEIGHT``."""

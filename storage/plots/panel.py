@@ -12,6 +12,7 @@ from raylens.storage.plots.canvas import Array, Dash, Sheet
 BELOW, ABOVE = 0.5, 0.25
 _GREY, _PALE = "#595959", "#dddddd"
 _MOST_NUMBERS = 40
+_NOTHING = 1e-9  # what is less is rounding
 #: Okabe and Ito's colours that contrast with white, each with dashes of its own, so that neither is needed alone.
 STYLES: tuple[tuple[str, Dash], ...] = (
     ("#0072b2", "-"),
@@ -53,9 +54,10 @@ def share_axis(label: str) -> Axis:
 
 
 def upward_axis(label: str, highest: float) -> Axis:
-    """From 0 up to the first round number at or above the highest value."""
-    step = _round_step(max(highest, 1e-9) / 5)
-    steps = max(1, math.ceil(max(highest, 1e-9) / step))
+    """From 0 up to the first round number at or above the highest value; to 1 where all are 0."""
+    highest = highest if highest > _NOTHING else 1.0
+    step = _round_step(highest / 5)
+    steps = max(1, math.ceil(highest / step))
     return Axis(label, 0.0, step * steps, tuple((step * n, f"{step * n:g}") for n in range(steps + 1)))
 
 

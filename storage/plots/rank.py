@@ -24,7 +24,6 @@ MOST_RANKS = 20
 _WIDTH, _HEIGHT = 0.9, 0.2  # of a cell; all lengths are inches
 _LEFT = 1.45
 _ROW = 0.2  # of the ranks below and above the cells
-_FOUND = "#ff2d55"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,7 +157,7 @@ def draw(picture: RankPicture, fonts: Fonts) -> Figure:
     sheet.cells(_LEFT, bottom, (_WIDTH, _HEIGHT), picture.scale.paint(picture.values), picture.texts)
     for row, column in np.argwhere(picture.found):
         corner = (_LEFT + column * _WIDTH + 0.02, bottom + row * _HEIGHT + 0.02)
-        sheet.frame(*corner, _WIDTH - 0.04, _HEIGHT - 0.04, 1.4, _FOUND)
+        sheet.frame(*corner, _WIDTH - 0.04, _HEIGHT - 0.04)
     ends = (MARGIN, _LEFT + columns * _WIDTH)
     sheet.lines([(ends[0], bottom + at * _HEIGHT, ends[1], bottom + at * _HEIGHT) for at in picture.breaks], 1.0)
     _draw_names(sheet, picture, bottom)

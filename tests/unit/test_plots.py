@@ -584,3 +584,20 @@ def test_spans() -> None:
 
 def test_coverage_of_a_whole_prompt() -> None:
     assert coverage(fixed()[0], [0, 1, 2]) == "positions 0 to 2 of 0 to 2"
+
+
+def test_an_escape_is_not_torn_by_the_arabic_beside_it() -> None:
+    """Its first sign and digits would be laid out with the Arabic, from the right; marks of direction keep it whole."""
+    record, vocabulary = make([" مرحبا".encode(), b"\x01", " שלום\x01".encode()], ("resid_post",), layers=2)
+    mark = "\u200e"
+    shown = {text.get_text() for text in drawn("grid", record, vocabulary).axes[0].texts}
+    assert f"·שלום{mark}‹0001›{mark}" in shown
+    assert "‹0001›" in shown
+    quoted = [text for text in (t.get_text() for t in drawn("rank", record, vocabulary).axes[0].texts) if "prompt:" in text]
+    assert quoted == [f"{mark}prompt:  مرحبا{mark}‹0001›{mark} שלום{mark}‹0001›{mark}"]
+
+
+def test_a_long_word_does_not_leave_its_line_empty() -> None:
+    """It is broken, rather than moved below a short word."""
+    lines = choose_fonts().wrap("prompt: " + "x" * 99, 3, 10, 9)
+    assert lines[0].startswith("prompt: xxx")
