@@ -18,6 +18,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from raylens.storage import labels
@@ -77,10 +79,10 @@ class Scale:
         return (value - self.low) / (self.high - self.low)
 
 
-def _kept_together(text: str) -> str:
-    """Text in which no escape is torn: its signs and digits would else be laid out with the Arabic or Hebrew beside them."""
-    if "‹" not in text or not any(unicodedata.bidirectional(character) in ("R", "AL") for character in text):
-        return text
+def _directed(text: str) -> str:
+    """Text with marks of direction where it needs them: signs and digits of an escape would go with the Arabic beside them."""
+    if text.isascii() or not any(unicodedata.bidirectional(character) in ("R", "AL") for character in text):
+        return text.removeprefix(_LEFT_TO_RIGHT)
     return labels.ESCAPE.sub(rf"{_LEFT_TO_RIGHT}\g<0>{_LEFT_TO_RIGHT}", text)
 
 
@@ -119,7 +121,7 @@ class Sheet:
         baseline = y - 0.36 * points / 72
         font = self._properties[points]
         self._axes.text(
-            x, baseline, _kept_together(text), ha=align, va="baseline", color=colour, fontproperties=font, parse_math=False
+            x, baseline, _directed(text), ha=align, va="baseline", color=colour, fontproperties=font, parse_math=False
         )
 
     def cells(
@@ -263,5 +265,9 @@ def _pdf(figures: Iterable[Figure], name: str) -> bytes:
     data = BytesIO()
     with PdfPages(data, metadata={"Title": name, "CreationDate": None}) as pages:
         for figure in figures:
+            # In matplotlib's PDF a mark of direction moves the word after it by a space; as outlines words stay where they are.
+            for text in figure.findobj(Text):
+                if _LEFT_TO_RIGHT in text.get_text():
+                    text.set_path_effects([Normal()])
             pages.savefig(figure)
     return data.getvalue()

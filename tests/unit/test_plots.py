@@ -2,9 +2,11 @@
 
 import hashlib
 import logging
+import re
 import struct
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -595,6 +597,18 @@ def test_an_escape_is_not_torn_by_the_arabic_beside_it() -> None:
     assert "‹0001›" in shown
     quoted = [text for text in (t.get_text() for t in drawn("rank", record, vocabulary).axes[0].texts) if "prompt:" in text]
     assert quoted == [f"{mark}prompt:  مرحبا{mark}‹0001›{mark} שלום{mark}‹0001›{mark}"]
+
+
+def test_words_do_not_overlap_in_a_pdf() -> None:
+    """Matplotlib gives marks of direction a width there, and takes it back from the word that follows."""
+    record, vocabulary = make([" مرحبا".encode(), b"\x01", b"WW", " שלום\x01a".encode()], ("resid_post",), layers=2)
+    for kind in KINDS:
+        data = render(record, kind, "pdf", MODEL, vocabulary=vocabulary)
+        streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", data, re.DOTALL)
+        page = b"".join(zlib.decompress(stream) for stream in streams if stream[:1] == b"x")
+        moves = [float(move) for move in re.findall(rb"[)\[]\s+(-?[\d.]+)\s+\(", page)]
+        assert len(moves) > 10
+        assert all(abs(move) < 250 for move in moves)  # thousandths of the font's size; a space has 318
 
 
 def test_a_long_word_does_not_leave_its_line_empty() -> None:
