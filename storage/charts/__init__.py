@@ -32,6 +32,7 @@ def chart(run: "Run", path: str | Path, *, other: "Run | None" = None, by: str |
     from raylens.storage.charts import aggregate, compare
     from raylens.storage.fonts import choose_fonts
     from raylens.storage.plots import canvas
+    from raylens.storage.plots.files import encode
 
     path = Path(path)
     suffix = path.suffix.lower().removeprefix(".")
@@ -42,7 +43,7 @@ def chart(run: "Run", path: str | Path, *, other: "Run | None" = None, by: str |
     fonts = choose_fonts(None if font is None else Path(font))
     picture = aggregate.aggregate(run, by) if other is None else compare.compared(run, other)
     with canvas.settled(fonts):
-        (data,) = canvas.encode([picture.draw(fonts)], suffix, picture.heading)
+        (data,) = encode([picture.draw(fonts)], suffix, picture.heading)
     try:
         path.write_bytes(data)
     except OSError as error:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from raylens.storage.record import Record
     from raylens.storage.vocabulary import Vocabulary
 
-_SHARED = {"canvas", "important", "many", "paging", "panel", "request", "scales", "standing"}
+_SHARED = {"canvas", "files", "important", "many", "paging", "panel", "request", "scales", "standing"}
 #: The kinds of picture.
 KINDS = tuple(sorted(module.name for module in iter_modules(__path__) if module.name not in _SHARED))
 #: The file formats, by suffix.
@@ -134,12 +134,13 @@ def render(
     """
     from raylens.storage.fonts import choose_fonts
     from raylens.storage.plots import canvas
+    from raylens.storage.plots.files import encode
 
     drawer = _kind(kind)
     fonts = choose_fonts(None if font is None else Path(font))
     with canvas.settled(fonts):
         figures = (drawer.draw(page, fonts) for page in drawer.pages(record, vocabulary, request))
-        return canvas.encode(figures, suffix, request.heading(record))
+        return encode(figures, suffix, request.heading(record))
 
 
 def _kind(kind: str) -> _Kind:

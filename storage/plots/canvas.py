@@ -2,24 +2,19 @@
 
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from threading import Lock
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import Normal
-from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from raylens.storage import labels
@@ -36,7 +31,7 @@ _LINE = 1.4  # height of a line of text, in ems
 _NO_VALUE = "#d0d0d0"
 _FAMILY = "sans-serif"
 #: Keeps a line that begins with Arabic or Hebrew from being laid out from the right as a whole. Draws nothing.
-_LEFT_TO_RIGHT = "\u200e"
+LEFT_TO_RIGHT = "\u200e"
 
 Array = NDArray[np.float64]
 #: A matplotlib line style: its sign, or an offset with lengths of strokes and gaps in points.
@@ -82,8 +77,8 @@ class Scale:
 def _directed(text: str) -> str:
     """Text with marks of direction where it needs them: signs and digits of an escape would go with the Arabic beside them."""
     if text.isascii() or not any(unicodedata.bidirectional(character) in ("R", "AL") for character in text):
-        return text.removeprefix(_LEFT_TO_RIGHT)
-    return labels.ESCAPE.sub(rf"{_LEFT_TO_RIGHT}\g<0>{_LEFT_TO_RIGHT}", text)
+        return text.removeprefix(LEFT_TO_RIGHT)
+    return labels.ESCAPE.sub(rf"{LEFT_TO_RIGHT}\g<0>{LEFT_TO_RIGHT}", text)
 
 
 def ink(rgba: Array) -> str:
@@ -179,7 +174,7 @@ class Sheet:
             self.text(x, base - 0.11, text, align="center")
         beside = left + width + 0.15
         for line, text in enumerate(self.fonts.wrap(scale.label, self.width - beside - MARGIN, CAPTION, 2)):
-            self.text(beside, base + height / 2 - line * CAPTION * _LINE / 72, _LEFT_TO_RIGHT + text, CAPTION)
+            self.text(beside, base + height / 2 - line * CAPTION * _LINE / 72, LEFT_TO_RIGHT + text, CAPTION)
 
     def mesh(self, left: float, bottom: float, size: tuple[float, float], colours: Array, edge: float) -> None:
         """Coloured cells without text, first row at the bottom; as ``cells``, with white edges of so many points."""
@@ -209,7 +204,7 @@ class Header:
         y = sheet.height - MARGIN
         for text, points in self.lines:
             step = points * _LINE / 72
-            sheet.text(left, y - step / 2, _LEFT_TO_RIGHT + text, points)
+            sheet.text(left, y - step / 2, LEFT_TO_RIGHT + text, points)
             y -= step
         if scale is not None:
             sheet.key(left, y - 0.08 - KEY_HEIGHT, scale)
@@ -240,34 +235,3 @@ def settled(fonts: Fonts) -> Iterator[None]:
             }
         )
         yield
-
-
-def encode(figures: Iterable[Figure], suffix: str, title: str) -> list[bytes]:
-    """A file of each figure, or one PDF of all, without dates or random names in it. Call within ``settled``.
-
-    Args:
-        suffix: png, svg or pdf.
-        title: for readers that cannot see the picture.
-    """
-    name = labels.text_label(title)
-    if suffix == "pdf":
-        return [_pdf(figures, name)]
-    metadata: dict[str, Any] = {"Title": name, "Software": None} if suffix == "png" else {"Title": name, "Date": None}
-    files = []
-    for figure in figures:
-        data = BytesIO()
-        figure.savefig(data, format=suffix, dpi=DPI, metadata=metadata)
-        files.append(data.getvalue())
-    return files
-
-
-def _pdf(figures: Iterable[Figure], name: str) -> bytes:
-    data = BytesIO()
-    with PdfPages(data, metadata={"Title": name, "CreationDate": None}) as pages:
-        for figure in figures:
-            # In matplotlib's PDF a mark of direction moves the word after it by a space; as outlines words stay where they are.
-            for text in figure.findobj(Text):
-                if _LEFT_TO_RIGHT in text.get_text():
-                    text.set_path_effects([Normal()])
-            pages.savefig(figure)
-    return data.getvalue()

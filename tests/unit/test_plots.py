@@ -9,6 +9,7 @@ import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -597,6 +598,19 @@ def test_an_escape_is_not_torn_by_the_arabic_beside_it() -> None:
     assert "‹0001›" in shown
     quoted = [text for text in (t.get_text() for t in drawn("rank", record, vocabulary).axes[0].texts) if "prompt:" in text]
     assert quoted == [f"{mark}prompt:  مرحبا{mark}‹0001›{mark} שלום{mark}‹0001›{mark}"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_text_is_in_a_png(kind: str) -> None:
+    """Where it should be: its box has ink and another colour behind it."""
+    record, vocabulary = make(HOSTILE, layers=2)
+    pixels = np.asarray(Image.open(BytesIO(render(record, kind, "png", MODEL, vocabulary=vocabulary))).convert("RGB"))
+    texts = [text for text in drawn(kind, record, vocabulary).axes[0].texts if text.get_text().strip()]
+    assert len(texts) > 15
+    for text in texts:
+        left, bottom, right, top = np.round(text.get_window_extent().extents).astype(int)
+        box = pixels[pixels.shape[0] - top : pixels.shape[0] - bottom, left:right].reshape(-1, 3).astype(int)
+        assert np.ptp(box.sum(axis=1)) > 100, text.get_text()
 
 
 def test_words_do_not_overlap_in_a_pdf() -> None:
