@@ -79,7 +79,7 @@ class Fonts:
         return done
 
     def _fitting(self, parts: list[str], inches: float, points: float) -> int:
-        """How many of the parts go on a line: all, or up to the last space, or as many as there is room for, but one at least."""
+        """How many of the parts go on a line, at least one: all, or up to a space in the line's second half, or what has room."""
         room = inches
         count = 0
         while count < len(parts) and (room := room - self.width(parts[count], points)) >= 0:
@@ -87,7 +87,7 @@ class Fonts:
         if count == len(parts):
             return count
         after_space = next((i for i in range(count, 0, -1) if parts[i - 1] == " "), 0)
-        return after_space or max(count, 1)
+        return after_space if 2 * after_space > count else max(count, 1)
 
     def _advance(self, character: str) -> float | None:
         """Advance in ems by the first face that has the character, or None."""

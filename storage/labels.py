@@ -29,8 +29,8 @@ _INVISIBLE = frozenset(
     ]
     for code in range(first, last + 1)
 )
-#: What must stay in one piece when a label is cut: an escape, an unknown id, or a character with its marks.
-_ESCAPE = re.compile(r"‹(?:[0-9A-F]{2}|[0-9A-F]{4,6}|id -?\d+)›")
+#: What must stay in one piece when a label is cut or laid out, as a character with its marks: an escape or an unknown id.
+ESCAPE = re.compile(r"‹(?:[0-9A-F]{2}|[0-9A-F]{4,6}|id -?\d+)›")
 
 
 def label(token: bytes | str) -> str:
@@ -94,7 +94,7 @@ def pieces(label: str) -> list[str]:
     found: list[str] = []
     at = 0
     while at < len(label):
-        escape = _ESCAPE.match(label, at)
+        escape = ESCAPE.match(label, at)
         end = escape.end() if escape else at + 1
         while end < len(label) and _is_mark(label[end]):
             end += 1

@@ -1,5 +1,6 @@
 """``raylens plot``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from raylens.scheduler.cli._bar import with_bar
 from raylens.scheduler.cli._options import open_record, open_run, open_store, store_option
 from raylens.storage.charts import KINDS as CHARTS
 from raylens.storage.errors import UsageError
-from raylens.storage.plots import FORMATS, KINDS, plot
+from raylens.storage.plots import FORMATS, KINDS, write
 
 if TYPE_CHECKING:
     from raylens.storage.plots.request import Request
@@ -28,72 +29,116 @@ if TYPE_CHECKING:
     help="Of a prompt, grid: positions by layers; rank: layers by rank; trajectory: tokens over layers. Of a whole run, "
     "aggregate: curves over layers; compare: what another run changes.",
 )
-@click.option("--stat", help="What is shown: rank, prob, logprob, entropy or kl, as the kind has it.")
+@click.option("--stat", help="What is shown: rank, prob, logprob, final_prob, final_logprob, entropy or kl, as the kind has it.")
 @click.option("--tap", help="The tap shown.")
 @click.option("--positions", metavar="A:B", help="Positions shown; the last 24 (grid) or the last one by default.")
-@click.option("--layer-step", type=click.IntRange(min=1), default=1, help="Every Nth layer, counted from the last one down.")
-@click.option("--font", type=click.Path(exists=True, dir_okay=False), help="Font file for glyphs that DejaVu Sans lacks.")
-@click.option("--token", "tokens", multiple=True, metavar="TEXT|id:N", help="Token that a trajectory follows; may be repeated.")
+@click.option("--layer-step", type=click.IntRange(min=1), help="Every Nth layer, counted from the last one down.")
+@click.option(
+    "--token",
+    "tokens",
+    multiple=True,
+    metavar="TEXT|id:N",
+    help="Token that a trajectory follows, may be repeated; or whose rank, prob or logprob colours a grid.",
+)
+@click.option(
+    "--important",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="rank: only the N layers where the predicted token's rank changes most.",
+)
+@click.option(
+    "--important-threshold",
+    "threshold",
+    type=click.FloatRange(min=0, max=100),
+    metavar="PERCENT",
+    help="rank: only layers with a token above it, LogitLens4LLMs's rule (which takes 3).",
+)
+@click.option(
+    "--pages",
+    is_flag=True,
+    help="In pages: NAME-1.png, NAME-2.png and so on, or one PDF. A grid then shows all positions unless told, 24 a page; "
+    "rank and trajectory one position a page.",
+)
 @click.option("--against", metavar="RUN", help="The run that compare holds against this one.")
 @click.option("--by", metavar="KEY", help="Metadata key whose values an aggregate draws apart.")
+@click.option("--font", type=click.Path(exists=True, dir_okay=False), help="Font file for glyphs that DejaVu Sans lacks.")
 @click.option("--all", "every", is_flag=True, help="Every record of RUN, on all cores, into the folder --output.")
-@click.option(
-    "--format", "suffix", type=click.Choice(FORMATS), default="png", show_default=True, help="Of the pictures of --all."
-)
+@click.option("--format", "suffix", type=click.Choice(FORMATS), help="Of the pictures of --all; png by default.")
 @click.option("-o", "--output", required=True, metavar="PATH", help="Picture to write, .png, .svg or .pdf; with --all, a folder.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object that names the picture.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object that names the picture, or with --pages the pictures.")
 def command(address: str, store: str, every: bool, output: str, as_json: bool, **options: Any) -> None:
     """Draw one prompt of a run, all of them, or the run as a whole, from the store alone."""
-    from raylens.storage.plots.request import Request, positions_of
-    from raylens.storage.token_names import token_ids
+    from raylens.storage.plots.request import positions_of
 
     run, prompt = open_run(store, address)
-    if options["kind"] in CHARTS:
+    kind = options["kind"]
+    if kind in CHARTS:
         if prompt is not None:
-            raise UsageError(f"--kind {options['kind']} draws a whole run; {address!r} names a prompt: give the run alone")
+            raise UsageError(f"--kind {kind} draws a whole run; {address!r} names a prompt: give the run alone")
+        _refuse({**options, "every": every}, _OF_RECORDS, f"--kind {kind}")
         _plot_run(run, store, output, as_json, options)
         return
-    _refuse(options, ("against", "by"), f"--kind {options['kind']}")
-    tokens = token_ids(options["tokens"], run.vocabulary) if options["tokens"] else None
-    model = str(run.manifest.sources["label"])
-    request = Request(model, options["stat"], options["tap"], layer_step=options["layer_step"], tokens=tokens)
+    _refuse(options, ("against", "by"), f"--kind {kind}")
+    if kind != "rank":
+        _refuse(options, ("important", "threshold"), f"--kind {kind}")
+    else:
+        _refuse(options, ("tokens",), "--kind rank")
+    request = _request(run, options)
     if every:
         if prompt is not None:
             raise UsageError(f"--all draws every record of a run; {address!r} names a prompt: give the run alone")
         _plot_all(run, request, output, as_json, options)
         return
+    _refuse(options, ("suffix",), "one prompt, whose --output ends in .png, .svg or .pdf")
     _, record = open_record(store, address)
-    positions = None if options["positions"] is None else positions_of(record, options["positions"])
-    path = plot(
-        record,
-        options["kind"],
-        output,
-        vocabulary=run.vocabulary,
-        model=model,
-        stat=request.stat,
-        tap=request.tap,
-        positions=positions,
-        layer_step=request.layer_step,
-        tokens=tokens,
-        font=options["font"],
-    )
+    if options["positions"] is not None:
+        request = replace(request, positions=positions_of(record, options["positions"]))
+    paths = write(record, kind, output, request, vocabulary=run.vocabulary, font=options["font"])
     if as_json:
-        click.echo(orjson.dumps({"file": str(path), "kind": options["kind"], "run": run.name, "prompt": record.id}))
+        files = {"files": [str(path) for path in paths]} if options["pages"] else {"file": str(paths[0])}
+        click.echo(orjson.dumps({**files, "kind": kind, "run": run.name, "prompt": record.id}))
     else:
-        click.echo(path)
+        click.echo("\n".join(map(str, paths)))
+
+
+#: Options of pictures of records, which charts of whole runs do not take.
+_OF_RECORDS = ("stat", "tap", "positions", "layer_step", "tokens", "important", "threshold", "pages", "every", "suffix")
+#: Names of options that are not those of their parameters.
+_NAMES = {
+    "tokens": "token",
+    "layer_step": "layer-step",
+    "threshold": "important-threshold",
+    "every": "all",
+    "suffix": "format",
+}
+
+
+def _request(run: "Run", options: dict[str, Any]) -> "Request":
+    from raylens.storage.plots.request import Request
+    from raylens.storage.token_names import token_ids
+
+    return Request(
+        model=str(run.manifest.sources["label"]),
+        stat=options["stat"],
+        tap=options["tap"],
+        layer_step=options["layer_step"] or 1,
+        tokens=token_ids(options["tokens"], run.vocabulary) if options["tokens"] else None,
+        important=options["important"],
+        threshold=options["threshold"],
+        pages=options["pages"],
+    )
 
 
 def _refuse(options: dict[str, Any], names: tuple[str, ...], what: str) -> None:
     for name in names:
-        if options[name]:
-            raise UsageError(f"--{name.removesuffix('s') if name == 'tokens' else name}: does not go with {what}; leave it out")
+        if options[name] not in (None, False, ()):
+            raise UsageError(f"--{_NAMES.get(name, name)}: does not go with {what}; leave it out")
 
 
 def _plot_run(run: "Run", store: str, output: str, as_json: bool, options: dict[str, Any]) -> None:
     from raylens.storage.charts import chart
 
     kind, against = options["kind"], options["against"]
-    _refuse(options, ("stat", "tap", "positions", "tokens"), f"--kind {kind}")
     if (kind == "compare") != (against is not None):
         raise UsageError("--kind compare needs the other run, and only it does: --against RUN")
     path = chart(
@@ -105,9 +150,9 @@ def _plot_run(run: "Run", store: str, output: str, as_json: bool, options: dict[
 def _plot_all(run: "Run", request: "Request", output: str, as_json: bool, options: dict[str, Any]) -> None:
     from raylens.storage.plots.many import Job, plot_all
 
-    job = Job(options["kind"], options["suffix"], request, Path(output), options["positions"], options["font"])
+    job = Job(options["kind"], options["suffix"] or "png", request, Path(output), options["positions"], options["font"])
     total = sum(entry.failure is None for entry in run.entries)
-    count = sum(1 for _ in with_bar(plot_all(run, job), "drawing", total))
+    count = sum(len(paths) for paths in with_bar(plot_all(run, job), "drawing", total))
     if as_json:
         click.echo(orjson.dumps({"folder": output, "kind": job.kind, "run": run.name, "pictures": count}))
     else:

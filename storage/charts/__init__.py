@@ -53,10 +53,12 @@ def render(run: "Run", suffix: str, *, other: "Run | None" = None, by: str | Non
     from raylens.storage.charts import aggregate, compare
     from raylens.storage.fonts import choose_fonts
     from raylens.storage.plots import canvas
+    from raylens.storage.plots.files import encode
 
     if other is not None and by is not None:
         raise UsageError("a comparison of two runs is not split by metadata; leave --by out")
     fonts = choose_fonts(None if font is None else Path(font))
     picture = aggregate.aggregate(run, by) if other is None else compare.compared(run, other)
     with canvas.settled(fonts):
-        return canvas.encode(picture.draw(fonts), suffix, picture.heading)
+        (data,) = encode([picture.draw(fonts)], suffix, picture.heading)
+    return data

@@ -1,4 +1,5 @@
-"""A run at a glance: agreement with the final prediction, entropy and KL by layer and tap, and where predictions are decided."""
+"""A run at a glance: agreement with the final prediction, entropy and KL by layer and tap, as curves and as maps, and where
+predictions are decided."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -6,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from raylens.storage.charts.stack import Chart, Curve, Panels, Plot, series
+from raylens.storage.charts.stack import Chart, Curve, Map, Panels, Plot, drawn_taps, series
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import text_label
 from raylens.storage.plots.panel import share_axis, upward_axis
+from raylens.storage.plots.scales import nats_scale, prob_scale
 from raylens.storage.store import Run
-from raylens.storage.taps import TAPS
 
 #: Values of a metadata key that are drawn apart.
 MOST_VALUES = 8
@@ -33,8 +34,8 @@ def aggregate(run: Run, by: str | None = None) -> Chart:
         groups[row["tap"] if by is None else _value(row["split"])].append(row)
     if by is not None and len(groups) > MOST_VALUES:
         raise UsageError(f"--by {by}: {len(groups)} values; at most {MOST_VALUES} are drawn apart")
-    names = [tap for tap in TAPS if tap in groups and len(groups[tap]) > 1] if by is None else sorted(groups)
     layers = sorted({row["layer"] for row in rows})
+    names = drawn_taps(groups, layers) if by is None else sorted(groups)
     plots = [_agreement(groups, names, layers), _entropy(groups, names, layers), _kl(groups, names, layers)]
     plots.append(_depth(run, by, layers, names))
     counts = run.counts()
@@ -45,8 +46,21 @@ def aggregate(run: Run, by: str | None = None) -> Chart:
     return Chart(
         heading=f"{run.manifest.sources['label']} · run {run.name}",
         captions=(caption, *([] if by else ["band: 10 to 90 % of the places, of resid_post"])),
-        panels=Panels(layers, [plot for plot in plots if plot is not None], names),
+        panels=Panels(layers, [plot for plot in plots if plot is not None], names, _maps(groups, names, layers)),
     )
+
+
+def _maps(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], layers: Sequence[int]) -> list[Map]:
+    """What can be seen of all taps at once: means, without a map of what the run does not have."""
+    maps = [
+        Map(scale, np.array([series(groups[name], column, layers) for name in names]).reshape(len(names), len(layers)))
+        for column, scale in (
+            ("agreement", prob_scale("share of places where the best token is the final prediction")),
+            ("entropy", nats_scale("entropy in nats, mean, 12 and more alike")),
+            ("kl", nats_scale("KL of the final prediction from here in nats, mean, 12 and more alike")),
+        )
+    ]
+    return [one for one in maps if not np.isnan(one.values).all()]
 
 
 def _value(split: str | None) -> str:

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from raylens.storage.charts.stack import Chart, Curve, Panels, Plot, series
+from raylens.storage.charts.stack import Chart, Curve, Panels, Plot, drawn_taps, series
 from raylens.storage.comparison import compare
 from raylens.storage.plots.panel import share_axis, signed_axis
 from raylens.storage.store import Run
-from raylens.storage.taps import TAPS
 
 _SIGNED = (
     ("entropy_change", "entropy in nats, the other less this, mean"),
@@ -29,8 +28,8 @@ def compared(one: Run, other: Run) -> Chart:
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["tap"]].append(row)
-    names = [tap for tap in TAPS if len(groups.get(tap, ())) > 1]
     layers = sorted({row["layer"] for row in rows})
+    names = drawn_taps(groups, layers)
     plots = [
         Plot(share_axis("share of places where both have the same best token"), _curves(groups, names, "agreement", layers)),
         Plot(share_axis("share of the k best tokens that both have"), _curves(groups, names, "overlap", layers)),

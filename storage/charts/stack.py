@@ -1,4 +1,4 @@
-"""Plots over the same layers, one above the other."""
+"""Plots over the same layers, one above the other, and maps of layers by tap below them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,11 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from raylens.storage.fonts import Fonts
-from raylens.storage.plots.canvas import CAPTION, LEAST_WIDTH, MARGIN, Array, Sheet, header
-from raylens.storage.plots.panel import ABOVE, BELOW, Axis, Panel
+from raylens.storage.plots.canvas import CAPTION, KEY_HEIGHT, LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
+from raylens.storage.plots.panel import ABOVE, BELOW, Axis, Panel, draw_layers
+from raylens.storage.taps import TAPS
 
 _HEIGHT, _STEP, _LEAST_PLOT = 1.9, 0.2, 4.5  # of a plot and between layers; all lengths are inches
 _LEFT, _RIGHT = 0.75, 1.9
+_ROW, _GAP, _ABOVE = 0.22, 0.04, 0.14  # of a row of a map, between map and key, and above the key
 _BAR = 5  # the style of bars: pale
 
 
@@ -41,23 +43,47 @@ class Plot:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Map:
+    """Values as colours, a row for each name.
+
+    Attributes:
+        scale: what the colours mean.
+        values: [N, L].
+    """
+
+    scale: Scale
+    values: Array
+
+    @property
+    def height(self) -> float:
+        """Inches, with the key above and the numbers below."""
+        return _ABOVE + KEY_HEIGHT + _GAP + len(self.values) * _ROW + BELOW
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Panels:
-    """Plots from the top down.
+    """Plots from the top down, then maps.
 
     Attributes:
         layers: along all of them.
-        names: of the curves.
+        names: of the curves, and of the rows of maps from the top down.
     """
 
     layers: Sequence[int]
     plots: Sequence[Plot]
     names: Sequence[str]
+    maps: Sequence[Map] = ()
 
 
 def series(rows: Sequence[Mapping[str, Any]], column: str, layers: Sequence[int]) -> Array:
     """[L] values of a column, not a number where a layer has none."""
     found = {row["layer"]: row[column] for row in rows if row[column] is not None}
     return np.array([found.get(layer, np.nan) for layer in layers], dtype=np.float64)
+
+
+def drawn_taps(groups: Mapping[str, Sequence[Any]], layers: Sequence[int]) -> list[str]:
+    """The taps that are drawn over layers: not the embedding's, which has one layer, unless the run has no more."""
+    return [tap for tap in TAPS if len(groups.get(tap, ())) > 1 or (tap in groups and len(layers) == 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +110,40 @@ def stacked(heading: str, captions: Sequence[str], panels: Panels, fonts: Fonts)
     width = max(_LEFT + plot + _RIGHT, LEAST_WIDTH)
     head = header(heading, captions, width - 2 * MARGIN, fonts, keyed=False)
     each = ABOVE + _HEIGHT + BELOW
-    sheet = Sheet(width, MARGIN + each * len(panels.plots) + head.height, fonts)
+    below = sum(one.height for one in panels.maps)
+    sheet = Sheet(width, MARGIN + below + each * len(panels.plots) + head.height, fonts)
     head.draw(sheet, MARGIN)
-    for number, one in enumerate(reversed(panels.plots)):
-        panel = Panel(sheet, _LEFT, MARGIN + BELOW + number * each, plot, _HEIGHT, panels.layers, one.axis)
-        panel.frame()
-        if one.bars is not None:
-            panel.bars(one.bars, _BAR)
-        for style, curve in enumerate(one.curves):
-            if len(curve.low) == len(curve.values):
-                panel.band(curve.low, curve.high, style)
-        for style, curve in enumerate(one.curves):
-            panel.line(curve.values, style)
-        if not one.alone:
-            left = _LEFT + plot + 0.15
-            panel.key(panels.names, left, width - left - MARGIN, CAPTION)
+    bottom = MARGIN
+    for map_ in reversed(panels.maps):
+        _draw_map(sheet, map_, panels, bottom, plot)
+        bottom += map_.height
+    for one in reversed(panels.plots):
+        _draw_plot(sheet, one, panels, bottom, plot)
+        bottom += each
     return sheet.figure
+
+
+def _draw_plot(sheet: Sheet, one: Plot, panels: Panels, bottom: float, width: float) -> None:
+    panel = Panel(sheet, _LEFT, bottom + BELOW, width, _HEIGHT, panels.layers, one.axis)
+    panel.frame()
+    if one.bars is not None:
+        panel.bars(one.bars, _BAR)
+    for style, curve in enumerate(one.curves):
+        if len(curve.low) == len(curve.values):
+            panel.band(curve.low, curve.high, style)
+    for style, curve in enumerate(one.curves):
+        panel.line(curve.values, style)
+    if not one.alone:
+        left = _LEFT + width + 0.15
+        panel.key(panels.names, left, sheet.width - left - MARGIN, CAPTION)
+
+
+def _draw_map(sheet: Sheet, one: Map, panels: Panels, bottom: float, width: float) -> None:
+    floor = bottom + BELOW
+    sheet.mesh(_LEFT, floor, (width / len(panels.layers), _ROW), one.scale.paint(one.values[::-1]), edge=0.5)
+    left = _LEFT + width + 0.15
+    for row, name in enumerate(reversed(panels.names)):
+        text = sheet.fonts.fit(name, sheet.width - left - MARGIN, CAPTION)
+        sheet.text(left, floor + (row + 0.5) * _ROW, text, CAPTION)
+    draw_layers(sheet, _LEFT, floor, width, panels.layers)
+    sheet.key(_LEFT, floor + len(one.values) * _ROW + _GAP, one.scale)

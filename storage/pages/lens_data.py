@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from raylens.storage.labels import text_label, token_label
 from raylens.storage.pages.packing import packed, packed_logprobs, packed_texts, smallest_unsigned
-from raylens.storage.plots.grid import STATS, scale_of
+from raylens.storage.plots.canvas import Scale
 from raylens.storage.plots.request import prediction, taps_of
+from raylens.storage.plots.scales import exact_rank_scale, logprob_scale, nats_scale, prob_scale, rank_scale
 from raylens.storage.record import Record, TapLens
 from raylens.storage.vocabulary import Vocabulary
 
@@ -58,7 +59,7 @@ def lens_data(
         "final_tap": final.tap,
         "final_layer": final.layer,
         "taps": [_tap(name, lens, columns, ids) for name, lens in taps.items()],
-        "scales": {stat: _scale(stat, taps[final.tap].ids.shape[2], record) for stat in STATS},
+        "scales": _scales(taps[final.tap].ids.shape[2]),
     }
 
 
@@ -76,14 +77,18 @@ def _tap(name: str, lens: TapLens, columns: list[int], ids: NDArray[np.uint32]) 
     }
 
 
-def _scale(stat: str, k: int, record: Record) -> dict[str, Any]:
-    """The grid picture's scale, so that page and picture have the same colours."""
-    one = scale_of(stat, k, prediction(record))
-    colours = matplotlib.colormaps[one.colours](np.linspace(0, 1, COLOURS))
+def _scales(k: int) -> dict[str, dict[str, Any]]:
+    """The pictures' scales, so that a page has their colours."""
+    scales = {"rank": rank_scale("", k), "exact_rank": exact_rank_scale(""), "prob": prob_scale(""), "logprob": logprob_scale("")}
+    return {stat: _scale(scale) for stat, scale in {**scales, "entropy": nats_scale(""), "kl": nats_scale("")}.items()}
+
+
+def _scale(scale: Scale) -> dict[str, Any]:
+    colours = matplotlib.colormaps[scale.colours](np.linspace(0, 1, COLOURS))
     return {
-        "low": one.low,
-        "high": one.high,
-        "log": one.log,
-        "ticks": [[value, text] for value, text in one.ticks],
+        "low": scale.low,
+        "high": scale.high,
+        "log": scale.log,
+        "ticks": [[value, text] for value, text in scale.ticks],
         "colours": [to_hex(colour) for colour in colours],
     }

@@ -1,13 +1,13 @@
 """Static pictures of a record, drawn from what is stored and never from a model.
 
 A kind of picture is a module of this folder with ``STATS``, the stats that can colour it, the default first, and
-``figure(record, vocabulary, request, fonts)``. A new file is a new kind.
+``pages(record, vocabulary, request)``, what each page shows, and ``draw(page, fonts)``. A new file is a new kind.
 """
 
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from raylens.storage.errors import UsageError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from raylens.storage.record import Record
     from raylens.storage.vocabulary import Vocabulary
 
-_SHARED = {"canvas", "many", "panel", "request"}
+_SHARED = {"canvas", "files", "important", "many", "paging", "panel", "request", "scales", "standing"}
 #: The kinds of picture.
 KINDS = tuple(sorted(module.name for module in iter_modules(__path__) if module.name not in _SHARED))
 #: The file formats, by suffix.
@@ -31,7 +31,9 @@ FORMATS = ("png", "svg", "pdf")
 class _Kind(Protocol):
     STATS: tuple[str, ...]
 
-    def figure(self, record: "Record", vocabulary: "Vocabulary", request: "Request", fonts: "Fonts") -> "Figure": ...
+    def pages(self, record: "Record", vocabulary: "Vocabulary", request: "Request") -> "Sequence[Any]": ...
+
+    def draw(self, picture: Any, fonts: "Fonts") -> "Figure": ...
 
 
 def stats(kind: str) -> tuple[str, ...]:
@@ -70,7 +72,7 @@ def plot(
         positions: from the start of the prompt. By default grid shows the last 24, rank the last one; rank takes one only.
         title: heading; the model's and the prompt's name then go to the line below it.
         layer_step: every so many layers, counted from the last one down, which is always shown.
-        tokens: ids that a trajectory follows; by default the best of the last layer.
+        tokens: ids that a trajectory follows, by default the best of the last layer; or the one that colours a grid.
         font: a font file to use for what DejaVu Sans lacks.
 
     Returns:
@@ -81,24 +83,48 @@ def plot(
     """
     from raylens.storage.plots.request import Request
 
+    request = Request(model, stat, tap, positions, title, layer_step, tokens)
+    (written,) = write(record, kind, path, request, vocabulary=vocabulary, font=font)
+    return written
+
+
+def write(
+    record: "Record",
+    kind: str,
+    path: str | Path,
+    request: "Request",
+    *,
+    vocabulary: "Vocabulary",
+    font: str | Path | None = None,
+) -> list[Path]:
+    """Draw a record into a file, or with ``request.pages`` into numbered files, one a page; a PDF holds all pages.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        UsageError: as ``plot``.
+    """
+    from raylens.storage.plots.paging import numbered
+
     path = Path(path)
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         raise UsageError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
-    data = render(
-        record, kind, suffix, Request(model, stat, tap, positions, title, layer_step, tokens), vocabulary=vocabulary, font=font
-    )
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}; choose another path") from error
-    return path
+    files = render(record, kind, suffix, request, vocabulary=vocabulary, font=font)
+    paths = numbered(path, len(files)) if request.pages and suffix != "pdf" else [path]
+    for each, data in zip(paths, files, strict=True):
+        try:
+            each.write_bytes(data)
+        except OSError as error:
+            raise UsageError(f"{each}: cannot be written: {error.strerror}; choose another path") from error
+    return paths
 
 
 def render(
     record: "Record", kind: str, suffix: str, request: "Request", *, vocabulary: "Vocabulary", font: str | Path | None = None
-) -> bytes:
-    """The file that ``plot`` would write, in memory.
+) -> list[bytes]:
+    """The files that ``write`` would write, in memory.
 
     Args:
         suffix: one of ``FORMATS``.
@@ -108,11 +134,13 @@ def render(
     """
     from raylens.storage.fonts import choose_fonts
     from raylens.storage.plots import canvas
+    from raylens.storage.plots.files import encode
 
     drawer = _kind(kind)
     fonts = choose_fonts(None if font is None else Path(font))
     with canvas.settled(fonts):
-        return canvas.encode(drawer.figure(record, vocabulary, request, fonts), suffix, request.heading(record))
+        figures = (drawer.draw(page, fonts) for page in drawer.pages(record, vocabulary, request))
+        return encode(figures, suffix, request.heading(record))
 
 
 def _kind(kind: str) -> _Kind:

@@ -1,12 +1,11 @@
 """What all pictures share: a sheet measured in inches, coloured cells with text in them, colour scales, reproducible files."""
 
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from threading import Lock
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -32,7 +31,7 @@ _LINE = 1.4  # height of a line of text, in ems
 _NO_VALUE = "#d0d0d0"
 _FAMILY = "sans-serif"
 #: Keeps a line that begins with Arabic or Hebrew from being laid out from the right as a whole. Draws nothing.
-_LEFT_TO_RIGHT = "\u200e"
+LEFT_TO_RIGHT = "\u200e"
 
 Array = NDArray[np.float64]
 #: A matplotlib line style: its sign, or an offset with lengths of strokes and gaps in points.
@@ -75,6 +74,13 @@ class Scale:
         return (value - self.low) / (self.high - self.low)
 
 
+def _directed(text: str) -> str:
+    """Text with marks of direction where it needs them: signs and digits of an escape would go with the Arabic beside them."""
+    if text.isascii() or not any(unicodedata.bidirectional(character) in ("R", "AL") for character in text):
+        return text.removeprefix(LEFT_TO_RIGHT)
+    return labels.ESCAPE.sub(rf"{LEFT_TO_RIGHT}\g<0>{LEFT_TO_RIGHT}", text)
+
+
 def ink(rgba: Array) -> str:
     """Black or white, whichever contrasts more with a colour (relative luminance of WCAG)."""
     linear = np.where(rgba[:3] <= 0.04045, rgba[:3] / 12.92, ((rgba[:3] + 0.055) / 1.055) ** 2.4)
@@ -93,7 +99,7 @@ class Sheet:
         """
         if max(width, height) * DPI > MAX_PIXELS:
             size = f"{width * DPI:.0f} x {height * DPI:.0f}"
-            raise UsageError(f"picture of {size} pixels is too large (limit {MAX_PIXELS}); choose fewer positions")
+            raise UsageError(f"picture of {size} pixels is too large (limit {MAX_PIXELS}); choose fewer positions, or --pages")
         self.width, self.height, self.fonts = width, height, fonts
         self.figure = Figure(figsize=(width, height), dpi=DPI)
         FigureCanvasAgg(self.figure)
@@ -109,7 +115,9 @@ class Sheet:
         # A shared baseline, unlike centring each text on its own ink, keeps a row of tokens level.
         baseline = y - 0.36 * points / 72
         font = self._properties[points]
-        self._axes.text(x, baseline, text, ha=align, va="baseline", color=colour, fontproperties=font, parse_math=False)
+        self._axes.text(
+            x, baseline, _directed(text), ha=align, va="baseline", color=colour, fontproperties=font, parse_math=False
+        )
 
     def cells(
         self, left: float, bottom: float, size: tuple[float, float], colours: Array, texts: Sequence[Sequence[str]]
@@ -122,7 +130,7 @@ class Sheet:
             texts: [R][C] labels; each is cut to its cell.
         """
         rows, columns = colours.shape[:2]
-        self._mesh(left, bottom, size, colours, edge=0.5)
+        self.mesh(left, bottom, size, colours, edge=0.5)
         for row in range(rows):
             for column in range(columns):
                 text = self.fonts.fit(texts[row][column], size[0] - 0.06, CELL)
@@ -146,9 +154,12 @@ class Sheet:
         """A filled rectangle."""
         self._axes.add_patch(Rectangle((left, bottom), width, height, facecolor=colour, linewidth=0))
 
-    def frame(self, left: float, bottom: float, width: float, height: float, points: float, colour: str) -> None:
-        """An unfilled rectangle."""
-        self._axes.add_patch(Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=points, zorder=3))
+    def frame(self, left: float, bottom: float, width: float, height: float) -> None:
+        """An unfilled rectangle, black with a white line on it: seen on every colour, by eyes that see none too."""
+        for points, colour in ((2.6, "black"), (1.0, "white")):
+            self._axes.add_patch(
+                Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=points, zorder=3)
+            )
 
     def key(self, left: float, bottom: float, scale: Scale) -> None:
         """The colour scale as a bar with marked values below it and its label to the right. See ``KEY_HEIGHT``."""
@@ -156,14 +167,17 @@ class Sheet:
         edges = np.linspace(0, 1, steps)
         values = scale.low * (scale.high / scale.low) ** edges if scale.log else scale.low + (scale.high - scale.low) * edges
         base = bottom + KEY_HEIGHT - height
-        self._mesh(left, base, (width / steps, height), scale.paint(values)[None], edge=0)
+        self.mesh(left, base, (width / steps, height), scale.paint(values)[None], edge=0)
         for value, text in scale.ticks:
             x = left + width * scale.place(value)
             self.lines([(x, base - 0.03, x, base)], 0.8)
             self.text(x, base - 0.11, text, align="center")
-        self.text(left + width + 0.15, base + height / 2, scale.label, CAPTION)
+        beside = left + width + 0.15
+        for line, text in enumerate(self.fonts.wrap(scale.label, self.width - beside - MARGIN, CAPTION, 2)):
+            self.text(beside, base + height / 2 - line * CAPTION * _LINE / 72, LEFT_TO_RIGHT + text, CAPTION)
 
-    def _mesh(self, left: float, bottom: float, size: tuple[float, float], colours: Array, edge: float) -> None:
+    def mesh(self, left: float, bottom: float, size: tuple[float, float], colours: Array, edge: float) -> None:
+        """Coloured cells without text, first row at the bottom; as ``cells``, with white edges of so many points."""
         rows, columns = colours.shape[:2]
         x = left + size[0] * np.arange(columns + 1)
         y = bottom + size[1] * np.arange(rows + 1)
@@ -190,7 +204,7 @@ class Header:
         y = sheet.height - MARGIN
         for text, points in self.lines:
             step = points * _LINE / 72
-            sheet.text(left, y - step / 2, _LEFT_TO_RIGHT + text, points)
+            sheet.text(left, y - step / 2, LEFT_TO_RIGHT + text, points)
             y -= step
         if scale is not None:
             sheet.key(left, y - 0.08 - KEY_HEIGHT, scale)
@@ -221,21 +235,3 @@ def settled(fonts: Fonts) -> Iterator[None]:
             }
         )
         yield
-
-
-def encode(figure: Figure, suffix: str, title: str) -> bytes:
-    """A figure as a file without dates or random names in it. Call within ``settled``.
-
-    Args:
-        suffix: png, svg or pdf.
-        title: for readers that cannot see the picture.
-    """
-    name = labels.text_label(title)
-    metadata: dict[str, dict[str, Any]] = {
-        "png": {"Title": name, "Software": None},
-        "svg": {"Title": name, "Date": None},
-        "pdf": {"Title": name, "CreationDate": None},
-    }
-    data = BytesIO()
-    figure.savefig(data, format=suffix, dpi=DPI, metadata=metadata[suffix])
-    return data.getvalue()

@@ -1,20 +1,24 @@
 """The grid: positions from left to right, layers from the bottom up, in each cell the token that the lens puts first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from raylens.storage.errors import UsageError
 from raylens.storage.fonts import Fonts
 from raylens.storage.labels import token_label
 from raylens.storage.plots.canvas import CELL, LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
-from raylens.storage.plots.request import Prediction, Request, coverage, prediction, ranks
+from raylens.storage.plots.paging import MOST_ROWS, page_caption, parts
+from raylens.storage.plots.request import Prediction, Request, coverage, prediction
+from raylens.storage.plots.scales import exact_rank_scale, logprob_scale, nats_scale, prob_scale, rank_scale
+from raylens.storage.plots.standing import ranks, standing
 from raylens.storage.record import Record, TapLens
 from raylens.storage.vocabulary import Vocabulary
 
-STATS = ("rank", "prob", "logprob", "entropy", "kl")
-#: Positions drawn when none are asked for: the last ones.
+STATS = ("rank", "prob", "logprob", "entropy", "kl", "final_prob", "final_logprob")
+#: Positions drawn when none are asked for, the last ones; and positions of a page.
 MOST = 24
 _WIDTH, _HEIGHT = 0.84, 0.24  # of a cell; all lengths are inches
 _LEFT = 0.85
@@ -62,25 +66,30 @@ def grid(record: Record, vocabulary: Vocabulary, request: Request) -> Grid:
     stat, tap = request.chosen_stat(STATS), request.chosen_tap(record)
     if stat == "kl" and "kl" not in record.taps[tap].stats:
         raise UsageError(f"stat 'kl': prompt {record.id!r} has no kl; run it with --stats kl")
-    positions = request.chosen_positions(record, MOST)
+    positions = request.chosen_positions(record, len(record.positions) if request.pages else MOST)
     columns = [record.positions.index(position) for position in positions]
     final = prediction(record)
+    subject = _subject(record, vocabulary, request, stat, final)
     parts = [(f"layer {layer}", tap, row) for row, layer in request.chosen_layers(record.taps[tap])]
     embedding = record.taps.get("resid_pre")
     has_embedding = embedding is not None and 0 in embedding.layers
     if embedding is not None and has_embedding:
         parts = [("emb", "resid_pre", embedding.layers.index(0)), *(parts if tap != "resid_pre" else [])]
-    taps = {name: (record.taps[name], _values(record.taps[name], stat, final)) for _, name, _ in parts}
+    taps = {name: (record.taps[name], _values(record, record.taps[name], stat, subject)) for _, name, _ in parts}
     following = [record.token_ids[position + 1 : position + 2] for position in positions]
+    k = record.taps[tap].ids.shape[2]
+    values = np.array([taps[name][1][row, columns] for _, name, row in parts])
+    unknown = subject.targets is not None and bool(np.isnan(values).any())
+    grey = f"; grey: not among the {k} best that are stored" if unknown else ""
     return Grid(
         heading=request.heading(record),
         captions=request.captions(
             record,
             f"cells: top-1 token of {tap}; below: the token read; above: the token that comes next, "
-            f"with {_MARK} where layer {final.layer} ({final.tap}) predicts it",
+            f"with {_MARK} where layer {final.layer} ({final.tap}) predicts it{grey}",
             coverage(record, positions),
         ),
-        scale=scale_of(stat, record.taps[tap].ids.shape[2], final),
+        scale=_scale(stat, k, subject),
         rows=tuple(name for name, _, _ in parts),
         has_embedding=has_embedding,
         positions=positions,
@@ -88,13 +97,36 @@ def grid(record: Record, vocabulary: Vocabulary, request: Request) -> Grid:
         nexts=tuple(token_label(vocabulary, ids[0]) if ids else "" for ids in following),
         hits=tuple(ids == [int(final.ids[column])] for ids, column in zip(following, columns, strict=True)),
         texts=tuple(tuple(token_label(vocabulary, int(taps[name][0].ids[row, c, 0])) for c in columns) for _, name, row in parts),
-        values=np.array([taps[name][1][row, columns] for _, name, row in parts]),
+        values=values,
     )
 
 
-def figure(record: Record, vocabulary: Vocabulary, request: Request, fonts: Fonts) -> Figure:
-    """The grid of a record, drawn."""
-    return draw(grid(record, vocabulary, request), fonts)
+def pages(record: Record, vocabulary: Vocabulary, request: Request) -> list[Grid]:
+    """The grid of a record; in pages, from the first positions on, and of each from the last layer down."""
+    whole = grid(record, vocabulary, request)
+    if not request.pages:
+        return [whole]
+    places = [
+        (rows, columns) for columns in parts(len(whole.positions), MOST) for rows in reversed(parts(len(whole.rows), MOST_ROWS))
+    ]
+    return [_page(whole, rows, columns, number, len(places)) for number, (rows, columns) in enumerate(places, start=1)]
+
+
+def _page(whole: Grid, rows: slice, columns: slice, number: int, count: int) -> Grid:
+    names, positions = whole.rows[rows], whole.positions[columns]
+    caption = page_caption(number, count, [f"position {position}" for position in positions], names)
+    return replace(
+        whole,
+        captions=(*whole.captions, caption),
+        rows=names,
+        has_embedding=whole.has_embedding and rows.start == 0,
+        positions=positions,
+        inputs=whole.inputs[columns],
+        nexts=whole.nexts[columns],
+        hits=whole.hits[columns],
+        texts=tuple(line[columns] for line in whole.texts[rows]),
+        values=whole.values[rows, columns],
+    )
 
 
 def draw(picture: Grid, fonts: Fonts) -> Figure:
@@ -136,36 +168,61 @@ def _draw_column(sheet: Sheet, picture: Grid, column: int, bottom: float, top: f
     sheet.text(x, bottom - 1.5 * _ROW, str(picture.positions[column]), align="center", colour=_GREY)
 
 
-def _values(lens: TapLens, stat: str, final: Prediction) -> Array:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Subject:
+    """Of what a stat is at each position: one token, or the best of each place.
+
+    Attributes:
+        name: in words.
+        targets: [P] token ids; None stands for the best of each place.
+        exact: whether their ranks are known in the whole vocabulary.
+    """
+
+    name: str
+    targets: NDArray[np.uint32] | None
+    exact: bool = False
+
+
+def _subject(record: Record, vocabulary: Vocabulary, request: Request, stat: str, final: Prediction) -> _Subject:
+    """The token asked for, or the final prediction, or the best of each place.
+
+    Raises:
+        UsageError: several tokens, or a stat that is not of a token.
+    """
+    if request.tokens is not None:
+        if stat not in ("rank", "prob", "logprob"):
+            raise UsageError(f"--token: {stat} is not of a token that you choose; rank, prob and logprob are")
+        if len(request.tokens) != 1:
+            raise UsageError(f"--token: a grid is coloured by one token, not {len(request.tokens)}; name it by id:N")
+        token = request.tokens[0]
+        targets = np.full(len(record.positions), token, dtype=np.uint32)
+        return _Subject(token_label(vocabulary, token), targets, token in record.tracked)
+    if stat == "rank" or stat.startswith("final_"):
+        return _Subject(f"the token that layer {final.layer} predicts", final.ids)
+    return _Subject("the top-1 token", None)
+
+
+def _values(record: Record, lens: TapLens, stat: str, subject: _Subject) -> Array:
     """[L, P] of a stat."""
-    if stat == "prob":
-        return np.exp(lens.logprobs[:, :, 0].astype(np.float64))
-    if stat == "logprob":
-        return lens.logprobs[:, :, 0].astype(np.float64)
-    if stat == "kl":
-        return lens.stats["kl"].astype(np.float64)
-    return (lens.entropy if stat == "entropy" else ranks(lens, final.ids)).astype(np.float64)
+    if stat in ("entropy", "kl"):
+        return (lens.entropy if stat == "entropy" else lens.stats["kl"]).astype(np.float64)
+    if subject.targets is None:
+        logprobs = lens.logprobs[:, :, 0].astype(np.float64)
+    elif stat == "rank":
+        return ranks(record, lens, subject.targets)
+    else:
+        logprobs, _ = standing(record, lens, subject.targets)
+    return logprobs if stat.endswith("logprob") else np.exp(logprobs)
 
 
-def scale_of(stat: str, k: int, final: Prediction) -> Scale:
-    """How a stat becomes colours, in this picture and in pages."""
-    if stat == "prob":
-        return Scale("probability of the top-1 token", 0, 1, "viridis", tuple((v / 4, f"{v / 4:g}") for v in range(5)))
-    if stat == "logprob":
-        return Scale(
-            "logprob of the top-1 token in nats, -8 and less alike", -8, 0, "viridis", tuple((v, f"{v}") for v in range(-8, 1, 2))
-        )
-    if stat == "kl":
-        return Scale(
-            "KL of the final prediction from here in nats, 12 and more alike",
-            0,
-            12,
-            "cividis_r",
-            tuple((v, f"{v}") for v in range(0, 13, 3)),
-        )
+def _scale(stat: str, k: int, subject: _Subject) -> Scale:
     if stat == "entropy":
-        # Twelve nats are those of 160,000 equally likely tokens; a scale by vocabulary size would not compare across models.
-        return Scale("entropy in nats, 12 and more alike", 0, 12, "cividis_r", tuple((v, f"{v}") for v in range(0, 13, 3)))
-    marked = [v for v in (1, 2, 5, 10, 20, 50, 100, 200, 500) if 1.4 * v <= k + 1]  # further right they would touch the last
-    ticks = (*((v, f"{v}") for v in marked), (k + 1, f">{k}"))
-    return Scale(f"rank of the token that layer {final.layer} predicts, log scale", 1, k + 1, "viridis_r", ticks, log=True)
+        return nats_scale("entropy in nats, 12 and more alike")
+    if stat == "kl":
+        return nats_scale("KL of the final prediction from here in nats, 12 and more alike")
+    if stat == "rank":
+        label = f"rank, log scale, of {subject.name}"
+        return exact_rank_scale(label) if subject.exact else rank_scale(label, k)
+    if stat.endswith("logprob"):
+        return logprob_scale(f"logprob in nats, -8 and less alike, of {subject.name}")
+    return prob_scale(f"probability of {subject.name}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raylens.storage.errors import UsageError
 from raylens.storage.layout import RunFolder
-from raylens.storage.plots import FORMATS, render
+from raylens.storage.plots import FORMATS, write
 from raylens.storage.plots.request import Request, positions_of
 from raylens.storage.record import Record
 from raylens.storage.store import Run
@@ -24,7 +24,7 @@ class Job:
     """What is drawn of every record.
 
     Attributes:
-        kind, suffix, request, font: as of ``render``.
+        kind, suffix, request, font: as of ``write``.
         positions: those to show, as on the command line, or None.
         folder: where pictures go, each named by its prompt's index: an id may be any text.
     """
@@ -37,8 +37,8 @@ class Job:
     font: str | None = None
 
 
-def plot_all(run: Run, job: Job, processes: int | None = None) -> Iterator[Path]:
-    """Draw every record of a run; each path as it is written.
+def plot_all(run: Run, job: Job, processes: int | None = None) -> Iterator[list[Path]]:
+    """Draw every record of a run; the paths of each as they are written.
 
     Args:
         processes: by default one for each core.
@@ -76,14 +76,9 @@ def _begin(root: Path, job: Job, width: int) -> None:
     _run, _job, _width = Run(RunFolder(root)), job, width
 
 
-def _draw(prompt: str) -> Path:
+def _draw(prompt: str) -> list[Path]:
     record = _run[prompt]
     assert isinstance(record, Record)
     request = _job.request if _job.positions is None else replace(_job.request, positions=positions_of(record, _job.positions))
     path = _job.folder / f"{record.index:0{_width}}.{_job.suffix}"
-    data = render(record, _job.kind, _job.suffix, request, vocabulary=_run.vocabulary, font=_job.font)
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}; choose another folder") from error
-    return path
+    return write(record, _job.kind, path, request, vocabulary=_run.vocabulary, font=_job.font)

@@ -12,6 +12,7 @@ from raylens.storage.plots.canvas import Array, Dash, Sheet
 BELOW, ABOVE = 0.5, 0.25
 _GREY, _PALE = "#595959", "#dddddd"
 _MOST_NUMBERS = 40
+_NOTHING = 1e-9  # what is less is rounding
 #: Okabe and Ito's colours that contrast with white, each with dashes of its own, so that neither is needed alone.
 STYLES: tuple[tuple[str, Dash], ...] = (
     ("#0072b2", "-"),
@@ -53,9 +54,10 @@ def share_axis(label: str) -> Axis:
 
 
 def upward_axis(label: str, highest: float) -> Axis:
-    """From 0 up to the first round number at or above the highest value."""
-    step = _round_step(max(highest, 1e-9) / 5)
-    steps = max(1, math.ceil(max(highest, 1e-9) / step))
+    """From 0 up to the first round number at or above the highest value; to 1 where all are 0."""
+    highest = highest if highest > _NOTHING else 1.0
+    step = _round_step(highest / 5)
+    steps = max(1, math.ceil(highest / step))
     return Axis(label, 0.0, step * steps, tuple((step * n, f"{step * n:g}") for n in range(steps + 1)))
 
 
@@ -108,11 +110,7 @@ class Panel:
             y = self.bottom + (value - self.axis.low) / (self.axis.high - self.axis.low) * self.height
             self.sheet.lines([(self.left, y, self.left + self.width, y)], 0.6, _PALE)
             self.sheet.text(self.left - 0.08, y, text, align="right")
-        count = len(self.layers)
-        for at, layer in enumerate(self.layers):
-            if (count - 1 - at) % math.ceil(count / _MOST_NUMBERS) == 0:
-                self.sheet.text(float(self._x()[at]), self.bottom - 0.14, str(layer), align="center")
-        self.sheet.text(self.left + self.width / 2, self.bottom - 0.36, "layer", align="center")
+        draw_layers(self.sheet, self.left, self.bottom, self.width, self.layers)
         self.sheet.text(self.left, self.bottom + self.height + 0.12, self.axis.label, colour=_GREY)
 
     def line(self, values: Array, style: int) -> None:
@@ -141,9 +139,21 @@ class Panel:
             self.sheet.text(left + 0.5, y, self.sheet.fonts.fit(name, room - 0.5, points), points)
 
     def _x(self) -> Array:
-        count = len(self.layers)
-        inset = self.width / count / 2
-        return np.asarray(np.linspace(self.left + inset, self.left + self.width - inset, count), dtype=np.float64)
+        return _centres(self.left, self.width, len(self.layers))
 
     def _y(self, values: Array) -> Array:
         return self.bottom + np.clip(self.axis.place(values), 0, 1) * self.height
+
+
+def draw_layers(sheet: Sheet, left: float, bottom: float, width: float, layers: Sequence[int]) -> None:
+    """Numbers of layers and the word, in the room ``BELOW`` something; from the last layer down, as many as have room."""
+    step = math.ceil(len(layers) / _MOST_NUMBERS)
+    for at, (x, layer) in enumerate(zip(_centres(left, width, len(layers)), layers, strict=True)):
+        if (len(layers) - 1 - at) % step == 0:
+            sheet.text(float(x), bottom - 0.14, str(layer), align="center")
+    sheet.text(left + width / 2, bottom - 0.36, "layer", align="center")
+
+
+def _centres(left: float, width: float, count: int) -> Array:
+    inset = width / count / 2
+    return np.asarray(np.linspace(left + inset, left + width - inset, count), dtype=np.float64)

@@ -1,15 +1,20 @@
 """The rank picture of LogitLens4LLMs: one position, a row for each layer and tap, the k best tokens from left to right."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from raylens.storage.errors import UsageError
 from raylens.storage.fonts import Fonts
 from raylens.storage.labels import token_label
 from raylens.storage.plots.canvas import LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
+from raylens.storage.plots.important import important_layers
+from raylens.storage.plots.paging import MOST_ROWS, page_caption, parts
 from raylens.storage.plots.request import Request, coverage, prediction, prompt_to, taps_of
+from raylens.storage.plots.scales import prob_scale
 from raylens.storage.record import Record
 from raylens.storage.vocabulary import Vocabulary
 
@@ -19,7 +24,6 @@ MOST_RANKS = 20
 _WIDTH, _HEIGHT = 0.9, 0.2  # of a cell; all lengths are inches
 _LEFT = 1.45
 _ROW = 0.2  # of the ranks below and above the cells
-_FOUND = "#ff2d55"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +62,10 @@ def rank(record: Record, vocabulary: Vocabulary, request: Request) -> RankPictur
     taps = taps_of(record) if request.tap is None else [request.chosen_tap(record)]
     # Sorting is stable, so within a layer taps keep block order.
     places = [(layer, tap, row) for tap in taps for row, layer in request.chosen_layers(record.taps[tap])]
+    shown, rule = important_layers(record, request, column)
+    places = [place for place in places if place[0] in shown]
+    if not places:
+        raise UsageError(f"none of the important layers is shown; leave --tap {request.tap} or --layer-step out")
     places.sort(key=lambda place: place[0])
     rows = tuple((layer, tap) for layer, tap, _ in places)
     most = max(record.taps[tap].ids.shape[2] for tap in taps)
@@ -69,28 +77,30 @@ def rank(record: Record, vocabulary: Vocabulary, request: Request) -> RankPictur
         ids[at, : len(best)] = best
         values[at, : len(best)] = np.exp(record.taps[tap].logprobs[row, column, :k].astype(np.float64))
     target = int(prediction(record).ids[column])
+    columns = f"rank 1 to {k}" + (f" of {most}" if most > k else "")
+    lines = _captions(record, vocabulary, position, columns)
+    if rule:
+        lines += (f"{len({layer for layer, _ in rows})} of {len(record.layers)} layers: {rule}",)
     return RankPicture(
         heading=request.heading(record),
-        captions=request.captions(
-            record, *_captions(record, vocabulary, position, f"rank 1 to {k}" + (f" of {most}" if most > k else ""))
-        ),
-        scale=Scale("probability", 0, 1, "viridis", tuple((v / 4, f"{v / 4:g}") for v in range(5))),
+        captions=request.captions(record, *lines),
+        scale=prob_scale("probability"),
         rows=rows,
-        breaks=tuple(at for at in range(1, len(rows)) if rows[at][0] != rows[at - 1][0]),
+        breaks=_breaks(rows),
         texts=tuple(tuple(token_label(vocabulary, int(i)) if i >= 0 else "" for i in line) for line in ids),
         values=values,
         found=ids == target,
     )
 
 
-def _captions(record: Record, vocabulary: Vocabulary, position: int, ranks: str) -> tuple[str, ...]:
+def _captions(record: Record, vocabulary: Vocabulary, position: int, columns: str) -> tuple[str, ...]:
     final = prediction(record)
     column = record.positions.index(position)
     token = token_label(vocabulary, int(final.ids[column]))
     predicted = f"predicted next: {token} (probability {final.probs[column]:.3f}, layer {final.layer}, {final.tap})"
     following = record.token_ids[position + 1 : position + 2]
     actual = f"; actual next: {token_label(vocabulary, following[0])}" if following else ""
-    axes = f"rows: layer and tap, layer 0 at the bottom; columns: {ranks}; framed: the predicted token"
+    axes = f"rows: layer and tap, layer 0 at the bottom; columns: {columns}; framed: the predicted token"
     return (
         f"prompt: {prompt_to(record, vocabulary, position)}",
         predicted + actual,
@@ -99,9 +109,37 @@ def _captions(record: Record, vocabulary: Vocabulary, position: int, ranks: str)
     )
 
 
-def figure(record: Record, vocabulary: Vocabulary, request: Request, fonts: Fonts) -> Figure:
-    """The rank picture of a record, drawn."""
-    return draw(rank(record, vocabulary, request), fonts)
+def pages(record: Record, vocabulary: Vocabulary, request: Request) -> list[RankPicture]:
+    """The rank picture of a record; in pages, position by position, and of each from the last layer down."""
+    pictures = [rank(record, vocabulary, one) for one in request.each_position(record)]
+    if not request.pages:
+        return pictures
+    places = [(whole, rows) for whole in pictures for rows in reversed(_whole_layers(whole))]
+    return [_page(whole, rows, number, len(places)) for number, (whole, rows) in enumerate(places, start=1)]
+
+
+def _whole_layers(picture: RankPicture) -> list[slice]:
+    """The rows of each page, no layer of which is torn."""
+    edges = (0, *picture.breaks, len(picture.rows))
+    tallest = max(last - first for first, last in pairwise(edges))
+    return [slice(edges[part.start], edges[part.stop]) for part in parts(len(edges) - 1, max(1, MOST_ROWS // tallest))]
+
+
+def _page(whole: RankPicture, rows: slice, number: int, count: int) -> RankPicture:
+    layers = [f"layer {layer}" for layer in dict.fromkeys(layer for layer, _ in whole.rows[rows])]
+    return replace(
+        whole,
+        captions=(*whole.captions, page_caption(number, count, layers)),
+        rows=whole.rows[rows],
+        breaks=_breaks(whole.rows[rows]),
+        texts=whole.texts[rows],
+        values=whole.values[rows],
+        found=whole.found[rows],
+    )
+
+
+def _breaks(rows: Sequence[tuple[int, str]]) -> tuple[int, ...]:
+    return tuple(at for at in range(1, len(rows)) if rows[at][0] != rows[at - 1][0])
 
 
 def draw(picture: RankPicture, fonts: Fonts) -> Figure:
@@ -119,7 +157,7 @@ def draw(picture: RankPicture, fonts: Fonts) -> Figure:
     sheet.cells(_LEFT, bottom, (_WIDTH, _HEIGHT), picture.scale.paint(picture.values), picture.texts)
     for row, column in np.argwhere(picture.found):
         corner = (_LEFT + column * _WIDTH + 0.02, bottom + row * _HEIGHT + 0.02)
-        sheet.frame(*corner, _WIDTH - 0.04, _HEIGHT - 0.04, 1.4, _FOUND)
+        sheet.frame(*corner, _WIDTH - 0.04, _HEIGHT - 0.04)
     ends = (MARGIN, _LEFT + columns * _WIDTH)
     sheet.lines([(ends[0], bottom + at * _HEIGHT, ends[1], bottom + at * _HEIGHT) for at in picture.breaks], 1.0)
     _draw_names(sheet, picture, bottom)

@@ -1,7 +1,7 @@
 """What a picture is asked to show, checked against what the record has."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,10 @@ class Request:
         positions: the positions to show, counted from the start of the prompt.
         title: heading; the model's and the prompt's name then go to the line below it.
         layer_step: show every so many layers, counted from the last one down.
-        tokens: ids of the tokens that a trajectory follows.
+        tokens: ids of the tokens that a trajectory follows, or of the one that colours a grid.
+        important: show so many layers of a rank picture, those where the predicted token's rank changes most.
+        threshold: show the layers of a rank picture where LogitLens4LLMs finds a token of more than so many percent.
+        pages: break what is too tall or too long into pages; a grid then shows all positions, the others one a page.
     """
 
     model: str
@@ -36,6 +39,9 @@ class Request:
     title: str | None = None
     layer_step: int = 1
     tokens: Sequence[int] | None = None
+    important: int | None = None
+    threshold: float | None = None
+    pages: bool = False
 
     def chosen_layers(self, lens: TapLens) -> list[tuple[int, int]]:
         """(row, layer) of a tap from its first layer up; with a step, the last layer is always among them."""
@@ -84,9 +90,17 @@ class Request:
             UsageError: several were asked for, or one that the record lacks.
         """
         if self.positions is not None and len(set(self.positions)) > 1:
-            raise UsageError(f"{picture} shows one position; {len(set(self.positions))} were chosen")
+            raise UsageError(
+                f"{picture} shows one position; {len(set(self.positions))} were chosen; --pages draws a page of each"
+            )
         (position,) = self.chosen_positions(record, 1)
         return position
+
+    def each_position(self, record: Record) -> "list[Request]":
+        """The request itself, or for pages one request a position; by default only the last."""
+        if not self.pages:
+            return [self]
+        return [replace(self, positions=(position,)) for position in self.chosen_positions(record, 1)]
 
     def chosen_positions(self, record: Record, most: int) -> tuple[int, ...]:
         """The positions asked for, ascending and without repeats, or the last ``most`` of the record.
@@ -141,17 +155,6 @@ def taps_of(record: Record) -> list[str]:
     return present
 
 
-def ranks(lens: TapLens, targets: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """[L, P] rank of one token a position, from 1; k + 1 where it is not among the k stored.
-
-    Args:
-        targets: [P] token ids.
-    """
-    found = lens.ids == targets[None, :, None]
-    places: NDArray[np.int64] = np.where(found.any(axis=2), found.argmax(axis=2) + 1, lens.ids.shape[2] + 1)
-    return places
-
-
 def spans(positions: Sequence[int]) -> str:
     """Positions in words, runs shortened: ``0 to 3, 7, 9 to 12``."""
     ordered = np.unique(np.asarray(positions))
@@ -198,7 +201,8 @@ def positions_of(record: Record, text: str) -> list[int]:
         )
     except ValueError:
         raise UsageError(f"--positions {text!r}: write A:B or one position") from None
-    chosen = [position for position in range(len(record.token_ids))[part] if position in set(record.positions)]
+    lensed = set(record.positions)
+    chosen = [position for position in range(len(record.token_ids))[part] if position in lensed]
     if not chosen:
         raise UsageError(
             f"--positions {text!r}: none of them was lensed; the record has {record.positions[0]} to {record.positions[-1]}"

@@ -11,6 +11,7 @@ from raylens.storage.labels import token_label
 from raylens.storage.plots.canvas import CAPTION, LEAST_WIDTH, MARGIN, Array, Sheet, header
 from raylens.storage.plots.panel import ABOVE, BELOW, Axis, Panel, downward_axis, rank_axis, share_axis
 from raylens.storage.plots.request import Request, coverage, prediction, prompt_to
+from raylens.storage.plots.standing import standing
 from raylens.storage.record import Record, TapLens
 from raylens.storage.vocabulary import Vocabulary
 
@@ -87,16 +88,9 @@ def _best(record: Record, column: int) -> list[int]:
 
 
 def _followed(record: Record, lens: TapLens, token: int, column: int) -> tuple[Array, Array]:
-    """[L] logprobs and [L] ranks of a token: as tracked, else from the k best."""
-    if token in record.tracked and "tracked_logprob" in lens.stats:
-        number = record.tracked.index(token)
-        exact = [lens.stats[name][:, column, number].astype(np.float64) for name in ("tracked_logprob", "tracked_rank")]
-        return exact[0], exact[1]
-    found = lens.ids[:, column] == token
-    places = found.argmax(axis=1)
-    logprobs = np.take_along_axis(lens.logprobs[:, column], places[:, None], axis=1)[:, 0].astype(np.float64)
-    known = found.any(axis=1)
-    return np.where(known, logprobs, np.nan), np.where(known, places + 1.0, np.nan)
+    """[L] logprobs and [L] ranks of a token at a position."""
+    logprobs, ranks = standing(record, lens, np.full(len(record.positions), token, dtype=np.uint32))
+    return logprobs[:, column], ranks[:, column]
 
 
 def _axis(stat: str, values: Array) -> Axis:
@@ -109,9 +103,9 @@ def _axis(stat: str, values: Array) -> Axis:
     return rank_axis("rank, log scale, 1 at the top", float(known.max(initial=2.0)))
 
 
-def figure(record: Record, vocabulary: Vocabulary, request: Request, fonts: Fonts) -> Figure:
-    """The trajectories of a record, drawn."""
-    return draw(trajectories(record, vocabulary, request), fonts)
+def pages(record: Record, vocabulary: Vocabulary, request: Request) -> list[Trajectories]:
+    """The trajectories of a record; in pages, one for each position."""
+    return [trajectories(record, vocabulary, one) for one in request.each_position(record)]
 
 
 def draw(picture: Trajectories, fonts: Fonts) -> Figure:

@@ -22,7 +22,7 @@ class PeerProcess:
         name: shown in tables.
         module: of tests.benchmarks.peers, with its options.
         python: interpreter of its environment.
-        folder: of the model.
+        folder: of the model; any word for peers without one.
 
     Raises:
         PeerError: it does not start.
@@ -44,14 +44,18 @@ class PeerProcess:
         self.about: dict[str, Any] = self._answer()
 
     def ask(self, texts: list[str], taps: list[str]) -> dict[str, Any]:
-        """One round.
+        """One round of lensing.
 
         Raises:
             PeerError: the peer failed.
         """
+        return self.do({"texts": texts, "taps": taps})
+
+    def do(self, job: dict[str, Any]) -> dict[str, Any]:
+        """One job, as the peer's module describes it; raises as ``ask``."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({"texts": texts, "taps": taps}) + "\n")
+            self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._failed() from None

@@ -12,8 +12,9 @@ from playwright.sync_api import Locator, Page
 
 from raylens.storage.labels import token_label
 from raylens.storage.pages.page import record_page
-from raylens.storage.plots.grid import scale_of
-from raylens.storage.plots.request import prediction, ranks
+from raylens.storage.plots.request import prediction
+from raylens.storage.plots.scales import logprob_scale, nats_scale, prob_scale, rank_scale
+from raylens.storage.plots.standing import ranks
 from raylens.storage.record import Record
 from raylens.storage.store import Run
 from raylens.storage.vocabulary import write_vocabulary
@@ -32,7 +33,7 @@ def run(tmp_path: Path) -> Run:
     """A run with one record of seven positions and five layers."""
     folder, _ = make_run(tmp_path / "store", 1)
     record = make_record(0, id="one", tokens=7, layers=tuple(range(5)), taps=TAPS, k=4, vocabulary_size=12, tracked=2)
-    commit_outcomes(folder, with_stats(record, 1))
+    commit_outcomes(folder, with_stats(dataclasses.replace(record, tracked=[1, 4]), 1))
     return Run(folder)
 
 
@@ -99,13 +100,14 @@ def test_colours_are_those_of_the_picture(run: Run, tmp_path: Path, open_page: O
     lens, final = record.taps["resid_post"], prediction(record)
     top = lens.logprobs[:, :, 0].astype(np.float64)
     values = {
-        "rank": ranks(lens, final.ids).astype(np.float64),
+        "rank": ranks(record, lens, final.ids),
         "prob": np.exp(top),
         "logprob": top,
         "entropy": lens.entropy.astype(np.float64),
         "kl": lens.stats["kl"].astype(np.float64),
     }[stat]
-    scale = scale_of(stat, 4, final)
+    made = {"rank": rank_scale("", 4), "prob": prob_scale(""), "logprob": logprob_scale("")}
+    scale = made.get(stat, nats_scale(""))
     near = [
         scale.paint(np.clip(values + step * (scale.high - scale.low), scale.low, scale.high)) for step in (-1 / 50, 0, 1 / 50)
     ]
@@ -173,23 +175,24 @@ def test_pins_are_drawn_and_told_in_numbers(run: Run, tmp_path: Path, open_page:
     page.get_by_text("The same in numbers").click()
     rows = [row.locator("td").all_inner_texts() for row in page.locator(".trajectories tbody tr").all()]
     column = record.positions.index(3)
-    ranks_of = [ranks(lens, np.full(len(record.positions), token, dtype=np.uint32))[:, column] for token in (other, tracked)]
-    exact = np.where(ranks_of[1] > 4, lens.stats["tracked_rank"][:, column, 0], ranks_of[1])
-    assert rows == [[">4" if rank > 4 else str(rank), str(known)] for rank, known in zip(ranks_of[0], exact, strict=True)]
+    known = [ranks(record, lens, np.full(7, token, dtype=np.uint32))[:, column].astype(int) for token in (other, tracked)]
+    assert rows == [[">4" if rank > 4 else str(rank), str(exact)] for rank, exact in zip(*known, strict=True)]
     assert page.locator("svg.trajectory path").count() == 2
 
 
 def test_a_search_finds_tokens_and_colours_by_one(run: Run, tmp_path: Path, open_page: Open) -> None:
     """With how many places of the tap have it; chosen, the cells show its rank."""
     page = shown(open_page, run, tmp_path)
-    lens = record_of(run).taps["resid_post"]
+    record = record_of(run)
+    lens = record.taps["resid_post"]
     page.get_by_label("Find a token").fill("t1")
     wanted = [token for token in range(12) if "t1" in f"t{token}" and (lens.ids == token).any()]
     found = {text.rsplit(" ", 1)[0]: int(text.rsplit(" ", 1)[1]) for text in page.locator("#found button").all_inner_texts()}
     assert found == {f"·t{token}": int((lens.ids == token).sum()) for token in wanted}
-    page.locator("#found button").first.click()
-    chosen = page.locator("#of").input_value()
-    values = ranks(lens, np.full(7, int(chosen), dtype=np.uint32))
+    chosen = next(token for token in wanted if token not in record.tracked)
+    page.get_by_role("button", name=f"pin ·t{chosen}, in").click()
+    assert page.locator("#of").input_value() == str(chosen)
+    values = ranks(record, lens, np.full(7, chosen, dtype=np.uint32))
     colours = painted(page)
     assert len(set(colours[values == 5])) <= 1
     assert all((colours[values == rank] == colours[values == rank][0]).all() for rank in np.unique(values))

@@ -41,6 +41,17 @@ def test_curves_are_the_queries(runs: tuple[Run, Run]) -> None:
     assert depth.curves[0].values[-1] == 1
 
 
+def test_maps_are_the_queries(runs: tuple[Run, Run]) -> None:
+    """Means of agreement, entropy and KL, a row for each tap and a column for each layer, on the scales of grids."""
+    picture = aggregate(runs[0])
+    rows = {(row["tap"], row["layer"]): row for row in runs[0].query("layers")}
+    maps = dict(zip(("agreement", "entropy", "kl"), picture.panels.maps, strict=True))
+    for name, one in maps.items():
+        assert one.values.tolist() == [[rows[tap, layer][name] for layer in picture.panels.layers] for tap in TAPS]
+    assert [(one.scale.low, one.scale.high) for one in maps.values()] == [(0, 1), (0, 12), (0, 12)]
+    assert aggregate(runs[0], by="kind").panels.maps[0].values.shape == (3, 4)
+
+
 def test_values_of_a_key_are_drawn_apart(runs: tuple[Run, Run]) -> None:
     """One curve a value, of resid_post; prompts without the key count as (none)."""
     picture = aggregate(runs[0], by="kind")
@@ -72,7 +83,16 @@ def test_a_bare_run_has_what_it_can(tmp_path: Path) -> None:
     run = write_run(tmp_path, stats=False, taps=("attn_out", "mlp_out"))
     picture = aggregate(run)
     assert [plot.axis.label for plot in picture.panels.plots] == ["entropy in nats, median"]
+    assert [one.scale.label for one in picture.panels.maps] == ["entropy in nats, mean, 12 and more alike"]
     Image.open(chart(run, tmp_path / "bare.png")).verify()
+
+
+def test_runs_of_one_layer(tmp_path: Path) -> None:
+    """All that there is, is drawn."""
+    one, other = (write_run(tmp_path, name=name, layers=1) for name in ("one", "other"))
+    assert list(aggregate(one).panels.names) == ["resid_pre", *TAPS]
+    for path in (chart(one, tmp_path / "a.png"), chart(one, tmp_path / "c.png", other=other)):
+        Image.open(path).verify()
 
 
 def plot(run: Run, *arguments: str) -> "tuple[int, str]":

@@ -2,11 +2,14 @@
 
 import hashlib
 import logging
+import re
 import struct
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,67 +26,25 @@ from PIL import Image
 
 from raylens.storage.errors import UsageError
 from raylens.storage.fonts import choose_fonts
-from raylens.storage.plots import FORMATS, KINDS, canvas, grid, plot, rank, render, stats, trajectory
+from raylens.storage.plots import FORMATS, KINDS, canvas, grid, plot, rank, stats, trajectory
 from raylens.storage.plots.request import Request, coverage, spans
 from raylens.storage.record import Record, TapLens
 from raylens.storage.taps import DEFAULT_TAPS
-
-ENGLISH = [b"The", b" capital", b" of", b" France", b" is", b" Paris", b",", b" and", b" it", b" is", b" large", b".\n"]
-HOSTILE = [
-    *(b"<script>alert('x')</script>", b" &amp;", b"]]>", b"--", b"$$", b"$\\frac{1}", b"\\", b"%s{}"),
-    *(b"\x00", b"\x1b[31m", b"\r\n", b"", b"   ", b"\xc2\xa0", b"\xe0\xb8", b"\xff", b"WWWWWWWWWWWWWWWWWWWWWW"),
-    *(
-        text.encode()
-        for text in ["\u202eabc", "🎉", "👩\u200d🔬", "日本語", " مرحبا بالعالم", "שלום", "\u0301a", "नमस्ते", "\u2028", "\ufffe"]
-    ),
-]
-MODEL = Request("model")
-
-
-def make(
-    tokens: list[bytes], taps: tuple[str, ...] = DEFAULT_TAPS, layers: int = 4, k: int = 5, seed: int = 0, name: str = "p"
-) -> tuple[Record, list[bytes | None]]:
-    """A record of random numbers over a vocabulary of the tokens and a few more, with one id that has no token."""
-    vocabulary: list[bytes | None] = [*dict.fromkeys([*tokens, b" the", b" yes", b" no", b" 1", b" 2"]), None]
-    rng = np.random.default_rng(seed)
-    lenses = {}
-    for tap in taps:
-        depth = 1 if tap == "resid_pre" else layers
-        logits = rng.normal(size=(depth, len(tokens), len(vocabulary))) * 4
-        logprobs = logits - np.logaddexp.reduce(logits, axis=2)[:, :, None]
-        ids = np.argsort(-logprobs, axis=2)[:, :, :k]
-        entropy = -(np.exp(logprobs) * logprobs).sum(axis=2)
-        best = np.take_along_axis(logprobs, ids, axis=2).astype(np.float16)
-        nothing = np.zeros(entropy.shape, np.float32)
-        lenses[tap] = TapLens(tuple(range(depth)), ids.astype(np.uint32), best, nothing, entropy.astype(np.float32))
-    ids_read = [vocabulary.index(token) for token in tokens]
-    text = b"".join(tokens).decode("utf-8", "replace")
-    places = list(range(len(tokens)))
-    return Record(name, 0, text, ids_read, [], places, list(range(layers)), lenses), vocabulary
-
-
-def fixed() -> tuple[Record, list[bytes | None]]:
-    """Two layers, three positions, k = 2, by hand. Layer 1 predicts b, c, a; the prompt goes on b, c."""
-    vocabulary: list[bytes | None] = [b" a", b" b", b" c", b" d"]
-    ids = np.array([[[0, 1], [2, 1], [3, 1]], [[1, 0], [2, 0], [0, 3]]], np.uint32)
-    logprobs = np.log(np.array([[[0.5, 0.25], [0.4, 0.1], [0.9, 0.1]], [[0.75, 0.2], [0.6, 0.3], [0.3, 0.3]]], np.float32))
-    entropy = np.array([[1.0, 2.0, 3.0], [0.5, 0.25, 0.125]], np.float32)
-    lens = TapLens((0, 1), ids, logprobs, np.zeros((2, 3), np.float32), entropy)
-    return Record("r", 0, " a b c", [0, 1, 2], [], [0, 1, 2], [0, 1], {"resid_post": lens}), vocabulary
+from tests.pictured import ENGLISH, HOSTILE, MODEL, fixed, make, render
 
 
 def drawn(kind: str, record: Record, vocabulary: list[bytes | None], request: Request = MODEL) -> Figure:
     fonts = choose_fonts()
     module = {"grid": grid, "rank": rank, "trajectory": trajectory}[kind]
     with canvas.settled(fonts):
-        figure = module.figure(record, vocabulary, request, fonts)
+        figure = module.draw(module.pages(record, vocabulary, request)[0], fonts)
         figure.canvas.draw()
     return figure
 
 
 def test_kinds_and_their_stats() -> None:
     assert KINDS == ("grid", "rank", "trajectory")
-    assert stats("grid") == ("rank", "prob", "logprob", "entropy", "kl")
+    assert stats("grid") == ("rank", "prob", "logprob", "entropy", "kl", "final_prob", "final_logprob")
     assert stats("rank") == ("prob",)
     assert stats("trajectory") == ("prob", "logprob", "rank")
 
@@ -312,10 +273,22 @@ def test_lines_of_a_rank_picture_lie_between_cells() -> None:
         ("grid", Request("m", positions=[0, 12]), "position 12 is not in prompt 'p'; it has 0 to 11"),
         ("rank", Request("m", positions=[-1]), "position -1 is not in prompt 'p'; it has 0 to 11"),
         ("grid", Request("m", positions=[]), "no position chosen; it has 0 to 11"),
-        ("rank", Request("m", positions=[1, 2]), "the rank picture shows one position; 2 were chosen"),
-        ("grid", Request("m", stat="colour"), "stat 'colour': this picture can be coloured by rank, prob, logprob, entropy, kl"),
+        (
+            "rank",
+            Request("m", positions=[1, 2]),
+            "the rank picture shows one position; 2 were chosen; --pages draws a page of each",
+        ),
+        (
+            "grid",
+            Request("m", stat="colour"),
+            "stat 'colour': this picture can be coloured by rank, prob, logprob, entropy, kl, final_prob, final_logprob",
+        ),
         ("grid", Request("m", stat="kl"), "stat 'kl': prompt 'p' has no kl; run it with --stats kl"),
-        ("trajectory", Request("m", positions=[1, 2]), "the trajectory picture shows one position; 2 were chosen"),
+        (
+            "trajectory",
+            Request("m", positions=[1, 2]),
+            "the trajectory picture shows one position; 2 were chosen; --pages draws a page of each",
+        ),
         ("trajectory", Request("m", tokens=range(9)), "9 tokens chosen: a trajectory picture shows 1 to 8"),
         ("rank", Request("m", stat="rank"), "stat 'rank': this picture can be coloured by prob"),
         ("pie", Request("m"), "picture kind 'pie': choose from grid, rank, trajectory"),
@@ -481,15 +454,15 @@ import hashlib, sys
 import raylens.storage.plots as plots
 assert plots.KINDS and "matplotlib" not in sys.modules and "numpy" not in sys.modules
 sys.path.insert(0, sys.argv[1])
-import test_plots as t
+import tests.pictured as t
 record, vocabulary = t.make(t.HOSTILE)
 for suffix in plots.FORMATS:
-    print(hashlib.sha256(plots.render(record, "grid", suffix, t.MODEL, vocabulary=vocabulary)).hexdigest())
+    print(hashlib.sha256(t.render(record, "grid", suffix, t.MODEL, vocabulary=vocabulary)).hexdigest())
 assert not {"matplotlib.pyplot", "torch", "ray", "transformers"} & set(sys.modules)
 """
     record, vocabulary = make(HOSTILE)
     here = [hashlib.sha256(render(record, "grid", s, MODEL, vocabulary=vocabulary)).hexdigest() for s in FORMATS]
-    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[2])]
     done = subprocess.run(
         command, capture_output=True, text=True, env={"PYTHONHASHSEED": "7", "HOME": str(Path.home())}, check=False
     )
@@ -614,3 +587,45 @@ def test_spans() -> None:
 
 def test_coverage_of_a_whole_prompt() -> None:
     assert coverage(fixed()[0], [0, 1, 2]) == "positions 0 to 2 of 0 to 2"
+
+
+def test_an_escape_is_not_torn_by_the_arabic_beside_it() -> None:
+    """Its first sign and digits would be laid out with the Arabic, from the right; marks of direction keep it whole."""
+    record, vocabulary = make([" مرحبا".encode(), b"\x01", " שלום\x01".encode()], ("resid_post",), layers=2)
+    mark = "\u200e"
+    shown = {text.get_text() for text in drawn("grid", record, vocabulary).axes[0].texts}
+    assert f"·שלום{mark}‹0001›{mark}" in shown
+    assert "‹0001›" in shown
+    quoted = [text for text in (t.get_text() for t in drawn("rank", record, vocabulary).axes[0].texts) if "prompt:" in text]
+    assert quoted == [f"{mark}prompt:  مرحبا{mark}‹0001›{mark} שלום{mark}‹0001›{mark}"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_text_is_in_a_png(kind: str) -> None:
+    """Where it should be: its box has ink and another colour behind it."""
+    record, vocabulary = make(HOSTILE, layers=2)
+    pixels = np.asarray(Image.open(BytesIO(render(record, kind, "png", MODEL, vocabulary=vocabulary))).convert("RGB"))
+    texts = [text for text in drawn(kind, record, vocabulary).axes[0].texts if text.get_text().strip()]
+    assert len(texts) > 15
+    for text in texts:
+        left, bottom, right, top = np.round(text.get_window_extent().extents).astype(int)
+        box = pixels[pixels.shape[0] - top : pixels.shape[0] - bottom, left:right].reshape(-1, 3).astype(int)
+        assert np.ptp(box.sum(axis=1)) > 100, text.get_text()
+
+
+def test_words_do_not_overlap_in_a_pdf() -> None:
+    """Matplotlib gives marks of direction a width there, and takes it back from the word that follows."""
+    record, vocabulary = make([" مرحبا".encode(), b"\x01", b"WW", " שלום\x01a".encode()], ("resid_post",), layers=2)
+    for kind in KINDS:
+        data = render(record, kind, "pdf", MODEL, vocabulary=vocabulary)
+        streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", data, re.DOTALL)
+        page = b"".join(zlib.decompress(stream) for stream in streams if stream[:1] == b"x")
+        moves = [float(move) for move in re.findall(rb"[)\[]\s+(-?[\d.]+)\s+\(", page)]
+        assert len(moves) > 10
+        assert all(abs(move) < 250 for move in moves)  # thousandths of the font's size; a space has 318
+
+
+def test_a_long_word_does_not_leave_its_line_empty() -> None:
+    """It is broken, rather than moved below a short word."""
+    lines = choose_fonts().wrap("prompt: " + "x" * 99, 3, 10, 9)
+    assert lines[0].startswith("prompt: xxx")

@@ -43,7 +43,7 @@ class Controls {
     this.#tokens(state);
     this.#positions(state, lens.positions);
     this.#pins(state);
-    this.#legend(state, lens.scales[state.stat]);
+    this.#legend(state, lens.scale(state.stat, state.token === null ? null : lens.token(state.token)));
     if (this.at("search").value) this.#search();
   }
 

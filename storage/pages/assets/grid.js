@@ -85,7 +85,7 @@ class Grid {
       { tabindex: "-1", "data-layer": layer, "data-position": position, "aria-label": name },
       shown(lens.labels[token]),
     );
-    const paint = colour(lens.scales[state.stat], value);
+    const paint = colour(lens.scale(state.stat, fixed), value);
     cell.style.backgroundColor = paint;
     cell.style.color = ink(paint);
     this.cells.set(`${layer},${position}`, cell);

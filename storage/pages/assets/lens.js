@@ -54,17 +54,24 @@ class Lens {
     return this.top(this.final_tap, this.final_layer, column).token;
   }
 
-  // Rank and logprob of a token, or null where it is neither among the k best nor tracked.
+  // Rank and logprob of a token: as tracked, else as far as it is among the k best; or null.
   find(tap, layer, column, token) {
     const { tokens, logprobs, k, stats } = this.taps.get(tap);
     const place = this.#place(tap, layer, column);
+    const tracked = this.tracked.indexOf(token);
+    if (tracked >= 0 && stats.tracked_rank && stats.tracked_logprob) {
+      const at = place * this.tracked.length + tracked;
+      return { rank: stats.tracked_rank[at], logprob: stats.tracked_logprob[at] };
+    }
     for (let rank = 0; rank < k; rank++) {
       if (tokens[place * k + rank] === token) return { rank: rank + 1, logprob: logprobs[place * k + rank] };
     }
-    const tracked = this.tracked.indexOf(token);
-    if (tracked < 0 || !stats.tracked_rank || !stats.tracked_logprob) return null;
-    const at = place * this.tracked.length + tracked;
-    return { rank: stats.tracked_rank[at], logprob: stats.tracked_logprob[at] };
+    return null;
+  }
+
+  // How a statistic becomes colours; the rank of a tracked token is exact.
+  scale(stat, token) {
+    return this.scales[stat === "rank" && this.tracked.includes(token) ? "exact_rank" : stat];
   }
 
   // A stored statistic, or null where it has no value.
