@@ -26,7 +26,7 @@ from PIL import Image
 
 from raylens.storage.errors import UsageError
 from raylens.storage.fonts import choose_fonts
-from raylens.storage.plots import FORMATS, KINDS, canvas, grid, plot, rank, stats, trajectory
+from raylens.storage.plots import FORMATS, KINDS, canvas, files, grid, plot, rank, stats, trajectory
 from raylens.storage.plots.request import Request, coverage, spans
 from raylens.storage.record import Record, TapLens
 from raylens.storage.taps import DEFAULT_TAPS
@@ -37,7 +37,7 @@ def drawn(kind: str, record: Record, vocabulary: list[bytes | None], request: Re
     fonts = choose_fonts()
     module = {"grid": grid, "rank": rank, "trajectory": trajectory}[kind]
     with canvas.settled(fonts):
-        figure = module.draw(module.pages(record, vocabulary, request)[0], fonts)
+        figure = files.written(module.draw(module.pages(record, vocabulary, request)[0], fonts))
         figure.canvas.draw()
     return figure
 
