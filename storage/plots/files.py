@@ -79,7 +79,8 @@ def outlined(sheet: Sheet) -> Figure:
         # On whole pixels, so that a token looks, and is compressed, alike wherever it stands.
         paths.append(Path(vertices + np.round(np.array([left, text.y]) * DPI) / DPI, codes))
     colours = [text.colour for text in sheet.texts]
-    sheet.axes.add_collection(PathCollection(paths, facecolors=colours, linewidths=0, zorder=3), autolim=False)
+    # Not snapped: matplotlib would fit what has no slants to whole pixels, and leave one of a full stop.
+    sheet.axes.add_collection(PathCollection(paths, facecolors=colours, linewidths=0, snap=False, zorder=3), autolim=False)
     return sheet.figure
 
 

@@ -613,6 +613,16 @@ def test_every_text_is_in_a_png(kind: str) -> None:
         assert np.ptp(box.sum(axis=1)) > 100, text.get_text()
 
 
+def test_a_full_stop_can_be_seen() -> None:
+    """It is nearly two pixels wide and high, and not fitted to one."""
+    record, vocabulary = make([b"."], ("resid_post",), layers=1)
+    pixels = np.asarray(Image.open(BytesIO(render(record, "grid", "png", MODEL, vocabulary=vocabulary))).convert("L"))
+    texts = [text for text in drawn("grid", record, vocabulary).axes[0].texts if text.get_text() == "."]
+    left, bottom, right, top = np.round(texts[-1].get_window_extent().extents).astype(int)
+    box = pixels[pixels.shape[0] - top - 2 : pixels.shape[0] - bottom + 2, left - 2 : right + 2]
+    assert 3 < (255.0 - box).sum() / 255 < 5
+
+
 def test_words_do_not_overlap_in_a_pdf() -> None:
     """Matplotlib gives marks of direction a width there, and takes it back from the word that follows."""
     record, vocabulary = make([" مرحبا".encode(), b"\x01", b"WW", " שלום\x01a".encode()], ("resid_post",), layers=2)
