@@ -27,6 +27,7 @@ HEADING, CAPTION, CELL = 11.0, 8.5, 7.5  # points
 MARGIN = 0.15  # inches
 LEAST_WIDTH = 7.0  # of a picture with few columns, for its heading
 _LINE = 1.4  # height of a line of text, in ems
+_LINES, _START = 3, 24  # of a caption: lines at most, and characters that stay where the middle is cut
 _NO_VALUE = "#d0d0d0"
 #: Keeps a line that begins with Arabic or Hebrew from being laid out from the right as a whole. Draws nothing.
 LEFT_TO_RIGHT = "\u200e"
@@ -231,9 +232,20 @@ def header(heading: str, captions: Sequence[str], width: float, fonts: Fonts, ke
     """Lay out a heading and captions, plain text of any content, in a width in inches, with room for a key of colours or not."""
     lines = [(line, HEADING) for line in fonts.wrap(labels.text_label(heading), width, HEADING, 2)]
     for caption in captions:
-        lines += [(line, CAPTION) for line in fonts.wrap(caption, width, CAPTION, 3)]
+        lines += [(line, CAPTION) for line in _caption_lines(caption, width, fonts)]
     height = sum(points for _, points in lines) * _LINE / 72
     return Header(tuple(lines), MARGIN + height + (0.08 + KEY_HEIGHT if keyed else 0.0) + 0.18)
+
+
+def _caption_lines(caption: str, width: float, fonts: Fonts) -> list[str]:
+    """At most ``_LINES`` lines; what is longer loses its middle: of a prompt the end is what counts."""
+    lines = fonts.wrap(caption, width, CAPTION, len(caption) + 1)
+    parts = labels.pieces(fonts.drawable(caption))
+    start, end = parts[:_START], parts[_START:]
+    while len(lines) > _LINES:
+        end = end[len(end) // 8 + 1 :]
+        lines = fonts.wrap("".join([*start, "…", *end]), width, CAPTION, len(caption) + 1)
+    return lines
 
 
 @contextmanager

@@ -635,6 +635,17 @@ def test_words_do_not_overlap_in_a_pdf() -> None:
         assert all(abs(move) < 250 for move in moves)  # thousandths of the font's size; a space has 318
 
 
+@pytest.mark.parametrize("token", ["\U0001f9ff", "W", "x "])
+def test_a_long_prompt_is_quoted_to_its_end(token: str) -> None:
+    """However wide its characters are, or their code points where no font has them."""
+    record, vocabulary = make([b" start", *[token.encode()] * 300, b" end"], ("resid_post",), layers=1)
+    texts = [text.get_text() for text in drawn("rank", record, vocabulary).axes[0].texts]
+    first = next(at for at, text in enumerate(texts) if text.startswith("prompt: "))
+    last = next(at for at, text in enumerate(texts) if text.startswith("predicted next"))
+    assert 1 <= last - first <= 3
+    assert texts[last - 1].endswith("end")
+
+
 def test_a_long_word_does_not_leave_its_line_empty() -> None:
     """It is broken, rather than moved below a short word."""
     lines = choose_fonts().wrap("prompt: " + "x" * 99, 3, 10, 9)
