@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from raylens.storage.fonts import Fonts
 from raylens.storage.plots.canvas import CAPTION, KEY_HEIGHT, LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
@@ -99,12 +98,12 @@ class Chart:
     captions: tuple[str, ...]
     panels: Panels
 
-    def draw(self, fonts: Fonts) -> Figure:
+    def draw(self, fonts: Fonts) -> Sheet:
         """The picture."""
         return stacked(self.heading, self.captions, self.panels, fonts)
 
 
-def stacked(heading: str, captions: Sequence[str], panels: Panels, fonts: Fonts) -> Figure:
+def stacked(heading: str, captions: Sequence[str], panels: Panels, fonts: Fonts) -> Sheet:
     """Draw plots, their layers in line."""
     plot = max(_LEAST_PLOT, len(panels.layers) * _STEP)
     width = max(_LEFT + plot + _RIGHT, LEAST_WIDTH)
@@ -120,7 +119,7 @@ def stacked(heading: str, captions: Sequence[str], panels: Panels, fonts: Fonts)
     for one in reversed(panels.plots):
         _draw_plot(sheet, one, panels, bottom, plot)
         bottom += each
-    return sheet.figure
+    return sheet
 
 
 def _draw_plot(sheet: Sheet, one: Plot, panels: Panels, bottom: float, width: float) -> None:

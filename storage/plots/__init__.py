@@ -14,9 +14,8 @@ from raylens.storage.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from matplotlib.figure import Figure
-
     from raylens.storage.fonts import Fonts
+    from raylens.storage.plots.canvas import Sheet
     from raylens.storage.plots.request import Request
     from raylens.storage.record import Record
     from raylens.storage.vocabulary import Vocabulary
@@ -33,7 +32,7 @@ class _Kind(Protocol):
 
     def pages(self, record: "Record", vocabulary: "Vocabulary", request: "Request") -> "Sequence[Any]": ...
 
-    def draw(self, picture: Any, fonts: "Fonts") -> "Figure": ...
+    def draw(self, picture: Any, fonts: "Fonts") -> "Sheet": ...
 
 
 def stats(kind: str) -> tuple[str, ...]:
@@ -139,8 +138,8 @@ def render(
     drawer = _kind(kind)
     fonts = choose_fonts(None if font is None else Path(font))
     with canvas.settled(fonts):
-        figures = (drawer.draw(page, fonts) for page in drawer.pages(record, vocabulary, request))
-        return encode(figures, suffix, request.heading(record))
+        sheets = (drawer.draw(page, fonts) for page in drawer.pages(record, vocabulary, request))
+        return encode(sheets, suffix, request.heading(record))
 
 
 def _kind(kind: str) -> _Kind:

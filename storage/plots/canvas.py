@@ -13,7 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
@@ -28,8 +27,8 @@ HEADING, CAPTION, CELL = 11.0, 8.5, 7.5  # points
 MARGIN = 0.15  # inches
 LEAST_WIDTH = 7.0  # of a picture with few columns, for its heading
 _LINE = 1.4  # height of a line of text, in ems
+_LINES, _START = 3, 24  # of a caption: lines at most, and characters that stay where the middle is cut
 _NO_VALUE = "#d0d0d0"
-_FAMILY = "sans-serif"
 #: Keeps a line that begins with Arabic or Hebrew from being laid out from the right as a whole. Draws nothing.
 LEFT_TO_RIGHT = "\u200e"
 
@@ -88,8 +87,33 @@ def ink(rgba: Array) -> str:
     return "black" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "white"
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text to be drawn.
+
+    Attributes:
+        x, y: place on its baseline, in inches.
+        text: drawable.
+        points: size.
+        align: which part of it is at the place: left, center or right.
+        colour: of the letters.
+    """
+
+    x: float
+    y: float
+    text: str
+    points: float
+    align: str
+    colour: str
+
+
 class Sheet:
-    """A white page. Places are inches from its lower left corner."""
+    """A white page. Places are inches from its lower left corner.
+
+    Attributes:
+        figure, axes: what is on it, but for texts.
+        texts: drawn last, in the way that suits the kind of file.
+    """
 
     def __init__(self, width: float, height: float, fonts: Fonts) -> None:
         """Args: width, height: in inches.
@@ -103,21 +127,15 @@ class Sheet:
         self.width, self.height, self.fonts = width, height, fonts
         self.figure = Figure(figsize=(width, height), dpi=DPI)
         FigureCanvasAgg(self.figure)
-        self._axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
-        self._axes.set_axis_off()
-        self._axes.set_autoscale_on(False)
-        self._properties: dict[float, FontProperties] = {}
+        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
+        self.axes.set_axis_off()
+        self.axes.set_autoscale_on(False)
+        self.texts: list[Text] = []
 
     def text(self, x: float, y: float, text: str, points: float = CELL, align: str = "left", colour: str = "black") -> None:
         """Write drawable text with its middle line at y."""
-        if points not in self._properties:
-            self._properties[points] = FontProperties(family=[*self.fonts.families, _FAMILY], size=points)
         # A shared baseline, unlike centring each text on its own ink, keeps a row of tokens level.
-        baseline = y - 0.36 * points / 72
-        font = self._properties[points]
-        self._axes.text(
-            x, baseline, _directed(text), ha=align, va="baseline", color=colour, fontproperties=font, parse_math=False
-        )
+        self.texts.append(Text(x, y - 0.36 * points / 72, _directed(text), points, align, colour))
 
     def cells(
         self, left: float, bottom: float, size: tuple[float, float], colours: Array, texts: Sequence[Sequence[str]]
@@ -140,24 +158,24 @@ class Sheet:
     def lines(self, segments: Sequence[tuple[float, float, float, float]], points: float, colour: str = "black") -> None:
         """Straight lines, each from x0, y0 to x1, y1."""
         ends = [((x0, y0), (x1, y1)) for x0, y0, x1, y1 in segments]
-        self._axes.add_collection(LineCollection(ends, linewidths=points, colors=colour, capstyle="butt"))
+        self.axes.add_collection(LineCollection(ends, linewidths=points, colors=colour, capstyle="butt"))
 
     def path(self, x: Array, y: Array, colour: str, dash: Dash) -> None:
         """A line through [N] places, with a dot at each that is a number; it breaks where one is not."""
-        self._axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.6, marker="o", markersize=2.5)
+        self.axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.6, marker="o", markersize=2.5)
 
     def band(self, x: Array, low: Array, high: Array, colour: str) -> None:
         """The area between two lines through [N] places, pale enough for a line to be seen on it."""
-        self._axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        self.axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
 
     def fill(self, left: float, bottom: float, width: float, height: float, colour: str) -> None:
         """A filled rectangle."""
-        self._axes.add_patch(Rectangle((left, bottom), width, height, facecolor=colour, linewidth=0))
+        self.axes.add_patch(Rectangle((left, bottom), width, height, facecolor=colour, linewidth=0))
 
     def frame(self, left: float, bottom: float, width: float, height: float) -> None:
         """An unfilled rectangle, black with a white line on it: seen on every colour, by eyes that see none too."""
         for points, colour in ((2.6, "black"), (1.0, "white")):
-            self._axes.add_patch(
+            self.axes.add_patch(
                 Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=points, zorder=3)
             )
 
@@ -181,7 +199,7 @@ class Sheet:
         rows, columns = colours.shape[:2]
         x = left + size[0] * np.arange(columns + 1)
         y = bottom + size[1] * np.arange(rows + 1)
-        self._axes.pcolormesh(x, y, colours, edgecolors="white" if edge else "face", linewidth=edge or 0.1)
+        self.axes.pcolormesh(x, y, colours, edgecolors="white" if edge else "face", linewidth=edge or 0.1)
 
 
 KEY_HEIGHT = 0.32  # inches, of a key with its marked values
@@ -214,9 +232,20 @@ def header(heading: str, captions: Sequence[str], width: float, fonts: Fonts, ke
     """Lay out a heading and captions, plain text of any content, in a width in inches, with room for a key of colours or not."""
     lines = [(line, HEADING) for line in fonts.wrap(labels.text_label(heading), width, HEADING, 2)]
     for caption in captions:
-        lines += [(line, CAPTION) for line in fonts.wrap(caption, width, CAPTION, 3)]
+        lines += [(line, CAPTION) for line in _caption_lines(caption, width, fonts)]
     height = sum(points for _, points in lines) * _LINE / 72
     return Header(tuple(lines), MARGIN + height + (0.08 + KEY_HEIGHT if keyed else 0.0) + 0.18)
+
+
+def _caption_lines(caption: str, width: float, fonts: Fonts) -> list[str]:
+    """At most ``_LINES`` lines; what is longer loses its middle: of a prompt the end is what counts."""
+    lines = fonts.wrap(caption, width, CAPTION, len(caption) + 1)
+    parts = labels.pieces(fonts.drawable(caption))
+    start, end = parts[:_START], parts[_START:]
+    while len(lines) > _LINES:
+        end = end[len(end) // 8 + 1 :]
+        lines = fonts.wrap("".join([*start, "…", *end]), width, CAPTION, len(caption) + 1)
+    return lines
 
 
 @contextmanager

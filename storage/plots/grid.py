@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from raylens.storage.errors import UsageError
@@ -129,7 +128,7 @@ def _page(whole: Grid, rows: slice, columns: slice, number: int, count: int) -> 
     )
 
 
-def draw(picture: Grid, fonts: Fonts) -> Figure:
+def draw(picture: Grid, fonts: Fonts) -> Sheet:
     """Draw a grid, its cells all of one size whatever their number.
 
     Raises:
@@ -151,7 +150,7 @@ def draw(picture: Grid, fonts: Fonts) -> Figure:
         sheet.text(_LEFT - 0.08, y, name, align="right")
     for column in range(columns):
         _draw_column(sheet, picture, column, bottom, top)
-    return sheet.figure
+    return sheet
 
 
 def _draw_column(sheet: Sheet, picture: Grid, column: int, bottom: float, top: float) -> None:

@@ -51,5 +51,5 @@ def _sure(record: Record, column: int, threshold: float) -> set[int]:
             percents = np.floor(np.exp(lens.logprobs[:, column, 0].astype(np.float64)).astype(np.float32) * 100)
             found |= {layer for layer, percent in zip(lens.layers, percents, strict=True) if percent > threshold}
     if not found:
-        raise UsageError(f"--important-threshold {threshold:g}: no layer has a token of more; give less")
+        raise UsageError(f"--important-threshold {threshold:g}: no layer of prompt {record.id!r} has a token of more; give less")
     return found

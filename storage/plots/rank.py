@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from raylens.storage.errors import UsageError
 from raylens.storage.fonts import Fonts
@@ -142,7 +141,7 @@ def _breaks(rows: Sequence[tuple[int, str]]) -> tuple[int, ...]:
     return tuple(at for at in range(1, len(rows)) if rows[at][0] != rows[at - 1][0])
 
 
-def draw(picture: RankPicture, fonts: Fonts) -> Figure:
+def draw(picture: RankPicture, fonts: Fonts) -> Sheet:
     """Draw a rank picture, its cells all of one size whatever their number.
 
     Raises:
@@ -161,7 +160,7 @@ def draw(picture: RankPicture, fonts: Fonts) -> Figure:
     ends = (MARGIN, _LEFT + columns * _WIDTH)
     sheet.lines([(ends[0], bottom + at * _HEIGHT, ends[1], bottom + at * _HEIGHT) for at in picture.breaks], 1.0)
     _draw_names(sheet, picture, bottom)
-    return sheet.figure
+    return sheet
 
 
 def _draw_names(sheet: Sheet, picture: RankPicture, bottom: float) -> None:

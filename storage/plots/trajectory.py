@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from raylens.storage.errors import UsageError
 from raylens.storage.fonts import Fonts
@@ -108,7 +107,7 @@ def pages(record: Record, vocabulary: Vocabulary, request: Request) -> list[Traj
     return [trajectories(record, vocabulary, one) for one in request.each_position(record)]
 
 
-def draw(picture: Trajectories, fonts: Fonts) -> Figure:
+def draw(picture: Trajectories, fonts: Fonts) -> Sheet:
     """Draw trajectories; layers are equally far apart whatever their number."""
     plot = max(_LEAST_PLOT, len(picture.layers) * _STEP)
     width = max(_LEFT + plot + _RIGHT, LEAST_WIDTH)
@@ -121,4 +120,4 @@ def draw(picture: Trajectories, fonts: Fonts) -> Figure:
         panel.line(picture.values[number], number)
     left = _LEFT + plot + 0.15
     panel.key(picture.names, left, width - left - MARGIN, CAPTION)
-    return sheet.figure
+    return sheet

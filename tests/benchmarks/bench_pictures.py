@@ -1,49 +1,32 @@
 """raylens' rank picture against seaborn's of the same: ``python -m tests.benchmarks.bench_pictures``; see docs/benchmarks.md.
 
-Both processes stay alive and take turns. Every round draws another record, so that no token's outline is there from the last one.
+Both processes stay alive and take turns. Every round draws the next prompt's record, as when a run is drawn.
 """
 
 import argparse
-import itertools
-import statistics
 import sys
 import time
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from raylens.storage.labels import token_label
 from raylens.storage.plots import render
 from raylens.storage.plots.rank import RankPicture, rank
 from raylens.storage.plots.request import Request
-from raylens.storage.record import Record, TapLens
+from raylens.storage.record import Record
 from raylens.storage.vocabulary import Vocabulary
+from raylens.workers.api import loaded, read
+from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
+from tests.benchmarks.corpus import PROMPTS
 from tests.benchmarks.machine import load, processor
 from tests.benchmarks.processes import ROOT, PeerError, PeerProcess
-from tests.benchmarks.rounds import FOUR
 
-VOCABULARY, K = 50_000, 10
-LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 #: How the seaborn picture is saved: as LogitLens4LLMs does, then with as many dots an inch as ours and without cropping.
 WAYS = (("as the seed draws it: 300 dpi, cropped", 300, True), ("at our 150 dpi, not cropped", 150, False))
-
-
-def made_up(seed: int, layers: int) -> tuple[Record, Vocabulary]:
-    """A record of one position and a vocabulary, both of chance: words of one to ten letters, three of four with a space."""
-    rng = np.random.default_rng(seed)
-    words = ["".join(rng.choice(LETTERS, size)) for size in rng.integers(1, 11, VOCABULARY)]
-    vocabulary = [f"{' ' if number % 4 else ''}{word}".encode() for number, word in enumerate(words)]
-    taps = {}
-    for tap in FOUR:
-        shape = (layers, 1, K)
-        logprobs = np.log(-np.sort(-rng.dirichlet(np.full(K + 1, 0.3), shape[:2]), axis=2)[:, :, :K] + 1e-9)
-        nothing = np.zeros(shape[:2], np.float32)
-        ids = rng.integers(0, VOCABULARY, shape, dtype=np.uint32)
-        taps[tap] = TapLens(tuple(range(layers)), ids, logprobs.astype(np.float16), nothing, nothing)
-    read = rng.integers(0, VOCABULARY, 12).tolist()
-    return Record("a prompt", 0, "", read, [], [len(read) - 1], list(range(layers)), taps), vocabulary
 
 
 def job_of(picture: RankPicture, vocabulary: Vocabulary, record: Record, dpi: int, tight: bool) -> dict[str, object]:
@@ -60,25 +43,30 @@ def job_of(picture: RankPicture, vocabulary: Vocabulary, record: Record, dpi: in
     }
 
 
-def compare(peer: PeerProcess, layers: int, rounds: int) -> None:
-    """Take turns, and print a line for each way; the first round is not counted."""
-    request = Request("made-up")
-    seeds = itertools.count()
-    for name, dpi, tight in WAYS:
+def compare(peer: PeerProcess, records: list[Record], vocabulary: Vocabulary) -> None:
+    """Take turns over the records, and print a line for each way; the first record of each is not counted."""
+    request = Request("demo")
+    turns = len(records) // len(WAYS)
+    for at, (name, dpi, tight) in enumerate(WAYS):
         ours, theirs, sizes = [], [], ("", "")
-        for _ in range(rounds + 1):
-            record, vocabulary = made_up(next(seeds), layers)
+        for record in records[at * turns : (at + 1) * turns]:
             job = job_of(rank(record, vocabulary, request), vocabulary, record, dpi, tight)
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             (data,) = render(record, "rank", "png", request, vocabulary=vocabulary)
-            ours.append(time.perf_counter() - start)
+            ours.append((time.perf_counter() - start, time.process_time() - start_cpu))
             answer = peer.do(job)
-            theirs.append(answer["seconds"])
+            theirs.append((answer["seconds"], answer["cpu"]))
             sizes = _size(data), _size(bytes.fromhex(answer["file"]))
-        ratios = [one / other for one, other in zip(theirs[1:], ours[1:], strict=True)]
-        seconds = f"{statistics.median(ours[1:]):.2f} | {statistics.median(theirs[1:]):.2f}"
-        spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
-        print(f"| {name} | {seconds} | **{statistics.median(ratios):.1f}** | {spread} | {sizes[0]} | {sizes[1]} |", flush=True)
+        _print(name, np.array(ours[1:]), np.array(theirs[1:]), sizes)
+
+
+def _print(name: str, ours: NDArray[np.float64], theirs: NDArray[np.float64], sizes: tuple[str, str]) -> None:
+    """A line of a table, from [rounds, 2] seconds and CPU seconds of either side."""
+    ratios, medians = theirs / ours, (np.median(ours, axis=0), np.median(theirs, axis=0))
+    cells = [name, *(f"{median[0]:.2f} ({median[1]:.2f})" for median in medians)]
+    cells += [f"**{np.median(ratios[:, 0]):.1f}**, {ratios[:, 0].min():.1f} to {ratios[:, 0].max():.1f}"]
+    cells += [f"{np.median(ratios[:, 1]):.1f}, {ratios[:, 1].min():.1f} to {ratios[:, 1].max():.1f}", *sizes]
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def _size(data: bytes) -> str:
@@ -90,7 +78,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers", help="the folder given to install_peers.sh")
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--model", default="demo", help="as of raylens run")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     python = given.peers / "seaborn" / "bin" / "python"
@@ -100,10 +88,12 @@ def main() -> None:
             raise PeerError(f"seaborn: not measured: no {python}; run tests/benchmarks/install_peers.sh {given.peers}")
         with PeerProcess("seaborn", "seaborn_picture", str(python), "none") as peer:
             versions = ", ".join(f"{package} {version}" for package, version in peer.about["versions"].items())
-            print(f"{processor()}; {load()}; {versions}; {given.layers} layers, four taps, k={K}, {given.rounds} rounds\n")
-            print("| seaborn's picture | raylens s | seaborn s | seaborn / raylens | least to most | raylens' | seaborn's |")
+            worker = loaded(WorkerSettings(ModelSettings(given.model), LensSettings(positions="last")))
+            records = [read(worker, text) for text in PROMPTS[: len(WAYS) * (given.rounds + 1)]]
+            print(f"{processor()}; {load()}; {versions}; {given.model}, {len(records[0].layers)} layers, four taps, k=10\n")
+            print("| seaborn's picture | raylens s (CPU) | seaborn s (CPU) | seaborn / raylens | of CPU | raylens' | seaborn's |")
             print("|---|---|---|---|---|---|---|")
-            compare(peer, given.layers, given.rounds)
+            compare(peer, records, worker.vocabulary)
     except PeerError as error:
         sys.exit(str(error))
 

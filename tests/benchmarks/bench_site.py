@@ -1,7 +1,7 @@
 """When pages of ``raylens view`` are first painted: ``python -m tests.benchmarks.bench_site``, some minutes.
 
-The store has one run of 100,000 prompts, each with the places of SmolLM2-135M (four taps, 30 layers, k = 10) at one position, shuffled
-and varied (stored.py). Painted is the browser's own first contentful paint, whole is when its page has loaded with all
+The store has one run of 100,000 prompts, each with one position of SmolLM2-135M (four taps, 30 layers, k = 10), of 10,000 that
+are shuffled and varied (stored.py). Painted is the browser's own first contentful paint, whole is when a page has loaded with all
 pictures; medians, the server's caches warm, files in the page cache.
 """
 
@@ -24,9 +24,9 @@ PATHS = (
     "/",
     "/runs/run",
     "/runs/run/prompts",
-    "/runs/run/prompts?page=1000",
+    "/runs/run/prompts?page=50",
     "/runs/run/prompts?text=store&key=topic&value=topic+3",
-    "/runs/run/prompt?id=prompt/77777",
+    "/runs/run/prompt?id=prompt/{middle}",
     "/runs/run/tokens?token=id:253&rank=5",
     "/runs/run/aggregate",
 )
@@ -41,8 +41,8 @@ _TIMES = """() => new Promise((found) => {
 
 
 def last_places(prompts: int) -> Iterator[Record]:
-    """Records of one position, ten of each that is generated: 100 tokens of text each."""
-    pool, index = list(generated(real_records(paragraphs(5_000))[0], 1_000 * LENGTH)), 0
+    """Records of one position and 100 tokens of text each."""
+    pool, index = list(generated(real_records(paragraphs(3_000))[0], 100 * LENGTH)), 0
     while index < prompts:
         record, position = pool[index % len(pool)], index % LENGTH
         part = slice(position, position + 1)
@@ -97,7 +97,7 @@ def main() -> None:
         try:
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-                for path in PATHS:
+                for path in (path.format(middle=options.prompts // 2) for path in PATHS):
                     report(browser, site.url(path), path, options.rounds)
                 browser.close()
         finally:

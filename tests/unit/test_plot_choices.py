@@ -128,7 +128,7 @@ def test_layers_by_the_threshold_of_logitlens4llms() -> None:
         "2 of 6 layers: those where a token of attn_out, mlp_out, resid_post has more than 3 %"
     )
     assert shown(rank.rank(record, vocabulary, Request("m", threshold=2))) == [0, 2, 3, 4]
-    with pytest.raises(UsageError, match="--important-threshold 60: no layer has a token of more"):
+    with pytest.raises(UsageError, match="--important-threshold 60: no layer of prompt 'p' has a token of more"):
         rank.rank(record, vocabulary, Request("m", threshold=60))
     with pytest.raises(UsageError, match="two rules; choose one"):
         rank.rank(record, vocabulary, Request("m", threshold=60, important=1))

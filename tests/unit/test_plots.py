@@ -26,7 +26,7 @@ from PIL import Image
 
 from raylens.storage.errors import UsageError
 from raylens.storage.fonts import choose_fonts
-from raylens.storage.plots import FORMATS, KINDS, canvas, grid, plot, rank, stats, trajectory
+from raylens.storage.plots import FORMATS, KINDS, canvas, files, grid, plot, rank, stats, trajectory
 from raylens.storage.plots.request import Request, coverage, spans
 from raylens.storage.record import Record, TapLens
 from raylens.storage.taps import DEFAULT_TAPS
@@ -37,7 +37,7 @@ def drawn(kind: str, record: Record, vocabulary: list[bytes | None], request: Re
     fonts = choose_fonts()
     module = {"grid": grid, "rank": rank, "trajectory": trajectory}[kind]
     with canvas.settled(fonts):
-        figure = module.draw(module.pages(record, vocabulary, request)[0], fonts)
+        figure = files.written(module.draw(module.pages(record, vocabulary, request)[0], fonts))
         figure.canvas.draw()
     return figure
 
@@ -613,6 +613,16 @@ def test_every_text_is_in_a_png(kind: str) -> None:
         assert np.ptp(box.sum(axis=1)) > 100, text.get_text()
 
 
+def test_a_full_stop_can_be_seen() -> None:
+    """It is nearly two pixels wide and high, and not fitted to one."""
+    record, vocabulary = make([b"."], ("resid_post",), layers=1)
+    pixels = np.asarray(Image.open(BytesIO(render(record, "grid", "png", MODEL, vocabulary=vocabulary))).convert("L"))
+    texts = [text for text in drawn("grid", record, vocabulary).axes[0].texts if text.get_text() == "."]
+    left, bottom, right, top = np.round(texts[-1].get_window_extent().extents).astype(int)
+    box = pixels[pixels.shape[0] - top - 2 : pixels.shape[0] - bottom + 2, left - 2 : right + 2]
+    assert 3 < (255.0 - box).sum() / 255 < 5
+
+
 def test_words_do_not_overlap_in_a_pdf() -> None:
     """Matplotlib gives marks of direction a width there, and takes it back from the word that follows."""
     record, vocabulary = make([" مرحبا".encode(), b"\x01", b"WW", " שלום\x01a".encode()], ("resid_post",), layers=2)
@@ -623,6 +633,17 @@ def test_words_do_not_overlap_in_a_pdf() -> None:
         moves = [float(move) for move in re.findall(rb"[)\[]\s+(-?[\d.]+)\s+\(", page)]
         assert len(moves) > 10
         assert all(abs(move) < 250 for move in moves)  # thousandths of the font's size; a space has 318
+
+
+@pytest.mark.parametrize("token", ["\U0001f9ff", "W", "x "])
+def test_a_long_prompt_is_quoted_to_its_end(token: str) -> None:
+    """However wide its characters are, or their code points where no font has them."""
+    record, vocabulary = make([b" start", *[token.encode()] * 300, b" end"], ("resid_post",), layers=1)
+    texts = [text.get_text() for text in drawn("rank", record, vocabulary).axes[0].texts]
+    first = next(at for at, text in enumerate(texts) if text.startswith("prompt: "))
+    last = next(at for at, text in enumerate(texts) if text.startswith("predicted next"))
+    assert 1 <= last - first <= 3
+    assert texts[last - 1].endswith("end")
 
 
 def test_a_long_word_does_not_leave_its_line_empty() -> None:
