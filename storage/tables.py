@@ -71,8 +71,8 @@ PROMPTS = pa.schema(
         ("message", pa.string()),
     ]
 )
-_SPLIT = {"ids.list.element", "logprobs.list.element", "entropy", "kl", "next_logprob"}
-_DICTIONARY = ["tap", "layer", "prompt", "position", "final_rank", "failure"]
+_SPLIT = {"ids.list.element", "logprobs.list.element", "kl", "next_logprob"}
+_DICTIONARY = ["tap", "layer", "prompt", "position", "final_rank", "entropy", "failure"]
 
 
 class About(msgspec.Struct, frozen=True):

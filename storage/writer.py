@@ -29,7 +29,7 @@ from raylens.storage.segments import SegmentBuilder, remove_garbage
 from raylens.storage.stream import Stream
 
 #: Commit when the waiting records have this many bytes ...
-COMMIT_BYTES = 4 << 20
+COMMIT_BYTES = 8 << 20
 #: ... or the first of them has waited this many seconds.
 COMMIT_SECONDS = 2.0
 #: Wait this many milliseconds for the next entries.

@@ -30,10 +30,10 @@ _STATIC = Path(__file__).with_name("static")
 _PAGES: tuple[tuple[str, Read, str], ...] = (
     ("/", runs.store, "store.html"),
     ("/runs/{run}", runs.run, "run.html"),
-    ("/runs/{run}/prompts", prompts.prompts, "prompts.html"),
 )
 #: The same where a large run takes long: the page is sent as far as it is known without.
 _SLOW_PAGES: tuple[tuple[str, Read, str], ...] = (
+    ("/runs/{run}/prompts", prompts.prompts, "prompts.html"),
     ("/runs/{run}/tokens", tokens.tokens, "tokens.html"),
     ("/runs/{run}/aggregate", aggregates.aggregate, "aggregate.html"),
     ("/compare", aggregates.compare, "compare.html"),

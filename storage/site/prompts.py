@@ -48,6 +48,7 @@ def prompts(shelf: Shelf, request: Request) -> dict[str, Any]:
     pages = max(1, -(-total // SIZE))
     against = asked.text(request, "against")
     shown = {"run": one.name, **fitting, "against": against, "page": number, "pages": pages, "total": total}
+    shown["first"] = (number - 1) * SIZE + 1
     return {**shown, "prompts": [_with_metadata(row) for row in rows]}
 
 

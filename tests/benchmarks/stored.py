@@ -97,7 +97,15 @@ def write_run(store: Path, name: str, prompts: int, records: Iterable[Record], v
     folder = RunFolder(runs_folder(store) / name)
     lens = {"taps": list(TAPS), "top_k": 10, "stats": [], "track": []}
     manifest = Manifest(
-        1, name, "0123456789abcdef", "2026-01-01T00:00:00+00:00", {"lens": lens}, prompts, len(vocabulary), {"model": "demo"}, {}
+        1,
+        name,
+        "0123456789abcdef",
+        "2026-01-01T00:00:00+00:00",
+        {"lens": lens},
+        prompts,
+        len(vocabulary),
+        {"model": "demo", "label": "smollm2-135m"},
+        {},
     )
     create_or_resume(folder, manifest)
     write_vocabulary(folder.vocabulary, vocabulary)
