@@ -4,19 +4,29 @@
 -- layers = all: which layers, as N or A:B
 -- positions = all: which positions: all, last, last:N or A:B
 -- by = none: metadata key to split by
-WITH followed AS (
-    SELECT
-        split, tap, layer, ids, logprobs, tracked_rank, tracked_logprob,
-        tracked_rank IS NOT NULL AND tracked_logprob IS NOT NULL AND list_has_all(tracked, $token::UINTEGER[]) AS exact,
-        [list_position(CASE WHEN exact THEN tracked ELSE ids END, wanted) FOR wanted IN $token::UINTEGER[]] AS found
+WITH told AS (  -- prompts, which say what was tracked, are joined only where something was
+    SELECT split, tap, layer, ids, logprobs, NULL::UINTEGER[] AS tracked, NULL::UINTEGER[] AS tracked_rank, NULL::FLOAT[] AS tracked_logprob
+    FROM places
+    WHERE tracked_rank IS NULL
+    UNION ALL
+    SELECT split, tap, layer, ids, logprobs, tracked, tracked_rank, tracked_logprob
     FROM places
     JOIN (SELECT prompt, tracked FROM asked) USING (prompt)
+    WHERE tracked_rank IS NOT NULL
+),
+followed AS (
+    SELECT
+        *, tracked IS NOT NULL AND tracked_logprob IS NOT NULL AND list_has_all(tracked, $token::UINTEGER[]) AS exact,
+        [list_position(CASE WHEN exact THEN tracked ELSE ids END, wanted) FOR wanted IN $token::UINTEGER[]] AS found
+    FROM told
 ),
 ranked AS (
     SELECT
         split, tap, layer, exact, len(ids) AS k,
         list_min([CASE WHEN exact THEN tracked_rank[found_at] ELSE found_at END FOR found_at IN found IF found_at > 0]) AS rank,
-        ln(list_sum([exp(CASE WHEN exact THEN tracked_logprob[found_at] ELSE logprobs[found_at] END) FOR found_at IN found IF found_at > 0])) AS logprob
+        CASE WHEN rank IS NOT NULL THEN
+            ln(list_sum([exp(CASE WHEN exact THEN tracked_logprob[found_at] ELSE logprobs[found_at] END) FOR found_at IN found IF found_at > 0]))
+        END AS logprob
     FROM followed
 )
 SELECT

@@ -92,7 +92,9 @@ def measure(run: Run, token: int, scans: bool) -> dict[str, float]:
     found: dict[str, float] = {}
     found["token"], tokens = seconds(lambda: query_token(run, token), ROUNDS)
     found["depth"], depth = seconds(lambda: query_depth(run), ROUNDS)
-    found["layers"], _ = seconds(lambda: run.query("layers").rows(), ROUNDS)
+    for name in ("layers", "handoff", "promoted"):
+        found[name], _ = seconds(lambda name=name: run.query(name).rows(), ROUNDS)
+    found["trajectory"], _ = seconds(lambda: run.query("trajectory", token=f"id:{token}").rows(), ROUNDS)
     found["depths, limit 100"], _ = seconds(lambda: run.query("depths", limit=100).rows(), ROUNDS)
     found["one record, cold"] = cold(run, f"prompt/{len(run) // 2}")
     if scans:
