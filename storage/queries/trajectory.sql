@@ -17,15 +17,16 @@ WITH told AS (  -- prompts, which say what was tracked, are joined only where so
 followed AS (
     SELECT
         *, tracked IS NOT NULL AND tracked_logprob IS NOT NULL AND list_has_all(tracked, $token::UINTEGER[]) AS exact,
-        [list_position(CASE WHEN exact THEN tracked ELSE ids END, wanted) FOR wanted IN $token::UINTEGER[]] AS found
+        [nullif(list_position(CASE WHEN exact THEN tracked ELSE ids END, wanted), 0) FOR wanted IN $token::UINTEGER[]] AS found
     FROM told
 ),
 ranked AS (
     SELECT
         split, tap, layer, exact, len(ids) AS k,
-        list_min([CASE WHEN exact THEN tracked_rank[found_at] ELSE found_at END FOR found_at IN found IF found_at > 0]) AS rank,
-        CASE WHEN rank IS NOT NULL THEN
-            ln(list_sum([exp(CASE WHEN exact THEN tracked_logprob[found_at] ELSE logprobs[found_at] END) FOR found_at IN found IF found_at > 0]))
+        CASE WHEN exact THEN list_min([tracked_rank[one] FOR one IN found]) ELSE list_min(found) END AS rank,
+        CASE WHEN rank IS NULL THEN NULL
+            WHEN exact THEN ln(list_sum([exp(tracked_logprob[one]) FOR one IN found]))
+            ELSE ln(list_sum([exp(logprobs[one]) FOR one IN found]))
         END AS logprob
     FROM followed
 )
