@@ -66,6 +66,8 @@ def cluster(address: str) -> Iterator[Cluster]:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         text = " ".join(str(error).split())[:300]
         remedy = f"is it up, of Ray {ray.__version__}, and if a token guards it, RAY_AUTH_MODE=token set?"
+        if "AF_UNIX" in text:  # of a local Ray, whose sockets are in the temporary folder
+            remedy = "set TMPDIR to a shorter path, such as /tmp"
         raise ClusterError(f"--ray {address}: {text}; {remedy}") from error
     try:
         yield _cluster()

@@ -14,7 +14,7 @@ _SUMMARIES = {
     "compact": "Merge the small files of a run into larger ones.",
     "compare": "Compare two runs of the same prompts.",
     "demo": "Lens sixteen bundled prompts with a bundled model; no network.",
-    "doctor": "Load a model and say what of it can be lensed, and how exactly.",
+    "doctor": "Check what a run needs of this machine, or of a model.",
     "export": "Write the records of a run to a file.",
     "lens": "Lens one text and print the grid.",
     "plot": "Draw a picture of one prompt.",

@@ -28,10 +28,10 @@ def store_option(function: F) -> F:
     return option(function)
 
 
-def model_options(function: F) -> F:
+def model_options(function: F, required: bool = True) -> F:
     """Which model, and how it is loaded."""
     options = [
-        click.option("-m", "--model", required=True, help="A folder, a GGUF file, a hub id, or demo."),
+        click.option("-m", "--model", required=required, help="A folder, a GGUF file, a hub id, or demo."),
         click.option("--revision", help="Branch, tag or commit on the hub."),
         click.option(
             "--dtype",

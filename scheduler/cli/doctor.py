@@ -1,21 +1,53 @@
 """``raylens doctor``."""
 
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
 
-from raylens.scheduler.cli._options import model_options, model_settings
+from raylens.scheduler.cli._options import model_options, model_settings, store_option
+
+if TYPE_CHECKING:
+    from raylens.scheduler.doctor import Finding
+
+_SIGNS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 
 
 @click.command("doctor")
-@model_options
-@click.option("--json", "as_json", is_flag=True, help="The certificate as JSON.")
-def command(as_json: bool, **options: Any) -> None:
-    """Load a model and print its certificate: what is hooked for each tap, and the errors that were measured.
+@partial(model_options, required=False)
+@store_option
+@click.option("--redis", default="embedded", show_default=True, help="embedded, or the URL of a server.")
+@click.option("--ray", default="auto", show_default=True, help="auto, local, or the address of a cluster.")
+@click.option("--json", "as_json", is_flag=True, help="What was found as JSON.")
+def command(store: str, redis: str, ray: str, as_json: bool, **options: Any) -> None:
+    """Check what a run needs of this machine, each with a remedy; exit code 1 where something does not work.
 
-    A model that cannot be lensed exactly is refused with the reason, and exit code 4.
+    With --model, load the model and print its certificate instead: what is hooked for each tap, and the errors that were
+    measured. A model that cannot be lensed exactly is refused with the reason, and exit code 4.
     """
+    if options["model"] is not None:
+        _print_certificate(options, as_json)
+        return
+    from raylens.scheduler.doctor import examine
+
+    findings = []
+    for finding in examine(Path(store), redis, ray):
+        findings.append(finding)
+        if not as_json:
+            click.echo(_line(finding))
+    if as_json:
+        click.echo(orjson.dumps({"findings": findings}))
+    click.get_current_context().exit(1 if any(finding.status == "problem" for finding in findings) else 0)
+
+
+def _line(finding: "Finding") -> str:
+    remedy = f"\n{'':27}-> {finding.remedy}" if finding.remedy else ""
+    return f"{_SIGNS[finding.status]}  {finding.name:16}  {finding.found}{remedy}"
+
+
+def _print_certificate(options: dict[str, Any], as_json: bool) -> None:
     from raylens.workers.preflight import inspect_model
     from raylens.workers.settings import WorkerSettings
     from raylens.workers.worker import Worker
