@@ -262,7 +262,9 @@ def test_a_missing_page_says_so(site: Site) -> None:
         assert answer.json()["error"]  # type: ignore[index]
 
 
-@pytest.mark.parametrize("query", ["prompts?page=x", "prompts?outcome=x", "tokens?token=id:1&rank=0", "tokens?token=id:1&layers=x"])
+@pytest.mark.parametrize(
+    "query", ["prompts?page=x", "prompts?outcome=x", "tokens?token=id:1&rank=0", "tokens?token=id:1&layers=x"]
+)
 def test_a_wrong_question_is_answered_in_the_page(site: Site, query: str) -> None:
     """And by status 400 as JSON."""
     assert b'role="alert"' in site.get(f"/runs/first/{query}").body
