@@ -1,6 +1,7 @@
-"""The Jacobian lens: J_l x, where J_l is the mean derivative of the last block's output by the output of block l.
+"""The Jacobian lens: J_l x, where J_l is the mean derivative of the last block's output by the output of block l (Gurnee et al.
+2026, "Verbalizable Representations Form a Global Workspace in Language Models", arXiv 2607.15495).
 
-Read from the files that vllm-lens (examples/jacobian_lens.py), Neuronpedia's interp-engine and others write with torch.save:
+Read from the files of torch.save that their package jlens writes, and vllm-lens and Neuronpedia's interp-engine read:
 ``{"J": {layer: [D, D]}}``, keyed by block *output*, or ``{"parameters": {"jacobians": {layer: [D, D]}}}``; or a .safetensors
 file with the names ``J.0``, ``J.1``, ... The last block's output needs no matrix.
 """

@@ -21,6 +21,8 @@ from raylens.workers.lenses.source import bad_file
 
 _ALLOWED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch Size"}
 _STORAGES = {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Bool", "Byte")}
+#: Operations of a pickle that name a function or class; torch.save writes the first only.
+_IMPORTS = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
 #: Bytes of a pickle that describes no more tensors than a lens has.
 _MOST_PICKLE = 4 << 20
 #: A lens has a matrix and a bias for each layer, at most in float64; twice that leaves room for what else is saved with it.
@@ -124,12 +126,15 @@ def _check_zip(path: Path) -> None:
             (described,) = (record for record in archive.infolist() if record.filename.endswith("data.pkl"))
             if described.file_size > _MOST_PICKLE:
                 raise bad_file(path, f"describes its tensors in more than {_MOST_PICKLE:,} bytes", _SAVE_AGAIN)
-            operations = [(operation.name, argument) for operation, argument, _ in pickletools.genops(archive.read(described))]
+            _check_pickle(path, archive.read(described))
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise bad_file(path, "not a file of torch.save (since torch 1.6)", _SAVE_AGAIN) from error
-    for name, argument in operations:
-        wanted = str(argument) if name == "GLOBAL" else name
-        if name in {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"} and wanted not in _ALLOWED | _STORAGES:
+
+
+def _check_pickle(path: Path, described: bytes) -> None:
+    for operation, argument, _ in pickletools.genops(described):
+        wanted = str(argument) if operation.name == "GLOBAL" else operation.name
+        if operation.name in _IMPORTS and wanted not in _ALLOWED | _STORAGES:
             raise bad_file(path, f"holds more than tensors, numbers and strings ({wanted[:100]})", _SAVE_AGAIN)
 
 
