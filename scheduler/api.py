@@ -33,6 +33,7 @@ def run(
     logprobs: LogprobType = "float16",
     stats: str | Sequence[str] = (),
     track: str | int | Sequence[str | int] = (),
+    lens: str = "logit",
     format: Format = "auto",  # noqa: A002  the name of the option
     column: str | None = None,
     id_column: str | None = None,
@@ -57,6 +58,7 @@ def run(
         store: folder of runs, made if absent.
         stats: names from ``kl``, ``next_logprob`` and ``next_rank``.
         track: tokens, by text or id.
+        lens: ``logit``, ``tuned:FOLDER``, ``jacobian:FILE`` or ``linear:FILE``.
         chat_template: Jinja source.
         quiet: show no progress.
         name, revision, ...: as the options of ``raylens run``.
@@ -69,7 +71,7 @@ def run(
         prompts = Corpus(CorpusSettings(sources=(str(corpus),), format=format, column=column, id_column=id_column, limit=limit))
     else:
         prompts = Corpus.from_rows(corpus, column=column, id_column=id_column, limit=limit)
-    lens = LensSettings(
+    read_out = LensSettings(
         top_k,
         layers,
         parse_taps(taps) if taps is not None else None,
@@ -77,10 +79,11 @@ def run(
         logprobs,
         parse_stats(stats),
         track_names(track),
+        lens,
     )
     worker = WorkerSettings(
         ModelSettings(model, revision, dtype, device_map, trust_remote_code),
-        lens,
+        read_out,
         InputSettings(chat_template, max_tokens, on_long, batch_tokens),
     )
     settings = RunSettings(worker, Path(store), name, actors, gpus_per_actor, ray, redis, writer, fresh)

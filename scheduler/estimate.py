@@ -11,6 +11,7 @@ from raylens.scheduler.progress import duration
 from raylens.scheduler.settings import RunSettings, check
 from raylens.storage.record import Failure
 from raylens.storage.taps import DEFAULT_TAPS
+from raylens.workers.lenses.source import lens_taps, parse_lens
 from raylens.workers.preflight import inspect_model, load_config, load_tokenizer
 from raylens.workers.selection import select_layers
 from raylens.workers.tokenize import Tokenizer, longest_input
@@ -91,7 +92,7 @@ def estimate(settings: RunSettings, corpus: Corpus) -> Estimate:
         else:
             tokens += len(found.ids)
             positions += len(found.positions)
-    taps = worker.lens.taps or DEFAULT_TAPS
+    taps = lens_taps(parse_lens(worker.lens.lens), worker.lens.taps) or DEFAULT_TAPS
     layers = len(select_layers(worker.lens.layers, facts.n_layers))
     places = positions * sum(1 if tap == "resid_pre" else layers for tap in taps)
     parameters = _parameters(config, facts.n_layers)

@@ -31,6 +31,7 @@ from raylens.storage.manifest import FORMAT, Manifest, create_or_resume
 from raylens.storage.record import Prompt
 from raylens.storage.stream import Stream
 from raylens.storage.vocabulary import write_vocabulary
+from raylens.workers.lenses.source import parse_lens
 from raylens.workers.preflight import ModelFacts, inspect_model
 from raylens.workers.publish import publish
 from raylens.workers.settings import LensSettings, WorkerSettings
@@ -155,8 +156,9 @@ def _writer(plan: _Plan, redis: str) -> WriterProcess | ExternalWriter:
 
 
 def _settled(settings: WorkerSettings, facts: ModelFacts, batch_tokens: int) -> WorkerSettings:
-    """What every actor gets: the batch size if the user left it open, whole paths, and of a hub model the commit found."""
-    model, given = settings.model, settings.input
+    """What every actor gets: the batch size if the user left it open, whole paths, of a hub model the commit found, and the
+    digest of the lens, so that all actors read the same one."""
+    model, given, lens = settings.model, settings.input, parse_lens(settings.lens.lens)
     path = Path(model.source).expanduser()
     if model.source != "demo" and path.exists():
         model = msgspec.structs.replace(model, source=str(path.resolve()))
@@ -164,7 +166,10 @@ def _settled(settings: WorkerSettings, facts: ModelFacts, batch_tokens: int) -> 
         model = msgspec.structs.replace(model, revision=facts.commit)
     if given.batch_tokens is None:
         given = msgspec.structs.replace(given, batch_tokens=batch_tokens)
-    return msgspec.structs.replace(settings, model=model, input=given)
+    if lens.path is not None:
+        lens = msgspec.structs.replace(lens, path=lens.path.resolve())
+    read_out = msgspec.structs.replace(settings.lens, lens=str(lens), lens_digest=facts.lens_digest)
+    return msgspec.structs.replace(settings, model=model, input=given, lens=read_out)
 
 
 def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, facts: ModelFacts) -> Manifest:
@@ -176,7 +181,7 @@ def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, fac
             "dtype": worker.model.dtype,
             "tokenizer": facts.tokenizer_hash,
         },
-        "lens": {"kind": "logit", "component_norm": "own", **_asked(worker.lens)},
+        "lens": {"kind": parse_lens(worker.lens.lens).kind, "component_norm": "own", **_asked(worker.lens)},
         "input": {
             "max_tokens": worker.input.max_tokens,
             "on_long": worker.input.on_long,
@@ -184,6 +189,10 @@ def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, fac
         },
         "corpus": {"prompts": summary.count, "fingerprint": summary.fingerprint},
     }
+    sources = {"model": worker.model.source, "label": facts.source.label, "revision": facts.commit, "corpus": corpus.name}
+    if facts.lens_digest is not None:
+        identity["lens"]["file"] = facts.lens_digest
+        sources["lens"] = worker.lens.lens
     return Manifest(
         format=FORMAT,
         name=name,
@@ -192,14 +201,16 @@ def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, fac
         identity=identity,
         prompts=summary.count,
         vocabulary_size=facts.vocabulary_size,
-        sources={"model": worker.model.source, "label": facts.source.label, "revision": facts.commit, "corpus": corpus.name},
+        sources=sources,
         versions={"raylens": __version__, **{package: importlib.metadata.version(package) for package in _PACKAGES}},
     )
 
 
 def _asked(lens: LensSettings) -> dict[str, Any]:
-    """The settings but for lists that are empty, so that runs from before an option existed resume."""
+    """The settings but for lists that are empty, so that runs from before an option existed resume; and but for the lens's
+    path, for its kind and content are what counts."""
     settings: dict[str, Any] = msgspec.to_builtins(lens)
+    del settings["lens"], settings["lens_digest"]
     return {name: value for name, value in settings.items() if value != () and value != []}
 
 

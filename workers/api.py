@@ -7,6 +7,7 @@ from functools import lru_cache
 from raylens.storage.errors import RaylensError, UsageError
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.taps import parse_taps
+from raylens.workers.lenses.source import lens_digest, parse_lens
 from raylens.workers.metrics import parse_stats
 from raylens.workers.preflight import inspect_model
 from raylens.workers.settings import DType, InputSettings, LensSettings, ModelSettings, WorkerSettings, check
@@ -50,14 +51,15 @@ def lens(
     positions: str = "all",
     stats: str | Sequence[str] = (),
     track: str | int | Sequence[str | int] = (),
+    lens: str = "logit",
 ) -> Record:
-    """The logit lens of one text. The model stays loaded for the next call with the same settings.
+    """The lens of one text. The model stays loaded for the next call with the same settings.
 
     Args:
         text: the prompt.
         model: a folder, GGUF file, hub id, or ``demo``.
         revision, dtype, top_k, layers, taps, positions: as the options of ``raylens run``; logprobs are float32.
-        stats, track: as of ``raylens.run``.
+        stats, track, lens: as of ``raylens.run``.
 
     Raises:
         RaylensError: the model cannot be used, or the text cannot be lensed.
@@ -72,6 +74,8 @@ def lens(
             "float32",
             parse_stats(stats),
             track_names(track),
+            lens,
+            lens_digest(parse_lens(lens)),  # so that a file that was written anew is read anew
         ),
         InputSettings(),
     )

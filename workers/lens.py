@@ -1,7 +1,7 @@
 """The logit lens over one batch: run the model, read out chosen rows of every tap, assemble records.
 
 softmax(unembed(final_norm(x))) at each tap (nostalgebraist 2020, "interpreting GPT: the logit lens"); the final norm is
-computed anew on each tap's own vector, as LogitLens4LLMs does.
+computed anew on each tap's own vector, as LogitLens4LLMs does. Other lenses (lenses/) change x before that.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,8 @@ from raylens.workers.adapter import Adapter
 from raylens.workers.asked import Asked, Final
 from raylens.workers.batching import Batch
 from raylens.workers.capture import Sink, Site, capture
+from raylens.workers.lenses.interface import HiddenLens
+from raylens.workers.lenses.logit import LogitLens
 from raylens.workers.plan import plan_walk
 from raylens.workers.questions import Question, Questions
 from raylens.workers.readers import DirectReader, Read, Reader, WalkReader
@@ -32,6 +34,15 @@ _COMPARED = 4
 _FLOAT16_LOWEST = float(np.finfo(np.float16).min)
 
 
+def chosen_places(taps: tuple[str, ...], layers: tuple[int, ...]) -> frozenset[Place]:
+    """(tap, layer) of all that is read out: the embedding's tap is of layer 0 only."""
+    return frozenset((tap, layer) for tap in taps for layer in _layers_of(tap, layers))
+
+
+def _layers_of(tap: str, layers: tuple[int, ...]) -> tuple[int, ...]:
+    return (0,) if tap == "resid_pre" else layers
+
+
 class Lens:
     """Reads batches of one model with one setting.
 
@@ -41,6 +52,7 @@ class Lens:
         layers: chosen layer numbers.
         taps: chosen taps, all certified.
         tracked: ids of tracked tokens.
+        hidden: what is done to hidden states before the final norm; the logit lens does nothing.
     """
 
     def __init__(
@@ -50,17 +62,20 @@ class Lens:
         layers: tuple[int, ...],
         taps: tuple[str, ...],
         tracked: tuple[int, ...] = (),
+        hidden: HiddenLens | None = None,
     ) -> None:
         self._trunk = adapter.trunk
         self._projection = adapter.projection
         self._settings = settings
         self._layers = layers
         self._taps = taps
+        self._hidden = hidden if hidden is not None else LogitLens()
         self._questions = Questions(settings.stats, tracked)
         self._last = ("resid_post", len(adapter.sites) - 1, adapter.sites[-1]["resid_post"])
-        places = [(tap, layer) for tap in taps for layer in self._layers_of(tap)]
+        places = [(tap, layer) for tap in taps for layer in _layers_of(tap, layers)]
         self._wanted = frozenset(places)
-        self._walk = adapter.walk if settings.top_k <= MOST_KEPT else None
+        # running sums are of hidden states as they are, so only the logit lens may be walked
+        self._walk = adapter.walk if settings.top_k <= MOST_KEPT and self._hidden.identity else None
         self._plan = plan_walk(adapter.sites, adapter.certificate["sums"], places) if self._walk else None
         self._hooks = self._plan.hooks if self._plan else [(tap, layer, adapter.sites[layer][tap]) for tap, layer in places]
 
@@ -74,15 +89,12 @@ class Lens:
             f"sums of what is added to the residual (within {self._walk.error:.1e} of float64)"
         )
 
-    def _layers_of(self, tap: str) -> tuple[int, ...]:
-        return (0,) if tap == "resid_pre" else self._layers
-
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> list["Record | ValueError"]:
         """A record for each prompt of the batch, or a ValueError where the model's numbers are not finite."""
         question = self._questions.about(batch, self._final(batch) if self._questions.needs_final else None)
         reader = self._reader(question.asked if question else None)
-        self._forward(batch, self._hooks, reader.take)
+        self._forward(batch, self._hooks, lambda tap, layer, rows: reader.take(tap, layer, self._hidden(tap, layer, rows)))
         reader.flush()
         records: list[Record | ValueError] = []
         start = 0
@@ -129,7 +141,7 @@ class Lens:
         return WalkReader(self._walk, self._settings.top_k, self._wanted, self._plan.starts, PENDING_BYTES, asked)
 
     def _tap(self, tap: str, done: dict[Place, Read], rows: slice, question: Question | None) -> TapLens:
-        layers = self._layers_of(tap)
+        layers = _layers_of(tap, self._layers)
         reads = [done[tap, layer] for layer in layers]
         logprobs: NDArray[Any] = np.stack([read.logprobs[rows] for read in reads])
         if self._settings.logprobs == "float16":

@@ -8,6 +8,7 @@ import msgspec
 
 from raylens.storage.errors import ModelError, UsageError
 from raylens.storage.vocabulary import Vocabulary
+from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
 from raylens.workers.selection import select_layers, select_positions
 from raylens.workers.settings import ModelSettings, WorkerSettings, check
 from raylens.workers.source import ModelSource, resolve
@@ -25,6 +26,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
         vocabulary: token id -> bytes.
         tokenizer_hash, chat_template_hash: SHA-256, short.
         has_chat_template: whether prompts with messages can be rendered.
+        lens_digest: of the lens's files; None for the logit lens.
     """
 
     source: ModelSource
@@ -36,6 +38,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     tokenizer_hash: str
     chat_template_hash: str
     has_chat_template: bool
+    lens_digest: str | None = None
 
 
 def inspect_model(settings: WorkerSettings) -> ModelFacts:
@@ -54,7 +57,7 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
     tokenizer = load_tokenizer(settings.model, source)
     text = config.get_text_config()
     n_layers, size = int(text.num_hidden_layers), int(text.vocab_size)
-    select_layers(settings.lens.layers, n_layers)
+    layers = select_layers(settings.lens.layers, n_layers)
     if settings.lens.top_k > size:
         raise UsageError(f"--top-k {settings.lens.top_k}: larger than the vocabulary of {size} tokens")
     vocabulary = vocabulary_bytes(tokenizer, size)
@@ -70,7 +73,23 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
         tokenizer_hash=_hash(b"\0".join(token or b"" for token in vocabulary)),
         chat_template_hash=_hash(str(template).encode()) if template else "",
         has_chat_template=bool(template),
+        lens_digest=_checked_lens(settings, layers, n_layers, int(text.hidden_size)),
     )
+
+
+def _checked_lens(settings: WorkerSettings, layers: tuple[int, ...], n_layers: int, width: int) -> str | None:
+    """The digest of the lens's files, once they are found to fit; none of that needs the weights."""
+    source = parse_lens(settings.lens.lens)
+    taps = lens_taps(source, settings.lens.taps)
+    if source.path is None or taps is None:
+        return None
+    from raylens.workers.lens import chosen_places  # with torch, which takes a while
+    from raylens.workers.lenses.interface import Shape
+    from raylens.workers.lenses.opening import open_lens
+
+    digest = lens_digest(source)
+    open_lens(source, Shape(n_layers, width), chosen_places(taps, layers), settings.lens.lens_digest)
+    return digest
 
 
 def _check_template(source: str) -> None:

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from raylens.storage.errors import UsageError
+from raylens.workers.lenses.source import lens_taps, parse_lens
 from raylens.workers.metrics import parse_stats
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -42,6 +43,8 @@ class LensSettings(msgspec.Struct, frozen=True):
         logprobs: how they are stored; float32 also has each tap read by itself, within 1e-4, never by running sums.
         stats: metrics of each place that are stored too (metrics.py).
         track: tokens whose logprob and rank are stored at each place: the text of one token, or ``id:`` and its number.
+        lens: ``logit``, or kind and path of another lens (lenses/).
+        lens_digest: of its files when the run began; a worker refuses other ones.
     """
 
     top_k: int = 10
@@ -51,6 +54,8 @@ class LensSettings(msgspec.Struct, frozen=True):
     logprobs: LogprobType = "float16"
     stats: tuple[str, ...] = ()
     track: tuple[str, ...] = ()
+    lens: str = "logit"
+    lens_digest: str | None = None
 
 
 class InputSettings(msgspec.Struct, frozen=True):
@@ -97,6 +102,7 @@ def check(settings: WorkerSettings) -> None:
     """
     check_types(settings)
     parse_stats(settings.lens.stats)
+    lens_taps(parse_lens(settings.lens.lens), settings.lens.taps)
     if settings.lens.top_k < 1:
         raise UsageError(f"--top-k {settings.lens.top_k}: must be at least 1")
     if settings.input.max_tokens is not None and settings.input.max_tokens < 1:

@@ -11,7 +11,10 @@ from raylens.storage.vocabulary import Vocabulary, token_text
 from raylens.workers.adapter import adapt
 from raylens.workers.batching import batches, pad
 from raylens.workers.blocks import input_device
-from raylens.workers.lens import Lens
+from raylens.workers.lens import Lens, chosen_places
+from raylens.workers.lenses.interface import Shape
+from raylens.workers.lenses.opening import open_lens
+from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
 from raylens.workers.model import load_model
 from raylens.workers.selection import select_layers
 from raylens.workers.settings import WorkerSettings
@@ -40,16 +43,21 @@ class Worker:
         adapter = adapt(self._model)
         if settings.lens.logprobs == "float32":  # running sums are within 2e-4, and each tap read by itself within 1e-4
             adapter = replace(adapter, walk=None)
-        taps = adapter.taps(settings.lens.taps)
+        source = parse_lens(settings.lens.lens)
+        taps = adapter.taps(lens_taps(source, settings.lens.taps))
         layers = select_layers(settings.lens.layers, len(adapter.sites))
         text = self._model.config.get_text_config()
+        shape = Shape(len(adapter.sites), int(text.hidden_size))
+        hidden = open_lens(source, shape, chosen_places(taps, layers), settings.lens.lens_digest)
         self._device = input_device(self._model)
         size = int(text.vocab_size)
         self._tokenizer = Tokenizer(tokenizer, settings.input, settings.lens.positions, longest_input(text, tokenizer), size)
         self.vocabulary: Vocabulary = vocabulary_bytes(tokenizer, size)
         tracked = tracked_ids(settings.lens.track, tokenizer, self.vocabulary)
-        self._lens = Lens(adapter, settings.lens, layers, taps, tracked)
+        self._lens = Lens(adapter, settings.lens, layers, taps, tracked, hidden)
         lens = {**adapter.certificate["lens"], "path": self._lens.path}
+        if source.path is not None:
+            lens |= {"kind": source.kind, "file": lens_digest(source)}
         self.certificate: dict[str, Any] = {
             **adapter.certificate,
             "lens": lens,

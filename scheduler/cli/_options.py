@@ -47,6 +47,18 @@ def model_options(function: F, required: bool = True) -> F:
     return function
 
 
+def lens_option(function: F) -> F:
+    """``--lens``: what is done to hidden states before they are unembedded."""
+    option = click.option(
+        "--lens",
+        default="logit",
+        show_default=True,
+        metavar="LENS",
+        help="logit, tuned:FOLDER, jacobian:FILE or linear:FILE (docs/LENSES.md).",
+    )
+    return option(function)
+
+
 def model_settings(options: dict[str, Any]) -> "ModelSettings":
     """The settings that ``model_options`` gave."""
     from raylens.workers.settings import ModelSettings

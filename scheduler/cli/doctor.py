@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import model_options, model_settings, store_option
+from raylens.scheduler.cli._options import lens_option, model_options, model_settings, store_option
 
 if TYPE_CHECKING:
     from raylens.scheduler.doctor import Finding
@@ -17,6 +17,7 @@ _SIGNS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 
 @click.command("doctor")
 @partial(model_options, required=False)
+@lens_option
 @store_option
 @click.option("--redis", default="embedded", show_default=True, help="embedded, or the URL of a server.")
 @click.option("--ray", default="auto", show_default=True, help="auto, local, or the address of a cluster.")
@@ -49,10 +50,10 @@ def _line(finding: "Finding") -> str:
 
 def _print_certificate(options: dict[str, Any], as_json: bool) -> None:
     from raylens.workers.preflight import inspect_model
-    from raylens.workers.settings import WorkerSettings
+    from raylens.workers.settings import LensSettings, WorkerSettings
     from raylens.workers.worker import Worker
 
-    settings = WorkerSettings(model_settings(options))
+    settings = WorkerSettings(model_settings(options), LensSettings(lens=options["lens"]))
     inspect_model(settings)
     certificate = Worker(settings).certificate
     if as_json:
@@ -69,6 +70,8 @@ def _lines(certificate: dict[str, Any]) -> list[str]:
         f"last block against the model's own logits: {lens['error']:.1e} (allowed {lens['allowed']:.1e})",
         f"padded batch against one prompt: {runs['padding_error']:.1e} (allowed {runs['allowed']:.1e}); runs {runs['module']}",
     ]
+    if "kind" in lens:
+        lines.append(f"--lens: {lens['kind']} {lens['file']} fits; it reads {', '.join(certificate['run_taps'])}")
     lines += [f"holds: {text} (error {error:.1e})" for text, error in certificate["sums"].items()]
     lines += [f"tap {name}: {', '.join(tap['hooked'])}" for name, tap in certificate["taps"].items()]
     lines += [f"tap {name}: refused, {reason}" for name, reason in certificate["refused"].items()]

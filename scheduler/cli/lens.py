@@ -5,13 +5,14 @@ from typing import Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import model_options, model_settings
+from raylens.scheduler.cli._options import lens_option, model_options, model_settings
 from raylens.storage.errors import UsageError
 
 
 @click.command("lens")
 @click.argument("text")
 @model_options
+@lens_option
 @click.option("-k", "--top-k", type=int, default=10, show_default=True, help="Tokens kept at each place.")
 @click.option("--tap", default="resid_post", show_default=True, help="The tap shown.")
 @click.option("--stat", default="rank", show_default=True, help="What colours the cells: rank, prob or entropy.")
@@ -30,6 +31,7 @@ def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json
     from raylens.storage.taps import parse_taps
     from raylens.storage.terminal import grid_lines
     from raylens.workers.api import loaded, read
+    from raylens.workers.lenses.source import lens_taps, parse_lens
     from raylens.workers.settings import LensSettings, WorkerSettings
 
     if stat not in STATS:
@@ -37,7 +39,9 @@ def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json
     shown = parse_taps(tap)
     if len(shown) != 1:
         raise UsageError(f"--tap {tap}: name one tap")
-    settings = WorkerSettings(model_settings(options), LensSettings(top_k, positions="all", logprobs="float32"))
+    lens_taps(parse_lens(options["lens"]), shown)
+    asked = LensSettings(top_k, positions="all", logprobs="float32", lens=options["lens"])
+    settings = WorkerSettings(model_settings(options), asked)
     with Console(stderr=True).status("loading the model"):
         worker = loaded(settings)
         record = read(worker, text)

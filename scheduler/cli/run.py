@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raylens.scheduler.cli._options import DEFAULT_STORE, model_options, model_settings
+from raylens.scheduler.cli._options import DEFAULT_STORE, lens_option, model_options, model_settings
 from raylens.scheduler.cli._running import run_from_command
 from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED, UsageError
 
@@ -57,6 +57,7 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
 @click.command("run", context_settings={"show_default": True})
 @click.argument("corpus", nargs=-1)
 @model_options
+@lens_option
 @click.option("-o", "--store", default=DEFAULT_STORE, envvar="RAYLENS_STORE", help="Folder of runs, made if absent.")
 @click.option("--name", help="Name of the run; from model and corpus by default.")
 @click.option("--text", multiple=True, allow_from_autoenv=False, help="A prompt given here; repeatable.")
@@ -182,6 +183,7 @@ def _settings(options: dict[str, Any]) -> Any:
             options["logprobs"],
             parse_stats(options["stats"]) if options["stats"] is not None else (),
             options["track"],
+            options["lens"],
         ),
         InputSettings(template, options["max_tokens"], options["on_long"], options["batch_tokens"]),
     )
