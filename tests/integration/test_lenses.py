@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import raylens
+from raylens.storage.errors import ModelError, UsageError
 from raylens.storage.layout import RunFolder
 from raylens.storage.record import Record
 from tests.command import raylens_command
@@ -124,6 +125,14 @@ def test_bad_lens_is_told_before_the_model_loads(
     assert "Traceback" not in done.stderr
     assert "starting Ray" not in done.stderr
     assert not (place / "st" / "runs" / "bad").exists()
+
+
+def test_lens_of_a_run_from_python(place: Path, tiny: Path) -> None:
+    """raylens.run takes a lens; one that is not there is told before anything starts."""
+    with pytest.raises(ModelError, match=r"--lens: .*nowhere.pt: No such file or directory; give one file"):
+        raylens.run(["call me"], model=str(tiny), store=place / "st", lens=f"linear:{place / 'nowhere.pt'}", quiet=True)
+    with pytest.raises(UsageError, match="--taps mlp_out: the linear lens does not read it"):
+        raylens.run(["call me"], model=str(tiny), store=place / "st", lens="linear:x", taps="mlp_out", quiet=True)
 
 
 def test_lens_and_doctor(place: Path, tiny: Path) -> None:

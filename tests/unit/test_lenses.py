@@ -339,6 +339,15 @@ def test_hostile_safetensors(tmp_path: Path, data: bytes | None) -> None:
         opened(f"jacobian:{path}")
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "/"])
+def test_no_plain_file(path: str) -> None:
+    """What never ends, or is a folder, is not read."""
+    with pytest.raises(ModelError, match=f"^--lens: {path}: no plain file; give one file"):
+        lens_digest(parse_lens(f"jacobian:{path}"))
+    with pytest.raises(ModelError, match=f"^--lens: {path}: no"):
+        opened(f"jacobian:{path}")
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [
