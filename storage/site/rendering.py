@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.requests import Request
 
-from raylens.storage.labels import fit, text_label, token_label
+from raylens.storage.labels import fit, text_label
 from raylens.storage.labels import label as label_of
 from raylens.storage.site.links import address, place, run_links
 
@@ -62,9 +62,8 @@ def _environment() -> Environment:
         whole_text=lambda text: text_label(str(text)),
         token=lambda text: "" if text is None else label_of(text),
         number=_number,
-        share=lambda value: "" if value is None else f"{value:.1%}",
     )
-    environment.globals.update(address=address, place=place, run_links=run_links, token_label=token_label)
+    environment.globals.update(address=address, place=place, run_links=run_links)
     return environment
 
 

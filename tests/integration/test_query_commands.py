@@ -58,6 +58,15 @@ def test_a_long_table_is_cut_and_says_so(store: Path) -> None:
     assert done.stderr == "only the first 500 rows are shown; --json, --csv and --parquet give all\n"
 
 
+def test_the_store_may_come_first(store: Path) -> None:
+    """As for the other commands over a store."""
+    first = raylens_command("sql", str(store), "SELECT count(*) AS prompts FROM prompts", "--json")
+    assert first.returncode == 0, first.stderr
+    assert (
+        first.stdout == raylens_command("sql", "SELECT count(*) AS prompts FROM prompts", "--json", "--store", str(store)).stdout
+    )
+
+
 def test_the_list_names_every_query(store: Path) -> None:
     """Without a name; and as JSON with defaults."""
     listed = {query["name"] for query in json.loads(ask(store, "query", "--list", "--json"))}
@@ -77,6 +86,7 @@ def test_the_list_names_every_query(store: Path) -> None:
         (("query", "one", "depth", "--json", "--csv"), ("--json, --csv, --parquet",)),
         (("query", "--list", "--csv"), ("--csv",)),
         (("sql", "DROP VIEW topk"), ("read only",)),
+        (("sql", "SELECT", "1", "+ 1"), ("quotes",)),
         (("sql", "SELECT nothing FROM topk"), ("nothing",)),
         (("sql", "SELECT 1", "--parquet", "no/folder/x.parquet"), ("no/folder/x.parquet",)),
         (("compare", "one", "nope"), ("no run 'nope'",)),
