@@ -57,6 +57,11 @@ class TapLens:
     entropy: NDArray[np.float32]
     stats: dict[str, NDArray[Any]] = field(default_factory=dict)
 
+    def part(self, positions: slice | NDArray[np.int64]) -> "TapLens":
+        """The lens at some of the positions, by their numbers along P."""
+        arrays = {name: getattr(self, name)[:, positions] for name in ("ids", "logprobs", "logsumexp", "entropy")}
+        return TapLens(self.layers, stats={name: values[:, positions] for name, values in self.stats.items()}, **arrays)
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

@@ -27,6 +27,15 @@ class Batch:
     mask: Tensor
     rows: Tensor
 
+    @property
+    def following(self) -> list[int]:
+        """[N] the token after each chosen position, -1 where there is none."""
+        return [
+            prompt.ids[position + 1] if position + 1 < len(prompt.ids) else -1
+            for prompt in self.prompts
+            for position in prompt.positions
+        ]
+
 
 def batches(prompts: Sequence[Tokenized], max_tokens: int) -> Iterator[list[Tokenized]]:
     """Prompts by falling length, so that the largest batch comes first.
