@@ -12,6 +12,7 @@ from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
 from raylens.workers.selection import select_layers, select_positions
 from raylens.workers.settings import ModelSettings, WorkerSettings, check
 from raylens.workers.source import ModelSource, resolve
+from raylens.workers.tokenize import longest_input
 from raylens.workers.token_bytes import vocabulary_bytes
 from raylens.workers.tracked import tracked_ids
 
@@ -60,6 +61,9 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
     layers = select_layers(settings.lens.layers, n_layers)
     if settings.lens.top_k > size:
         raise UsageError(f"--top-k {settings.lens.top_k}: larger than the vocabulary of {size} tokens")
+    longest = longest_input(text, tokenizer)
+    if settings.generation is not None and settings.generation.tokens >= longest:
+        raise UsageError(f"--generate {settings.generation.tokens}: the model reads {longest} tokens, the prompt's included")
     vocabulary = vocabulary_bytes(tokenizer, size)
     tracked_ids(settings.lens.track, tokenizer, vocabulary)
     template = settings.input.chat_template or getattr(tokenizer, "chat_template", None) or ""
