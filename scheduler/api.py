@@ -12,7 +12,16 @@ from raylens.scheduler.stopping import Stopping
 from raylens.storage.store import Run, Store
 from raylens.storage.taps import parse_taps
 from raylens.workers.metrics import parse_stats
-from raylens.workers.settings import DType, InputSettings, LensSettings, LogprobType, ModelSettings, OnLong, WorkerSettings
+from raylens.workers.settings import (
+    DType,
+    InputSettings,
+    LensSettings,
+    LogprobType,
+    ModelSettings,
+    OnLong,
+    WorkerSettings,
+    generation_settings,
+)
 from raylens.workers.tracked import track_names
 
 
@@ -34,6 +43,12 @@ def run(
     stats: str | Sequence[str] = (),
     track: str | int | Sequence[str | int] = (),
     lens: str = "logit",
+    generate: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    sample_top_k: int | None = None,
+    seed: int = 0,
+    samples: int = 1,
     format: Format = "auto",  # noqa: A002  the name of the option
     column: str | None = None,
     id_column: str | None = None,
@@ -59,6 +74,8 @@ def run(
         stats: names from ``kl``, ``next_logprob`` and ``next_rank``.
         track: tokens, by text or id.
         lens: ``logit``, ``tuned:FOLDER``, ``jacobian:FILE`` or ``linear:FILE``.
+        generate: tokens to generate after each prompt; its steps are lensed then.
+        temperature, top_p, sample_top_k, seed, samples: of the draws, as the options of ``raylens run``.
         chat_template: Jinja source.
         quiet: show no progress.
         name, revision, ...: as the options of ``raylens run``.
@@ -85,6 +102,7 @@ def run(
         ModelSettings(model, revision, dtype, device_map, trust_remote_code),
         read_out,
         InputSettings(chat_template, max_tokens, on_long, batch_tokens),
+        generation_settings(generate, temperature, top_p, sample_top_k, seed, samples),
     )
     settings = RunSettings(worker, Path(store), name, actors, gpus_per_actor, ray, redis, writer, fresh)
     progress = choose(as_json=False, quiet=quiet)

@@ -12,7 +12,7 @@ from raylens.workers.stepping import Way, run_steps
 from raylens.workers.tolerances import rounding
 
 #: Tokens of the shorter prompt, and steps that are tried.
-_SHORT, _STEPS = 5, 4
+_SHORT, _STEPS = 1, 4
 #: The best way first.
 _WAYS = (Way(padded=True, cached=True), Way(padded=False, cached=True), Way(padded=False, cached=False))
 
@@ -51,8 +51,8 @@ def find_way(model: Any) -> Steps:
                 found = _steps(model, way, [long, short], forced)
             else:
                 found = torch.cat([_steps(model, way, [prompt], forced) for prompt in (long, short)])
-        except Exception as error:  # noqa: BLE001  a model may raise anything
-            problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        except Exception as failed:  # noqa: BLE001  a model may raise anything
+            problem = " ".join(f"{type(failed).__name__}: {failed}".split())[:300]
             continue
         target = torch.stack(wanted)
         error = float((found - target).norm() / target.norm())

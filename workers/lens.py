@@ -119,7 +119,9 @@ class Lens:
             rows: place of ``hooks`` -> [N, D], in the order in which the model computes them.
             following: [N] the token after each.
         """
-        question = self._questions.about(following, self._read_final(rows[self._last[:2]]) if self._questions.needs_final else None)
+        question = self._questions.about(
+            following, self._read_final(rows[self._last[:2]]) if self._questions.needs_final else None
+        )
         reader = self._reader(question.asked if question else None)
         hooked = {hook[:2] for hook in self._hooks}
         for (tap, layer), hidden in rows.items():

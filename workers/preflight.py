@@ -12,8 +12,8 @@ from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
 from raylens.workers.selection import select_layers, select_positions
 from raylens.workers.settings import ModelSettings, WorkerSettings, check
 from raylens.workers.source import ModelSource, resolve
-from raylens.workers.tokenize import longest_input
 from raylens.workers.token_bytes import vocabulary_bytes
+from raylens.workers.tokenize import longest_input
 from raylens.workers.tracked import tracked_ids
 
 

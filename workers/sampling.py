@@ -1,9 +1,9 @@
 """Choosing the next token: the most probable one, or one drawn after temperature, top-k and top-p, in transformers' order.
 
 Top-p is nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751). A draw is a race: each token waits for a time that is
-exponential with its probability as rate, and the first wins (the Gumbel-max trick). The times come from a generator that counts,
-keyed by seed, prompt and step, so a draw depends on nothing else; and logits that are rounded otherwise in another batch change
-the winner only where the first two come in as close as that, while of numbers on a line the rounding of each would move all that follow.
+exponential with its probability as rate, and the first wins (the Gumbel-max trick). The times come from a counting generator
+keyed by seed, prompt and step, so a draw depends on nothing else. Logits that are rounded otherwise in another batch change the
+winner only where the first two are as close as that; on a line of cumulated probabilities each rounding moves all tokens behind.
 Shapes: B prompts, V vocabulary.
 """
 

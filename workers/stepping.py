@@ -43,7 +43,7 @@ class _Chooser(LogitsProcessor):  # type: ignore[misc]
         self._choose = choose
         self._step = 0
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002  called so by transformers
         ids = torch.tensor(self._choose(scores, self._step), device=scores.device)
         self._step += 1
         return torch.full_like(scores, -torch.inf).scatter_(1, ids.unsqueeze(1), 0.0)

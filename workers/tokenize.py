@@ -55,7 +55,9 @@ class Tokenizer:
         if full > self._limit:
             if self._settings.on_long != "truncate":
                 kind = "skipped" if self._settings.on_long == "skip" else "too_long"
-                return _failure(prompt, kind, f"{full} tokens, the limit is {self._limit}{self._why}; see --max-tokens and --on-long")
+                return _failure(
+                    prompt, kind, f"{full} tokens, the limit is {self._limit}{self._why}; see --max-tokens and --on-long"
+                )
             ids = ids[: self._limit]
         positions = select_positions(self._positions, len(ids))
         if not positions:
