@@ -20,7 +20,7 @@ from tests.tiny import sentences
 DRAWN = ("--generate", "6", "--temperature", "1.5", "--top-p", "0.9", "--seed", "3", "--samples", "2")
 PROMPTS = 7
 #: Of a run that is broken in its middle.
-LONG = 60
+LONG = 40
 
 
 def corpus(path: Path, count: int, *, backwards: bool = False) -> Path:
@@ -93,8 +93,9 @@ def test_actors_batches_and_order_do_not_change_the_text(made: Path, tiny: Path)
 def test_a_killed_actor_and_a_stop_lose_nothing(made: Path, tiny: Path) -> None:
     """An actor killed in mid-generation, then Ctrl-C, then the same command: each record once, with the text it has unbroken."""
     prompts = corpus(made / "long.jsonl", LONG)
-    options = ("--generate", "12", "--temperature", "1.0", "--actors", "1", "--batch-tokens", "60")
-    with Running(made / "log", *command(made, prompts, tiny, *options, "--name", "broken")) as running:
+    options = ("--generate", "12", "--temperature", "1.0", "--actors", "1")
+    broken = command(made, prompts, tiny, *options, "--name", "broken")
+    with Running(made / "log", *broken, "--batch-tokens", "45") as running:
         assert 0 < running.until("progress")["done"] < LONG
         (actor,) = running.children("ray::LensActor")
         actor.kill()
@@ -104,16 +105,16 @@ def test_a_killed_actor_and_a_stop_lose_nothing(made: Path, tiny: Path) -> None:
         assert running.finish() == 130
     stored = len(records(raylens.open(made / "st")["broken"]))
     assert 0 < stored < LONG
-    done = raylens_command(*command(made, prompts, tiny, *options, "--name", "broken"))
+    done = raylens_command(*broken)
     assert done.returncode == 0, done.stderr
     assert next(event for event in map(json.loads, done.stdout.splitlines()) if event["event"] == "start")["done"] == stored
     whole = raylens_command(*command(made, prompts, tiny, *options, "--name", "whole"))
     assert whole.returncode == 0, whole.stderr
-    broken, unbroken = (records(raylens.open(made / "st")[name]) for name in ("broken", "whole"))
-    assert {name: record.token_ids for name, record in broken.items()} == {
+    mended, unbroken = (records(raylens.open(made / "st")[name]) for name in ("broken", "whole"))
+    assert {name: record.token_ids for name, record in mended.items()} == {
         name: record.token_ids for name, record in unbroken.items()
     }
-    assert len(broken) == LONG
+    assert len(mended) == LONG
 
 
 def test_other_settings_are_refused(made: Path, tiny: Path) -> None:
