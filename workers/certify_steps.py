@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from raylens.storage.errors import ModelError
+from raylens.workers.blocks import input_device
 from raylens.workers.probe import probe_ids
 from raylens.workers.stepping import Way, run_steps
 from raylens.workers.tolerances import rounding
@@ -67,7 +68,7 @@ def find_way(model: Any) -> Steps:
 
 def _whole(model: Any, ids: list[int], prompt: int) -> Tensor:
     """[S, V] the logits of one pass at the last token of the prompt and after."""
-    given = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+    given = torch.tensor([ids], device=input_device(model))
     logits: Tensor = model(input_ids=given, attention_mask=torch.ones_like(given), use_cache=False).logits
     return _finite(logits[0, prompt - 1 : -1])
 

@@ -125,7 +125,10 @@ class _Written:
     def choose(self, logits: Tensor, step: int) -> list[int]:
         """The next token of each prompt; see stepping.Choose."""
         live = self._live
-        choice = self._sampler(logits[live], [self._prompts[number] for number in live], step)
+        if not live:  # on some devices generate notices a step later that all are done
+            return [0] * len(self._prompts)
+        rows = logits if len(live) == len(logits) else logits[live]
+        choice = self._sampler(rows, [self._prompts[number] for number in live], step)
         ids = [0] * len(self._prompts)
         for number, token, logprob, drawn in zip(live, choice.ids, choice.logprobs, choice.sampling_logprobs, strict=True):
             ids[number] = token

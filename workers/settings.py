@@ -69,7 +69,7 @@ class InputSettings(msgspec.Struct, frozen=True):
         chat_template: Jinja source used instead of the tokenizer's own for prompts with messages.
         max_tokens: the longest prompt in tokens; None means the model's own limit.
         on_long: what a longer prompt comes to: its beginning, a skipped prompt, or a failure.
-        batch_tokens: tokens of one forward pass, padding included; None lets the run choose by device.
+        batch_tokens: tokens of one batch, padding and those to be generated included; None lets the run choose by device.
     """
 
     chat_template: str | None = None

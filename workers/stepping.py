@@ -79,13 +79,11 @@ def run_steps(
         hooks, sink: as of ``capture``; the rows are those of each prompt's newest token, [B, D], before ``choose`` is called.
     """
     ids, mask = _left_padded(prompts, input_device(model))
-    shape = [0, 0]
+    newest = [torch.empty(0)]
 
     def see(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        shape[:] = kwargs["input_ids"].shape
-
-    def newest() -> Tensor:
-        return torch.arange(shape[0]) * shape[1] + shape[1] - 1
+        (count, length), device = kwargs["input_ids"].shape, kwargs["input_ids"].device
+        newest[0] = torch.arange(1, count + 1, device=device) * length - 1
 
     config = GenerationConfig(
         max_new_tokens=tokens,
@@ -97,7 +95,7 @@ def run_steps(
     )
     seeing = model.register_forward_pre_hook(see, with_kwargs=True)
     try:
-        with capture(hooks, newest, sink):
+        with capture(hooks, lambda: newest[0], sink):
             model.generate(
                 ids,
                 attention_mask=mask,

@@ -98,7 +98,11 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
 @click.option("--logprobs", type=click.Choice(["float16", "float32"]), default="float16", help="How logprobs are stored.")
 @click.option("--actors", default="auto", help="Number of actors, or auto: one a GPU share, or one a node.")
 @click.option("--gpus-per-actor", type=float, default=1.0, help="GPUs of one actor, or a fraction.")
-@click.option("--batch-tokens", type=int, help="Tokens of one forward pass; 512 on CPUs and 4096 on GPUs by default.")
+@click.option(
+    "--batch-tokens",
+    type=int,
+    help="Tokens of one batch, those to be generated too; 512 on CPUs and 4096 on GPUs by default, with --generate 8 times that.",
+)
 @click.option("--ray", default="auto", help="local, an address, or auto: RAY_ADDRESS if set, else local.")
 @click.option("--redis", default="embedded", help="embedded, or the URL of a Redis or Valkey server.")
 @click.option(

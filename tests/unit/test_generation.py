@@ -28,6 +28,7 @@ from raylens.workers.settings import (
 )
 from raylens.workers.stepping import Way
 from raylens.workers.worker import Worker
+from tests.lens_files import save_tuned, translators
 from tests.models import CLOSE, FAMILIES, build, save, sentence
 from tests.reference import assert_record_is_exact
 
@@ -176,6 +177,29 @@ def test_batches_do_not_change_the_text(folders: Any) -> None:
     samples = records(Worker(settings(folders("llama"), generation)), same)
     assert [record.generated and record.generated.sample for record in samples] == [1, 2, 3]
     assert len({tuple(new_ids(record)) for record in samples}) == 3
+
+
+def test_other_lenses_read_the_steps(folders: Any, tmp_path: Path) -> None:
+    """A tuned lens at each step gives what it gives in one pass over the same text, KL to the last layer included."""
+    lens = save_tuned(tmp_path / "tuned", translators(3, 32))
+    asked = {"lens": f"tuned:{lens}", "taps": ("resid_post",), "stats": ("kl",)}
+    generated = records(Worker(settings(folders("llama"), GenerationSettings(NEW), asked)), prompts(TEXTS))
+    plain = Worker(settings(folders("llama"), None, {**asked, "positions": "all"}))
+    again = [Prompt(record.index, record.id, token_ids=record.token_ids) for record in generated]
+    for record, whole in zip(generated, records(plain, again), strict=True):
+        assert_same_lens(record, whole)
+        assert (record.taps["resid_post"].stats["kl"][0] > 1e-3).all()
+
+
+def test_a_model_in_a_short_type(tmp_path: Path) -> None:
+    """In bfloat16 each prompt alone gets transformers' own text, and the certificate says how far steps are from whole passes."""
+    folder = save(tmp_path / "short", dtype=torch.bfloat16)
+    worker = Worker(settings(folder, GenerationSettings(NEW), batch_tokens=1))
+    model, _ = load_model(ModelSettings(str(folder)))
+    for record, ids in zip(records(worker, prompts(TEXTS)), TEXTS, strict=True):
+        assert new_ids(record) == written(model, ids, max_new_tokens=NEW)
+    found = worker.certificate["generation"]
+    assert found["error"] <= found["allowed"] == 0.3
 
 
 def test_steps_read_out_in_parts_are_the_same(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
