@@ -54,8 +54,8 @@ class Dispatch:
         self._began = self._moved = time.monotonic()
         self._told_waiting = self._told_away = False
 
-    def run(self) -> bool:
-        """Whether the run is complete; False if the user stopped it.
+    def run(self) -> None:
+        """Until the run is complete or the user stops it.
 
         Raises:
             RaylensError: the run cannot go on.
@@ -63,11 +63,10 @@ class Dispatch:
         while not self._stopping():
             self._feed()
             if self._tracker.done:
-                return True
+                return
             for event in self._pool.poll(POLL_SECONDS):
                 self._handle(event)
             self._look_after()
-        return False
 
     def _feed(self) -> None:
         while self._pool.room() and (shard := self._tracker.next_shard()) is not None:

@@ -24,12 +24,12 @@ from raylens.scheduler.shards import shards
 from raylens.scheduler.tracker import Tracker, open_bytes
 from raylens.scheduler.writer_process import WriterProcess
 from raylens.storage.durable import write_file
-from raylens.storage.errors import BrokerError, ClusterError, InputError
+from raylens.storage.errors import BrokerError, ClusterError, InputError, StoreError
 from raylens.storage.layout import RunFolder, check_writable, runs_folder
 from raylens.storage.ledger import Ledger
-from raylens.storage.manifest import FORMAT, Manifest, create_or_resume
+from raylens.storage.manifest import FORMAT, Manifest, create_or_resume, read_manifest
 from raylens.storage.record import Prompt
-from raylens.storage.stream import Stream
+from raylens.storage.stream import RETRIES, Stream, stream_key
 from raylens.storage.vocabulary import write_vocabulary
 from raylens.workers.lenses.source import parse_lens
 from raylens.workers.preflight import ModelFacts, inspect_model
@@ -85,7 +85,7 @@ def run_corpus(
     wanted = _manifest(settings, corpus, summary, facts)
     folder = RunFolder(runs_folder(settings.store) / wanted.name)
     if settings.fresh and folder.root.exists():
-        progress.stage(f"the earlier run {wanted.name} is now {folder.move_aside().root.name}")
+        _move_aside(folder, settings.redis, progress)
     with folder.lock():
         ledger = Ledger(folder)
         failed = 0
@@ -96,10 +96,20 @@ def run_corpus(
         if not folder.vocabulary.exists():
             write_vocabulary(folder.vocabulary, facts.vocabulary)
         progress.start(manifest.name, manifest.prompts, ledger.count, failed)
-        complete = ledger.count == manifest.prompts
+        complete = was_complete = ledger.count == manifest.prompts
         if not complete and not stopping():
             complete = _work(_Plan(settings, corpus, summary, facts, folder, manifest, ledger), progress, stopping)
+        if complete and settings.redis != "embedded":  # also where a driver was killed after the last commit
+            _drop(settings.redis, manifest.uid, progress, retries=0 if was_complete else RETRIES)
     return RunResult(manifest.name, complete)
+
+
+def _move_aside(folder: RunFolder, redis: str, progress: Progress) -> None:
+    aside = folder.move_aside()
+    progress.stage(f"the earlier run {folder.root.name} is now {aside.root.name}")
+    if redis != "embedded":
+        with suppress(StoreError):  # a manifest that cannot be read, which may be why the user begins anew
+            _drop(redis, read_manifest(aside).uid, progress, retries=0)
 
 
 def _scanned(progress: Progress, stopping: Callable[[], bool]) -> Callable[[int], None]:
@@ -138,12 +148,10 @@ def _work(plan: _Plan, progress: Progress, stopping: Callable[[], bool]) -> bool
         give_up = partial(publish, stream, run)
         most = open_bytes(broker.memory().limit)
         tracker = Tracker(fresh, plan.ledger, stream, give_up, settings.worker.lens.positions != "last", most)
-        complete = Dispatch(pool, tracker, writer, broker, progress, partial(_keep_certificate, plan.folder), stopping).run()
+        Dispatch(pool, tracker, writer, broker, progress, partial(_keep_certificate, plan.folder), stopping).run()
         progress.stage("finishing")
         pool.stop()
         writer.finish()
-        if complete:
-            _drop(stream)
     plan.ledger.refresh()
     return plan.ledger.count == plan.manifest.prompts
 
@@ -239,7 +247,12 @@ def _keep_certificate(folder: RunFolder, certificate: dict[str, object]) -> None
         write_file(folder.certificate, orjson.dumps(certificate, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
-def _drop(stream: Stream) -> None:
-    """A finished run leaves no key; if the server is gone, so is the key."""
-    with suppress(BrokerError):
+def _drop(url: str, run: str, progress: Progress, retries: int) -> None:
+    """A finished run leaves no key, also where the server is away for a while just now."""
+    stream = Stream(url, run, retries)
+    try:
         stream.drop()
+    except BrokerError as error:
+        progress.waiting(f"if the server still holds {stream_key(run)}, it may be deleted: {error}")
+    finally:
+        stream.close()
