@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 #: In the order in which one reads on: a guide may ask a run that the README made.
-GUIDES = ("README.md", "docs/QUERIES.md", "docs/PICTURES.md", "docs/EXPORTS.md", "docs/PAGES.md", "docs/LENSES.md")
+GUIDES = ("README.md", "docs/QUERIES.md", "docs/PICTURES.md", "docs/EXPORTS.md", "docs/PAGES.md", "docs/LENSES.md", "docs/servers.md")
 BLOCKS = [
     (guide, *block)
     for guide in GUIDES
@@ -37,6 +37,7 @@ def test_block_runs(folder: Path, language: str, source: str) -> None:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "RAYLENS": str(ROOT),  # the checkout of which a guide takes files
         "HOME": str(folder),  # without the token that another Ray may have left in the user's home
         "XDG_CACHE_HOME": str(platformdirs.user_cache_path()),  # but with the converted demo model
     }

@@ -102,7 +102,7 @@ def test_a_whole_run_through_it(kind: str, access: str, tmp_path: Path, model: P
 
 
 def test_a_run_that_is_over_leaves_no_key(tmp_path: Path, model: Path) -> None:
-    """Where a driver was killed after the last commit, the same command removes the key; ``--fresh`` that of the run it replaces."""
+    """After a driver that was killed after its last commit, the same command removes the key; ``--fresh`` that of the old run."""
     corpus = tmp_path / "prompts.txt"
     corpus.write_text("\n".join(sentences(3, 5)))
     with reach("valkey9", "socket", tmp_path) as url:
