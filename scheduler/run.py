@@ -18,6 +18,7 @@ from raylens.scheduler.broker import Broker
 from raylens.scheduler.chat import check_chat
 from raylens.scheduler.corpus import Corpus, CorpusSummary, Fingerprint
 from raylens.scheduler.external_writer import ExternalWriter
+from raylens.scheduler.heartbeat import Heartbeat
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.settings import RunSettings, check
 from raylens.scheduler.shards import shards
@@ -98,7 +99,8 @@ def run_corpus(
         progress.start(manifest.name, manifest.prompts, ledger.count, failed)
         complete = was_complete = ledger.count == manifest.prompts
         if not complete and not stopping():
-            complete = _work(_Plan(settings, corpus, summary, facts, folder, manifest, ledger), progress, stopping)
+            with Heartbeat(folder) as heartbeat:
+                complete = _work(_Plan(settings, corpus, summary, facts, folder, manifest, ledger), progress, heartbeat, stopping)
         if complete and settings.redis != "embedded":  # also where a driver was killed after the last commit
             _drop(settings.redis, manifest.uid, progress, retries=0 if was_complete else RETRIES)
     return RunResult(manifest.name, complete)
@@ -123,7 +125,7 @@ def _scanned(progress: Progress, stopping: Callable[[], bool]) -> Callable[[int]
     return scanned
 
 
-def _work(plan: _Plan, progress: Progress, stopping: Callable[[], bool]) -> bool:
+def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Callable[[], bool]) -> bool:
     """Start server, Ray, writer and actors, and run what is not in the ledger; whether all of it is then."""
     # imported here, so that bad input is told before Ray's second of import
     from raylens.scheduler.cluster import cluster, share
@@ -148,7 +150,8 @@ def _work(plan: _Plan, progress: Progress, stopping: Callable[[], bool]) -> bool
         give_up = partial(publish, stream, run)
         most = open_bytes(broker.memory().limit)
         tracker = Tracker(fresh, plan.ledger, stream, give_up, settings.worker.lens.positions != "last", most)
-        Dispatch(pool, tracker, writer, broker, progress, partial(_keep_certificate, plan.folder), stopping).run()
+        loaded = partial(_keep_certificate, plan.folder)
+        Dispatch(pool, tracker, writer, broker, progress, heartbeat, loaded, heartbeat.or_cancelled(stopping)).run()
         progress.stage("finishing")
         pool.stop()
         writer.finish()
