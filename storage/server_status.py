@@ -16,12 +16,12 @@ class ServerStatus(msgspec.Struct, frozen=True):
 
     Attributes:
         used_bytes, limit_bytes: of its memory, by all its users; a limit of 0 is none.
-        streams: id of a run -> entries that wait for its writer.
+        streams: id of a run -> entries that wait for its writer; None where the user may not look for all.
     """
 
     used_bytes: int
     limit_bytes: int
-    streams: dict[str, int]
+    streams: dict[str, int] | None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -37,22 +37,21 @@ def server_status(url: str, uids: list[str] | None = None) -> ServerStatus:
         uids: ids of the runs to ask for; None looks for every run's stream, for which its user needs SCAN.
 
     Raises:
-        BrokerError: it does not answer, or refuses.
+        BrokerError: it does not answer.
     """
     try:
         with connect(url, retries=1, seconds=CHECK_SECONDS) as client:
             memory = client.info("memory")
-            keys = [stream_key(uid) for uid in uids] if uids is not None else _found(client)
-            entries = {key: int(client.xlen(key)) for key in keys}
-    except redis.exceptions.NoPermissionError as error:
-        raise BrokerError(
-            f"--redis {redact(url)}: {error}; name the store too, whose runs are then asked for one by one"
-        ) from error
+            found = uids if uids is not None else _found(client)
+            streams = {uid: int(client.xlen(stream_key(uid))) for uid in found} if found is not None else None
     except redis.RedisError as error:
         raise BrokerError(f"--redis {redact(url)}: {error}; is the server running and the password right?") from error
-    streams = {key.partition("{")[2].partition("}")[0]: number for key, number in entries.items()}
     return ServerStatus(int(memory["used_memory"]), int(memory.get("maxmemory", 0)), streams)
 
 
-def _found(client: "redis.Redis") -> list[str]:
-    return sorted(key.decode(errors="replace") for key in client.scan_iter(match=_KEYS, count=1000))
+def _found(client: "redis.Redis") -> list[str] | None:
+    try:
+        keys = [key.decode(errors="replace") for key in client.scan_iter(match=_KEYS, count=1000)]
+    except redis.exceptions.NoPermissionError:
+        return None
+    return sorted(key.partition("{")[2].partition("}")[0] for key in keys)

@@ -81,7 +81,11 @@ def _print(found: "list[Status]", whole: bool, server: "ServerStatus | None") ->
         limit = f" of {server.limit_bytes / 1e6:,.0f}" if server.limit_bytes else ""
         click.echo(f"{'server':<10} {server.used_bytes / 1e6:,.1f}{limit} MB in use")
         names = {one.uid: one.run for one in found}
-        for uid, entries in server.streams.items():
+        if server.streams is None:
+            click.echo(
+                "streams    not known: this user may not SCAN; name the store too, whose runs are then asked for one by one"
+            )
+        for uid, entries in (server.streams or {}).items():
             click.echo(f"{'stream':<10} {entries:,} entries wait for the writer of {text_label(names.get(uid, uid))}")
 
 
