@@ -6,6 +6,7 @@ from collections.abc import Callable
 from raylens.scheduler.broker import Broker
 from raylens.scheduler.external_writer import ExternalWriter
 from raylens.scheduler.heartbeat import Heartbeat
+from raylens.scheduler.metrics import RunMetrics
 from raylens.scheduler.pool import Done, Event, Loaded, Lost, Pool
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.tracker import Tracker
@@ -30,7 +31,7 @@ class Dispatch:
     Args:
         pool, tracker, writer, broker: the parts of the run.
         progress: told of every commit.
-        heartbeat: tells those outside what the run is at.
+        heartbeat, metrics: tell those outside what the run is at.
         loaded: told the certificate of each actor that loads the model.
         stopping: whether the user wants to stop.
     """
@@ -43,6 +44,7 @@ class Dispatch:
         broker: Broker,
         progress: Progress,
         heartbeat: Heartbeat,
+        metrics: RunMetrics,
         loaded: Callable[[dict[str, object]], None],
         stopping: Callable[[], bool],
     ) -> None:
@@ -52,6 +54,7 @@ class Dispatch:
         self._broker = broker
         self._progress = progress
         self._heartbeat = heartbeat
+        self._metrics = metrics
         self._loaded = loaded
         self._stopping = stopping
         self._broker_losses = 0
@@ -113,16 +116,17 @@ class Dispatch:
 
     def _beat(self) -> None:
         prompts, size = self._tracker.unstored()
-        self._heartbeat.beat(
-            self._waiting,
-            actors=self._pool.size,
-            ready=self._pool.ready,
-            deaths=self._pool.deaths,
-            resubmitted=self._resubmitted + self._tracker.vanished,
-            in_flight_bytes=self._tracker.open_bytes,
-            unstored_prompts=prompts,
-            unstored_bytes=size,
-        )
+        figures = {
+            "actors": self._pool.size,
+            "ready": self._pool.ready,
+            "deaths": self._pool.deaths,
+            "resubmitted": self._resubmitted + self._tracker.vanished,
+            "in_flight_bytes": self._tracker.open_bytes,
+            "unstored_prompts": prompts,
+            "unstored_bytes": size,
+        }
+        self._heartbeat.beat(self._waiting, **figures)
+        self._metrics.set(**figures)
 
     def _wait(self, text: str) -> None:
         self._waiting = text
@@ -164,6 +168,7 @@ class Dispatch:
 
     def _tell(self, commits: list[Commit]) -> None:
         for commit in commits:
+            self._metrics.committed(commit)
             if commit.entries:
                 self._moved, self._waiting = time.monotonic(), ""
                 self._writer.committed()

@@ -130,6 +130,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
     # imported here, so that bad input is told before Ray's second of import
     from raylens.scheduler.cluster import cluster, share
     from raylens.scheduler.dispatch import Dispatch
+    from raylens.scheduler.metrics import RunMetrics
     from raylens.scheduler.pool import Pool
 
     settings, run = plan.settings, plan.manifest.uid
@@ -150,8 +151,9 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         give_up = partial(publish, stream, run)
         most = open_bytes(broker.memory().limit)
         tracker = Tracker(fresh, plan.ledger, stream, give_up, settings.worker.lens.positions != "last", most)
-        loaded = partial(_keep_certificate, plan.folder)
-        Dispatch(pool, tracker, writer, broker, progress, heartbeat, loaded, heartbeat.or_cancelled(stopping)).run()
+        metrics = RunMetrics(plan.manifest.name, plan.manifest.prompts)
+        loaded, ended = partial(_keep_certificate, plan.folder), heartbeat.or_cancelled(stopping)
+        Dispatch(pool, tracker, writer, broker, progress, heartbeat, metrics, loaded, ended).run()
         progress.stage("finishing")
         pool.stop()
         writer.finish()

@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,11 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 import raylens
 from tests.command import HUNG, raylens_command
 from tests.servers import free_port
+from tests.started import TOOLS, started
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
-BIN = Path(sys.executable).parent
-TOOLS = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 
 def tool(*command: str) -> None:
@@ -80,22 +77,6 @@ def test_rayjob_entrypoint_is_a_command(tmp_path: Path) -> None:
 def test_ray_up_takes_the_cluster_file() -> None:
     """By the autoscaler's own check."""
     validate_config(prepare_config(yaml.safe_load((INFRA / "cluster.yaml").read_text())))
-
-
-@contextmanager
-def started(log: Path, command: list[str], env: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """A long-running command with all its descendants in a group, ended at the end."""
-    with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=log.parent, env=env, stdout=output, stderr=output, start_new_session=True)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=60)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 class Composed:
