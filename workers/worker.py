@@ -12,7 +12,7 @@ from raylens.storage.vocabulary import Vocabulary, token_text
 from raylens.workers.adapter import adapt
 from raylens.workers.batching import batches, pad
 from raylens.workers.blocks import input_device
-from raylens.workers.interventions.intervention import open_intervention
+from raylens.workers.interventions.opening import open_intervention
 from raylens.workers.lens import Lens, chosen_places
 from raylens.workers.lenses.interface import Shape
 from raylens.workers.lenses.opening import open_lens
@@ -56,7 +56,7 @@ class Worker:
         self._tokenizer = Tokenizer(tokenizer, settings.input, settings.lens.positions, longest_input(text, tokenizer), size)
         self.vocabulary: Vocabulary = vocabulary_bytes(tokenizer, size)
         tracked = tracked_ids(settings.lens.track, tokenizer, self.vocabulary)
-        self._intervention = open_intervention(adapter, settings.edits, partial(text_ids, tokenizer), self._device)
+        self._intervention = open_intervention(self._model, adapter, settings.edits, partial(text_ids, tokenizer), self._device)
         self._lens = Lens(adapter, settings.lens, layers, taps, tracked, hidden, self._intervention)
         lens = {**adapter.certificate["lens"], "path": self._lens.path}
         if source.path is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raylens.scheduler.cli._options import DEFAULT_STORE, lens_option, model_options, model_settings
+from raylens.scheduler.cli._options import DEFAULT_STORE, intervene_option, lens_option, model_options, model_settings
 from raylens.scheduler.cli._running import run_from_command
 from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED, UsageError
 
@@ -58,6 +58,7 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
 @click.argument("corpus", nargs=-1)
 @model_options
 @lens_option
+@intervene_option
 @click.option("-o", "--store", default=DEFAULT_STORE, envvar="RAYLENS_STORE", help="Folder of runs, made if absent.")
 @click.option("--name", help="Name of the run; from model and corpus by default.")
 @click.option("--text", multiple=True, allow_from_autoenv=False, help="A prompt given here; repeatable.")
@@ -166,6 +167,7 @@ def _corpus(options: dict[str, Any]) -> Any:
 def _settings(options: dict[str, Any]) -> Any:
     from raylens.scheduler.settings import RunSettings
     from raylens.storage.taps import parse_taps
+    from raylens.workers.interventions.edits import read_edits
     from raylens.workers.metrics import parse_stats
     from raylens.workers.settings import InputSettings, LensSettings, WorkerSettings
 
@@ -186,6 +188,7 @@ def _settings(options: dict[str, Any]) -> Any:
             options["lens"],
         ),
         InputSettings(template, options["max_tokens"], options["on_long"], options["batch_tokens"]),
+        read_edits(options["intervene"]),
     )
     return RunSettings(
         worker=worker,
@@ -197,6 +200,7 @@ def _settings(options: dict[str, Any]) -> Any:
         redis=options["redis"],
         writer=options["writer"],
         fresh=options["fresh"],
+        intervention=options["intervene"],
     )
 
 

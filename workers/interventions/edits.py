@@ -214,7 +214,9 @@ def _tensor(name: str, place: str, path: Path, key: str) -> tuple[float, ...]:
                 raise bad(name, place, f"tensor {key!r} of {path} has shape {shape}", "save a vector of the model's width")
             tensor = file.get_tensor(key)
     except (SafetensorError, OSError) as error:
-        raise bad(name, place, f"{path} cannot be read ({' '.join(str(error).split())[:200]})", "give a .safetensors file") from error
+        raise bad(
+            name, place, f"{path} cannot be read ({' '.join(str(error).split())[:200]})", "give a .safetensors file"
+        ) from error
     if not tensor.is_floating_point():
         raise bad(name, place, f"tensor {key!r} of {path} is {tensor.dtype}", "save it as a floating type")
     return tuple(tensor.double().tolist())

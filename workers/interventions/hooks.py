@@ -35,8 +35,8 @@ def change_input(module: nn.Module, rows: Tensor, change: Change) -> Remove:
 def change_sum(block: nn.Module, module: nn.Module, scale: float, rows: Tensor, change: Change) -> Remove:
     """Change rows of what a block has once a module's output, times the scale, is added to its input.
 
-    No module gives that sum, so the module's output is made to lead to it. Hooks that read the output see what it was, for this one
-    enters after them.
+    No module gives that sum, so the module's output is made to lead to it. Hooks that read the output see what it was, for this
+    one enters after them.
     """
 
     entered: list[Remove] = []

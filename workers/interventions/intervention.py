@@ -8,17 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from raylens.storage.errors import ModelError
 from raylens.workers.adapter import Adapter
 from raylens.workers.batching import Batch
-from raylens.workers.interventions.edits import Edit
-from raylens.workers.interventions.hooks import Change, Remove, change_input, change_output, change_sum, wide
+from raylens.workers.interventions.hooks import Change, Remove, change_input, change_output, change_sum
 from raylens.workers.interventions.places import Span, places
-from raylens.workers.interventions.sources import Sources, site_of
-from raylens.workers.selection import select_layers
+from raylens.workers.interventions.sources import site_of
 
-#: What makes the middle residual, where it can be edited.
-_MIDDLE = "resid_pre + attn_out = resid_mid"
+#: (positions of N rows, [N, D] rows) -> [N, D] what they become.
+PlacedChange = Callable[[list[int], Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +30,7 @@ class Placed:
 
     positions: str
     register: Callable[[Tensor, Change], Remove]
-    change: Callable[[list[int], Tensor], Tensor]
+    change: PlacedChange
 
 
 class Intervention:
@@ -75,77 +72,14 @@ def spans_of(batch: Batch) -> list[Span]:
     return [Span(len(prompt.ids), 0, len(prompt.ids)) for prompt in batch.prompts]
 
 
-def open_intervention(
-    adapter: Adapter, edits: tuple[Edit, ...], ids_of: Callable[[str], list[int]], device: torch.device
-) -> Intervention:
-    """The intervention, once its prompts have been read.
+def place(adapter: Adapter, tap: str, layer: int, positions: str, change_at: Callable[[float], PlacedChange]) -> Placed:
+    """Where a tap of a layer is edited.
 
     Args:
-        adapter: of the model.
-        edits: what is asked.
-        ids_of: text -> token ids.
-        device: where token ids go.
-
-    Raises:
-        ModelError: a tap cannot be edited in this model, with the reason; or read for a prompt.
+        change_at: the change, of rows that times the scale are the tap's.
     """
-    for number, edit in enumerate(edits):
-        for tap in (edit.tap, *([edit.source.tap or edit.tap] if edit.prompts and edit.source else [])):
-            _check_tap(adapter, f"--intervene: edits[{number}]: tap {tap}", tap, edited=tap == edit.tap)
-    sources = Sources(adapter, edits, ids_of, device)
-    placed = [
-        _placed(adapter, edit, layer, sources)
-        for edit in edits
-        if not _is_nothing(edit)
-        for layer in select_layers(edit.layers, len(adapter.sites))
-    ]
-    lengths = {
-        sources.tokens[prompt]: f"edits[{number}] patches each position from a prompt of {sources.tokens[prompt]} tokens"
-        for number, edit in enumerate(edits)
-        if edit.patch is not None and edit.patch.position == "each"
-        for prompt in edit.prompts
-    }
-    return Intervention(placed, lengths, sources.digest())
-
-
-def _check_tap(adapter: Adapter, what: str, tap: str, *, edited: bool) -> None:
-    refused: dict[str, str] = adapter.certificate["refused"]
-    if tap in refused:
-        raise ModelError(f"{what}: {refused[tap]}; edit another tap")
-    if edited and tap == "resid_mid" and _MIDDLE not in adapter.certificate["sums"]:
-        raise ModelError(
-            f"{what}: what leads to it is no one module's output, so an edit of it cannot be made; edit resid_pre, mlp_out or resid_post"
-        )
-
-
-def _is_nothing(edit: Edit) -> bool:
-    """Whether it leaves every number as it is, to the last bit."""
-    return edit.scale == 1.0 or (edit.add is not None and edit.add.scale == 0.0)
-
-
-def _placed(adapter: Adapter, edit: Edit, layer: int, sources: Sources) -> Placed:
-    block = adapter.sites[layer]["resid_post"].module
-    if edit.tap == "resid_mid":
-        attention = adapter.sites[layer]["attn_out"]
-        register = partial(change_sum, block, attention.module, attention.scale)
-        scale = 1.0
-    else:
-        site = site_of(adapter, edit.tap, layer)
-        register = partial(change_input if site.reads_input else change_output, site.module)
-        scale = site.scale
-    return Placed(edit.positions, register, _change(edit, layer, scale, sources))
-
-
-def _change(edit: Edit, layer: int, scale: float, sources: Sources) -> Callable[[list[int], Tensor], Tensor]:
-    """Of rows as the module gives them, which are the tap's divided by the scale."""
-    if edit.zero:
-        return lambda _, rows: torch.zeros_like(rows)
-    if edit.scale is not None:
-        factor = edit.scale
-        return lambda _, rows: wide(rows) * factor
-    vector = sources.vector(edit, layer, scale)
-    if edit.add is not None:
-        return lambda _, rows: wide(rows) + vector.to(rows.device)
-    if vector.dim() == 1:
-        return lambda _, rows: vector.to(rows.device).expand(len(rows), -1)
-    return lambda positions, rows: vector.to(rows.device)[positions]
+    if tap == "resid_mid":
+        block, attention = adapter.sites[layer]["resid_post"].module, adapter.sites[layer]["attn_out"]
+        return Placed(positions, partial(change_sum, block, attention.module, attention.scale), change_at(1.0))
+    site = site_of(adapter, tap, layer)
+    return Placed(positions, partial(change_input if site.reads_input else change_output, site.module), change_at(site.scale))

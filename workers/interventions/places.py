@@ -41,8 +41,7 @@ def check_positions(spec: str) -> None:
 def edited(spec: str, span: Span) -> list[int]:
     """The edited positions among those of a row, ascending; ones that its sequence does not have are left out.
 
-    They are those of the prompt. ``all`` and a slice without an end that does not count from the prompt's end go on over the tokens
-    that are generated after it.
+    They are those of the prompt; ``all``, and a slice without an end such as ``2:``, go on over the tokens generated after it.
     """
     chosen = _listed(spec, span.prompt) if _LIST.fullmatch(spec) else select_positions(spec, span.prompt)
     if _goes_on(spec):

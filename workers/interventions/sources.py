@@ -11,7 +11,7 @@ from torch import Tensor
 from raylens.storage.errors import ModelError
 from raylens.workers.adapter import Adapter
 from raylens.workers.capture import Site, capture
-from raylens.workers.interventions.edits import Add, Edit, Patch
+from raylens.workers.interventions.edits import Add, Edit
 from raylens.workers.selection import select_layers
 
 #: (prompt, tap, layer).
@@ -45,7 +45,9 @@ class Sources:
         ModelError: the model gives numbers that are not finite.
     """
 
-    def __init__(self, adapter: Adapter, edits: tuple[Edit, ...], ids_of: Callable[[str], list[int]], device: torch.device) -> None:
+    def __init__(
+        self, adapter: Adapter, edits: tuple[Edit, ...], ids_of: Callable[[str], list[int]], device: torch.device
+    ) -> None:
         self._adapter = adapter
         self._rows: dict[Held, Tensor] = {}
         self.tokens: dict[str, int] = {}
@@ -61,7 +63,9 @@ class Sources:
     def _read(self, prompt: str, ids: Tensor, taps: list[tuple[str, int]]) -> None:
         def keep(tap: str, layer: int, rows: Tensor) -> None:
             if not bool(rows.isfinite().all()):
-                raise ModelError(f"--intervene: {tap} of layer {layer} is not finite for the prompt {prompt[:60]!r}; try --dtype float32")
+                raise ModelError(
+                    f"--intervene: {tap} of layer {layer} is not finite for the prompt {prompt[:60]!r}; try --dtype float32"
+                )
             self._rows[prompt, tap, layer] = rows
 
         sites = [(tap, layer, replace(site_of(self._adapter, tap, layer), scale=1.0)) for tap, layer in taps]
@@ -69,7 +73,7 @@ class Sources:
             self._adapter.trunk(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     def vector(self, edit: Edit, layer: int, scale: float) -> Tensor:
-        """[D] what an edit adds or puts in place at a layer, or [T, D] one for each position; to be used where a site has the scale."""
+        """[D] what an edit adds or puts in place at a layer, or [T, D], one for each position; over the scale of its site."""
         source = edit.source
         assert source is not None
         if isinstance(source, Add) and source.values is not None:
