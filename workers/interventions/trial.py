@@ -13,6 +13,7 @@ from raylens.storage.errors import ModelError
 from raylens.workers.adapter import Adapter
 from raylens.workers.blocks import flat_rows
 from raylens.workers.calibrate import differs
+from raylens.workers.capture import Site
 from raylens.workers.interventions.intervention import Intervention, Placed, place
 from raylens.workers.interventions.places import Span
 from raylens.workers.probe import BlockProbe, probe_blocks, probe_ids
@@ -39,7 +40,7 @@ def try_edits(model: Any, adapter: Adapter, edited: dict[str, set[int]]) -> None
         with trial.during([Span(ids.shape[1], 0, ids.shape[1])], ids.shape[1]):
             probes, logits = probe_blocks(model, stack, ids)
         for layer in sorted(layers):
-            problem = _problem(tap, stack[layer], probes[layer], plain[layer], model.config)
+            problem = _problem(tap, adapter.sites[layer], probes[layer], plain[layer], model.config)
             if problem is not None:
                 raise _refused(f"{tap} of layer {layer}", problem)
         for layer in range(len(stack) - 1):
@@ -65,13 +66,16 @@ def _noise(adapter: Adapter, tap: str, layer: int, probe: BlockProbe) -> Placed:
     return place(adapter, tap, layer, "all", lambda _: change)
 
 
-def _problem(tap: str, block: nn.Module, probe: BlockProbe, plain: BlockProbe, config: object) -> str | None:
+def _problem(tap: str, sites: dict[str, Site], probe: BlockProbe, plain: BlockProbe, config: object) -> str | None:
     if torch.equal(probe.output, plain.output):
         return "nothing after it changes"
     if tap == "resid_post":  # is what leaves the block
         return None
+    if tap == "resid_mid":  # attn_out is read as it was; in the sum stands what the edit made of it
+        attention = sites["attn_out"]
+        leads_there = probe.inputs[sites["resid_mid"].name].double() - probe.input.double()
+        probe.outputs[attention.name] = leads_there / attention.scale
+    block = sites["resid_post"].module
     found, before = (measure_block(block, one, config) for one in (probe, plain))
-    # its own sum is the one that an edit of the middle residual breaks, as it should: attn_out is read as it was
-    kept = {text for text in before.sums if tap != "resid_mid" or not text.endswith("= resid_mid")}
-    lost = sorted(kept - set(found.sums))
+    lost = sorted(set(before.sums) - set(found.sums))
     return f"{lost[0]} does not hold any more" if lost else None
