@@ -138,18 +138,20 @@ def test_every_change_against_a_forward_in_float64(name: str, tap: str, change: 
     (prompt,) = prompts(lengths=[5])
     (record,) = lensed(model, adapter, intervention, [prompt])
     found = FORWARD[name](model, prompt.ids, plain_edit(tap, [0, 2], [1, 2, 3], definition(name, tap)))
+    # what is left of a middle residual of 0 is the rounding of a sum, which the next norm makes large
+    allowed = 1e-3 if (tap, change) == ("resid_mid", "zero") else 1e-4
     for one, lens in record.taps.items():
         for layer in lens.layers:
-            near(record, one, layer, torch.log_softmax(logits64(name, model, found[one, layer]), dim=1))
+            near(record, one, layer, torch.log_softmax(logits64(name, model, found[one, layer]), dim=1), allowed)
 
 
-def near(record: Record, tap: str, layer: int, exact: Tensor) -> None:
+def near(record: Record, tap: str, layer: int, exact: Tensor, allowed: float) -> None:
     """As ``compare``, but for which of equal tokens are the best, as all are where a tap is 0."""
     lens = record.taps[tap]
     at = lens.layers.index(layer)
     there = exact.gather(1, torch.from_numpy(lens.ids[at].astype(np.int64)))
     for wanted in (there, exact.topk(there.shape[1]).values):
-        assert float((torch.from_numpy(lens.logprobs[at]).double() - wanted).abs().max()) < 1e-4, (tap, layer)
+        assert float((torch.from_numpy(lens.logprobs[at]).double() - wanted).abs().max()) < allowed, (tap, layer)
 
 
 def test_edits_in_order() -> None:

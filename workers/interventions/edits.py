@@ -23,7 +23,7 @@ _OPERATIONS = ("add", "scale", "zero", "patch")
 _VECTORS = ("values", "file", "prompt", "difference")
 
 
-class Add(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Add(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A vector that is added: numbers, or what a tap holds for a prompt, or for one prompt less another.
 
     Attributes:
@@ -45,7 +45,7 @@ class Add(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     scale: float = 1.0
 
 
-class Patch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Patch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a tap holds for another prompt, put in place of what it holds.
 
     Attributes:
@@ -60,7 +60,7 @@ class Patch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     position: int | Literal["last", "each"] = "last"
 
 
-class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One change; exactly one of the last four is given.
 
     Attributes:
@@ -235,9 +235,13 @@ def identity(edits: tuple[Edit, ...]) -> dict[str, Any]:
 
 
 def _described(edit: Edit) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.to_builtins(edit)
-    found["positions"] = edit.positions
+    found = _given(edit)
     if edit.add is not None and edit.add.values is not None:
         digest = hashlib.sha256(array("f", edit.add.values).tobytes()).hexdigest()[:16]
-        found["add"]["values"] = f"{len(edit.add.values)} numbers, sha256 {digest}"
+        found["add"] = {"values": f"{len(edit.add.values)} numbers, sha256 {digest}", "scale": edit.add.scale}
     return found
+
+
+def _given(struct: msgspec.Struct) -> dict[str, Any]:
+    values = {name: value for name, value in msgspec.structs.asdict(struct).items() if value is not None}
+    return {name: _given(value) if isinstance(value, msgspec.Struct) else value for name, value in values.items()}

@@ -54,9 +54,8 @@ def read_values(path: Path) -> Any:
         raise bad(name, f"line {error.lineno}", f"not JSON ({error.msg})") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise bad(
-            name, f"line {mark.line + 1}" if mark else "", f"not YAML ({getattr(error, 'problem', None) or error})"
-        ) from error
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
+        raise bad(name, f"line {mark.line + 1}" if mark else "", f"not YAML ({problem})") from error
     except (RecursionError, ValueError) as error:  # nested without end; a number of thousands of digits; a date that is none
         raise bad(name, "", f"cannot be read ({' '.join(str(error).split())[:100]})") from error
 
