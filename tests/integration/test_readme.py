@@ -11,7 +11,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 #: In the order in which one reads on: a guide may ask a run that the README made.
-GUIDES = ("README.md", "docs/QUERIES.md", "docs/PICTURES.md", "docs/EXPORTS.md", "docs/PAGES.md", "docs/LENSES.md")
+GUIDES = (
+    "README.md",
+    "docs/QUERIES.md",
+    "docs/PICTURES.md",
+    "docs/EXPORTS.md",
+    "docs/PAGES.md",
+    "docs/LENSES.md",
+    "docs/INTERVENTIONS.md",
+)
 BLOCKS = [
     (guide, *block)
     for guide in GUIDES

@@ -3,6 +3,7 @@ vectors of .safetensors files."""
 
 import hashlib
 import math
+import struct
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
@@ -237,11 +238,11 @@ def identity(edits: tuple[Edit, ...]) -> dict[str, Any]:
 def _described(edit: Edit) -> dict[str, Any]:
     found = _given(edit)
     if edit.add is not None and edit.add.values is not None:
-        digest = hashlib.sha256(array("f", edit.add.values).tobytes()).hexdigest()[:16]
+        digest = hashlib.sha256(struct.pack(f"<{len(edit.add.values)}f", *edit.add.values)).hexdigest()[:16]
         found["add"] = {"values": f"{len(edit.add.values)} numbers, sha256 {digest}", "scale": edit.add.scale}
     return found
 
 
-def _given(struct: msgspec.Struct) -> dict[str, Any]:
-    values = {name: value for name, value in msgspec.structs.asdict(struct).items() if value is not None}
+def _given(one: msgspec.Struct) -> dict[str, Any]:
+    values = {name: value for name, value in msgspec.structs.asdict(one).items() if value is not None}
     return {name: _given(value) if isinstance(value, msgspec.Struct) else value for name, value in values.items()}
