@@ -58,7 +58,7 @@ def run(
         corpus: a path or glob of files, or an iterable of texts or of dictionaries with the keys of JSON lines.
         model: a folder, GGUF file, hub id, or ``demo``.
         store: folder of runs, made if absent.
-        stats: names from ``kl``, ``next_logprob`` and ``next_rank``.
+        stats: names from ``kl``, ``next_logprob`` and ``next_rank``, or ``all``.
         track: tokens, by text or id.
         lens: ``logit``, ``tuned:FOLDER``, ``jacobian:FILE`` or ``linear:FILE``.
         intervene: a YAML or JSON file of edits, or a dictionary of its form (docs/INTERVENTIONS.md).

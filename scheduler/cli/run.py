@@ -86,7 +86,9 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
 @click.option("--layers", default="all", help="all, 0,5-10 or ::4.")
 @click.option("--taps", help="Comma list of resid_pre, attn_out, resid_mid, mlp_out, resid_post; the last four by default.")
 @click.option("--positions", default="last", help="last, all, last:N or A:B.")
-@click.option("--stats", help="Comma list of kl (to the final layer), next_logprob, next_rank (of the prompt's next token).")
+@click.option(
+    "--stats", help="Comma list of kl (to the final layer), next_logprob, next_rank (of the prompt's next token), or all."
+)
 @click.option(
     "--track",
     multiple=True,

@@ -19,6 +19,7 @@ GUIDES = (
     "docs/PAGES.md",
     "docs/LENSES.md",
     "docs/INTERVENTIONS.md",
+    "docs/METRICS.md",
 )
 BLOCKS = [
     (guide, *block)
