@@ -12,8 +12,10 @@ import yaml
 
 from raylens.storage.errors import UsageError
 
-#: Bytes of a file; a vector too long for it goes into a .safetensors file.
-MOST_BYTES = 1 << 20
+#: Bytes of a file by what it is: YAML of a megabyte would be read for half a minute.
+MOST_BYTES = {".json": 1 << 20, ".yaml": 1 << 17, ".yml": 1 << 17}
+#: Brackets within brackets; an intervention has five.
+_DEPTH = 32
 _FORM = "docs/INTERVENTIONS.md has the form"
 
 
@@ -35,17 +37,17 @@ def read_values(path: Path) -> Any:
         UsageError: it cannot be read, or is not what it is named.
     """
     name, suffix = str(path), path.suffix.lower()
-    if suffix not in {".yaml", ".yml", ".json"}:
+    if suffix not in MOST_BYTES:
         raise bad(name, "", f"ends in {suffix or 'nothing'}", "name it .yaml or .json by what it holds")
     try:
         if path.exists() and not path.is_file():  # a device might never end
             raise bad(name, "", "no plain file", "give a file")
         with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
+            data = file.read(MOST_BYTES[suffix] + 1)
     except OSError as error:
         raise bad(name, "", str(error.strerror), "check the path") from error
-    if len(data) > MOST_BYTES:
-        raise bad(name, "", f"is larger than {MOST_BYTES:,} bytes", "put long vectors into a .safetensors file")
+    if len(data) > MOST_BYTES[suffix]:
+        raise bad(name, "", f"is larger than {MOST_BYTES[suffix]:,} bytes", "put long vectors into a .safetensors file")
     try:
         return _json(name, data.decode()) if suffix == ".json" else _yaml(name, data.decode())
     except UnicodeDecodeError as error:
@@ -69,9 +71,13 @@ def _json(name: str, text: str) -> Any:
 
 
 def _yaml(name: str, text: str) -> Any:
+    depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             raise bad(name, f"line {event.start_mark.line + 1}", f"uses an alias (*{event.anchor})", "write it out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEPTH:
+            raise bad(name, f"line {event.start_mark.line + 1}", f"nests more than {_DEPTH} deep")
     _check_nodes(name, yaml.compose(text, Loader=yaml.SafeLoader))
     return yaml.safe_load(text)
 
