@@ -405,6 +405,19 @@ def test_cached_passes_with_padding_on_the_left(positions: str, tap: str) -> Non
             torch.testing.assert_close(torch.stack([one[number] for one in found]), expected, rtol=1e-4, atol=1e-3)
 
 
+def test_generated_tokens_are_not_patched() -> None:
+    """A patch of each position has no vector for a token after the prompt, which stays as it is."""
+    model, adapter = built("llama")
+    intervention = opened(model, adapter, {"tap": "resid_post", "layers": 0, "patch": {"prompt": "two", "position": "each"}})
+    ids = [*tokens(3), 7, 8]
+    with intervention.during([Span(3, 0, 5)], 5):
+        blocks, _ = see(model, FAMILIES["llama"], torch.tensor([ids]))
+    plain, _ = see(model, FAMILIES["llama"], torch.tensor([ids]))
+    other, _ = see(model, FAMILIES["llama"], torch.tensor([OTHERS["two"]]))
+    torch.testing.assert_close(blocks[0].post[:3], other[0].post)
+    assert torch.equal(blocks[0].post[3:], plain[0].post[3:])
+
+
 def test_short_types() -> None:
     """In bfloat16 an edit is rounded once to what the model computes in."""
     model, adapter = built("granite", "cpu", torch.bfloat16)

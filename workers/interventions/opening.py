@@ -89,4 +89,12 @@ def _change(edit: Edit, layer: int, sources: Sources, scale: float) -> PlacedCha
         return lambda _, rows: wide(rows) + vector.to(rows.device)
     if vector.dim() == 1:
         return lambda _, rows: vector.to(rows.device).expand(len(rows), -1)
-    return lambda positions, rows: vector.to(rows.device)[positions]
+    return partial(_each, vector)
+
+
+def _each(vectors: Tensor, positions: list[int], rows: Tensor) -> Tensor:
+    """The vector of each position; tokens that are generated after the prompt have none and stay as they are."""
+    changed = rows.clone()
+    held = [number for number, position in enumerate(positions) if position < len(vectors)]
+    changed[held] = vectors.to(rows.device)[[positions[number] for number in held]]
+    return changed
