@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from raylens.storage.errors import ModelError
 from raylens.workers.adapter import Adapter
