@@ -32,6 +32,7 @@ from raylens.storage.manifest import FORMAT, Manifest, create_or_resume, read_ma
 from raylens.storage.record import Prompt
 from raylens.storage.stream import RETRIES, Stream, stream_key
 from raylens.storage.vocabulary import write_vocabulary
+from raylens.workers.interventions.edits import identity as edits_identity
 from raylens.workers.lenses.source import parse_lens
 from raylens.workers.preflight import ModelFacts, inspect_model
 from raylens.workers.publish import publish
@@ -206,6 +207,10 @@ def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, fac
     if facts.lens_digest is not None:
         identity["lens"]["file"] = facts.lens_digest
         sources["lens"] = worker.lens.lens
+    if worker.edits:
+        identity["intervention"] = edits_identity(worker.edits)
+        if settings.intervention is not None:
+            sources["intervention"] = settings.intervention
     return Manifest(
         format=FORMAT,
         name=name,

@@ -1,12 +1,15 @@
 """``raylens.lens``: one text, in this process, without Ray, Redis or a store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from raylens.storage.errors import RaylensError, UsageError
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.taps import parse_taps
+from raylens.workers.interventions.edits import read_edits
 from raylens.workers.lenses.source import lens_digest, parse_lens
 from raylens.workers.metrics import parse_stats
 from raylens.workers.preflight import inspect_model
@@ -52,6 +55,7 @@ def lens(
     stats: str | Sequence[str] = (),
     track: str | int | Sequence[str | int] = (),
     lens: str = "logit",
+    intervene: str | Path | Mapping[str, Any] | None = None,
 ) -> Record:
     """The lens of one text. The model stays loaded for the next call with the same settings.
 
@@ -59,7 +63,7 @@ def lens(
         text: the prompt.
         model: a folder, GGUF file, hub id, or ``demo``.
         revision, dtype, top_k, layers, taps, positions: as the options of ``raylens run``; logprobs are float32.
-        stats, track, lens: as of ``raylens.run``.
+        stats, track, lens, intervene: as of ``raylens.run``.
 
     Raises:
         RaylensError: the model cannot be used, or the text cannot be lensed.
@@ -78,6 +82,7 @@ def lens(
             lens_digest(parse_lens(lens)),  # so that a file that was written anew is read anew
         ),
         InputSettings(),
+        read_edits(intervene),
     )
     if not isinstance(text, str):
         raise UsageError(f"the text is a {type(text).__name__}; give a str, or use raylens.run for many")

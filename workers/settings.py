@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from raylens.storage.errors import UsageError
+from raylens.workers.interventions.edits import Edit
 from raylens.workers.lenses.source import lens_taps, parse_lens
 from raylens.workers.metrics import parse_stats
 
@@ -75,11 +76,17 @@ class InputSettings(msgspec.Struct, frozen=True):
 
 
 class WorkerSettings(msgspec.Struct, frozen=True):
-    """Everything a worker needs to know."""
+    """Everything a worker needs to know.
+
+    Attributes:
+        model, lens, input: of the run.
+        edits: of the model while it runs (interventions/).
+    """
 
     model: ModelSettings
     lens: LensSettings = LensSettings()
     input: InputSettings = InputSettings()
+    edits: tuple[Edit, ...] = ()
 
 
 def check_types(settings: msgspec.Struct) -> None:

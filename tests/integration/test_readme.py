@@ -18,6 +18,8 @@ GUIDES = (
     "docs/EXPORTS.md",
     "docs/PAGES.md",
     "docs/LENSES.md",
+    "docs/INTERVENTIONS.md",
+    "docs/METRICS.md",
     "docs/servers.md",
 )
 BLOCKS = [
