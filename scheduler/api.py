@@ -13,7 +13,16 @@ from raylens.storage.store import Run, Store
 from raylens.storage.taps import parse_taps
 from raylens.workers.interventions.edits import read_edits
 from raylens.workers.metrics import parse_stats
-from raylens.workers.settings import DType, InputSettings, LensSettings, LogprobType, ModelSettings, OnLong, WorkerSettings
+from raylens.workers.settings import (
+    DType,
+    InputSettings,
+    LensSettings,
+    LogprobType,
+    ModelSettings,
+    OnLong,
+    WorkerSettings,
+    generation_settings,
+)
 from raylens.workers.tracked import track_names
 
 
@@ -36,6 +45,12 @@ def run(
     track: str | int | Sequence[str | int] = (),
     lens: str = "logit",
     intervene: str | Path | Mapping[str, Any] | None = None,
+    generate: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    sample_top_k: int | None = None,
+    seed: int = 0,
+    samples: int = 1,
     format: Format = "auto",  # noqa: A002  the name of the option
     column: str | None = None,
     id_column: str | None = None,
@@ -62,6 +77,8 @@ def run(
         track: tokens, by text or id.
         lens: ``logit``, ``tuned:FOLDER``, ``jacobian:FILE`` or ``linear:FILE``.
         intervene: a YAML or JSON file of edits, or a dictionary of its form (docs/INTERVENTIONS.md).
+        generate: tokens to generate after each prompt; its steps are lensed then.
+        temperature, top_p, sample_top_k, seed, samples: of the draws, as the options of ``raylens run``.
         chat_template: Jinja source.
         quiet: show no progress.
         name, revision, ...: as the options of ``raylens run``.
@@ -89,6 +106,7 @@ def run(
         read_out,
         InputSettings(chat_template, max_tokens, on_long, batch_tokens),
         read_edits(intervene),
+        generation_settings(generate, temperature, top_p, sample_top_k, seed, samples),
     )
     file = str(intervene) if isinstance(intervene, str | Path) else None
     settings = RunSettings(worker, Path(store), name, actors, gpus_per_actor, ray, redis, writer, fresh, file)

@@ -28,7 +28,7 @@ class Estimate(msgspec.Struct, frozen=True):
 
     Attributes:
         prompts, failures: of the corpus, and how many of them could not be tokenized or are too long.
-        tokens: read by the model.
+        tokens: read by the model; with what it generates, if it never ends a sequence early.
         places: (tap, layer, position) read out.
         store_bytes: of the store.
         model_bytes: of the weights.
@@ -83,15 +83,18 @@ def estimate(settings: RunSettings, corpus: Corpus) -> Estimate:
     check_chat(summary, facts)
     config = load_config(worker.model, facts.source).get_text_config()
     tokenizer = load_tokenizer(worker.model, facts.source)
-    tokenize = Tokenizer(tokenizer, worker.input, worker.lens.positions, longest_input(config, tokenizer), facts.vocabulary_size)
+    new, samples = (worker.generation.tokens, worker.generation.samples) if worker.generation else (0, 1)
+    longest = longest_input(config, tokenizer)
+    tokenize = Tokenizer(tokenizer, worker.input, worker.lens.positions, longest, facts.vocabulary_size, new)
     failures = tokens = positions = 0
     for prompt in corpus.prompts():
         found = tokenize(prompt)
         if isinstance(found, Failure):
-            failures += 1
+            failures += samples
         else:
-            tokens += len(found.ids)
-            positions += len(found.positions)
+            # the last token that is generated is not read again
+            tokens += samples * (len(found.ids) + max(0, new - 1))
+            positions += samples * (new or len(found.positions))
     taps = lens_taps(parse_lens(worker.lens.lens), worker.lens.taps) or DEFAULT_TAPS
     layers = len(select_layers(worker.lens.layers, facts.n_layers))
     places = positions * sum(1 if tap == "resid_pre" else layers for tap in taps)
@@ -99,7 +102,7 @@ def estimate(settings: RunSettings, corpus: Corpus) -> Estimate:
     flops = 2.0 * parameters * tokens + 2.0 * facts.width * facts.vocabulary_size * places
     width = 2 if worker.model.dtype in {"bfloat16", "float16"} or "16" in str(getattr(config, "dtype", "")) else 4
     return Estimate(
-        prompts=summary.count,
+        prompts=summary.count * samples,
         failures=failures,
         tokens=tokens,
         places=places,

@@ -20,8 +20,9 @@ from raylens.scheduler.corpus import Corpus, CorpusSummary, Fingerprint
 from raylens.scheduler.external_writer import ExternalWriter
 from raylens.scheduler.heartbeat import Heartbeat
 from raylens.scheduler.progress import Progress
+from raylens.scheduler.samples import samples_of
 from raylens.scheduler.settings import RunSettings, check
-from raylens.scheduler.shards import shards
+from raylens.scheduler.shards import estimated_positions, shards
 from raylens.scheduler.tracker import Tracker, open_bytes
 from raylens.scheduler.writer_process import WriterProcess
 from raylens.storage.durable import write_file
@@ -45,6 +46,8 @@ _DRIVER_RETRIES = 3
 CPU_BATCH_TOKENS = 512
 GPU_BATCH_TOKENS = 4096
 SHARD_BATCHES = 2
+#: So many times the tokens are in one batch that generates: a step reads one of each prompt, and the others are cached.
+GENERATION_BATCHES = 8
 
 _PACKAGES = ("torch", "transformers", "accelerate", "ray", "redis", "msgpack", "numpy", "tokenizers")
 
@@ -134,7 +137,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
     from raylens.scheduler.metrics import RunMetrics
     from raylens.scheduler.pool import Pool
 
-    settings, run = plan.settings, plan.manifest.uid
+    settings, run, generation = plan.settings, plan.manifest.uid, plan.settings.worker.generation
     with ExitStack() as stack:
         broker = stack.enter_context(Broker(settings.redis))
         progress.stage("starting Ray")
@@ -144,14 +147,16 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         stream = Stream(broker.url, run, _DRIVER_RETRIES)
         stack.callback(stream.close)
         writer = stack.push(_writer(plan, broker.url))
-        worker = _settled(settings.worker, plan.facts, GPU_BATCH_TOKENS if ours.gpus else CPU_BATCH_TOKENS)
+        batch_tokens = (GPU_BATCH_TOKENS if ours.gpus else CPU_BATCH_TOKENS) * (GENERATION_BATCHES if generation else 1)
+        worker = _settled(settings.worker, plan.facts, batch_tokens)
         parts = share(settings.actors, settings.gpus_per_actor)
         progress.stage(f"loading the model in {parts.actors} actor{'s' if parts.actors > 1 else ''}")
         pool = stack.enter_context(Pool(worker, run, broker.url, parts))
-        fresh = shards(_remaining(plan), plan.summary.count, parts.actors, SHARD_BATCHES * (worker.input.batch_tokens or 1))
+        most, new = SHARD_BATCHES * (worker.input.batch_tokens or 1), generation.tokens if generation else 0
+        fresh = shards(_remaining(plan), plan.manifest.prompts, parts.actors, most, new)
         give_up = partial(publish, stream, run)
-        most = open_bytes(broker.memory().limit)
-        tracker = Tracker(fresh, plan.ledger, stream, give_up, settings.worker.lens.positions != "last", most)
+        positions = partial(estimated_positions, new=new, all_positions=settings.worker.lens.positions != "last")
+        tracker = Tracker(fresh, plan.ledger, stream, give_up, positions, open_bytes(broker.memory().limit))
         metrics = RunMetrics(plan.manifest.name, plan.manifest.prompts)
         loaded, ended = partial(_keep_certificate, plan.folder), heartbeat.or_cancelled(stopping)
         Dispatch(pool, tracker, writer, broker, progress, heartbeat, metrics, loaded, ended).run()
@@ -204,6 +209,8 @@ def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, fac
         "corpus": {"prompts": summary.count, "fingerprint": summary.fingerprint},
     }
     sources = {"model": worker.model.source, "label": facts.source.label, "revision": facts.commit, "corpus": corpus.name}
+    if worker.generation is not None:
+        identity["generation"] = msgspec.to_builtins(worker.generation)
     if facts.lens_digest is not None:
         identity["lens"]["file"] = facts.lens_digest
         sources["lens"] = worker.lens.lens
@@ -217,7 +224,7 @@ def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, fac
         uid=secrets.token_hex(8),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         identity=identity,
-        prompts=summary.count,
+        prompts=summary.count * (worker.generation.samples if worker.generation else 1),
         vocabulary_size=facts.vocabulary_size,
         sources=sources,
         versions={"raylens": __version__, **{package: importlib.metadata.version(package) for package in _PACKAGES}},
@@ -243,11 +250,12 @@ def _remaining(plan: _Plan) -> Iterator[Prompt]:
     Raises:
         InputError: it changed.
     """
-    fingerprint = Fingerprint()
+    fingerprint, generation = Fingerprint(), plan.settings.worker.generation
     for prompt in plan.corpus.prompts():
         fingerprint.update(prompt)
-        if prompt.index not in plan.ledger:
-            yield prompt
+        for one in samples_of(prompt, generation.samples if generation else 1):
+            if one.index not in plan.ledger:
+                yield one
     if fingerprint.hexdigest() != plan.summary.fingerprint:
         raise InputError(plan.corpus.name, "the corpus changed while it was read", "run again when nothing writes to it")
 

@@ -28,16 +28,25 @@ def estimated_tokens(prompt: Prompt) -> int:
     return 1 + len(prompt.text or "") // 3
 
 
-def shards(prompts: Iterable[Prompt], count: int, actors: int, tokens: int) -> Iterator[Shard]:
-    """Cut a stream of about ``count`` prompts into shards of at most about ``tokens`` tokens."""
-    most = max(1, min(MAX_PROMPTS, -(-count // (actors * SHARDS_PER_ACTOR))))
+def estimated_positions(prompt: Prompt, new: int, all_positions: bool) -> int:
+    """About how many positions of a prompt are lensed, given how many tokens are generated after it."""
+    return new or (estimated_tokens(prompt) if all_positions else 1)
+
+
+def shards(prompts: Iterable[Prompt], count: int, actors: int, tokens: int, new: int = 0) -> Iterator[Shard]:
+    """Cut a stream of about ``count`` prompts into shards of at most about ``tokens`` tokens.
+
+    Args:
+        new: tokens that are generated after each. Then a shard is as large as it may be: a step costs little more for many.
+    """
+    most = max(1, min(MAX_PROMPTS, -(-count // (actors * (1 if new else SHARDS_PER_ACTOR)))))
     batch: list[Prompt] = []
     size = 0
     for prompt in prompts:
-        if batch and (len(batch) >= most or size + estimated_tokens(prompt) > tokens):
+        if batch and (len(batch) >= most or size + estimated_tokens(prompt) + new > tokens):
             yield Shard(batch)
             batch, size = [], 0
         batch.append(prompt)
-        size += estimated_tokens(prompt)
+        size += estimated_tokens(prompt) + new
     if batch:
         yield Shard(batch)

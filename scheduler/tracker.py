@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from raylens.scheduler.shards import Shard, estimated_tokens
+from raylens.scheduler.shards import Shard
 from raylens.storage.errors import StoreError
 from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.record import Failure, Metadata, Prompt
@@ -61,7 +61,7 @@ class Tracker:
         ledger: of the run, followed as it grows.
         stream: of the run, to check receipts against.
         give_up: publishes a failure and returns its receipt.
-        all_positions: whether every position is lensed, for the estimate of bytes.
+        positions: about how many positions of a prompt are lensed, for the estimate of bytes.
         most: bytes that may be open, as expected before receipts tell; a shard that exceeds it by itself goes alone.
 
     Attributes:
@@ -74,14 +74,14 @@ class Tracker:
         ledger: Ledger,
         stream: Stream,
         give_up: Callable[[Failure], Receipt],
-        all_positions: bool,
+        positions: Callable[[Prompt], int],
         most: int = OPEN_BYTES,
     ) -> None:
         self._fresh = fresh
         self._ledger = ledger
         self._stream = stream
         self._give_up = give_up
-        self._all_positions = all_positions
+        self._positions = positions
         self._most = most
         self._next: Shard | None = None  # read ahead, and too much for now
         self._retry: deque[Shard] = deque()
@@ -129,9 +129,6 @@ class Tracker:
                 return Shard(prompts, fresh.alone)
         self._exhausted = True
         return None
-
-    def _positions(self, prompt: Prompt) -> int:
-        return estimated_tokens(prompt) if self._all_positions else 1
 
     def _expected(self, prompt: Prompt) -> int:
         """Bytes: what positions took on average until now, but no less than usual, as the first receipts may be of failures."""

@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from raylens.storage.errors import FrameError
 from raylens.storage.frame import MAX_ITEMS, unpack
+from raylens.storage.generated import Generated, fault
 from raylens.storage.record import Failure, Metadata, Record, TapLens
 from raylens.storage.taps import TAPS
 
@@ -45,6 +46,7 @@ class _Head(msgspec.Struct, frozen=True, omit_defaults=True):
     layers: list[int] = []
     truncated_from: int | None = None
     tracked: list[int] = []
+    generated: Generated | None = None
     error: tuple[str, str] | None = None
 
 
@@ -91,6 +93,7 @@ def encode_payload(outcome: Record | Failure) -> bytes:
             layers=outcome.layers,
             truncated_from=outcome.truncated_from,
             tracked=outcome.tracked,
+            generated=outcome.generated,
         )
         taps = {name: _pack_tap(tap) for name, tap in outcome.taps.items()}
     encoded = msgspec.json.encode(head)
@@ -130,6 +133,7 @@ def decode_payload(payload: bytes, index: int, vocabulary_size: int) -> Record |
         metadata=head.metadata,
         truncated_from=head.truncated_from,
         tracked=head.tracked,
+        generated=head.generated,
     )
 
 
@@ -144,8 +148,11 @@ def _check_head(head: _Head, vocabulary_size: int) -> None:
         raise FrameError("layers are not ascending numbers")
     if len(head.tracked) > MAX_TRACKED or not all(0 <= token < vocabulary_size for token in head.tracked):
         raise FrameError(f"{len(head.tracked)} tracked tokens, limit {MAX_TRACKED}, or one outside the vocabulary")
-    if head.truncated_from is not None and not len(head.token_ids) < head.truncated_from < 1 << 63:
-        raise FrameError(f"truncated from {head.truncated_from} tokens to {len(head.token_ids)}")
+    if head.generated is not None and (wrong := fault(head.generated, head.token_ids, head.positions, head.text)):
+        raise FrameError(wrong)
+    read = head.generated.start if head.generated is not None else len(head.token_ids)
+    if head.truncated_from is not None and not read < head.truncated_from < 1 << 63:
+        raise FrameError(f"truncated from {head.truncated_from} tokens to {read}")
 
 
 def _ascend(numbers: list[int], below: int) -> bool:

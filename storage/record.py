@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from raylens.storage.generated import Generated
 from raylens.storage.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
         messages: chat turns for the model's chat template.
         token_ids: ready token ids.
         metadata: the row's other fields.
+        sample: which of its row's samples this is, from 1; 0 if it is the only one.
     """
 
     index: int
@@ -34,6 +36,7 @@ class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
     messages: list[dict[str, Any]] | None = None
     token_ids: list[int] | None = None
     metadata: Metadata = {}
+    sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,11 @@ class TapLens:
     entropy: NDArray[np.float32]
     stats: dict[str, NDArray[Any]] = field(default_factory=dict)
 
+    def part(self, positions: slice | NDArray[np.int64]) -> "TapLens":
+        """The lens at some of the positions, by their numbers along P."""
+        arrays = {name: getattr(self, name)[:, positions] for name in ("ids", "logprobs", "logsumexp", "entropy")}
+        return TapLens(self.layers, stats={name: values[:, positions] for name, values in self.stats.items()}, **arrays)
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -64,14 +72,15 @@ class Record:
 
     Attributes:
         id, index, metadata: as in the prompt.
-        text: the text that was tokenized; for chat, the rendered template.
-        token_ids: [T] the ids the model read.
+        text: the text that was tokenized; for chat, the rendered template; then what was generated.
+        token_ids: [T] the ids the model read, and those it generated.
         tokens: [T] display strings of them; two ids may show alike, the ids are the truth.
         positions: [P] positions that were lensed, from 0.
         layers: [L] layers that were lensed.
         taps: tap name -> TapLens; a tap the model lacks is absent.
         truncated_from: the length in tokens before truncation, if the prompt was cut.
         tracked: [M] ids of the tracked tokens, in the order of the last axis of their statistics.
+        generated: what of the tokens the model wrote itself, where it did; ``positions`` are the steps then.
         vocabulary: token id -> bytes, where whoever read the record has it at hand; no part of what is stored.
     """
 
@@ -86,6 +95,7 @@ class Record:
     metadata: Metadata = field(default_factory=dict)
     truncated_from: int | None = None
     tracked: list[int] = field(default_factory=list)
+    generated: Generated | None = None
     vocabulary: Vocabulary | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:  # one line: the arrays would fill pages

@@ -9,6 +9,7 @@ import orjson
 from numpy.typing import NDArray
 
 from raylens.storage.errors import StoreError
+from raylens.storage.generated import Generated, fault
 from raylens.storage.record import Failure, Metadata, Record, TapLens
 
 
@@ -40,6 +41,7 @@ class _OutcomeJson(msgspec.Struct):
     taps: dict[str, _TapJson] = {}
     metadata: Metadata = {}
     truncated_from: int | None = None
+    generated: Generated | None = None
     error: _ErrorJson | None = None
 
 
@@ -88,6 +90,8 @@ def _record_dict(record: Record) -> dict[str, Any]:
     out["taps"] = {name: _tap_dict(tap, record.layers) for name, tap in record.taps.items()}
     if record.truncated_from is not None:
         out["truncated_from"] = record.truncated_from
+    if record.generated is not None:
+        out["generated"] = msgspec.to_builtins(record.generated)
     out["metadata"] = record.metadata
     return out
 
@@ -142,6 +146,8 @@ def decode_outcome(line: bytes) -> Record | Failure:
             return Failure(value.id, value.index, value.error.kind, value.error.message, value.metadata)
         with np.errstate(over="raise"):
             taps = {name: _tap_from_json(tap, value) for name, tap in value.taps.items()}
+        if value.generated is not None and (wrong := fault(value.generated, value.token_ids, value.positions, value.text)):
+            raise ValueError(wrong)
     except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise StoreError(f"not a record of this format: {error}") from error
     return Record(
@@ -156,4 +162,5 @@ def decode_outcome(line: bytes) -> Record | Failure:
         metadata=value.metadata,
         truncated_from=value.truncated_from,
         tracked=value.tracked,
+        generated=value.generated,
     )

@@ -32,7 +32,7 @@ def table(record: Record, vocabulary: Vocabulary, position: int, top: int) -> tu
     """
     taps = list(record.taps)
     layers = sorted({layer for tap in taps for layer in record.taps[tap].layers})
-    rows = [[str(layer), *(_cell(record.taps[tap], layer, position, vocabulary, top) for tap in taps)] for layer in layers]
+    rows = [[str(layer), *(best_tokens(record.taps[tap], layer, position, vocabulary, top) for tap in taps)] for layer in layers]
     return ["layer", *taps], rows
 
 
@@ -57,7 +57,8 @@ def _number(value: float | int) -> str:
     return f"{value:.4g}" if isinstance(value, float | np.floating) else f"{value:,}"
 
 
-def _cell(lens: TapLens, layer: int, position: int, vocabulary: Vocabulary, top: int) -> str:
+def best_tokens(lens: TapLens, layer: int, position: int, vocabulary: Vocabulary, top: int) -> str:
+    """Labels and probabilities of one place's ``top`` tokens; empty where the tap has no such layer."""
     if layer not in lens.layers:
         return ""
     place = (lens.layers.index(layer), position)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylens.storage.frame import split
+from raylens.storage.generated import Generated
 from raylens.storage.layout import RunFolder, runs_folder
 from raylens.storage.ledger import FORMAT as COMMIT_FORMAT
 from raylens.storage.ledger import Commit, Ledger
@@ -73,10 +74,13 @@ def make_record(
     vocabulary_size: int = VOCABULARY_SIZE,
     tracked: int = 0,
     stats: bool = False,
+    generated: Generated | None = None,
 ) -> Record:
     """A record; the same arguments make the same record, and the seed is the index unless given."""
     rng = np.random.default_rng(index if seed is None else seed)
     chosen = list(range(tokens)) if positions is None else positions
+    if generated is not None:
+        chosen, text = list(range(generated.start - 1, tokens - 1)), text + generated.text
     return Record(
         id=f"prompt-{index}" if id is None else id,
         index=index,
@@ -94,7 +98,20 @@ def make_record(
         metadata={} if metadata is None else metadata,
         truncated_from=truncated_from,
         tracked=rng.integers(0, vocabulary_size, tracked).tolist(),
+        generated=generated,
     )
+
+
+def make_generated(start: int = 2, count: int = 2, **changes: Any) -> Generated:
+    """The last ``count`` tokens of a record, as generated."""
+    fields: dict[str, Any] = {
+        "start": start,
+        "finish": "length",
+        "text": " and on",
+        "logprobs": [-0.25 * (step + 1) for step in range(count)],
+        "sampling_logprobs": [-0.125 * step for step in range(count)],
+    }
+    return Generated(**{**fields, **changes})
 
 
 def make_large_record(index: int = 0, seed: int | None = None) -> Record:
@@ -162,7 +179,7 @@ def _plain(record: Record) -> tuple[Any, ...]:
         (name, tap.layers, list(tap.stats), [(array.dtype.str, array.shape, array.tobytes()) for array in _arrays(tap)])
         for name, tap in record.taps.items()
     ]
-    return (*fields, taps, record.metadata, record.truncated_from, record.tracked)
+    return (*fields, taps, record.metadata, record.truncated_from, record.tracked, record.generated)
 
 
 def _arrays(tap: TapLens) -> tuple[NDArray[Any], ...]:

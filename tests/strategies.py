@@ -4,6 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from raylens.storage.generated import MAX_SAMPLES, Generated
 from raylens.storage.record import Failure, Record
 from raylens.storage.taps import TAPS
 from tests.builders import make_record
@@ -37,6 +38,7 @@ def records(draw: st.DrawFn) -> Record:
     positions = sorted(draw(st.sets(st.integers(0, tokens - 1), min_size=1)))
     layers = tuple(sorted(draw(st.sets(st.integers(0, 90), min_size=1, max_size=3))))
     taps = draw(st.lists(st.sampled_from(TAPS), min_size=1, unique=True))
+    generated = draw(st.none() | generations(tokens)) if tokens > 1 else None
     return make_record(
         draw(st.integers(0, 9)),
         id=draw(ids),
@@ -52,6 +54,22 @@ def records(draw: st.DrawFn) -> Record:
         truncated_from=draw(st.none() | st.integers(tokens + 1, 1 << 40)),
         tracked=draw(st.integers(0, 3)),
         stats=draw(st.booleans()),
+        generated=generated,
+    )
+
+
+@st.composite
+def generations(draw: st.DrawFn, tokens: int) -> Generated:
+    """What may have been generated at the end of so many tokens."""
+    start = draw(st.integers(1, tokens - 1))
+    logprobs = st.lists(st.floats(-1e30, 0), min_size=tokens - start, max_size=tokens - start)
+    return Generated(
+        start,
+        draw(st.sampled_from(["eos", "length"])),
+        draw(st.text(max_size=10)),
+        draw(logprobs),
+        draw(logprobs),
+        draw(st.integers(0, MAX_SAMPLES)),
     )
 
 

@@ -13,7 +13,15 @@ from raylens.workers.interventions.edits import read_edits
 from raylens.workers.lenses.source import lens_digest, parse_lens
 from raylens.workers.metrics import parse_stats
 from raylens.workers.preflight import inspect_model
-from raylens.workers.settings import DType, InputSettings, LensSettings, ModelSettings, WorkerSettings, check
+from raylens.workers.settings import (
+    DType,
+    InputSettings,
+    LensSettings,
+    ModelSettings,
+    WorkerSettings,
+    check,
+    generation_settings,
+)
 from raylens.workers.tracked import track_names
 from raylens.workers.worker import Worker
 
@@ -51,19 +59,25 @@ def lens(
     top_k: int = 10,
     layers: str = "all",
     taps: str | Sequence[str] | None = None,
-    positions: str = "all",
+    positions: str | None = None,
     stats: str | Sequence[str] = (),
     track: str | int | Sequence[str | int] = (),
     lens: str = "logit",
     intervene: str | Path | Mapping[str, Any] | None = None,
+    generate: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    sample_top_k: int | None = None,
+    seed: int = 0,
 ) -> Record:
     """The lens of one text. The model stays loaded for the next call with the same settings.
 
     Args:
         text: the prompt.
         model: a folder, GGUF file, hub id, or ``demo``.
-        revision, dtype, top_k, layers, taps, positions: as the options of ``raylens run``; logprobs are float32.
-        stats, track, lens, intervene: as of ``raylens.run``.
+        revision, dtype, top_k, layers, taps: as the options of ``raylens run``; logprobs are float32.
+        positions: all by default, or with ``generate`` its steps.
+        stats, track, lens, intervene, generate, temperature, top_p, sample_top_k, seed: as of ``raylens.run``.
 
     Raises:
         RaylensError: the model cannot be used, or the text cannot be lensed.
@@ -74,7 +88,7 @@ def lens(
             top_k,
             layers,
             parse_taps(taps) if taps is not None else None,
-            positions,
+            positions or ("last" if generate is not None else "all"),
             "float32",
             parse_stats(stats),
             track_names(track),
@@ -83,6 +97,7 @@ def lens(
         ),
         InputSettings(),
         read_edits(intervene),
+        generation_settings(generate, temperature, top_p, sample_top_k, seed),
     )
     if not isinstance(text, str):
         raise UsageError(f"the text is a {type(text).__name__}; give a str, or use raylens.run for many")

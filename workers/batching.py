@@ -27,19 +27,34 @@ class Batch:
     mask: Tensor
     rows: Tensor
 
+    @property
+    def following(self) -> list[int]:
+        """[N] the token after each chosen position, -1 where there is none."""
+        return [
+            prompt.ids[position + 1] if position + 1 < len(prompt.ids) else -1
+            for prompt in self.prompts
+            for position in prompt.positions
+        ]
 
-def batches(prompts: Sequence[Tokenized], max_tokens: int) -> Iterator[list[Tokenized]]:
+
+def batches(prompts: Sequence[Tokenized], max_tokens: int, new: int = 0, padded: bool = True) -> Iterator[list[Tokenized]]:
     """Prompts by falling length, so that the largest batch comes first.
 
     A batch has at most ``max_tokens`` tokens, padding included, and only a small share of them may be padding: once it costs
     more than to read the weights another time does, a new batch is cheaper.
+
+    Args:
+        new: tokens that are to be generated after each, which count too, for their keys and values are kept as well.
+        padded: whether prompts of different lengths may be in one batch.
     """
     batch: list[Tokenized] = []
     padding = 0
     for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True):
         if batch:
-            padding += len(batch[0].ids) - len(prompt.ids)
-            if len(batch[0].ids) * (len(batch) + 1) > max_tokens or padding > max_tokens // PADDING_SHARE:
+            longest = len(batch[0].ids)
+            padding += longest - len(prompt.ids)
+            full = (longest + new) * (len(batch) + 1) > max_tokens or padding > max_tokens // PADDING_SHARE
+            if full or (padding and not padded):
                 yield batch
                 batch, padding = [], 0
         batch.append(prompt)

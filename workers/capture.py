@@ -27,15 +27,16 @@ class Site:
 
 #: Receives (tap, layer, rows [N, D]); the rows are copies.
 Sink = Callable[[str, int, Tensor], None]
+Rows = Tensor | Callable[[], Tensor]
 
 
 @contextmanager
-def capture(sites: Iterable[tuple[str, int, Site]], rows: Tensor, sink: Sink) -> Iterator[None]:
+def capture(sites: Iterable[tuple[str, int, Site]], rows: Rows, sink: Sink) -> Iterator[None]:
     """While open, each forward pass gives ``sink`` the rows of every site.
 
     Args:
         sites: (tap, layer, site) to hook.
-        rows: [N] int64 numbers of rows in the flattened [B*T, D] hidden states.
+        rows: [N] int64 numbers of rows in the flattened [B*T, D] hidden states, or what gives them for the pass that is going.
         sink: called from inside the hooks, in the order in which the model computes.
     """
     with ExitStack() as hooks:
@@ -44,12 +45,13 @@ def capture(sites: Iterable[tuple[str, int, Site]], rows: Tensor, sink: Sink) ->
         yield
 
 
-def _hook(tap: str, layer: int, site: Site, rows: Tensor, sink: Sink) -> Callable[[], None]:
+def _hook(tap: str, layer: int, site: Site, rows: Rows, sink: Sink) -> Callable[[], None]:
     def take(hidden: Tensor | None) -> None:
         if hidden is None:
             raise RuntimeError(f"{tap} of layer {layer}: module {site.name} gave no hidden state")
         # index_select copies, which also guards against modules that change their output in place
-        chosen = flat_rows(hidden).index_select(0, rows.to(hidden.device))
+        wanted = rows() if callable(rows) else rows
+        chosen = flat_rows(hidden).index_select(0, wanted.to(hidden.device))
         sink(tap, layer, chosen if site.scale == 1.0 else chosen * site.scale)
 
     def before(_module: nn.Module, args: Any, kwargs: Any) -> None:

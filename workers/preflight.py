@@ -63,10 +63,13 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
     layers = select_layers(settings.lens.layers, n_layers)
     if settings.lens.top_k > size:
         raise UsageError(f"--top-k {settings.lens.top_k}: larger than the vocabulary of {size} tokens")
+    longest = longest_input(text, tokenizer)
+    if settings.generation is not None and settings.generation.tokens >= longest:
+        raise UsageError(f"--generate {settings.generation.tokens}: the model reads {longest} tokens, the prompt's included")
     vocabulary = vocabulary_bytes(tokenizer, size)
     tracked_ids(settings.lens.track, tokenizer, vocabulary)
     width = int(text.hidden_size)
-    check_edits(settings.edits, partial(text_ids, tokenizer), n_layers, width, longest_input(text, tokenizer))
+    check_edits(settings.edits, partial(text_ids, tokenizer), n_layers, width, longest)
     template = settings.input.chat_template or getattr(tokenizer, "chat_template", None) or ""
     return ModelFacts(
         source=source,

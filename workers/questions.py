@@ -1,5 +1,6 @@
 """What a lens asks about a batch beyond the best tokens, and its answers as the metrics that are stored."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from raylens.workers.asked import Asked, Final
-from raylens.workers.batching import Batch
 from raylens.workers.metrics import METRICS, Found, metrics_of
 from raylens.workers.readers import Read
 
@@ -42,15 +42,15 @@ class Questions:
         needs = {METRICS[name].needs for name in self._metrics}
         self.needs_final, self._needs_next = "final" in needs, "next" in needs
 
-    def about(self, batch: Batch, final: Final | None) -> Question | None:
-        """The question about a batch; None where the run asks nothing."""
+    def about(self, following: Sequence[int], final: Final | None) -> Question | None:
+        """The question about some places; None where the run asks nothing.
+
+        Args:
+            following: [N] the token after each place, -1 where there is none.
+            final: what they are compared with, where ``needs_final``.
+        """
         if not self._metrics:
             return None
-        following = [
-            prompt.ids[position + 1] if position + 1 < len(prompt.ids) else -1
-            for prompt in batch.prompts
-            for position in prompt.positions
-        ]
         next_ids = torch.tensor(following)
         targets = torch.tensor(self.tracked, dtype=torch.int64).expand(len(following), -1)
         if self._needs_next:

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from raylens.storage.errors import UsageError
+from raylens.storage.generated import MAX_SAMPLES
 from raylens.workers.interventions.edits import Edit
 from raylens.workers.lenses.source import lens_taps, parse_lens
 from raylens.workers.metrics import parse_stats
@@ -12,6 +13,9 @@ from raylens.workers.metrics import parse_stats
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LogprobType = Literal["float16", "float32"]
 OnLong = Literal["truncate", "skip", "error"]
+
+#: Tokens generated after a prompt.
+MAX_NEW_TOKENS = 1 << 20
 
 
 class ModelSettings(msgspec.Struct, frozen=True):
@@ -75,18 +79,63 @@ class InputSettings(msgspec.Struct, frozen=True):
     batch_tokens: int | None = None
 
 
+class GenerationSettings(msgspec.Struct, frozen=True):
+    """What is generated after each prompt.
+
+    Attributes:
+        tokens: as many, or fewer where the model ends the sequence.
+        temperature: the logits are divided by it before a token is drawn; 0 takes the most probable token.
+        top_p: draw from the fewest most probable tokens that have this probability together.
+        top_k: draw from so many most probable tokens; None draws from all.
+        seed: of the draws.
+        samples: of each prompt.
+    """
+
+    tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    seed: int = 0
+    samples: int = 1
+
+
 class WorkerSettings(msgspec.Struct, frozen=True):
     """Everything a worker needs to know.
 
     Attributes:
         model, lens, input: of the run.
         edits: of the model while it runs (interventions/).
+        generation: None where prompts are only read.
     """
 
     model: ModelSettings
     lens: LensSettings = LensSettings()
     input: InputSettings = InputSettings()
     edits: tuple[Edit, ...] = ()
+    generation: GenerationSettings | None = None
+
+
+def generation_settings(
+    tokens: int | None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    sample_top_k: int | None = None,
+    seed: int = 0,
+    samples: int = 1,
+) -> GenerationSettings | None:
+    """The settings that these options ask for; None without ``--generate``.
+
+    Raises:
+        UsageError: another one is given without it.
+    """
+    if tokens is not None:
+        return GenerationSettings(tokens, temperature, top_p, sample_top_k, seed, samples)
+    given = {"--temperature": temperature, "--top-p": top_p, "--sample-top-k": sample_top_k, "--seed": seed, "--samples": samples}
+    usual = dict(zip(given, (0.0, 1.0, None, 0, 1), strict=True))
+    for option, value in given.items():
+        if value != usual[option]:
+            raise UsageError(f"{option} {value}: is of generation; give --generate N too")
+    return None
 
 
 def check_types(settings: msgspec.Struct) -> None:
@@ -116,3 +165,26 @@ def check(settings: WorkerSettings) -> None:
         raise UsageError(f"--max-tokens {settings.input.max_tokens}: must be at least 1")
     if settings.input.batch_tokens is not None and settings.input.batch_tokens < 1:
         raise UsageError(f"--batch-tokens {settings.input.batch_tokens}: must be at least 1")
+    if settings.generation is not None:
+        _check_generation(settings.generation, settings.lens.positions)
+
+
+def _check_generation(asked: GenerationSettings, positions: str) -> None:
+    ranges: dict[str, tuple[float, float, float]] = {
+        "--generate": (asked.tokens, 1, MAX_NEW_TOKENS),
+        "--temperature": (asked.temperature, 0.0, 1000.0),
+        "--sample-top-k": (1 if asked.top_k is None else asked.top_k, 1, 1 << 30),
+        "--seed": (asked.seed, 0, (1 << 63) - 1),
+        "--samples": (asked.samples, 1, MAX_SAMPLES),
+    }
+    for option, (value, least, most) in ranges.items():
+        if not least <= value <= most:
+            raise UsageError(f"{option} {value}: must be from {least:g} to {most}")
+    if not 0 < asked.top_p <= 1:
+        raise UsageError(f"--top-p {asked.top_p}: must be over 0 and at most 1")
+    if positions != "last":
+        raise UsageError(f"--positions {positions}: with --generate its steps are lensed; leave --positions out")
+    drawn = {"--top-p": asked.top_p < 1, "--sample-top-k": asked.top_k is not None, "--samples": asked.samples > 1}
+    drawn["--seed"] = asked.seed != 0
+    for option in (option for option, given in drawn.items() if given and not asked.temperature):
+        raise UsageError(f"{option}: nothing is drawn at temperature 0; give --temperature too, such as 1")

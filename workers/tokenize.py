@@ -28,13 +28,17 @@ class Tokenizer:
         positions: as in LensSettings.
         limit: the model's own longest input, in tokens.
         vocabulary_size: number of embeddings.
+        new: tokens that are to be generated after each prompt, for which it must leave room.
     """
 
-    def __init__(self, tokenizer: Any, settings: InputSettings, positions: str, limit: int, vocabulary_size: int) -> None:
+    def __init__(
+        self, tokenizer: Any, settings: InputSettings, positions: str, limit: int, vocabulary_size: int, new: int = 0
+    ) -> None:
         self._tokenizer = tokenizer
         self._settings = settings
         self._positions = positions
-        self._limit = min(settings.max_tokens or limit, limit)
+        self._limit = min(settings.max_tokens or limit, limit - new)
+        self._why = f" before {new} generated ones" if new else ""
         self._vocabulary_size = vocabulary_size
 
     def __call__(self, prompt: Prompt) -> Tokenized | Failure:
@@ -51,7 +55,9 @@ class Tokenizer:
         if full > self._limit:
             if self._settings.on_long != "truncate":
                 kind = "skipped" if self._settings.on_long == "skip" else "too_long"
-                return _failure(prompt, kind, f"{full} tokens, the limit is {self._limit}; see --max-tokens and --on-long")
+                return _failure(
+                    prompt, kind, f"{full} tokens, the limit is {self._limit}{self._why}; see --max-tokens and --on-long"
+                )
             ids = ids[: self._limit]
         positions = select_positions(self._positions, len(ids))
         if not positions:

@@ -12,6 +12,7 @@ from raylens.storage.vocabulary import Vocabulary, token_text
 from raylens.workers.adapter import adapt
 from raylens.workers.batching import batches, pad
 from raylens.workers.blocks import input_device
+from raylens.workers.generation import Generation
 from raylens.workers.interventions.opening import open_intervention
 from raylens.workers.lens import Lens, chosen_places
 from raylens.workers.lenses.interface import Shape
@@ -53,7 +54,9 @@ class Worker:
         hidden = open_lens(source, shape, chosen_places(taps, layers), settings.lens.lens_digest)
         self._device = input_device(self._model)
         size = int(text.vocab_size)
-        self._tokenizer = Tokenizer(tokenizer, settings.input, settings.lens.positions, longest_input(text, tokenizer), size)
+        new = settings.generation.tokens if settings.generation else 0
+        limit = longest_input(text, tokenizer)
+        self._tokenizer = Tokenizer(tokenizer, settings.input, settings.lens.positions, limit, size, new)
         self.vocabulary: Vocabulary = vocabulary_bytes(tokenizer, size)
         tracked = tracked_ids(settings.lens.track, tokenizer, self.vocabulary)
         self._intervention = open_intervention(self._model, adapter, settings.edits, partial(text_ids, tokenizer), self._device)
@@ -69,6 +72,10 @@ class Worker:
         }
         if settings.edits:
             self.certificate["intervention"] = {"edits": len(settings.edits), "sources": self._intervention.digest}
+        self._generation: Generation | None = None
+        if settings.generation is not None:
+            self._generation = Generation(self._model, tokenizer, self._lens, settings.generation, self.vocabulary)
+            self.certificate["generation"] = self._generation.certificate
 
     def run(self, prompts: Sequence[Prompt]) -> Iterator[Record | Failure]:
         """The outcome of each prompt, failures of tokenization first, then batch by batch; exactly one a prompt."""
@@ -82,8 +89,14 @@ class Worker:
                 yield Failure(prompt.id, prompt.index, "input", message, prompt.metadata)
             else:
                 ready.append(tokenized)
-        for batch in batches(ready, self._settings.input.batch_tokens or DEFAULT_BATCH_TOKENS):
+        for batch in self._batches(ready):
             yield from self._run_batch(batch)
+
+    def _batches(self, ready: list[Tokenized]) -> Iterator[list[Tokenized]]:
+        most = self._settings.input.batch_tokens or DEFAULT_BATCH_TOKENS
+        if self._generation is None or self._settings.generation is None:
+            return batches(ready, most)
+        return batches(ready, most, self._settings.generation.tokens, self._generation.padded)
 
     def _run_batch(self, prompts: list[Tokenized]) -> Iterator[Record | Failure]:
         """One batch; if it fails, its halves, down to the one prompt that is at fault."""
@@ -104,7 +117,7 @@ class Worker:
     def _attempt(self, prompts: list[Tokenized]) -> list[Record | ValueError] | Exception:
         """The outcomes of a batch, or what the model raised, without the frames that would keep its tensors in memory."""
         try:
-            return self._lens(pad(prompts, self._device))
+            return self._generation(prompts) if self._generation else self._lens(pad(prompts, self._device))
         except Exception as error:  # noqa: BLE001  a model may raise anything; one bad prompt never stops a run
             error.__context__ = None
             failed = error.with_traceback(None)

@@ -70,6 +70,24 @@ def intervene_option(function: F) -> F:
     return option(function)
 
 
+def generation_options(function: F) -> F:
+    """What is generated after the prompt."""
+    options = [
+        click.option(
+            "--generate", type=int, metavar="N", help="Generate up to N tokens and lens each step (docs/GENERATION.md)."
+        ),
+        click.option(
+            "--temperature", type=float, default=0.0, show_default=True, help="Of the draw; 0 takes the most probable token."
+        ),
+        click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from the nucleus of this probability."),
+        click.option("--sample-top-k", type=int, help="Draw from so many most probable tokens; -k is the lens's."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the draws."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def model_settings(options: dict[str, Any]) -> "ModelSettings":
     """The settings that ``model_options`` gave."""
     from raylens.workers.settings import ModelSettings

@@ -13,6 +13,7 @@ from raylens.storage.errors import UsageError
 from raylens.storage.exports import FORMATS
 
 if TYPE_CHECKING:
+    from raylens.storage.record import Record
     from raylens.storage.store import Run
 
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 def command(address: str, store: str, kind: str, positions: str | None, output: str | None, as_json: bool) -> None:
     """Write the records of RUN for other tools, in corpus order; jsonl has the failures too.
 
+    One prompt, RUN/PROMPT, can be written as html, and the steps of one as logitlens4llms.
+
     Every format and its fields: docs/EXPORTS.md; the page: docs/PAGES.md.
     """
     to_stdout = output in {None, "-"}
@@ -42,12 +45,13 @@ def command(address: str, store: str, kind: str, positions: str | None, output: 
         _write_page(address, store, positions, output, as_json)
         return
     run, prompt = open_run(store, address)
-    if prompt is not None:
+    if prompt is not None and kind != "logitlens4llms":
         raise UsageError(f"{address!r} names a prompt; name a run, or use: raylens show {address} --json")
     if positions is not None:
         raise UsageError(f"--positions: does not go with --format {kind}; leave it out")
-    _write(run, importlib.import_module(f"raylens.storage.exports.{kind.replace('-', '_')}"), kind, output)
-    lines = len(run) if kind == "jsonl" else run.counts()["records"]
+    only = None if prompt is None else [open_record(store, address)[1]]
+    _write(run, importlib.import_module(f"raylens.storage.exports.{kind.replace('-', '_')}"), kind, output, only)
+    lines = len(only) if only is not None else len(run) if kind == "jsonl" else run.counts()["records"]
     what = "lines" if kind == "jsonl" else "records"
     if as_json:
         click.echo(orjson.dumps({"file": output, "format": kind, "run": run.name, what: lines}))
@@ -55,7 +59,7 @@ def command(address: str, store: str, kind: str, positions: str | None, output: 
         click.echo(f"{lines:,} {what}: {output}", err=True)
 
 
-def _write(run: "Run", module: Any, kind: str, output: str | None) -> None:
+def _write(run: "Run", module: Any, kind: str, output: str | None, only: "list[Record] | None") -> None:
     files = getattr(module, "FILES", None)
     if files is None:
         write_bytes(output, partial(module.write, run))
@@ -67,7 +71,7 @@ def _write(run: "Run", module: Any, kind: str, output: str | None) -> None:
     except OSError as error:
         raise UsageError(f"--output {output}: {error.strerror}") from error
     for name, write in files.items():
-        write_bytes(str(Path(str(output)) / name), partial(write, run))
+        write_bytes(str(Path(str(output)) / name), partial(write, run, records=only))
 
 
 def _write_page(address: str, store: str, positions: str | None, output: str | None, as_json: bool) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import intervene_option, lens_option, model_options, model_settings
+from raylens.scheduler.cli._options import generation_options, intervene_option, lens_option, model_options, model_settings
 from raylens.storage.errors import UsageError
 
 
@@ -14,6 +14,7 @@ from raylens.storage.errors import UsageError
 @model_options
 @lens_option
 @intervene_option
+@generation_options
 @click.option("-k", "--top-k", type=int, default=10, show_default=True, help="Tokens kept at each place.")
 @click.option("--tap", default="resid_post", show_default=True, help="The tap shown.")
 @click.option("--stat", default="rank", show_default=True, help="What colours the cells: rank, prob or entropy.")
@@ -34,7 +35,7 @@ def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json
     from raylens.workers.api import loaded, read
     from raylens.workers.interventions.edits import read_edits
     from raylens.workers.lenses.source import lens_taps, parse_lens
-    from raylens.workers.settings import LensSettings, WorkerSettings
+    from raylens.workers.settings import LensSettings, WorkerSettings, generation_settings
 
     if stat not in STATS:
         raise UsageError(f"--stat {stat}: choose from {', '.join(STATS)}")
@@ -42,8 +43,11 @@ def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json
     if len(shown) != 1:
         raise UsageError(f"--tap {tap}: name one tap")
     lens_taps(parse_lens(options["lens"]), shown)
-    asked = LensSettings(top_k, positions="all", logprobs="float32", lens=options["lens"])
-    settings = WorkerSettings(model_settings(options), asked, edits=read_edits(options["intervene"]))
+    drawn = (options["temperature"], options["top_p"], options["sample_top_k"], options["seed"])
+    generation = generation_settings(options["generate"], *drawn)
+    positions = "all" if generation is None else "last"
+    asked = LensSettings(top_k, positions=positions, logprobs="float32", lens=options["lens"])
+    settings = WorkerSettings(model_settings(options), asked, edits=read_edits(options["intervene"]), generation=generation)
     with Console(stderr=True).status("loading the model"):
         worker = loaded(settings)
         record = read(worker, text)

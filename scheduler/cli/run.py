@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raylens.scheduler.cli._options import DEFAULT_STORE, intervene_option, lens_option, model_options, model_settings
+from raylens.scheduler.cli._options import (
+    DEFAULT_STORE,
+    generation_options,
+    intervene_option,
+    lens_option,
+    model_options,
+    model_settings,
+)
 from raylens.scheduler.cli._running import run_from_command
 from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED, UsageError
 
@@ -96,6 +103,8 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
     metavar="TOKEN",
     help="Store rank and logprob of this token at each place: its text, such as ' Paris', or id:N; repeatable.",
 )
+@generation_options
+@click.option("--samples", type=int, default=1, help="Texts to draw for each prompt, as records ID#1, ID#2, ...")
 @click.option("--logprobs", type=click.Choice(["float16", "float32"]), default="float16", help="How logprobs are stored.")
 @click.option("--actors", default="auto", help="Number of actors, or auto: one a GPU share, or one a node.")
 @click.option("--gpus-per-actor", type=float, default=1.0, help="GPUs of one actor, or a fraction.")
@@ -171,7 +180,7 @@ def _settings(options: dict[str, Any]) -> Any:
     from raylens.storage.taps import parse_taps
     from raylens.workers.interventions.edits import read_edits
     from raylens.workers.metrics import parse_stats
-    from raylens.workers.settings import InputSettings, LensSettings, WorkerSettings
+    from raylens.workers.settings import InputSettings, LensSettings, WorkerSettings, generation_settings
 
     actors = options["actors"]
     if actors != "auto" and not (actors.isascii() and actors.isdigit()):
@@ -191,6 +200,14 @@ def _settings(options: dict[str, Any]) -> Any:
         ),
         InputSettings(template, options["max_tokens"], options["on_long"], options["batch_tokens"]),
         read_edits(options["intervene"]),
+        generation_settings(
+            options["generate"],
+            options["temperature"],
+            options["top_p"],
+            options["sample_top_k"],
+            options["seed"],
+            options["samples"],
+        ),
     )
     return RunSettings(
         worker=worker,

@@ -8,6 +8,7 @@ import orjson
 
 from raylens.scheduler.cli._options import open_run, print_table, store_option
 from raylens.storage.errors import UsageError
+from raylens.storage.important import THRESHOLD
 from raylens.storage.labels import label, text_label
 
 if TYPE_CHECKING:
@@ -21,12 +22,27 @@ MAX_FAILURES = 20
 @click.command("show")
 @click.argument("address", metavar="RUN[/PROMPT]")
 @store_option
-@click.option("--position", type=int, help="Position in the prompt; the last one lensed by default.")
-@click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="Tokens a tap.")
+@click.option("--position", type=int, help="Position in the prompt; the last one lensed by default, or of --generate each step.")
+@click.option("--top", type=click.IntRange(1), help="Tokens a tap; 1 by default, 5 of a step.")
+@click.option(
+    "--important-threshold",
+    "threshold",
+    type=click.FloatRange(min=0, max=100),
+    metavar="PERCENT",
+    help="Of the steps: layers with a token above it, LogitLens4LLMs's rule; 3 by default.",
+)
 @click.option("--quarantine", is_flag=True, help="Entries of the run's stream that were refused, instead.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; with --quarantine a list.")
-def command(address: str, store: str, position: int | None, top: int, quarantine: bool, as_json: bool) -> None:
-    """Show a run's settings, counts and failures, or one prompt layer by layer.
+def command(
+    address: str,
+    store: str,
+    position: int | None,
+    top: int | None,
+    threshold: float | None,
+    quarantine: bool,
+    as_json: bool,
+) -> None:
+    """Show a run's settings, counts and failures, or one prompt layer by layer; what was generated step by step.
 
     RUN may be the beginning of a name. A prompt is named as RUN/PROMPT, whatever its id holds.
     """
@@ -42,6 +58,8 @@ def command(address: str, store: str, position: int | None, top: int, quarantine
     if prompt is None:
         if position is not None:
             raise UsageError(f"--position {position}: is for a prompt; name one as {run.name}/PROMPT")
+        if threshold is not None:
+            raise UsageError(f"--important-threshold: is for a prompt; name one as {run.name}/PROMPT")
         _show_run(run, as_json)
         return
     outcome = run[prompt]
@@ -49,8 +67,12 @@ def command(address: str, store: str, position: int | None, top: int, quarantine
         click.echo(orjson.dumps(readable(outcome, run.vocabulary)))
     elif isinstance(outcome, Failure):
         click.echo(f"prompt {text_label(outcome.id)} failed ({outcome.kind}): {outcome.message}")
+    elif outcome.generated is not None and position is None:
+        _show_steps(run, outcome, top or 5, THRESHOLD if threshold is None else threshold)
+    elif threshold is not None:
+        raise UsageError("--important-threshold: is of the steps of --generate, all of them; leave it out here")
     else:
-        _show_record(run, outcome, position, top)
+        _show_record(run, outcome, position, top or 1)
 
 
 def _show_run(run: "Run", as_json: bool) -> None:
@@ -95,6 +117,18 @@ def _show_quarantine(run: "Run", as_json: bool) -> None:
         for one in refused
     ]
     print_table(["entry", "refused", "prompt", "bytes", "reason"], rows)
+
+
+def _show_steps(run: "Run", record: "Record", top: int, threshold: float) -> None:
+    from raylens.storage.steps import lines
+
+    assert record.generated is not None
+    start, finish = record.generated.start, record.generated.finish
+    why = "the sequence ended" if finish == "eos" else "as many as asked for"
+    click.echo(f"prompt {text_label(record.id)}, {start} tokens, then {len(record.token_ids) - start} generated: {why}")
+    click.echo(f"text: {text_label(record.text[-300:])}")
+    for line in lines(record, run.vocabulary, top, threshold):
+        click.echo(line)
 
 
 def _show_record(run: "Run", record: "Record", position: int | None, top: int) -> None:

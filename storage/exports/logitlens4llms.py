@@ -1,6 +1,6 @@
 """The two JSON files of LogitLens4LLMs (https://github.com/zhenyu-02/LogitLens4LLMs): its keys, integer percents and threshold.
 
-A record is a step: what its generation shows of the last token of a text, here of the prompt.
+Its steps are those of ``--generate``; a prompt that was only read is one, of its last token.
 """
 
 import json
@@ -10,31 +10,33 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from raylens.storage.errors import UsageError
+from raylens.storage.important import THRESHOLD
 from raylens.storage.record import Record
+from raylens.storage.steps import steps
 from raylens.storage.store import Run
 from raylens.storage.taps import ALIASES
 from raylens.storage.vocabulary import token_text
 
-#: A layer is important if any of these components has a token of more than so many percent.
-IMPORTANT, THRESHOLD = ("attention_mechanism", "mlp_output", "block_output"), 3
+#: A layer is important if any of these components has a token of more than THRESHOLD percent.
+IMPORTANT = ("attention_mechanism", "mlp_output", "block_output")
 
 #: Component -> token and percent, best first.
 Layer = dict[str, list[tuple[str, int]]]
 
 
-def write_all_layers(run: Run, file: BinaryIO) -> None:
-    """Write ``all_layers.json``.
+def write_all_layers(run: Run, file: BinaryIO, records: Iterable[Record] | None = None) -> None:
+    """Write ``all_layers.json``, of some records or all.
 
     Raises:
         UsageError: the run lacks the last layer's block output, or a record its last token.
         StoreError: a segment is damaged.
     """
-    _write(run, file, "all_layers_data", lambda layers: layers)
+    _write(run, file, records, "all_layers_data", lambda layers: layers)
 
 
-def write_important_layers(run: Run, file: BinaryIO) -> None:
+def write_important_layers(run: Run, file: BinaryIO, records: Iterable[Record] | None = None) -> None:
     """Write ``important_layers.json``; raises as ``write_all_layers``."""
-    _write(run, file, "important_layers", important)
+    _write(run, file, records, "important_layers", important)
 
 
 #: File -> what writes it.
@@ -51,9 +53,27 @@ def important(layers: dict[int, Layer]) -> dict[int, Layer]:
     }
 
 
-def _write(run: Run, file: BinaryIO, key: str, chosen: Callable[[dict[int, Layer]], dict[int, Layer]]) -> None:
-    steps = ((f"step_{record.index}", {**_said(run, record), key: chosen(_layers(run, record))}) for record in run.records())
-    file.writelines(_object(steps))
+def _write(
+    run: Run,
+    file: BinaryIO,
+    records: Iterable[Record] | None,
+    key: str,
+    chosen: Callable[[dict[int, Layer]], dict[int, Layer]],
+) -> None:
+    found = _steps(run, run.records() if records is None else records)
+    file.writelines(_object((f"step_{number}", {**said, key: chosen(layers)}) for number, said, layers in found))
+
+
+def _steps(run: Run, records: Iterable[Record]) -> Iterator[tuple[int, dict[str, str], dict[int, Layer]]]:
+    """Number, what was said, and the layers of each step; the steps of one record are numbered on from those before."""
+    before = 0
+    for record in records:
+        if record.generated is None:
+            yield record.index, _said(run, record), _layers(run, record, -1)
+        for step in steps(record, run.vocabulary):
+            said = {"input_text": step.text, "predicted_token": step.token_text}
+            yield before + step.number, said, _layers(run, record, step.number)
+        before += len(record.positions)
 
 
 def _object(members: Iterable[tuple[str, Any]]) -> Iterator[bytes]:
@@ -79,20 +99,20 @@ def _said(run: Run, record: Record) -> dict[str, str]:
     return {"input_text": record.text, "predicted_token": token_text(run.vocabulary, int(block.ids[-1, -1, 0]))}
 
 
-def _layers(run: Run, record: Record) -> dict[int, Layer]:
+def _layers(run: Run, record: Record, column: int) -> dict[int, Layer]:
     layers: dict[int, Layer] = {}
     for layer in record.layers:
         layers[layer] = {
-            component: _best(run, record, tap, layer)
+            component: _best(run, record, tap, layer, column)
             for component, tap in ALIASES.items()
             if tap in record.taps and layer in record.taps[tap].layers
         }
     return layers
 
 
-def _best(run: Run, record: Record, tap: str, layer: int) -> list[tuple[str, int]]:
+def _best(run: Run, record: Record, tap: str, layer: int, column: int) -> list[tuple[str, int]]:
     lens = record.taps[tap]
-    place = (lens.layers.index(layer), -1)
+    place = (lens.layers.index(layer), column)
     # float32, as a softmax gives it, so that the percent cut off is the same
     probabilities = np.exp(lens.logprobs[place].astype(np.float64)).astype(np.float32).tolist()
     return [

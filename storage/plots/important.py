@@ -3,12 +3,10 @@
 import numpy as np
 
 from raylens.storage.errors import UsageError
+from raylens.storage.important import SURE, sure_layers
 from raylens.storage.plots.request import Request, prediction
 from raylens.storage.plots.standing import ranks
 from raylens.storage.record import Record
-
-#: Whose tokens the threshold is about.
-_SURE = ("attn_out", "mlp_out", "resid_post")
 
 
 def important_layers(record: Record, request: Request, column: int) -> tuple[set[int], str]:
@@ -25,7 +23,7 @@ def important_layers(record: Record, request: Request, column: int) -> tuple[set
     if request.important is not None:
         return _moved(record, column, request.important), "those where the predicted token's rank changes most"
     if request.threshold is not None:
-        words = f"those where a token of {', '.join(_SURE)} has more than {request.threshold:g} %"
+        words = f"those where a token of {', '.join(SURE)} has more than {request.threshold:g} %"
         return _sure(record, column, request.threshold), words
     return set(record.layers), ""
 
@@ -43,13 +41,7 @@ def _moved(record: Record, column: int, count: int) -> set[int]:
 
 
 def _sure(record: Record, column: int, threshold: float) -> set[int]:
-    """LogitLens4LLMs's rule, with its whole percents, which are cut off and not rounded."""
-    found: set[int] = set()
-    for tap in _SURE:
-        if tap in record.taps:
-            lens = record.taps[tap]
-            percents = np.floor(np.exp(lens.logprobs[:, column, 0].astype(np.float64)).astype(np.float32) * 100)
-            found |= {layer for layer, percent in zip(lens.layers, percents, strict=True) if percent > threshold}
+    found = sure_layers(record, column, threshold)
     if not found:
         raise UsageError(f"--important-threshold {threshold:g}: no layer of prompt {record.id!r} has a token of more; give less")
     return found

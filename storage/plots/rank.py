@@ -98,7 +98,8 @@ def _captions(record: Record, vocabulary: Vocabulary, position: int, columns: st
     token = token_label(vocabulary, int(final.ids[column]))
     predicted = f"predicted next: {token} (probability {final.probs[column]:.3f}, layer {final.layer}, {final.tap})"
     following = record.token_ids[position + 1 : position + 2]
-    actual = f"; actual next: {token_label(vocabulary, following[0])}" if following else ""
+    source = "actual" if record.generated is None else "generated"
+    actual = f"; {source} next: {token_label(vocabulary, following[0])}" if following else ""
     axes = f"rows: layer and tap, layer 0 at the bottom; columns: {columns}; framed: the predicted token"
     return (
         f"prompt: {prompt_to(record, vocabulary, position)}",

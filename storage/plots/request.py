@@ -181,8 +181,12 @@ def coverage(record: Record, shown: Sequence[int]) -> str:
         words.append(f"{hidden} of {len(record.positions)} lensed positions not shown")
     if len(record.positions) < len(record.token_ids):
         words.append(f"lensed: {spans(record.positions)}")
+    read = len(record.token_ids)
+    if record.generated is not None:
+        read = record.generated.start
+        words.append(f"generated: {read} to {len(record.token_ids) - 1}")
     if record.truncated_from is not None:
-        words.append(f"prompt cut from {record.truncated_from} to {len(record.token_ids)} tokens before the model read it")
+        words.append(f"prompt cut from {record.truncated_from} to {read} tokens before the model read it")
     return "; ".join(words)
 
 

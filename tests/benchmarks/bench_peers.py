@@ -30,8 +30,6 @@ NNTERP = ("nnterp", "nnterp_peer", "nnterp")
 TUNED = ("tuned-lens", "tuned_lens_peer", "tuned_lens")
 #: Prompts of a round where 15 selections of taps are timed.
 SELECTION_PROMPTS = 12
-#: Prompts of a round of the seed's job.
-SEED_PROMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -128,17 +126,7 @@ def ray(setting: Setting) -> None:
     print(f"With starting the actor and loading the model: {whole}\n")
 
 
-def seed(setting: Setting) -> None:
-    """The seed's own job: ten new tokens a prompt, the last position of each step, four taps, k=10."""
-    texts = setting.texts[16 : 16 + SEED_PROMPTS] or setting.texts
-    ours, theirs = ("raylens, generating with a cache", "raylens_seed_job"), ("LogitLens4LLMs, made again", "seed")
-    with started(setting, ours, theirs) as (base, *others):
-        table(in_turns(base, others, texts, FOUR, setting.rounds))
-
-
-SECTIONS: dict[str, Callable[[Setting], None]] = {
-    section.__name__: section for section in (four, block, selections, shares, ray, seed)
-}
+SECTIONS: dict[str, Callable[[Setting], None]] = {section.__name__: section for section in (four, block, selections, shares, ray)}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from raylens.storage.server import EmbeddedServer
 from raylens.storage.store import Store
 from raylens.storage.stream import Stream
 from raylens.storage.writer import Writer
-from tests.builders import VOCABULARY_SIZE, make_failure, make_frames, make_record, make_run, same
+from tests.builders import VOCABULARY_SIZE, make_failure, make_frames, make_generated, make_record, make_run, same
 from tests.wire import Raw, close_payload, compress, declare, make_frame, open_payload, pack
 
 RUN = "0123456789abcdef"
@@ -39,7 +39,14 @@ def outcome_of(index: int) -> Record | Failure:
     taps = [("resid_post",), ("attn_out", "resid_post"), ("resid_pre", "attn_out", "mlp_out")][index % 3]
     dtype = ("float16", "float32")[index % 2]
     return make_record(
-        index, taps=taps, k=1 + index % 4, dtype=dtype, metadata={"a": [1, "b"]}, stats=index % 3 > 0, tracked=index % 3
+        index,
+        taps=taps,
+        k=1 + index % 4,
+        dtype=dtype,
+        metadata={"a": [1, "b"]},
+        stats=index % 3 > 0,
+        tracked=index % 3,
+        generated=make_generated() if index % 6 > 2 else None,
     )
 
 
@@ -152,7 +159,10 @@ class Forger:
         new = self._random.choice(
             [self._json_value(), [self._json_value()] * self._random.randrange(5), {"a": self._json_value()}]
         )
-        value["head"][self._random.choice(fields)] = new
+        where, among = value["head"], fields
+        if "generated" in where and self._random.random() < 0.5:
+            where, among = where["generated"], [*where["generated"], "sample"]
+        where[self._random.choice(among)] = new
         return self._framed(index, close_payload(value))
 
     def _json_value(self) -> Any:

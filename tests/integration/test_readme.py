@@ -18,6 +18,7 @@ GUIDES = (
     "docs/EXPORTS.md",
     "docs/PAGES.md",
     "docs/LENSES.md",
+    "docs/GENERATION.md",
     "docs/INTERVENTIONS.md",
     "docs/METRICS.md",
     "docs/servers.md",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from raylens.storage.errors import StoreError
 from raylens.storage.record import Failure, TapLens
 from raylens.storage.record_json import decode_outcome, encode_outcome
-from tests.builders import make_failure, make_record, same
+from tests.builders import make_failure, make_generated, make_record, same
 from tests.strategies import failures, records
 
 
@@ -96,6 +96,10 @@ def test_the_documented_fields() -> None:
     value = orjson.loads(encode_outcome(make_record()))
     assert list(value) == ["id", "index", "text", "token_ids", "tokens", "positions", "layers", "logprobs", "taps", "metadata"]
     assert orjson.loads(encode_outcome(make_record(truncated_from=9)))["truncated_from"] == 9
+    generated = orjson.loads(encode_outcome(make_record(generated=make_generated())))["generated"]
+    assert list(generated) == ["start", "finish", "text", "logprobs", "sampling_logprobs"]
+    sample = orjson.loads(encode_outcome(make_record(generated=make_generated(sample=2))))["generated"]["sample"]
+    assert sample == 2
     assert orjson.loads(encode_outcome(make_failure(3))) == {
         "id": "prompt-3",
         "index": 3,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from raylens.scheduler import tracker as tracker_module
-from raylens.scheduler.shards import Shard
+from raylens.scheduler.shards import Shard, estimated_tokens
 from raylens.scheduler.tracker import DEATHS_BEFORE_ALONE, DEATHS_BEFORE_FAILURE, MAX_VANISHED, OPEN_BYTES, Tracker, open_bytes
 from raylens.storage import writer as writer_module
 from raylens.storage.errors import BrokerError, ServerFull, StoreError, StreamGone
@@ -51,7 +51,7 @@ class Rig:
         self.gave_up: list[Failure] = []
         self.broken = False
         self.ledger = Ledger(self.folder)
-        self.tracker = Tracker(self._fresh(prompts, size), self.ledger, self.asked, self._give_up, all_positions=False)
+        self.tracker = Tracker(self._fresh(prompts, size), self.ledger, self.asked, self._give_up, lambda _: 1)
         self.new_writer()
 
     def _fresh(self, prompts: int, size: int) -> Iterator[Shard]:
@@ -385,7 +385,7 @@ def test_a_commit_during_the_check_is_no_loss(server: EmbeddedServer, tmp_path: 
     """A commit just before the stream is asked, or between that and reading the ledger, is never taken for a loss."""
     rig = Rig(tmp_path, server.url)
     asked = InterruptedStream(server.url, rig.manifest.uid)
-    tracker = Tracker(iter([Shard([make_prompt(0), make_prompt(1)])]), rig.ledger, asked, rig._give_up, all_positions=False)
+    tracker = Tracker(iter([Shard([make_prompt(0), make_prompt(1)])]), rig.ledger, asked, rig._give_up, lambda _: 1)
     shard = tracker.next_shard()
     assert shard is not None
     receipts = [rig.publish(prompt) for prompt in shard.prompts]
@@ -409,7 +409,7 @@ def test_receipts_found_in_the_stream_are_asked_for_less_often(
     monkeypatch.setattr(tracker_module, "RECEIPT_SECONDS", 3.0)
     rig = Rig(tmp_path, server.url)
     asked = InterruptedStream(server.url, rig.manifest.uid)
-    tracker = Tracker(iter([Shard([make_prompt(0)])]), rig.ledger, asked, rig._give_up, all_positions=False)
+    tracker = Tracker(iter([Shard([make_prompt(0)])]), rig.ledger, asked, rig._give_up, lambda _: 1)
     checks: list[int] = []
     asked.before = lambda: checks.append(seconds)
     assert tracker.next_shard() is not None
@@ -451,10 +451,10 @@ def test_estimates_of_open_bytes_follow_the_positions(server: EmbeddedServer, tm
     """Where every position is lensed a long prompt takes its length in room before anything is known of it."""
     rig = Rig(tmp_path, server.url)
     long = [Shard([Prompt(index, f"p{index}", token_ids=[0] * (OPEN_BYTES // 4096))]) for index in range(3)]
-    every = Tracker(iter(long), rig.ledger, rig.stream, rig._give_up, all_positions=True)
+    every = Tracker(iter(long), rig.ledger, rig.stream, rig._give_up, estimated_tokens)
     assert every.next_shard() == long[0]
     assert every.next_shard() is None
-    last = Tracker(iter(long), rig.ledger, rig.stream, rig._give_up, all_positions=False)
+    last = Tracker(iter(long), rig.ledger, rig.stream, rig._give_up, lambda _: 1)
     assert [last.next_shard() for _ in range(3)] == long
     rig.close()
 
@@ -468,7 +468,7 @@ def test_a_small_server_has_less_open() -> None:
 
 def test_with_no_room_at_all_one_shard_is_open_at_a_time(rig: Rig) -> None:
     """So the run goes on, however small the server."""
-    tracker = Tracker(rig._fresh(PROMPTS, 2), rig.ledger, rig.stream, rig._give_up, all_positions=False, most=0)
+    tracker = Tracker(rig._fresh(PROMPTS, 2), rig.ledger, rig.stream, rig._give_up, lambda _: 1, most=0)
     for start in range(0, PROMPTS, 2):
         shard = tracker.next_shard()
         assert rig.indexes(shard) == [start, start + 1]

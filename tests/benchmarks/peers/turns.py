@@ -17,7 +17,7 @@ import torch
 #: Tap -> top-1 tokens and, where the peer gives them, their logprobs, each [layers, N]: text after text, all positions.
 Tops = dict[str, tuple[list[list[Any]], list[list[float]] | None]]
 #: Tokens kept at each place.
-K = 10
+K = int(os.environ.get("RAYLENS_BENCH_TOP_K", "10"))
 
 
 class Peer(Protocol):

@@ -1,0 +1,90 @@
+"""How a model may be run token by token, measured: its steps must give what whole passes over the same tokens give."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raylens.storage.errors import ModelError
+from raylens.workers.probe import probe_ids
+from raylens.workers.stepping import Way, run_steps
+from raylens.workers.tolerances import rounding
+
+#: Tokens of the shorter prompt, and steps that are tried.
+_SHORT, _STEPS = 1, 4
+#: The best way first.
+_WAYS = (Way(padded=True, cached=True), Way(padded=False, cached=True), Way(padded=False, cached=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The way that was found.
+
+    Attributes:
+        way: how to run the model.
+        error: of its logits, relative to their norm, and
+        allowed: how large it may be.
+    """
+
+    way: Way
+    error: float
+    allowed: float
+
+
+@torch.inference_mode()
+def find_way(model: Any) -> Steps:
+    """The fastest way that is right.
+
+    Raises:
+        ModelError: none is.
+    """
+    ids = probe_ids(model)[0].tolist()
+    long, short, forced = ids[:-_STEPS], ids[:_SHORT], ids[-_STEPS:]
+    wanted = [_whole(model, prompt + forced, len(prompt)) for prompt in (long, short)]
+    # as for padded batches (trunk.py): other shapes are rounded otherwise, and experts may even be chosen otherwise
+    allowed = min(0.3, 1024 * rounding(model))
+    problem = ""
+    for way in _WAYS:
+        try:
+            if way.padded:
+                found = _steps(model, way, [long, short], forced)
+            else:
+                found = torch.cat([_steps(model, way, [prompt], forced) for prompt in (long, short)])
+        except Exception as failed:  # noqa: BLE001  a model may raise anything
+            problem = " ".join(f"{type(failed).__name__}: {failed}".split())[:300]
+            continue
+        target = torch.stack(wanted)
+        error = float((found - target).norm() / target.norm())
+        if error <= allowed:
+            return Steps(way, error, allowed)
+        problem = f"off by {error:.1e}, allowed {allowed:.1e}"
+    raise ModelError(
+        f"--generate: {type(model).__name__} does not give token by token what it gives in one pass ({problem}); "
+        "generate with another program and lens prompts with the text"
+    )
+
+
+def _whole(model: Any, ids: list[int], prompt: int) -> Tensor:
+    """[S, V] the logits of one pass at the last token of the prompt and after."""
+    given = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+    logits: Tensor = model(input_ids=given, attention_mask=torch.ones_like(given), use_cache=False).logits
+    return _finite(logits[0, prompt - 1 : -1])
+
+
+def _steps(model: Any, way: Way, prompts: list[list[int]], forced: list[int]) -> Tensor:
+    """[B, S, V] the logits of each step."""
+    seen: list[Tensor] = []
+
+    def choose(logits: Tensor, step: int) -> list[int]:
+        seen.append(_finite(logits))
+        return [forced[step]] * len(prompts)
+
+    run_steps(model, way, prompts, len(forced), (), choose)
+    return torch.stack(seen, dim=1)
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """In float64 on the CPU; tokens that a bias of minus infinity rules out count as 0."""
+    values = logits.detach().to("cpu", torch.float64)
+    return torch.where(values.isneginf(), 0.0, values)

@@ -1,0 +1,119 @@
+"""Running a model token by token with transformers' own ``generate``, which knows the caches and paddings of each family.
+
+Shapes: B prompts, T tokens of the longest, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from raylens.workers.blocks import input_device
+from raylens.workers.capture import Sink, capture
+from raylens.workers.plan import Hook
+
+#: Given [B, V] float32 logits and the number of the step, the ids of the next tokens, [B]. Called once a step.
+Choose = Callable[[Tensor, int], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How the model is run.
+
+    Attributes:
+        padded: whether prompts of different lengths may be in one batch, padded on the left.
+        cached: whether a step reads only the newest token and a cache of the others; else it reads all anew.
+    """
+
+    padded: bool
+    cached: bool
+
+    def __str__(self) -> str:
+        together = "prompts of different lengths together" if self.padded else "only prompts of one length together"
+        return f"{'one token a step, from a cache' if self.cached else 'the whole text anew at each step'}; {together}"
+
+
+class _Chooser(LogitsProcessor):  # type: ignore[misc]
+    """Has ``generate`` take the tokens that are chosen elsewhere: they alone have a logit."""
+
+    def __init__(self, choose: Choose) -> None:
+        self._choose = choose
+        self._step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002  called so by transformers
+        ids = torch.tensor(self._choose(scores, self._step), device=scores.device)
+        self._step += 1
+        return torch.full_like(scores, -torch.inf).scatter_(1, ids.unsqueeze(1), 0.0)
+
+
+def own_settings(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Take from a loaded model the ids that end a sequence, and every other wish for how its text is generated.
+
+    Checkpoints bring temperatures, penalties and forced tokens, which ``generate`` would apply where nothing is said.
+    """
+    asked = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = tokenizer.eos_token_id if asked is None else asked
+    model.generation_config = GenerationConfig()
+    return tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (int(ends),)
+
+
+@torch.inference_mode()
+def run_steps(
+    model: Any,
+    way: Way,
+    prompts: Sequence[list[int]],
+    tokens: int,
+    ends: tuple[int, ...],
+    choose: Choose,
+    hooks: Sequence[Hook] = (),
+    sink: Sink = lambda _tap, _layer, _rows: None,
+) -> None:
+    """Generate up to ``tokens`` tokens after each prompt.
+
+    Args:
+        model: whose own generation settings were taken away.
+        ends: ids after which a prompt is done; its rows and logits are given on, and mean nothing, until all are done.
+        hooks, sink: as of ``capture``; the rows are those of each prompt's newest token, [B, D], before ``choose`` is called.
+    """
+    ids, mask = _left_padded(prompts, input_device(model))
+    shape = [0, 0]
+
+    def see(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        shape[:] = kwargs["input_ids"].shape
+
+    def newest() -> Tensor:
+        return torch.arange(shape[0]) * shape[1] + shape[1] - 1
+
+    config = GenerationConfig(
+        max_new_tokens=tokens,
+        do_sample=False,
+        use_cache=way.cached,
+        pad_token_id=0,
+        eos_token_id=list(ends) or None,
+        disable_compile=True,  # compiled code passes by the hooks
+    )
+    seeing = model.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        with capture(hooks, newest, sink):
+            model.generate(
+                ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_Chooser(choose)]),
+            )
+    finally:
+        seeing.remove()
+
+
+def _left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """[B, T] ids and mask. The padding id is 0: masked, it is never read."""
+    longest = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for number, prompt in enumerate(prompts):
+        ids[number, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[number, longest - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
