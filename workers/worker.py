@@ -74,7 +74,9 @@ class Worker:
             self.certificate["intervention"] = {"edits": len(settings.edits), "sources": self._intervention.digest}
         self._generation: Generation | None = None
         if settings.generation is not None:
-            self._generation = Generation(self._model, tokenizer, self._lens, settings.generation, self.vocabulary)
+            self._generation = Generation(
+                self._model, tokenizer, self._lens, settings.generation, self.vocabulary, self._intervention
+            )
             self.certificate["generation"] = self._generation.certificate
 
     def run(self, prompts: Sequence[Prompt]) -> Iterator[Record | Failure]:
