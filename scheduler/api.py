@@ -11,6 +11,7 @@ from raylens.scheduler.settings import RunSettings
 from raylens.scheduler.stopping import Stopping
 from raylens.storage.store import Run, Store
 from raylens.storage.taps import parse_taps
+from raylens.workers.interventions.edits import read_edits
 from raylens.workers.metrics import parse_stats
 from raylens.workers.settings import (
     DType,
@@ -43,6 +44,7 @@ def run(
     stats: str | Sequence[str] = (),
     track: str | int | Sequence[str | int] = (),
     lens: str = "logit",
+    intervene: str | Path | Mapping[str, Any] | None = None,
     generate: int | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -71,9 +73,10 @@ def run(
         corpus: a path or glob of files, or an iterable of texts or of dictionaries with the keys of JSON lines.
         model: a folder, GGUF file, hub id, or ``demo``.
         store: folder of runs, made if absent.
-        stats: names from ``kl``, ``next_logprob`` and ``next_rank``.
+        stats: names from ``kl``, ``next_logprob`` and ``next_rank``, or ``all``.
         track: tokens, by text or id.
         lens: ``logit``, ``tuned:FOLDER``, ``jacobian:FILE`` or ``linear:FILE``.
+        intervene: a YAML or JSON file of edits, or a dictionary of its form (docs/INTERVENTIONS.md).
         generate: tokens to generate after each prompt; its steps are lensed then.
         temperature, top_p, sample_top_k, seed, samples: of the draws, as the options of ``raylens run``.
         chat_template: Jinja source.
@@ -102,9 +105,11 @@ def run(
         ModelSettings(model, revision, dtype, device_map, trust_remote_code),
         read_out,
         InputSettings(chat_template, max_tokens, on_long, batch_tokens),
+        read_edits(intervene),
         generation_settings(generate, temperature, top_p, sample_top_k, seed, samples),
     )
-    settings = RunSettings(worker, Path(store), name, actors, gpus_per_actor, ray, redis, writer, fresh)
+    file = str(intervene) if isinstance(intervene, str | Path) else None
+    settings = RunSettings(worker, Path(store), name, actors, gpus_per_actor, ray, redis, writer, fresh, file)
     progress = choose(as_json=False, quiet=quiet)
     with Stopping() as stopping:
         try:

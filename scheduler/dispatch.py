@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from raylens.scheduler.broker import Broker
 from raylens.scheduler.external_writer import ExternalWriter
+from raylens.scheduler.heartbeat import Heartbeat
+from raylens.scheduler.metrics import RunMetrics
 from raylens.scheduler.pool import Done, Event, Loaded, Lost, Pool
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.tracker import Tracker
@@ -29,6 +31,7 @@ class Dispatch:
     Args:
         pool, tracker, writer, broker: the parts of the run.
         progress: told of every commit.
+        heartbeat, metrics: tell those outside what the run is at.
         loaded: told the certificate of each actor that loads the model.
         stopping: whether the user wants to stop.
     """
@@ -40,6 +43,8 @@ class Dispatch:
         writer: WriterProcess | ExternalWriter,
         broker: Broker,
         progress: Progress,
+        heartbeat: Heartbeat,
+        metrics: RunMetrics,
         loaded: Callable[[dict[str, object]], None],
         stopping: Callable[[], bool],
     ) -> None:
@@ -48,14 +53,18 @@ class Dispatch:
         self._writer = writer
         self._broker = broker
         self._progress = progress
+        self._heartbeat = heartbeat
+        self._metrics = metrics
         self._loaded = loaded
         self._stopping = stopping
         self._broker_losses = 0
         self._began = self._moved = time.monotonic()
         self._told_waiting = self._told_away = False
+        self._resubmitted = 0
+        self._waiting = ""
 
-    def run(self) -> bool:
-        """Whether the run is complete; False if the user stopped it.
+    def run(self) -> None:
+        """Until the run is complete or the user stops it.
 
         Raises:
             RaylensError: the run cannot go on.
@@ -63,11 +72,10 @@ class Dispatch:
         while not self._stopping():
             self._feed()
             if self._tracker.done:
-                return True
+                return
             for event in self._pool.poll(POLL_SECONDS):
                 self._handle(event)
             self._look_after()
-        return False
 
     def _feed(self) -> None:
         while self._pool.room() and (shard := self._tracker.next_shard()) is not None:
@@ -85,7 +93,8 @@ class Dispatch:
                 self._tracker.produced(receipts)
             case Lost(shard, reason, blame, broker):
                 if reason:
-                    self._progress.waiting(f"{reason}; resubmitting {len(shard.prompts)} prompts")
+                    self._wait(f"{reason}; resubmitting {len(shard.prompts)} prompts")
+                self._resubmitted += len(shard.prompts)
                 self._broker_losses += broker
                 if self._broker_losses > MAX_BROKER_LOSSES:
                     raise BrokerError("the actors cannot reach the server; is it up, and reachable from their machines?")
@@ -99,9 +108,29 @@ class Dispatch:
         vanished = self._tracker.vanished
         self._ask_server()
         if lost := self._tracker.vanished - vanished:
-            self._progress.waiting(f"results vanished from the server; resubmitting {lost} prompts")
+            self._wait(f"results vanished from the server; resubmitting {lost} prompts")
         self._progress.in_flight(self._tracker.open_bytes)
         self._tell_waiting()
+        if self._heartbeat.due():
+            self._beat()
+
+    def _beat(self) -> None:
+        prompts, size = self._tracker.unstored()
+        figures = {
+            "actors": self._pool.size,
+            "ready": self._pool.ready,
+            "deaths": self._pool.deaths,
+            "resubmitted": self._resubmitted + self._tracker.vanished,
+            "in_flight_bytes": self._tracker.open_bytes,
+            "unstored_prompts": prompts,
+            "unstored_bytes": size,
+        }
+        self._heartbeat.beat(self._waiting, **figures)
+        self._metrics.set(**figures)
+
+    def _wait(self, text: str) -> None:
+        self._waiting = text
+        self._progress.waiting(text)
 
     def _ask_server(self) -> None:
         try:
@@ -112,7 +141,7 @@ class Dispatch:
             pass
         except BrokerError as error:
             if not self._told_away:  # once an outage, not once a try
-                self._progress.waiting(f"server away: {error}")
+                self._wait(f"server away: {error}")
             self._told_away = True
 
     def _tell_waiting(self) -> None:
@@ -122,10 +151,10 @@ class Dispatch:
         self._moved = now
         prompts, size = self._tracker.unstored()
         if self._broker.full():
-            self._progress.waiting(f"the server is full; actors wait until the writer has made room{self._writer.remedy}")
+            self._wait(f"the server is full; actors wait until the writer has made room{self._writer.remedy}")
         elif prompts:
             waiting = f"waiting for the writer to store {prompts:,} published prompts, {size / 1e6:,.1f} MB"
-            self._progress.waiting(f"{waiting}{self._writer.remedy}")
+            self._wait(f"{waiting}{self._writer.remedy}")
 
     def _check_placed(self) -> None:
         waited = time.monotonic() - self._began
@@ -135,12 +164,13 @@ class Dispatch:
             raise ClusterError("the Ray cluster found no place for any actor; is something else using its CPUs or GPUs?")
         if not self._told_waiting:
             self._told_waiting = True
-            self._progress.waiting("waiting for the Ray cluster to place the actors")
+            self._wait("waiting for the Ray cluster to place the actors")
 
     def _tell(self, commits: list[Commit]) -> None:
         for commit in commits:
+            self._metrics.committed(commit)
             if commit.entries:
-                self._moved = time.monotonic()
+                self._moved, self._waiting = time.monotonic(), ""
                 self._writer.committed()
                 failures = sum(entry.failure is not None for entry in commit.entries)
                 self._progress.committed(len(commit.entries) - failures, failures, sum(entry.tokens for entry in commit.entries))

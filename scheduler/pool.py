@@ -72,17 +72,31 @@ class Pool:
     Args:
         settings, run, redis: as for LensActor.
         share: how many actors, and what each gets.
+
+    Attributes:
+        deaths: of actors, in all.
     """
 
     def __init__(self, settings: WorkerSettings, run: str, redis: str, share: Share) -> None:
         actors = [start_actor(settings, run, redis, share.cpus, share.gpus) for _ in range(share.actors)]
         self._slots = [_Slot(actor, _begin(actor)) for actor in actors]
         self._placed = False
+        self.deaths = 0
 
     @property
     def placed(self) -> bool:
         """Whether any actor has got its place on the cluster."""
         return self._placed
+
+    @property
+    def size(self) -> int:
+        """Actors, ready or not."""
+        return len(self._slots)
+
+    @property
+    def ready(self) -> int:
+        """Actors that have loaded the model and live, as far as is known."""
+        return sum(slot.loading is None for slot in self._slots)
 
     def room(self) -> bool:
         """Whether any actor can take an ordinary shard now."""
@@ -122,6 +136,7 @@ class Pool:
             raise _cause(error) from None
         except RayActorError as error:
             slot.load_deaths += 1
+            self.deaths += 1
             if slot.load_deaths >= MAX_LOAD_DEATHS:
                 raise ModelError(f"actors die while they load the model ({_reason(error)}); is there memory for it?") from None
             slot.loading = _begin(slot.actor)
@@ -143,6 +158,7 @@ class Pool:
                 raise cause from None
             yield Lost(shard, f"server away ({cause})", blame=False, broker=True)
         except RayActorError as error:
+            self.deaths += 1
             # the oldest shard was at work; those behind it had not begun
             behind = [waiting for _, waiting in slot.shards]
             slot.shards.clear()

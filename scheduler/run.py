@@ -18,6 +18,7 @@ from raylens.scheduler.broker import Broker
 from raylens.scheduler.chat import check_chat
 from raylens.scheduler.corpus import Corpus, CorpusSummary, Fingerprint
 from raylens.scheduler.external_writer import ExternalWriter
+from raylens.scheduler.heartbeat import Heartbeat
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.samples import samples_of
 from raylens.scheduler.settings import RunSettings, check
@@ -25,13 +26,14 @@ from raylens.scheduler.shards import estimated_positions, shards
 from raylens.scheduler.tracker import Tracker, open_bytes
 from raylens.scheduler.writer_process import WriterProcess
 from raylens.storage.durable import write_file
-from raylens.storage.errors import BrokerError, ClusterError, InputError
+from raylens.storage.errors import BrokerError, ClusterError, InputError, StoreError
 from raylens.storage.layout import RunFolder, check_writable, runs_folder
 from raylens.storage.ledger import Ledger
-from raylens.storage.manifest import FORMAT, Manifest, create_or_resume
+from raylens.storage.manifest import FORMAT, Manifest, create_or_resume, read_manifest
 from raylens.storage.record import Prompt
-from raylens.storage.stream import Stream
+from raylens.storage.stream import RETRIES, Stream, stream_key
 from raylens.storage.vocabulary import write_vocabulary
+from raylens.workers.interventions.edits import identity as edits_identity
 from raylens.workers.lenses.source import parse_lens
 from raylens.workers.preflight import ModelFacts, inspect_model
 from raylens.workers.publish import publish
@@ -88,7 +90,7 @@ def run_corpus(
     wanted = _manifest(settings, corpus, summary, facts)
     folder = RunFolder(runs_folder(settings.store) / wanted.name)
     if settings.fresh and folder.root.exists():
-        progress.stage(f"the earlier run {wanted.name} is now {folder.move_aside().root.name}")
+        _move_aside(folder, settings.redis, progress)
     with folder.lock():
         ledger = Ledger(folder)
         failed = 0
@@ -99,10 +101,21 @@ def run_corpus(
         if not folder.vocabulary.exists():
             write_vocabulary(folder.vocabulary, facts.vocabulary)
         progress.start(manifest.name, manifest.prompts, ledger.count, failed)
-        complete = ledger.count == manifest.prompts
+        complete = was_complete = ledger.count == manifest.prompts
         if not complete and not stopping():
-            complete = _work(_Plan(settings, corpus, summary, facts, folder, manifest, ledger), progress, stopping)
+            with Heartbeat(folder) as heartbeat:
+                complete = _work(_Plan(settings, corpus, summary, facts, folder, manifest, ledger), progress, heartbeat, stopping)
+        if complete and settings.redis != "embedded":  # also where a driver was killed after the last commit
+            _drop(settings.redis, manifest.uid, progress, retries=0 if was_complete else RETRIES)
     return RunResult(manifest.name, complete)
+
+
+def _move_aside(folder: RunFolder, redis: str, progress: Progress) -> None:
+    aside = folder.move_aside()
+    progress.stage(f"the earlier run {folder.root.name} is now {aside.root.name}")
+    if redis != "embedded":
+        with suppress(StoreError):  # a manifest that cannot be read, which may be why the user begins anew
+            _drop(redis, read_manifest(aside).uid, progress, retries=0)
 
 
 def _scanned(progress: Progress, stopping: Callable[[], bool]) -> Callable[[int], None]:
@@ -116,11 +129,12 @@ def _scanned(progress: Progress, stopping: Callable[[], bool]) -> Callable[[int]
     return scanned
 
 
-def _work(plan: _Plan, progress: Progress, stopping: Callable[[], bool]) -> bool:
+def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Callable[[], bool]) -> bool:
     """Start server, Ray, writer and actors, and run what is not in the ledger; whether all of it is then."""
     # imported here, so that bad input is told before Ray's second of import
     from raylens.scheduler.cluster import cluster, share
     from raylens.scheduler.dispatch import Dispatch
+    from raylens.scheduler.metrics import RunMetrics
     from raylens.scheduler.pool import Pool
 
     settings, run, generation = plan.settings, plan.manifest.uid, plan.settings.worker.generation
@@ -143,12 +157,12 @@ def _work(plan: _Plan, progress: Progress, stopping: Callable[[], bool]) -> bool
         give_up = partial(publish, stream, run)
         positions = partial(estimated_positions, new=new, all_positions=settings.worker.lens.positions != "last")
         tracker = Tracker(fresh, plan.ledger, stream, give_up, positions, open_bytes(broker.memory().limit))
-        complete = Dispatch(pool, tracker, writer, broker, progress, partial(_keep_certificate, plan.folder), stopping).run()
+        metrics = RunMetrics(plan.manifest.name, plan.manifest.prompts)
+        loaded, ended = partial(_keep_certificate, plan.folder), heartbeat.or_cancelled(stopping)
+        Dispatch(pool, tracker, writer, broker, progress, heartbeat, metrics, loaded, ended).run()
         progress.stage("finishing")
         pool.stop()
         writer.finish()
-        if complete:
-            _drop(stream)
     plan.ledger.refresh()
     return plan.ledger.count == plan.manifest.prompts
 
@@ -200,6 +214,10 @@ def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, fac
     if facts.lens_digest is not None:
         identity["lens"]["file"] = facts.lens_digest
         sources["lens"] = worker.lens.lens
+    if worker.edits:
+        identity["intervention"] = edits_identity(worker.edits)
+        if settings.intervention is not None:
+            sources["intervention"] = settings.intervention
     return Manifest(
         format=FORMAT,
         name=name,
@@ -247,7 +265,12 @@ def _keep_certificate(folder: RunFolder, certificate: dict[str, object]) -> None
         write_file(folder.certificate, orjson.dumps(certificate, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
-def _drop(stream: Stream) -> None:
-    """A finished run leaves no key; if the server is gone, so is the key."""
-    with suppress(BrokerError):
+def _drop(url: str, run: str, progress: Progress, retries: int) -> None:
+    """A finished run leaves no key, also where the server is away for a while just now."""
+    stream = Stream(url, run, retries)
+    try:
         stream.drop()
+    except BrokerError as error:
+        progress.waiting(f"if the server still holds {stream_key(run)}, it may be deleted: {error}")
+    finally:
+        stream.close()

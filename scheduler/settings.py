@@ -22,6 +22,7 @@ class RunSettings(msgspec.Struct, frozen=True):
         redis: ``embedded`` or a URL.
         writer: ``own``, or ``external`` if ``raylens writer`` stores the results.
         fresh: move a run of this name aside and begin anew.
+        intervention: the file that the edits were read from, for people.
     """
 
     worker: WorkerSettings
@@ -33,6 +34,7 @@ class RunSettings(msgspec.Struct, frozen=True):
     redis: str = "embedded"
     writer: Literal["own", "external"] = "own"
     fresh: bool = False
+    intervention: str | None = None
 
 
 def check(settings: RunSettings) -> None:

@@ -3,6 +3,7 @@
 Only the ledger says committed. Everything here is volatile: a new driver starts from the ledger alone. Knows no Ray.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -89,7 +90,7 @@ class Tracker:
         self._bytes = 0
         self._published_bytes = self._published_positions = 0
         self._exhausted = False
-        self._checked = time.monotonic()
+        self._checked = -math.inf
         self.vanished = 0
 
     @property
@@ -181,16 +182,18 @@ class Tracker:
     def check_receipts(self) -> list[Commit]:
         """Resubmit prompts whose frames are neither in the stream nor in the ledger. Returns commits seen on the way.
 
+        The stream is made, at the first call and if the server lost it: until then actors wait with what they have.
         The stream is asked first and the ledger read after, so a commit in between is never taken for a loss.
 
         Raises:
-            BrokerError: the server is away; call again.
+            BrokerError: the server is away, or too full for a stream; call again.
             StoreError: results vanish however often they are sent.
         """
         now = time.monotonic()
         if now - self._checked < RECEIPT_SECONDS:
             return []
         self._checked = now
+        self._stream.create()
         old = [state for state in self._open.values() if state.check_at is not None and now >= state.check_at]
         asked = [entry for state in old for entry in state.entries]
         missing = self._stream.missing(asked) if asked else set()

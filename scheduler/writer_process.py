@@ -21,6 +21,7 @@ class WriterProcess:
 
     Attributes:
         remedy: what a user may do when nothing is stored: nothing, it is restarted.
+        restarts: times that it died and was started again.
     """
 
     remedy = ""
@@ -28,7 +29,7 @@ class WriterProcess:
     def __init__(self, folder: RunFolder, redis: str) -> None:
         self._folder = folder
         self._orders = msgspec.json.encode(Orders(str(folder.root.resolve()), redis)) + b"\n"
-        self._deaths = 0
+        self._deaths = self.restarts = 0
         self._process = self._start()
 
     def _start(self) -> "subprocess.Popen[bytes]":
@@ -62,6 +63,7 @@ class WriterProcess:
         self._deaths += 1
         if code == StoreError.exit_code or self._deaths >= MAX_DEATHS:
             raise StoreError(f"the writer ended with code {code}: {self._last_words()} (see {self._folder.writer_log})")
+        self.restarts += 1
         self._process = self._start()
 
     def finish(self, seconds: float = FINISH_SECONDS) -> None:

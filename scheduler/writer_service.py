@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from raylens.storage.errors import RaylensError
 from raylens.storage.layout import RunFolder, runs_folder
 from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import read_manifest
+from raylens.storage.status import Status, status
 from raylens.storage.stream import check_server
 
 #: Seconds between two looks at the store and the writers.
@@ -67,6 +69,14 @@ class WriterService:
             raise
         self._end_all()
         return False
+
+    def statuses(self) -> list[tuple[Status, int]]:
+        """Of each run that is written now its state, and how often its writer was started again."""
+        found = []
+        for one in list(self._served.values()):
+            with suppress(RaylensError):  # told where it matters
+                found.append((status(one.folder), one.writer.restarts))
+        return found
 
     def _asking(self) -> list[str]:
         """Names of runs that want a writer and have none of ours."""

@@ -12,7 +12,9 @@ compared AS (
     SELECT
         one.tap, one.layer, pairs.other_layer, count(*) AS places, avg((one.ids[1] = other.ids[1])::INTEGER) AS agreement,
         avg(len(list_intersect(one.ids[1:$k], other.ids[1:$k])) / $k) AS overlap,
-        avg(other.entropy::DOUBLE - one.entropy) AS entropy_change, avg(other.kl::DOUBLE - one.kl) AS kl_change
+        avg(other.entropy::DOUBLE - one.entropy) AS entropy_change,
+        avg(other.logprobs[nullif(list_position(other.ids[1:$k], one.ids[1]), 0)]::DOUBLE - one.logprobs[1]) AS logprob_change,
+        avg(other.next_logprob::DOUBLE - one.next_logprob) AS next_logprob_change, avg(other.kl::DOUBLE - one.kl) AS kl_change
     FROM lens AS one
     JOIN matched ON matched.prompt = one.prompt
     JOIN pairs ON pairs.layer = one.layer
@@ -30,7 +32,8 @@ shifted AS (
     WHERE one.run = $one AND other.run = $other AND $final
     GROUP BY ALL
 )
-SELECT tap, layer, other_layer, places, agreement, overlap, entropy_change, kl_change, decided, shift
+SELECT
+    tap, layer, other_layer, places, agreement, overlap, entropy_change, logprob_change, next_logprob_change, kl_change, decided, shift
 FROM compared
 LEFT JOIN shifted USING (tap, layer)
 ORDER BY layer, tap_order(tap)

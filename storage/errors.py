@@ -5,7 +5,8 @@
     ├── InputError          4   a corpus that cannot be read (names file and line)
     ├── ModelError          4   a model that cannot be loaded or lensed
     ├── BrokerError         5   Redis or Valkey cannot be reached or used
-    │   └── ServerFull      5   it is at its memory limit, for longer than one waits
+    │   ├── ServerFull      5   it is at its memory limit, for longer than one waits
+    │   └── StreamGone      5   a run's stream is not there: the run has ended, or the server lost it
     ├── ClusterError        5   Ray cannot be reached or used
     ├── StoreError          6   a store that is damaged or locked
     │   ├── OtherFormat     6   a file of a version this raylens does not read
@@ -58,6 +59,10 @@ class BrokerError(RaylensError):
 
 class ServerFull(BrokerError):
     """The server has been at its memory limit for longer than the caller waits; the writer has made no room."""
+
+
+class StreamGone(BrokerError):
+    """The run's stream is not in the server, for longer than the caller waits: the run has ended, or its driver has."""
 
 
 class ClusterError(RaylensError):

@@ -53,6 +53,14 @@ class RunFolder:
         return self.root / "writer.external"
 
     @property
+    def pulse(self) -> Path:
+        return self.root / "driver.json"
+
+    @property
+    def cancel(self) -> Path:
+        return self.root / "cancel"
+
+    @property
     def writer_log(self) -> Path:
         return self.root / "writer.log"
 

@@ -10,6 +10,8 @@ from raylens.storage.layout import RunFolder
 
 #: Version of run.json.
 FORMAT = 1
+#: Characters of a setting in a message; an intervention's prompt may have any length.
+_LONGEST = 300
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -36,6 +38,13 @@ class Manifest(msgspec.Struct, frozen=True):
     vocabulary_size: int
     sources: dict[str, Any]
     versions: dict[str, str]
+
+    @property
+    def title(self) -> str:
+        """The model's name; with the lens if it is not the logit lens, and ``edited`` if there is an intervention."""
+        kind = self.identity.get("lens", {}).get("kind", "logit")
+        words = [str(self.sources.get("label", "")), "" if kind == "logit" else f"{kind} lens"]
+        return ", ".join(word for word in [*words, "edited" if "intervention" in self.identity else ""] if word)
 
 
 def read_manifest(folder: RunFolder) -> Manifest:
@@ -77,6 +86,11 @@ def create_or_resume(folder: RunFolder, wanted: Manifest, empty: bool = False) -
     return found
 
 
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
 def difference(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:
     """Each setting that differs once both are JSON, as ``section.name: old -> new``."""
     old, new = (msgspec.json.decode(msgspec.json.encode(one), type=dict[str, dict[str, Any]]) for one in (old, new))
@@ -85,5 +99,5 @@ def difference(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -
         before, after = old.get(section, {}), new.get(section, {})
         for name in sorted(before.keys() | after.keys()):
             if before.get(name) != after.get(name):
-                changes.append(f"{section}.{name}: {before.get(name)} -> {after.get(name)}")
+                changes.append(f"{section}.{name}: {_short(before.get(name))} -> {_short(after.get(name))}")
     return changes

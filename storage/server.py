@@ -16,7 +16,7 @@ from raylens.storage.stream import Stream, answers
 #: Backstop for bytes waiting in the server; actors wait when it is reached.
 MAX_MEMORY = "1gb"
 #: What the user of a run may do: what ``Stream`` does, on raylens's own keys. infra/redis.acl gives the same.
-RIGHTS = "resetchannels ~raylens:* -@all +xadd +xread +xrange +xdel +xlen +del +ping +info +select"
+RIGHTS = "resetchannels ~raylens:* -@all +exists +xgroup|create +xadd +xread +xrange +xdel +xlen +del +ping +info +select"
 #: Times a new server is tried, with growing pauses, before it counts as not started.
 START_RETRIES = 40
 #: Seconds a server has to end by itself before it is killed.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from raylens.storage.result import Result
+    from raylens.storage.status import Status
 
 T = TypeVar("T")
 
@@ -158,6 +159,16 @@ class Run(Frames):
             "tokens": sum(entry.tokens for entry in self.entries),
             "complete": len(self) == self.manifest.prompts,
         }
+
+    def status(self) -> "Status":
+        """How far the run is now, at which rate, and what its driver last said of itself.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        from raylens.storage.status import status
+
+        return status(self.folder)
 
     def query(self, name: str, **options: Any) -> "Result":
         """The result of a named query (docs/QUERIES.md), such as ``run.query("token", token=" Paris", layers="5:20", rank=5)``.

@@ -1,6 +1,6 @@
 """The Redis stream between actors and writer: bytes in, bytes out (docs/PROTOCOL.md).
 
-Only commands of Redis 5 are used, so Redis and Valkey of any current version serve. Nothing here is ever the truth of
+Only commands of Redis 6.2 are used, so Redis and Valkey of any current version serve. Nothing here is ever the truth of
 what is done: a server may lose everything at any time.
 """
 
@@ -14,7 +14,7 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from raylens.storage.errors import BrokerError, ServerFull
+from raylens.storage.errors import BrokerError, ServerFull, StreamGone
 
 #: A full or restarting server is waited for about this many times, up to 2 s each, before the caller hears of it.
 RETRIES = 30
@@ -30,6 +30,9 @@ ASK_COUNT = 64
 #: size twice, and is refused before it is stored.
 FULL = 0.9
 FRAME_ROOM = 3 << 20
+
+#: The consumer group that ``create`` makes, as no other command makes an empty stream; nobody reads through it.
+GROUP = "raylens"
 
 _WAIT_FOR = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, redis.exceptions.OutOfMemoryError)
 
@@ -51,6 +54,10 @@ def redact(url: str) -> str:
     return f"{scheme}://{'***' if secret else ''}{at}{host.partition('#')[0]}"
 
 
+def _waiting(retries: int, *errors: type[Exception]) -> Retry:
+    return Retry(ExponentialWithJitterBackoff(base=0.02, cap=2.0), retries, supported_errors=errors)
+
+
 def connect(url: str, retries: int = RETRIES, seconds: float = ANSWER_SECONDS) -> "redis.Redis":
     """A client that waits with jitter while the server is full, loading or away.
 
@@ -60,7 +67,7 @@ def connect(url: str, retries: int = RETRIES, seconds: float = ANSWER_SECONDS) -
     try:
         client: redis.Redis = redis.Redis.from_url(
             url,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=2.0), retries, supported_errors=_WAIT_FOR),
+            retry=_waiting(retries, *_WAIT_FOR),
             protocol=2,  # one shape of replies on every server version
             socket_timeout=seconds,
             socket_connect_timeout=CHECK_SECONDS,
@@ -97,7 +104,9 @@ def _check_rights(client: "redis.Redis", key: str) -> None:
     """Use every command of a run once, on a key of its own that does not outlive it."""
     try:
         with suppress(redis.exceptions.OutOfMemoryError):  # a full server is waited for, not refused
-            client.xadd(key, {"f": b""})
+            client.exists(key)
+            client.xgroup_create(key, GROUP, mkstream=True)
+            client.xadd(key, {"f": b""}, nomkstream=True)
         client.xread({key: "0-0"})
         client.xrange(key, "0-1", "0-1")
         client.xdel(key, "0-1")
@@ -108,6 +117,8 @@ def _check_rights(client: "redis.Redis", key: str) -> None:
 
 def _remedy(url: str, error: redis.RedisError) -> str:
     text = str(error)
+    if "Invalid stream ID" in text:  # an older server takes NOMKSTREAM for one
+        return "Redis 6.2 or later is needed, or Valkey"
     if isinstance(error, redis.exceptions.NoPermissionError):
         return "give its user the rights that infra/redis.acl lists"
     if "CERTIFICATE_VERIFY_FAILED" in text:
@@ -165,12 +176,14 @@ class Stream:
         url: of the server.
         run: the run's unique id.
 
-    Every method raises BrokerError once the server has been away for longer than the client waits, ``publish`` its
-    ServerFull once it has been full for as long. Nothing else asks the server for room, so all else works when it is full.
+    Every method raises BrokerError once the server has been away for longer than the client waits; ``publish`` and
+    ``create`` its ServerFull once it has been full for as long. Nothing else asks the server for room, so all else works
+    when it is full.
     """
 
     def __init__(self, url: str, run: str, retries: int = RETRIES) -> None:
         self._client = connect(url, retries)
+        self._gone = _waiting(retries, StreamGone)
         self._key = stream_key(run)
         self._url = redact(url)
 
@@ -182,9 +195,24 @@ class Stream:
         except redis.RedisError as error:
             raise BrokerError(f"{self._url}: {error}") from error
 
+    def create(self) -> None:
+        """Make the stream, unless it is there. Only a driver does, so what an actor sends after the end makes no new key."""
+        if not self._call("EXISTS", self._key):  # asked first, as a full server would refuse to make what it has
+            self._call("XGROUP", "CREATE", self._key, GROUP, "$", "MKSTREAM")
+
     def publish(self, frame: bytes) -> str:
-        """Append a frame; the entry's id. A retried publish may append twice, which the writer tolerates."""
-        return bytes(self._call("XADD", self._key, "*", "f", frame)).decode()
+        """Append a frame; the entry's id. A retried publish may append twice, which the writer tolerates.
+
+        Raises:
+            StreamGone: there is no stream, for longer than the client waits for the driver to make it.
+        """
+        return self._gone.call_with_retry(lambda: self._append(frame), lambda _: None)
+
+    def _append(self, frame: bytes) -> str:
+        entry = self._call("XADD", self._key, "NOMKSTREAM", "*", "f", frame)
+        if entry is None:
+            raise StreamGone(f"{self._url}: {self._key} is gone; has its run ended?")
+        return bytes(entry).decode()
 
     def read(self, after: str, block_ms: int) -> list[tuple[str, bytes]]:
         """Up to ``READ_COUNT`` entries after an id, waiting ``block_ms`` milliseconds for the first."""

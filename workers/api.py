@@ -1,12 +1,15 @@
 """``raylens.lens``: one text, in this process, without Ray, Redis or a store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from raylens.storage.errors import RaylensError, UsageError
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.taps import parse_taps
+from raylens.workers.interventions.edits import read_edits
 from raylens.workers.lenses.source import lens_digest, parse_lens
 from raylens.workers.metrics import parse_stats
 from raylens.workers.preflight import inspect_model
@@ -60,6 +63,7 @@ def lens(
     stats: str | Sequence[str] = (),
     track: str | int | Sequence[str | int] = (),
     lens: str = "logit",
+    intervene: str | Path | Mapping[str, Any] | None = None,
     generate: int | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -73,7 +77,7 @@ def lens(
         model: a folder, GGUF file, hub id, or ``demo``.
         revision, dtype, top_k, layers, taps: as the options of ``raylens run``; logprobs are float32.
         positions: all by default, or with ``generate`` its steps.
-        stats, track, lens, generate, temperature, top_p, sample_top_k, seed: as of ``raylens.run``.
+        stats, track, lens, intervene, generate, temperature, top_p, sample_top_k, seed: as of ``raylens.run``.
 
     Raises:
         RaylensError: the model cannot be used, or the text cannot be lensed.
@@ -92,6 +96,7 @@ def lens(
             lens_digest(parse_lens(lens)),  # so that a file that was written anew is read anew
         ),
         InputSettings(),
+        read_edits(intervene),
         generation_settings(generate, temperature, top_p, sample_top_k, seed),
     )
     if not isinstance(text, str):

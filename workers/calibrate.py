@@ -41,6 +41,11 @@ class _Distance:
         return self.error <= self.allowed and self.spread <= self.spread_allowed and self.factor <= _FACTOR_TOLERANCE
 
 
+def differs(lens: Tensor, logits: Tensor, model: nn.Module) -> bool:
+    """Whether [T, V] logits of the lens are not the model's own."""
+    return not _distance(lens, logits, rounding(model)).holds
+
+
 def find_projection(model: Any, owner: nn.Module, last: Tensor, logits: Tensor) -> tuple[Projection, dict[str, Any]]:
     """The final norm and the step after the head that give the model's own logits, and what was measured.
 

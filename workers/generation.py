@@ -17,6 +17,7 @@ from raylens.storage.generated import Generated, text_of
 from raylens.storage.record import Record, TapLens
 from raylens.storage.vocabulary import Vocabulary
 from raylens.workers.certify_steps import find_way
+from raylens.workers.interventions.intervention import Intervention
 from raylens.workers.lens import PENDING_BYTES, Lens
 from raylens.workers.sampling import Sampler
 from raylens.workers.settings import GenerationSettings
@@ -37,13 +38,23 @@ class Generation:
         lens: reads the steps out.
         settings: of the generation.
         vocabulary: token id -> bytes.
+        intervention: what is changed in the model while it runs.
 
     Raises:
         ModelError: the model cannot be run token by token.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, lens: Lens, settings: GenerationSettings, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        lens: Lens,
+        settings: GenerationSettings,
+        vocabulary: Vocabulary,
+        intervention: Intervention | None = None,
+    ) -> None:
         self._model = model
+        self._intervention = intervention
         self._lens = lens
         self._settings = settings
         self._vocabulary = vocabulary
@@ -67,8 +78,8 @@ class Generation:
         """A record for each prompt, or a ValueError where the model's numbers are not finite."""
         batch = _Written(self._lens, self._sampler, self._ends, [prompt.prompt.id for prompt in prompts])
         texts = [prompt.ids for prompt in prompts]
-        steps = self._settings.tokens
-        run_steps(self._model, self._steps.way, texts, steps, self._ends, batch.choose, self._lens.hooks, batch.take)
+        steps, edits = self._settings.tokens, self._intervention
+        run_steps(self._model, self._steps.way, texts, steps, self._ends, batch.choose, self._lens.hooks, batch.take, edits)
         batch.read()
         return [self._record(prompt, batch, number) for number, prompt in enumerate(prompts)]
 

@@ -17,6 +17,7 @@ from raylens.workers.adapter import Adapter
 from raylens.workers.asked import Asked, Final
 from raylens.workers.batching import Batch
 from raylens.workers.capture import Sink, Site, capture
+from raylens.workers.interventions.intervention import Intervention, spans_of
 from raylens.workers.lenses.interface import HiddenLens
 from raylens.workers.lenses.logit import LogitLens
 from raylens.workers.plan import Hook, plan_walk
@@ -54,6 +55,7 @@ class Lens:
         taps: chosen taps, all certified.
         tracked: ids of tracked tokens.
         hidden: what is done to hidden states before the final norm; the logit lens does nothing.
+        intervention: what is changed in the model while it runs.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Lens:
         taps: tuple[str, ...],
         tracked: tuple[int, ...] = (),
         hidden: HiddenLens | None = None,
+        intervention: Intervention | None = None,
     ) -> None:
         self._trunk = adapter.trunk
         self._projection = adapter.projection
@@ -71,6 +74,7 @@ class Lens:
         self._layers = layers
         self._taps = taps
         self._hidden = hidden if hidden is not None else LogitLens()
+        self._intervention = intervention if intervention is not None else Intervention()
         self._questions = Questions(settings.stats, tracked)
         self._last = ("resid_post", len(adapter.sites) - 1, adapter.sites[-1]["resid_post"])
         places = [(tap, layer) for tap in taps for layer in _layers_of(tap, layers)]
@@ -149,7 +153,8 @@ class Lens:
         )
 
     def _forward(self, batch: Batch, hooks: Sequence[tuple[str, int, Site]], sink: Sink) -> None:
-        with capture(hooks, batch.rows, sink):
+        # entered first, so that what is read is what the edits leave
+        with self._intervention.during(spans_of(batch), batch.ids.shape[1]), capture(hooks, batch.rows, sink):
             self._trunk(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
 
     def _final(self, batch: Batch) -> Final:

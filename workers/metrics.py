@@ -109,15 +109,17 @@ STATS = tuple(name for name, metric in METRICS.items() if metric.needs != "track
 
 
 def parse_stats(asked: str | Iterable[str]) -> tuple[str, ...]:
-    """Names from a comma list, each once, in the order of the table.
+    """Names from a comma list, each once, in the order of the table; ``all`` is all of them.
 
     Raises:
         UsageError: there is no such metric.
     """
     names = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else map(str, asked))]
+    if names == ["all"]:
+        return STATS
     for name in names:
         if name not in STATS:
-            raise UsageError(f"--stats {name}: there is no such statistic; choose from {', '.join(STATS)}")
+            raise UsageError(f"--stats {name}: there is no such statistic; choose from {', '.join(STATS)}, or all")
     return tuple(name for name in STATS if name in names)
 
 

@@ -1,6 +1,7 @@
 """What can be known of a model before its weights are loaded: layers, vocabulary, limits, tokenizer, identity."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,13 @@ import msgspec
 
 from raylens.storage.errors import ModelError, UsageError
 from raylens.storage.vocabulary import Vocabulary
+from raylens.workers.interventions.fitting import check_edits
 from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
 from raylens.workers.selection import select_layers, select_positions
 from raylens.workers.settings import ModelSettings, WorkerSettings, check
 from raylens.workers.source import ModelSource, resolve
 from raylens.workers.token_bytes import vocabulary_bytes
-from raylens.workers.tokenize import longest_input
+from raylens.workers.tokenize import longest_input, text_ids
 from raylens.workers.tracked import tracked_ids
 
 
@@ -66,18 +68,20 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
         raise UsageError(f"--generate {settings.generation.tokens}: the model reads {longest} tokens, the prompt's included")
     vocabulary = vocabulary_bytes(tokenizer, size)
     tracked_ids(settings.lens.track, tokenizer, vocabulary)
+    width = int(text.hidden_size)
+    check_edits(settings.edits, partial(text_ids, tokenizer), n_layers, width, longest)
     template = settings.input.chat_template or getattr(tokenizer, "chat_template", None) or ""
     return ModelFacts(
         source=source,
         commit=getattr(config, "_commit_hash", None) if not source.fingerprint else None,
         n_layers=n_layers,
-        width=int(text.hidden_size),
+        width=width,
         vocabulary_size=size,
         vocabulary=vocabulary,
         tokenizer_hash=_hash(b"\0".join(token or b"" for token in vocabulary)),
         chat_template_hash=_hash(str(template).encode()) if template else "",
         has_chat_template=bool(template),
-        lens_digest=_checked_lens(settings, layers, n_layers, int(text.hidden_size)),
+        lens_digest=_checked_lens(settings, layers, n_layers, width),
     )
 
 

@@ -6,6 +6,7 @@ import msgspec
 
 from raylens.storage.errors import UsageError
 from raylens.storage.generated import MAX_SAMPLES
+from raylens.workers.interventions.edits import Edit
 from raylens.workers.lenses.source import lens_taps, parse_lens
 from raylens.workers.metrics import parse_stats
 
@@ -99,11 +100,18 @@ class GenerationSettings(msgspec.Struct, frozen=True):
 
 
 class WorkerSettings(msgspec.Struct, frozen=True):
-    """Everything a worker needs to know; ``generation`` is None where prompts are only read."""
+    """Everything a worker needs to know.
+
+    Attributes:
+        model, lens, input: of the run.
+        edits: of the model while it runs (interventions/).
+        generation: None where prompts are only read.
+    """
 
     model: ModelSettings
     lens: LensSettings = LensSettings()
     input: InputSettings = InputSettings()
+    edits: tuple[Edit, ...] = ()
     generation: GenerationSettings | None = None
 
 

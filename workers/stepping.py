@@ -4,6 +4,7 @@ Shapes: B prompts, T tokens of the longest, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from raylens.workers.blocks import input_device
 from raylens.workers.capture import Sink, capture
+from raylens.workers.interventions.intervention import Intervention
+from raylens.workers.interventions.places import Span
 from raylens.workers.plan import Hook
 
 #: Given [B, V] float32 logits and the number of the step, the ids of the next tokens, [B]. Called once a step.
@@ -70,6 +73,7 @@ def run_steps(
     choose: Choose,
     hooks: Sequence[Hook] = (),
     sink: Sink = lambda _tap, _layer, _rows: None,
+    intervention: Intervention | None = None,
 ) -> None:
     """Generate up to ``tokens`` tokens after each prompt.
 
@@ -77,13 +81,22 @@ def run_steps(
         model: whose own generation settings were taken away.
         ends: ids after which a prompt is done; its rows and logits are given on, and mean nothing, until all are done.
         hooks, sink: as of ``capture``; the rows are those of each prompt's newest token, [B, D], before ``choose`` is called.
+        intervention: what is changed in the model while it runs.
     """
     ids, mask = _left_padded(prompts, input_device(model))
-    newest = [torch.empty(0)]
+    lengths, step = [len(prompt) for prompt in prompts], 0
 
-    def see(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        (count, length), device = kwargs["input_ids"].shape, kwargs["input_ids"].device
-        newest[0] = torch.arange(1, count + 1, device=device) * length - 1
+    def enter(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal step
+        columns = kwargs["input_ids"].shape[1]
+        newest = torch.arange(1, len(prompts) + 1, device=kwargs["input_ids"].device) * columns - 1
+        # the pass ends with each sequence's newest token, as all are padded on the left
+        spans = [Span(length, length + step - columns, length + step) for length in lengths]
+        step += 1
+        entered.close()
+        if intervention is not None:
+            entered.enter_context(intervention.during(spans, columns))
+        entered.enter_context(capture(hooks, lambda: newest, sink))
 
     config = GenerationConfig(
         max_new_tokens=tokens,
@@ -93,17 +106,17 @@ def run_steps(
         eos_token_id=list(ends) or None,
         disable_compile=True,  # compiled code passes by the hooks
     )
-    seeing = model.register_forward_pre_hook(see, with_kwargs=True)
-    try:
-        with capture(hooks, lambda: newest[0], sink):
+    with ExitStack() as entered:  # what is entered for one pass ends where the next begins
+        seeing = model.register_forward_pre_hook(enter, with_kwargs=True)
+        try:
             model.generate(
                 ids,
                 attention_mask=mask,
                 generation_config=config,
                 logits_processor=LogitsProcessorList([_Chooser(choose)]),
             )
-    finally:
-        seeing.remove()
+        finally:
+            seeing.remove()
 
 
 def _left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

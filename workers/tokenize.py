@@ -70,7 +70,7 @@ class Tokenizer:
             return self._tokenizer.decode(ids) if self._known(ids) else "", ids
         if not prompt.messages:
             text = prompt.text or ""
-            return text, self._tokenizer(text)["input_ids"] if text else []
+            return text, text_ids(self._tokenizer, text)
         text = self._tokenizer.apply_chat_template(
             prompt.messages,
             chat_template=self._settings.chat_template,
@@ -82,6 +82,12 @@ class Tokenizer:
 
     def _known(self, ids: list[int]) -> bool:
         return all(0 <= number < self._vocabulary_size for number in ids)
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text, with the special tokens that the tokenizer adds to it; none of an empty one."""
+    ids: list[int] = tokenizer(text)["input_ids"] if text else []
+    return ids
 
 
 def _failure(prompt: Prompt, kind: str, message: str) -> Failure:

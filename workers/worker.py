@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from raylens.workers.adapter import adapt
 from raylens.workers.batching import batches, pad
 from raylens.workers.blocks import input_device
 from raylens.workers.generation import Generation
+from raylens.workers.interventions.opening import open_intervention
 from raylens.workers.lens import Lens, chosen_places
 from raylens.workers.lenses.interface import Shape
 from raylens.workers.lenses.opening import open_lens
@@ -20,7 +22,7 @@ from raylens.workers.model import load_model
 from raylens.workers.selection import select_layers
 from raylens.workers.settings import WorkerSettings
 from raylens.workers.token_bytes import vocabulary_bytes
-from raylens.workers.tokenize import Tokenized, Tokenizer, longest_input
+from raylens.workers.tokenize import Tokenized, Tokenizer, longest_input, text_ids
 from raylens.workers.tracked import tracked_ids
 
 #: Tokens of one forward pass where the settings leave it open.
@@ -57,7 +59,8 @@ class Worker:
         self._tokenizer = Tokenizer(tokenizer, settings.input, settings.lens.positions, limit, size, new)
         self.vocabulary: Vocabulary = vocabulary_bytes(tokenizer, size)
         tracked = tracked_ids(settings.lens.track, tokenizer, self.vocabulary)
-        self._lens = Lens(adapter, settings.lens, layers, taps, tracked, hidden)
+        self._intervention = open_intervention(self._model, adapter, settings.edits, partial(text_ids, tokenizer), self._device)
+        self._lens = Lens(adapter, settings.lens, layers, taps, tracked, hidden, self._intervention)
         lens = {**adapter.certificate["lens"], "path": self._lens.path}
         if source.path is not None:
             lens |= {"kind": source.kind, "file": lens_digest(source)}
@@ -67,9 +70,13 @@ class Worker:
             "run_taps": list(taps),
             "device": str(self._device),
         }
+        if settings.edits:
+            self.certificate["intervention"] = {"edits": len(settings.edits), "sources": self._intervention.digest}
         self._generation: Generation | None = None
         if settings.generation is not None:
-            self._generation = Generation(self._model, tokenizer, self._lens, settings.generation, self.vocabulary)
+            self._generation = Generation(
+                self._model, tokenizer, self._lens, settings.generation, self.vocabulary, self._intervention
+            )
             self.certificate["generation"] = self._generation.certificate
 
     def run(self, prompts: Sequence[Prompt]) -> Iterator[Record | Failure]:
@@ -79,6 +86,9 @@ class Worker:
             tokenized = self._tokenizer(prompt)
             if isinstance(tokenized, Failure):
                 yield tokenized
+            elif (problem := self._intervention.problem(len(tokenized.ids))) is not None:
+                message = f"{len(tokenized.ids)} tokens: {problem}"
+                yield Failure(prompt.id, prompt.index, "input", message, prompt.metadata)
             else:
                 ready.append(tokenized)
         for batch in self._batches(ready):

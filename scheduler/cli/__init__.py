@@ -11,6 +11,7 @@ from raylens.storage.errors import EXIT_STOPPED, RaylensError
 
 #: One line each, so that ``raylens --help`` imports no command.
 _SUMMARIES = {
+    "cancel": "Stop a run, wherever its driver is at work.",
     "compact": "Merge the small files of a run into larger ones.",
     "compare": "Compare two runs of the same prompts.",
     "demo": "Lens sixteen bundled prompts with a bundled model; no network.",
@@ -23,6 +24,7 @@ _SUMMARIES = {
     "runs": "List the runs of a store.",
     "show": "Show a run, or one of its prompts.",
     "sql": "Run a SELECT over the runs of a store.",
+    "status": "Say how far runs are, from another terminal.",
     "verify": "Check every byte of a store; mend it.",
     "view": "Look at a store in a browser.",
     "writer": "Store the results of runs on the machine that holds the store.",

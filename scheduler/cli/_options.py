@@ -59,6 +59,17 @@ def lens_option(function: F) -> F:
     return option(function)
 
 
+def intervene_option(function: F) -> F:
+    """``--intervene``: what is changed in the model while it runs."""
+    option = click.option(
+        "--intervene",
+        type=click.Path(),
+        metavar="FILE",
+        help="YAML or JSON: taps to add to, scale, zero or patch while the model runs (docs/INTERVENTIONS.md).",
+    )
+    return option(function)
+
+
 def generation_options(function: F) -> F:
     """What is generated after the prompt."""
     options = [

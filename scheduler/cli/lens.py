@@ -5,7 +5,7 @@ from typing import Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import generation_options, lens_option, model_options, model_settings
+from raylens.scheduler.cli._options import generation_options, intervene_option, lens_option, model_options, model_settings
 from raylens.storage.errors import UsageError
 
 
@@ -13,6 +13,7 @@ from raylens.storage.errors import UsageError
 @click.argument("text")
 @model_options
 @lens_option
+@intervene_option
 @generation_options
 @click.option("-k", "--top-k", type=int, default=10, show_default=True, help="Tokens kept at each place.")
 @click.option("--tap", default="resid_post", show_default=True, help="The tap shown.")
@@ -32,6 +33,7 @@ def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json
     from raylens.storage.taps import parse_taps
     from raylens.storage.terminal import grid_lines
     from raylens.workers.api import loaded, read
+    from raylens.workers.interventions.edits import read_edits
     from raylens.workers.lenses.source import lens_taps, parse_lens
     from raylens.workers.settings import LensSettings, WorkerSettings, generation_settings
 
@@ -45,7 +47,7 @@ def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json
     generation = generation_settings(options["generate"], *drawn)
     positions = "all" if generation is None else "last"
     asked = LensSettings(top_k, positions=positions, logprobs="float32", lens=options["lens"])
-    settings = WorkerSettings(model_settings(options), asked, generation=generation)
+    settings = WorkerSettings(model_settings(options), asked, edits=read_edits(options["intervene"]), generation=generation)
     with Console(stderr=True).status("loading the model"):
         worker = loaded(settings)
         record = read(worker, text)

@@ -118,7 +118,7 @@ def _request(run: "Run", options: dict[str, Any]) -> "Request":
     from raylens.storage.token_names import token_ids
 
     return Request(
-        model=str(run.manifest.sources["label"]),
+        model=run.manifest.title,
         stat=options["stat"],
         tap=options["tap"],
         layer_step=options["layer_step"] or 1,

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raylens.scheduler.cli._options import DEFAULT_STORE, generation_options, lens_option, model_options, model_settings
+from raylens.scheduler.cli._options import (
+    DEFAULT_STORE,
+    generation_options,
+    intervene_option,
+    lens_option,
+    model_options,
+    model_settings,
+)
 from raylens.scheduler.cli._running import run_from_command
 from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED, UsageError
 
@@ -58,6 +65,7 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
 @click.argument("corpus", nargs=-1)
 @model_options
 @lens_option
+@intervene_option
 @click.option("-o", "--store", default=DEFAULT_STORE, envvar="RAYLENS_STORE", help="Folder of runs, made if absent.")
 @click.option("--name", help="Name of the run; from model and corpus by default.")
 @click.option("--text", multiple=True, allow_from_autoenv=False, help="A prompt given here; repeatable.")
@@ -85,7 +93,9 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
 @click.option("--layers", default="all", help="all, 0,5-10 or ::4.")
 @click.option("--taps", help="Comma list of resid_pre, attn_out, resid_mid, mlp_out, resid_post; the last four by default.")
 @click.option("--positions", default="last", help="last, all, last:N or A:B.")
-@click.option("--stats", help="Comma list of kl (to the final layer), next_logprob, next_rank (of the prompt's next token).")
+@click.option(
+    "--stats", help="Comma list of kl (to the final layer), next_logprob, next_rank (of the prompt's next token), or all."
+)
 @click.option(
     "--track",
     multiple=True,
@@ -172,6 +182,7 @@ def _corpus(options: dict[str, Any]) -> Any:
 def _settings(options: dict[str, Any]) -> Any:
     from raylens.scheduler.settings import RunSettings
     from raylens.storage.taps import parse_taps
+    from raylens.workers.interventions.edits import read_edits
     from raylens.workers.metrics import parse_stats
     from raylens.workers.settings import InputSettings, LensSettings, WorkerSettings, generation_settings
 
@@ -192,6 +203,7 @@ def _settings(options: dict[str, Any]) -> Any:
             options["lens"],
         ),
         InputSettings(template, options["max_tokens"], options["on_long"], options["batch_tokens"]),
+        read_edits(options["intervene"]),
         generation_settings(
             options["generate"],
             options["temperature"],
@@ -211,6 +223,7 @@ def _settings(options: dict[str, Any]) -> Any:
         redis=options["redis"],
         writer=options["writer"],
         fresh=options["fresh"],
+        intervention=options["intervene"],
     )
 
 

@@ -86,7 +86,8 @@ def _show_run(run: "Run", as_json: bool) -> None:
         click.echo(orjson.dumps(value))
         return
     manifest = run.manifest
-    click.echo(f"run {run.name}, made {manifest.created}, {'complete' if counts['complete'] else 'unfinished'}")
+    edited = "of an edited model, " if "intervention" in manifest.identity else ""
+    click.echo(f"run {run.name}, {edited}made {manifest.created}, {'complete' if counts['complete'] else 'unfinished'}")
     click.echo(f"model {manifest.sources['model']}, corpus {manifest.sources['corpus']}")
     failed = sum(counts["failures"].values())
     click.echo(

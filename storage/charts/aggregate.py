@@ -44,7 +44,7 @@ def aggregate(run: Run, by: str | None = None) -> Chart:
         f"; by {text_label(by)}, tap resid_post" if by else ""
     )
     return Chart(
-        heading=f"{run.manifest.sources['label']} · run {run.name}",
+        heading=f"{run.manifest.title} · run {run.name}",
         captions=(caption, *([] if by else ["band: 10 to 90 % of the places, of resid_post"])),
         panels=Panels(layers, [plot for plot in plots if plot is not None], names, _maps(groups, names, layers)),
     )

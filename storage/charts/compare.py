@@ -13,6 +13,8 @@ from raylens.storage.store import Run
 
 _SIGNED = (
     ("entropy_change", "entropy in nats, the other less this, mean"),
+    ("logprob_change", "logprob of this run's best token in nats, the other less this, mean of where the other has it"),
+    ("next_logprob_change", "logprob of the prompt's next token in nats, the other less this, mean"),
     ("kl_change", "KL to the final prediction in nats, the other less this, mean"),
     ("shift", "layers by which the other decides later, mean, by the layer at which this one decides"),
 )
@@ -48,7 +50,7 @@ def compared(one: Run, other: Run) -> Chart:
 
 
 def _name(run: Run) -> str:
-    return f"run {run.name} ({run.manifest.sources['label']})"
+    return f"run {run.name} ({run.manifest.title})"
 
 
 def _curves(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], column: str, layers: Sequence[int]) -> list[Curve]:

@@ -45,12 +45,12 @@ def record_page(run: Run, record: Record, positions: Sequence[int] | None = None
 
 def title_of(run: Run, record: Record) -> str:
     """What the page is called."""
-    return f"{text_label(str(run.manifest.sources.get('label', '')))} · {text_label(record.id)} · raylens"
+    return f"{text_label(run.manifest.title)} · {text_label(record.id)} · raylens"
 
 
 def record_data(run: Run, record: Record, positions: Sequence[int] | None = None) -> dict[str, Any]:
     """``lens_data`` of a record of a run."""
-    return lens_data(record, run.vocabulary, str(run.manifest.sources.get("label", "")), run.name, positions)
+    return lens_data(record, run.vocabulary, run.manifest.title, run.name, positions)
 
 
 def page(title: str, records: Sequence[dict[str, Any]], links: Sequence[Link] = ()) -> str:

@@ -18,16 +18,12 @@ def _line(shelf: Shelf, name: str) -> dict[str, Any]:
         manifest = shelf.run(name).manifest
         about = {
             "made": manifest.created,
-            "model": _source(manifest.sources, "label"),
-            "corpus": _source(manifest.sources, "corpus"),
+            "model": manifest.title,
+            "corpus": str(manifest.sources.get("corpus", "")),
         }
         return {"run": name, **about, **shelf.progress(name), "error": None}
     except RaylensError as error:
         return {"run": name, "error": str(error)}
-
-
-def _source(sources: dict[str, Any], name: str) -> str:
-    return str(sources.get(name, ""))
 
 
 def run(shelf: Shelf, request: Request) -> dict[str, Any]:

@@ -109,6 +109,7 @@ def stream_rates(server: EmbeddedServer) -> None:
         frames = split(payload, run, 0, secrets.token_bytes(8))
         count = max(1, SENT // size)
         stream = Stream(server.url, run)
+        stream.create()
         start = time.perf_counter()
         for _ in range(count):
             for frame in frames:
@@ -136,6 +137,7 @@ def share(server: EmbeddedServer, positions: str) -> None:
         with tempfile.TemporaryDirectory() as place:
             folder = make_run(Path(place), len(prompts()), len(worker.vocabulary))
             stream = Stream(server.url, folder[1])
+            stream.create()
             spent = work(worker, stream, folder[1])
             start = time.perf_counter()
             writer = Writer(folder[0], stream)

@@ -285,6 +285,7 @@ def test_a_run_survives_hostile_entries(
     monkeypatch.setattr(writer_module, "BLOCK_MS", None)
     folder, manifest = make_run(tmp_path, prompts=PROMPTS)
     stream = open_stream(server.url, manifest.uid)
+    stream.create()
     forger = Forger(99, manifest.uid)
     refused: dict[str, bytes] = {}
     per_prompt = 600 // PROMPTS

@@ -88,6 +88,7 @@ def test_ten_thousand_hostile_entries_do_not_grow_the_writer(
     for hostile in (False, True):
         folder, manifest = make_run(tmp_path / str(hostile), prompts=PROMPTS)
         stream = open_stream(server.url, manifest.uid)
+        stream.create()
         forger = Forger(7, manifest.uid)
         if hostile:  # prompt 0 is left alone: a harmless change may pass for a record
             for number in range(FORGED):
@@ -114,6 +115,7 @@ def test_chunks_that_never_complete_are_forgotten(
     monkeypatch.setattr(gathering_module, "MAX_BYTES", 1 << 20)
     folder, manifest = make_run(tmp_path, prompts=2)
     stream = open_stream(server.url, manifest.uid)
+    stream.create()
 
     def orphans(index: int) -> None:
         for _ in range(ORPHANS):

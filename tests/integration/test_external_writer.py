@@ -70,6 +70,7 @@ def test_it_serves_only_runs_that_ask(server: EmbeddedServer, tmp_path: Path) ->
     asks, manifest = make_run(tmp_path, name="asks")
     asks.wants_external_writer.touch()
     stream = Stream(server.url, manifest.uid)
+    stream.create()
     with Running(tmp_path / "log", "writer", str(tmp_path), "--redis", server.url) as writer:
         wait_until(lambda: Ledger(asks).refresh(), "the writer takes over the run that asks")
         later, _ = make_run(tmp_path, name="later")
@@ -90,6 +91,7 @@ def test_a_fenced_writer_says_so(server: EmbeddedServer, tmp_path: Path) -> None
     folder, manifest = make_run(tmp_path)
     folder.wants_external_writer.touch()
     stream = Stream(server.url, manifest.uid)
+    stream.create()
     with Running(tmp_path / "log", "writer", str(tmp_path), "--redis", server.url, "--run", "demo") as writer:
         wait_until(lambda: Ledger(folder).refresh(), "the writer takes over")
         rival = Writer(folder, stream)

@@ -19,6 +19,9 @@ GUIDES = (
     "docs/PAGES.md",
     "docs/LENSES.md",
     "docs/GENERATION.md",
+    "docs/INTERVENTIONS.md",
+    "docs/METRICS.md",
+    "docs/servers.md",
 )
 BLOCKS = [
     (guide, *block)
@@ -45,6 +48,7 @@ def test_block_runs(folder: Path, language: str, source: str) -> None:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "RAYLENS": str(ROOT),  # the checkout of which a guide takes files
         "HOME": str(folder),  # without the token that another Ray may have left in the user's home
         "XDG_CACHE_HOME": str(platformdirs.user_cache_path()),  # but with the converted demo model
     }

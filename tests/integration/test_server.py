@@ -57,6 +57,8 @@ KEY = "raylens:{x}:frames"
 @pytest.mark.parametrize(
     "command",
     [
+        ["EXISTS", KEY],
+        ["XGROUP", "CREATE", KEY, "g", "$", "MKSTREAM"],
         ["XADD", KEY, "*", "f", "v"],
         ["XREAD", "STREAMS", KEY, "0"],
         ["XLEN", KEY],
@@ -84,6 +86,9 @@ def test_without_a_password_nothing_is_allowed(server: EmbeddedServer, command: 
 @pytest.mark.parametrize(
     "command",
     [
+        ["EXISTS", "other"],
+        ["XGROUP", "CREATE", "other", "g", "$", "MKSTREAM"],
+        ["XGROUP", "DESTROY", KEY, "g"],
         ["XADD", "other", "*", "f", "v"],
         ["XADD", "xraylens:1", "*", "f", "v"],
         ["XREAD", "STREAMS", "other", "0"],
@@ -124,6 +129,7 @@ def test_the_user_of_a_run_may_only_use_its_streams(server: EmbeddedServer, comm
 def test_the_user_of_a_run_may_do_all_it_needs(server: EmbeddedServer, open_stream: Callable[..., Stream]) -> None:
     """Every method of a stream works with the rights of a run's user."""
     stream = open_stream(server.url, "0123")
+    stream.create()
     stream.ping()
     check_server(server.url)
     ids = [stream.publish(b"frame %d" % number) for number in range(3)]
@@ -158,6 +164,7 @@ def test_the_folder_is_private(server: EmbeddedServer) -> None:
 def test_many_entries_are_deleted_and_asked_for(server: EmbeddedServer, open_stream: Callable[..., Stream]) -> None:
     """More entries than fit one command are deleted, and asked for, in several."""
     stream = open_stream(server.url, "0123")
+    stream.create()
     ids = [stream.publish(b"f") for _ in range(1100)]
     assert stream.missing([*ids, "1-1"]) == {"1-1"}
     stream.delete(ids[50:])
@@ -222,6 +229,7 @@ def test_an_interrupt_in_the_terminal_is_not_for_the_server(own_server: Embedded
 def test_a_killed_server_is_started_anew(own_server: EmbeddedServer, open_stream: Callable[..., Stream]) -> None:
     """After a SIGKILL the restarted server is at the same URL, and empty; an old connection finds it."""
     stream = open_stream(own_server.url, "0123")
+    stream.create()
     stream.publish(b"frame")
     first = server_pid(own_server)
     os.kill(first, signal.SIGKILL)

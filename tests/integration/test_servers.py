@@ -1,6 +1,7 @@
 """Every server that raylens promises to work with, by every way to reach it: the stream, the writer, and a whole run."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import redis
 import raylens
 from raylens.storage import stream as stream_module
 from raylens.storage.errors import BrokerError
+from raylens.storage.layout import RunFolder
+from raylens.storage.manifest import read_manifest
 from raylens.storage.server import RIGHTS
 from raylens.storage.stream import Stream, check_server, connect
 from raylens.storage.writer import Writer
@@ -43,6 +46,7 @@ def test_a_stream_does_on_it_all_that_a_run_needs(url: str, open_stream: Callabl
     check_server(url)
     assert keys(url) == 0
     stream = open_stream(url, "0123")
+    stream.create()
     ids = [stream.publish(b"frame %d" % number) for number in range(3)]
     assert stream.read(ids[0], 1) == [(ids[1], b"frame 1"), (ids[2], b"frame 2")]
     assert stream.read(ids[2], 1) == []
@@ -57,6 +61,7 @@ def test_a_writer_stores_what_comes_through_it(url: str, tmp_path: Path, open_st
     """Records of one frame and of three, failures, doubles and poison, as on the embedded server."""
     folder, manifest = make_run(tmp_path, prompts=4)
     stream = open_stream(url, manifest.uid)
+    stream.create()
     outcomes = [make_record(0), make_large_record(1), make_failure(2), make_record(3)]
     for outcome in [*outcomes, outcomes[0]]:
         for frame in make_frames(outcome, manifest.uid):
@@ -80,6 +85,7 @@ def test_a_whole_run_through_it(kind: str, access: str, tmp_path: Path, model: P
     corpus.write_text("\n".join(sentences(40, 5)))
     with reach(kind, access, tmp_path) as url:
         other = Stream(url, "another")
+        other.create()
         entry = other.publish(b"frame")
         store = tmp_path / "store"
         done = raylens_command(
@@ -93,6 +99,25 @@ def test_a_whole_run_through_it(kind: str, access: str, tmp_path: Path, model: P
         other.close()
     for written in [done.stdout, done.stderr, *(path.read_text("latin-1") for path in store.rglob("*") if path.is_file())]:
         assert PASSWORD not in written
+
+
+def test_a_run_that_is_over_leaves_no_key(tmp_path: Path, model: Path) -> None:
+    """After a driver that was killed after its last commit, the same command removes the key; ``--fresh`` that of the old run."""
+    corpus = tmp_path / "prompts.txt"
+    corpus.write_text("\n".join(sentences(3, 5)))
+    with reach("valkey9", "socket", tmp_path) as url:
+        command = ["run", str(corpus), "--format", "lines", "-m", str(model), "-o", str(tmp_path / "store"), "--redis", url]
+        for fresh in ([], ["--fresh"]):
+            done = raylens_command(*command, "--name", "over")
+            assert done.returncode == 0, done.stderr
+            run = RunFolder(tmp_path / "store" / "runs" / "over")
+            with closing(Stream(url, read_manifest(run).uid)) as left:
+                left.create()
+                left.publish(b"frame")
+            assert keys(url) == 1
+            done = raylens_command(*command, "--name", "over", *fresh)
+            assert done.returncode == 0, done.stderr
+            assert keys(url) == 0
 
 
 def commands() -> list[str]:
@@ -127,6 +152,7 @@ def refused(url: str, *command: Any) -> None:
         ["EVAL", "return 1", "0"], ["SHUTDOWN", "NOSAVE"], ["SAVE"], ["CLIENT", "LIST"], ["MONITOR"],
         ["SET", "raylens:a", "v"], ["GET", "raylens:a"], ["XTRIM", "raylens:a", "MAXLEN", "0"],
         ["RENAME", "raylens:a", "raylens:b"],
+        ["EXISTS", "others"], ["XGROUP", "CREATE", "others", "g", "$", "MKSTREAM"], ["XGROUP", "DESTROY", "raylens:a", "g"],
         ["XADD", "others", "*", "f", "v"], ["XREAD", "STREAMS", "others", "0"], ["XRANGE", "others", "-", "+"], ["DEL", "others"],
     ],
     ids=" ".join,

@@ -61,6 +61,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.stream = self.open_stream(self.server.url, self.manifest.uid)
+        self.stream.create()
 
     def publish(self, outcome: Record | Failure, attempt: bytes | None = None) -> list[str]:
         """All frames of one attempt; the entries' ids."""
@@ -506,6 +507,7 @@ def test_a_server_restarted_empty_costs_only_a_repetition(own_bench: Bench) -> N
     writer.step()
     own_bench.publish(lost)
     own_bench.server.restart()
+    own_bench.stream.create()
     assert own_bench.stream.length() == 0
     drain(writer)
     assert own_bench.stored() == [0, 1]
@@ -530,6 +532,7 @@ def test_a_killed_server_stops_no_writer(own_bench: Bench, open_stream: Callable
     assert own_bench.stored() == [0], "the ledger needs no server"
     assert not writer.step()
     own_bench.server.restart()
+    own_bench.stream.create()
     own_bench.publish(make_record(1))
     assert own_bench.stream.missing(entries) == set(entries)
     drain(writer)
@@ -544,6 +547,7 @@ def test_an_actor_waits_for_a_server_that_is_away(own_bench: Bench) -> None:
     actor = threading.Thread(target=lambda: receipts.append(publish(stream, own_bench.manifest.uid, make_record(0))))
     actor.start()
     own_bench.server.restart()
+    own_bench.stream.create()
     actor.join(timeout=60)
     assert len(receipts) == 1
     drain(own_bench.writer())

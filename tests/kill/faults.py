@@ -116,8 +116,10 @@ def full_disk(stage: Stage, rng: Random) -> None:
     stage.disk.free()
 
 
+Fault = Callable[[Stage, Random], None]
+
 #: Each fault, and how often it comes.
-FAULTS: dict[Callable[[Stage, Random], None], int] = {
+FAULTS: dict[Fault, int] = {
     kill_actor: 5,
     kill_writer: 5,
     freeze_writer: 2,

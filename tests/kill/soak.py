@@ -20,7 +20,7 @@ from raylens.storage.record import Failure, Record
 from raylens.storage.stream import connect
 from tests.command import raylens_command
 from tests.kill.comparing import same_results, times_entered
-from tests.kill.faults import FAULTS
+from tests.kill.faults import FAULTS, Fault
 from tests.kill.stage import LENS, RUN, Complete, Stage
 from tests.servers import KINDS
 from tests.tiny import save_word_llama, sentences
@@ -66,7 +66,7 @@ class Figures:
         )
 
 
-def soak(folder: Path, seed: int, kills: int, prompts: int, server: str) -> Figures:
+def soak(folder: Path, seed: int, kinds: list[Fault], kills: int, prompts: int, server: str) -> Figures:
     """Run, disturb, and compare.
 
     Raises:
@@ -81,7 +81,7 @@ def soak(folder: Path, seed: int, kills: int, prompts: int, server: str) -> Figu
     (folder / "stage").mkdir()
     with Stage(folder / "stage", corpus, model, server) as stage:
         began = time.monotonic()
-        faults = _disturb(stage, rng, kills, prompts)
+        faults = _disturb(stage, rng, kinds, kills, prompts)
         seconds = time.monotonic() - began
         with connect(stage.server.url) as client:
             keys = int(client.dbsize())
@@ -95,9 +95,9 @@ def _texts(prompts: int) -> list[str]:
     return [long[n] if n % LONG_EVERY == LONG_EVERY - 1 else short[n] for n in range(prompts)]
 
 
-def _disturb(stage: Stage, rng: random.Random, kills: int, prompts: int) -> Counter[str]:
+def _disturb(stage: Stage, rng: random.Random, kinds: list[Fault], kills: int, prompts: int) -> Counter[str]:
     """Inject the faults, each when a random number of prompts is stored, and run to the end; how many of each."""
-    chosen = list(FAULTS) + rng.choices(list(FAULTS), weights=list(FAULTS.values()), k=kills)
+    chosen = kinds + rng.choices(kinds, weights=[FAULTS[kind] for kind in kinds], k=kills)
     chosen = chosen[:kills]
     rng.shuffle(chosen)
     faults: Counter[str] = Counter()
@@ -138,11 +138,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--prompts", type=int, default=3000)
+    parser.add_argument("--kinds", default="0:1", metavar="FIRST:STEP", help="of all kinds of faults, each STEP-th from FIRST on")
     parser.add_argument("--server", choices=KINDS, default=KINDS[0])
     options = parser.parse_args()
+    first, step = map(int, options.kinds.split(":"))
+    kinds = list(FAULTS)[first::step]
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="raylens-soak-") as folder:
-        figures = soak(Path(folder), options.seed, options.kills, options.prompts, options.server)
+        figures = soak(Path(folder), options.seed, kinds, options.kills, options.prompts, options.server)
     print(figures)
     if figures.faults.total() < options.kills:
         print(f"the run was over before {options.kills} faults; give it more --prompts")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 #: Bugs that can be planted, each the absence of one rule.
-BUGS = ("ack_on_read", "trust_the_task", "no_receipt_check", "no_fence", "no_dedupe", "mixed_attempts")
+BUGS = ("ack_on_read", "trust_the_task", "no_receipt_check", "no_fence", "no_dedupe", "mixed_attempts", "anyone_makes_the_stream")
 
 Entry = tuple[int, int]  # attempt, chunk
 
@@ -27,17 +27,17 @@ class Writer(NamedTuple):
 class State(NamedTuple):
     """Everything at one moment."""
 
-    driver: str  # pending, leased, produced, missing (asked the stream, not yet the ledger), done
+    driver: str  # pending, leased, produced, missing (asked the stream, not yet the ledger), done, ended (stream dropped)
     lease: int  # the attempt the driver follows
     published: tuple[int, ...]  # chunks that each attempt has published
     alive: tuple[bool, ...]  # whether each attempt can go on
-    stream: frozenset[Entry]
+    stream: frozenset[Entry] | None  # None where the server has no such key
     writers: tuple[Writer | None, Writer | None]
     ledger: tuple[frozenset[Entry] | None, ...]  # what each commit holds; None for a fence
     faults: int
 
 
-START = State("pending", -1, (), (), frozenset(), (None, None), (), 0)
+START = State("pending", -1, (), (), None, (None, None), (), 0)
 
 
 class Model:
@@ -63,18 +63,26 @@ class Model:
             return "S1: two records of one prompt"
         if any(len({attempt for attempt, _ in commit}) > 1 or len(commit) < self.chunks for commit in records):
             return "S2: a record that is not all chunks of one attempt"
-        if state.driver == "done" and not records:
+        if state.driver in {"done", "ended"} and not records:
             return "S4: reported done without being in the ledger"
         for writer in state.writers:
             if writer is not None and writer.spent and not records:
                 return "S3: deletes what is not in the ledger"
+        if state.driver == "ended" and state.stream is not None:
+            return "S5: a finished run left its key"
         return ""
 
     def over(self, state: State) -> bool:
-        """The goal: the prompt is in the ledger, and the driver knows."""
-        return state.driver == "done" and _stored(state)
+        """The goal: the prompt is in the ledger, the driver knows, and the stream is gone."""
+        return state.driver == "ended" and _stored(state)
 
     def _driver(self, state: State) -> Iterator[State]:
+        if state.driver == "ended":
+            return
+        if state.driver == "done":
+            yield state._replace(driver="ended", stream=None)
+        elif state.stream is None:
+            yield state._replace(stream=frozenset())
         if state.driver not in {"done", "missing"} and _stored(state):
             yield state._replace(driver="done")
         if state.driver == "pending" and len(state.published) < self.attempts:
@@ -84,7 +92,7 @@ class Model:
             if self.bug == "trust_the_task":
                 yield state._replace(driver="done")
             entries = {(state.lease, chunk) for chunk in range(self.chunks)}
-            if self.bug != "no_receipt_check" and not entries <= state.stream:
+            if self.bug != "no_receipt_check" and not entries <= (state.stream or frozenset()):
                 yield state._replace(driver="missing")
         if state.driver == "missing":  # the stream was asked first; now the ledger is read
             yield state._replace(driver="done" if _stored(state) else "pending")
@@ -93,9 +101,11 @@ class Model:
         for attempt, (published, alive) in enumerate(zip(state.published, state.alive, strict=True)):
             if not alive:
                 continue
+            if published < self.chunks and state.stream is None and self.bug != "anyone_makes_the_stream":
+                continue  # it waits
             if published < self.chunks:
                 counts = _put(state.published, attempt, published + 1)
-                yield state._replace(published=counts, stream=state.stream | {(attempt, published)})
+                yield state._replace(published=counts, stream=(state.stream or frozenset()) | {(attempt, published)})
             else:
                 told = state.driver == "leased" and state.lease == attempt
                 yield state._replace(alive=_put(state.alive, attempt, False), driver="produced" if told else state.driver)
@@ -105,14 +115,15 @@ class Model:
         if writer is None:
             yield from self._open(state, number)
             return
-        for entry in state.stream - writer.has - writer.spent:
+        for entry in (state.stream or frozenset()) - writer.has - writer.spent:
             yield self._read(state, number, writer, entry)
         if not writer.knows or self.bug == "no_dedupe":
             for record in self._complete(writer):
                 yield self._commit(state, number, writer, record)
         if writer.spent:
             after = writer._replace(spent=frozenset())
-            yield state._replace(stream=state.stream - writer.spent, writers=_put(state.writers, number, after))
+            left = state.stream and state.stream - writer.spent
+            yield state._replace(stream=left, writers=_put(state.writers, number, after))
 
     def _open(self, state: State, number: int) -> Iterator[State]:
         if len(state.ledger) >= self.commits:
@@ -124,7 +135,7 @@ class Model:
     def _read(self, state: State, number: int, writer: Writer, entry: Entry) -> State:
         if self.bug == "ack_on_read":
             after = writer._replace(has=writer.has | {entry}, spent=writer.spent | {entry})
-            return state._replace(stream=state.stream - {entry}, writers=_put(state.writers, number, after))
+            return state._replace(stream=state.stream and state.stream - {entry}, writers=_put(state.writers, number, after))
         if writer.knows and self.bug != "no_dedupe":
             after = writer._replace(spent=writer.spent | {entry})
         else:
@@ -153,12 +164,12 @@ class Model:
                 driver = "pending" if state.driver == "leased" and state.lease == attempt else state.driver
                 yield state._replace(alive=_put(state.alive, attempt, False), driver=driver)
                 yield state._replace(driver=driver)  # taken for dead, but goes on
-        if state.stream:
-            yield state._replace(stream=frozenset())
+        if state.stream is not None:
+            yield state._replace(stream=None)
         for number in (0, 1):
             if state.writers[number] is not None:
                 yield state._replace(writers=_put(state.writers, number, None))
-        if state.driver != "pending":
+        if state.driver not in {"pending", "ended"}:
             yield state._replace(driver="done" if _stored(state) else "pending", lease=-1)  # a new driver reads the ledger
 
 

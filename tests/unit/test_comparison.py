@@ -4,6 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raylens.storage.comparison import compare
@@ -11,6 +12,10 @@ from raylens.storage.errors import UsageError
 from raylens.storage.store import Run
 from raylens.storage.taps import TAPS
 from tests.queried import decided, places, same_rows, write_run
+
+
+def mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def plain(one: Run, other: Run, k: int) -> list[dict[str, Any]]:
@@ -32,6 +37,16 @@ def plain(one: Run, other: Run, k: int) -> list[dict[str, Any]]:
             "agreement": sum(a["ids"][0] == b["ids"][0] for a, b in pairs) / len(pairs),
             "overlap": sum(len(set(a["ids"]) & set(b["ids"])) / k for a, b in pairs) / len(pairs),
             "entropy_change": sum(b["entropy"] - a["entropy"] for a, b in pairs) / len(pairs),
+            "logprob_change": mean(
+                [b["logprobs"][b["ids"].index(a["ids"][0])] - a["logprobs"][0] for a, b in pairs if a["ids"][0] in b["ids"]]
+            ),
+            "next_logprob_change": mean(
+                [
+                    float(b["next_logprob"]) - float(a["next_logprob"])
+                    for a, b in pairs
+                    if not np.isnan(a.get("next_logprob", np.nan))
+                ]
+            ),
             "kl_change": sum(float(b["kl"]) - float(a["kl"]) for a, b in pairs) / len(pairs) if "kl" in pairs[0][0] else None,
             "decided": len(shifts[layer]) or None if tap == "resid_post" else None,
             "shift": sum(shifts[layer]) / len(shifts[layer]) if tap == "resid_post" and shifts[layer] else None,

@@ -66,7 +66,7 @@ def settings(
     folder: Path, generation: GenerationSettings | None, lens: dict[str, Any] | None = None, **given: Any
 ) -> WorkerSettings:
     read_out = LensSettings(**{"logprobs": "float32", "top_k": 5, **(lens or {})})
-    return WorkerSettings(ModelSettings(str(folder)), read_out, InputSettings(**given), generation)
+    return WorkerSettings(ModelSettings(str(folder)), read_out, InputSettings(**given), generation=generation)
 
 
 def prompts(texts: list[list[int]]) -> list[Prompt]:

@@ -117,3 +117,25 @@ def test_the_lock_of_a_killed_process_is_free(folder: RunFolder) -> None:
     assert (folder.root / "lock").read_text() != f"{os.getpid()}\n"
     with folder.lock():
         assert (folder.root / "lock").read_text() == f"{os.getpid()}\n"
+
+
+@pytest.mark.parametrize(
+    ("sections", "title"),
+    [
+        ({"lens": {"top_k": 3}}, "made-up"),  # of runs from before there were other lenses
+        ({"lens": {"kind": "logit"}}, "made-up"),
+        ({"lens": {"kind": "tuned"}}, "made-up, tuned lens"),
+        ({"lens": {"kind": "logit"}, "intervention": {"digest": "0"}}, "made-up, edited"),
+        ({"lens": {"kind": "linear"}, "intervention": {"digest": "0"}}, "made-up, linear lens, edited"),
+    ],
+)
+def test_titles(sections: dict[str, Any], title: str) -> None:
+    """Pictures and pages name what is not as usual: the lens, and that the model was edited."""
+    assert make_manifest(identity=sections).title == title
+    assert make_manifest(identity=sections, sources={}).title == title.partition(", ")[2]
+
+
+def test_long_settings_are_cut_in_messages() -> None:
+    """An intervention's prompt of any length leaves a message that can be read."""
+    (change,) = difference({"intervention": {"1": "x" * 9000}}, {"intervention": {"1": "y" * 9000}})
+    assert change == f"intervention.1: {'x' * 300}… -> {'y' * 300}…"

@@ -230,6 +230,7 @@ def test_a_head_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_of_statistics() -> None:
     """A comma list or any iterable, each once and in the order of the table; an unknown name lists those there are."""
     assert parse_stats("next_rank, kl,kl") == parse_stats(["kl", "next_rank"]) == ("kl", "next_rank")
+    assert parse_stats("all") == parse_stats(["all"]) == STATS
     with pytest.raises(UsageError, match=r"--stats nothing: .* choose from kl, next_logprob, next_rank"):
         parse_stats("kl,nothing")
     assert METRICS.keys() == {*STATS, "tracked_logprob", "tracked_rank"}

@@ -4,6 +4,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from raylens.scheduler import tracker as tracker_module
 from raylens.scheduler.shards import Shard, estimated_tokens
 from raylens.scheduler.tracker import DEATHS_BEFORE_ALONE, DEATHS_BEFORE_FAILURE, MAX_VANISHED, OPEN_BYTES, Tracker, open_bytes
 from raylens.storage import writer as writer_module
-from raylens.storage.errors import BrokerError, ServerFull, StoreError
+from raylens.storage.errors import BrokerError, ServerFull, StoreError, StreamGone
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.manifest import Manifest
@@ -45,6 +46,7 @@ class Rig:
         self.folder, self.manifest = make_run(store, prompts=prompts)
         self.url = url
         self.stream = Stream(url, self.manifest.uid, 2)
+        self.stream.create()
         self.asked = stream or self.stream
         self.gave_up: list[Failure] = []
         self.broken = False
@@ -76,6 +78,11 @@ class Rig:
     def publish(self, prompt: Prompt) -> Receipt:
         """An actor's result for one prompt."""
         return publish(self.stream, self.manifest.uid, make_record(prompt.index))
+
+    def wipe(self) -> None:
+        """The server loses all it holds; the stream is made again as by a driver."""
+        self.stream.drop()
+        self.stream.create()
 
     def produce(self, shard: Shard) -> list[Receipt]:
         """An actor's answer for a shard, told to the tracker."""
@@ -241,7 +248,7 @@ def test_vanished_receipts_are_sent_again(rig: Rig) -> None:
     rig.produce(first)
     rig.check()
     assert rig.tracker.next_shard() is not None, "the third shard, and nothing of the first"
-    rig.stream.drop()
+    rig.wipe()
     now = time.time()
     # an emptied server may give the same id again within a millisecond; in a run the next check tells
     wait_until(lambda: time.time() > now + 0.002, "the server's clock has moved on")
@@ -252,6 +259,28 @@ def test_vanished_receipts_are_sent_again(rig: Rig) -> None:
     assert rig.tracker.next_shard() is None
     for shard in [*again, Shard([make_prompt(4), make_prompt(5)])]:
         rig.produce(shard)
+    rig.finish()
+    rig.assert_stored()
+
+
+def test_an_actor_waits_with_its_result_until_the_lost_stream_is_made_again(
+    rig: Rig, open_stream: Callable[..., Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an actor adds makes no stream; the driver's next check does, and what was added then counts."""
+    monkeypatch.setattr(tracker_module, "RECEIPT_SECONDS", 0.0)
+    shard = rig.take()
+    rig.stream.drop()
+    with pytest.raises(StreamGone, match="is gone; has its run ended"):
+        rig.publish(shard.prompts[0])
+    actors = open_stream(rig.url, rig.manifest.uid, 30)
+    with ThreadPoolExecutor(1) as pool:
+        sent = [
+            pool.submit(publish, actors, rig.manifest.uid, make_record(prompt.index), patient=True) for prompt in shard.prompts
+        ]
+        rig.check()
+        rig.tracker.produced([one.result() for one in sent])
+    rig.check()
+    assert not rig.tracker.vanished
     rig.finish()
     rig.assert_stored()
 
@@ -278,7 +307,7 @@ def test_a_prompt_under_suspicion_stays_alone(rig: Rig) -> None:
     while rig.tracker.next_shard() is not None:
         pass
     rig.produce(Shard([make_prompt(0)]))
-    rig.stream.drop()
+    rig.wipe()
     rig.check()
     assert rig.take() == Shard([make_prompt(0)], alone=True)
 
@@ -292,7 +321,7 @@ def test_results_that_always_vanish_become_a_failure(rig: Rig) -> None:
     for loss in range(MAX_VANISHED):
         assert rig.gave_up == [], f"not given up before loss {loss}"
         rig.produce(Shard(shard.prompts[:1]))
-        rig.stream.drop()
+        rig.wipe()
         rig.check()
         rig.check()
     assert [(failure.index, failure.kind, failure.metadata) for failure in rig.gave_up] == [(0, "delivery", {})]
@@ -308,9 +337,9 @@ def test_when_even_failures_vanish_the_run_ends(rig: Rig) -> None:
     def lose_everything() -> None:
         for _ in range(10 * MAX_VANISHED):
             rig.produce(shard)
-            rig.stream.drop()
+            rig.wipe()
             rig.check()
-            rig.stream.drop()
+            rig.wipe()
 
     with pytest.raises(StoreError, match="results vanish from the server before they are stored"):
         lose_everything()
@@ -326,7 +355,7 @@ def test_a_lost_failure_is_published_again(rig: Rig) -> None:
     while rig.tracker.next_shard() is not None:
         pass
     rig.check()
-    rig.stream.drop()
+    rig.wipe()
     rig.check()
     rig.check()
     assert [failure.kind for failure in rig.gave_up] == ["crash", "crash"]
@@ -575,7 +604,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def server_is_wiped(self) -> None:
         self.wipes += 1
-        self.rig.stream.drop()
+        self.rig.wipe()
 
     @rule()
     def writer_reads(self) -> None:

@@ -20,7 +20,7 @@ def worker(folder: str) -> Worker:
             ModelSettings(folder, dtype="float32"),
             LensSettings(K, taps=tuple(NAMES)),
             InputSettings(batch_tokens=BATCH_TOKENS),
-            GenerationSettings(NEW_TOKENS),
+            generation=GenerationSettings(NEW_TOKENS),
         )
     )
 

@@ -1,0 +1,35 @@
+"""``raylens cancel``."""
+
+import time
+
+import click
+
+from raylens.scheduler.cli._options import open_store
+from raylens.storage.errors import StoreError
+
+#: Seconds to wait for the driver to end: its writer stores what is published, and Ray ends its actors.
+WAIT_SECONDS = 180.0
+
+
+@click.command("cancel")
+@click.argument("store", envvar="RAYLENS_STORE")
+@click.argument("run")
+def command(store: str, run: str) -> None:
+    """Stop RUN of STORE, wherever its driver is at work, as Ctrl-C there would.
+
+    What is published is stored; the command that began the run goes on with it later.
+    """
+    from raylens.storage.pulse import ask_to_stop, read_pulse
+
+    folder = open_store(store)[run].folder
+    pulse = ask_to_stop(folder)
+    click.echo(f"asked process {pulse.pid} on {pulse.host} to stop; it stores what is published", err=True)
+    until = time.monotonic() + WAIT_SECONDS
+    while (last := read_pulse(folder)) is not None and last.pid == pulse.pid and last.state(time.time()) != "died":
+        if time.monotonic() > until:
+            raise StoreError(f"{folder.root}: its driver has not stopped within {WAIT_SECONDS:.0f} seconds; see raylens status")
+        time.sleep(0.2)
+    counts = open_store(store)[run].counts()
+    click.echo(
+        f"{run}: stopped with {counts['records'] + sum(counts['failures'].values()):,} of {counts['prompts']:,} prompts stored"
+    )

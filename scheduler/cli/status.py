@@ -1,0 +1,143 @@
+"""``raylens status``."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+
+from raylens.scheduler.cli._options import DEFAULT_STORE, open_store, print_table
+from raylens.storage.errors import RaylensError, StoreError, UsageError
+from raylens.storage.labels import text_label
+
+if TYPE_CHECKING:
+    from raylens.storage.server_status import ServerStatus
+    from raylens.storage.status import Status
+
+
+@click.command("status")
+@click.argument("store", required=False, envvar="RAYLENS_STORE")
+@click.argument("run", required=False)
+@click.option("--redis", metavar="URL", help="Also what this server holds; without STORE only that.")
+@click.option(
+    "--healthy-within",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Exit 1 unless each run is complete, or at work and has committed within so many seconds.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def command(store: str | None, run: str | None, redis: str | None, healthy_within: float | None, as_json: bool) -> None:
+    """Say how far the runs of STORE are, or all about one RUN, from another terminal or machine.
+
+    States: complete; running; silent, the driver was not heard of for a minute; died, its process is gone; stopped. All but
+    complete runs go on by the command that began them.
+    """
+    if store is None and redis is None:
+        store = DEFAULT_STORE
+    if store is None and healthy_within is not None:
+        raise UsageError("--healthy-within: give the STORE whose runs are meant")
+    found, damaged = _statuses(store, run) if store is not None else ([], [])
+    server = _server(redis, [one.uid for one in found] if store is not None else None)
+    if as_json:
+        value: dict[str, Any] = {"runs": [one.to_dict() for one in found]}
+        click.echo(orjson.dumps(value | ({"server": server.to_dict()} if server is not None else {})))
+    else:
+        _print(found, run is not None, server)
+    if damaged:
+        raise StoreError("; ".join(damaged))
+    ill = [one.run for one in found if healthy_within is not None and not one.healthy(healthy_within)]
+    if ill:
+        raise RaylensError(f"not complete, and no commit within {healthy_within:g} seconds by a driver at work: {', '.join(ill)}")
+
+
+def _statuses(store: str, run: str | None) -> "tuple[list[Status], list[str]]":
+    """Of each run; and what is wrong with those that cannot be read, which do not hide the others."""
+    from raylens.storage.status import status
+
+    found, statuses, damaged = open_store(store), [], []
+    for name in [run] if run is not None else found.names():
+        try:
+            statuses.append(status(found[name].folder))
+        except StoreError as error:
+            damaged.append(str(error))
+    return statuses, damaged
+
+
+def _server(url: str | None, uids: list[str] | None) -> "ServerStatus | None":
+    if url is None:
+        return None
+    from raylens.storage.server_status import server_status
+
+    return server_status(url, uids)
+
+
+def _print(found: "list[Status]", whole: bool, server: "ServerStatus | None") -> None:
+    if whole and found:
+        click.echo("\n".join(f"{name:<10} {text}" for name, text in _lines(found[0])))
+    elif found:
+        header = ["run", "state", "stored", "prompts", "failures", "prompts/s", "to go", "in flight"]
+        print_table(header, [_cells(one) for one in found])
+    if server is not None:
+        limit = f" of {server.limit_bytes / 1e6:,.0f}" if server.limit_bytes else ""
+        click.echo(f"{'server':<10} {server.used_bytes / 1e6:,.1f}{limit} MB in use")
+        names = {one.uid: one.run for one in found}
+        if server.streams is None:
+            click.echo(
+                "streams    not known: this user may not SCAN; name the store too, whose runs are then asked for one by one"
+            )
+        for uid, entries in (server.streams or {}).items():
+            click.echo(f"{'stream':<10} {entries:,} entries wait for the writer of {text_label(names.get(uid, uid))}")
+
+
+def _cells(one: "Status") -> list[str]:
+    in_flight = f"{one.driver.in_flight_bytes / 1e6:,.1f} MB" if one.driver is not None else ""
+    numbers = [f"{number:,}" for number in (one.stored, one.prompts, sum(one.failures.values()))]
+    return [one.run, one.state, *numbers, f"{one.prompts_per_second:,.1f}", _duration(one.seconds_left), in_flight]
+
+
+def _lines(one: "Status") -> list[tuple[str, str]]:
+    share = one.stored / one.prompts if one.prompts else 1.0
+    failures = ", ".join(f"{number:,} {kind}" for kind, number in one.failures.items()) or "no"
+    lines = [
+        ("run", f"{one.run}: {one.state}"),
+        ("prompts", f"{one.stored:,} of {one.prompts:,} stored ({share:.0%}), {one.tokens:,} tokens; {failures} failures"),
+    ]
+    if one.state in {"running", "silent"}:
+        left = _duration(one.seconds_left)
+        lines.append(
+            (
+                "rate",
+                f"{one.prompts_per_second:,.1f} prompts/s, {one.tokens_per_second:,.0f} tokens/s"
+                + (f", {left} to go" if left else ""),
+            )
+        )
+    if one.seconds_since_commit is not None:
+        lines.append(("stored", f"last {_duration(one.seconds_since_commit)} ago"))
+    if one.quarantined:
+        lines.append(("refused", f"{one.quarantined:,} entries; raylens show {one.run} --quarantine"))
+    pulse = one.driver
+    if pulse is None:
+        return lines
+    heard = _duration(max(time.time() - pulse.at, 0))
+    lines += [
+        (
+            "driver",
+            f"process {pulse.pid} on {text_label(pulse.host)}, heard of {heard} ago; {pulse.ready} of {pulse.actors} actors up",
+        ),
+        (
+            "in flight",
+            f"{pulse.in_flight_bytes / 1e6:,.1f} MB, of which {pulse.unstored_bytes / 1e6:,.1f} MB "
+            f"({pulse.unstored_prompts:,} prompts) wait for the writer",
+        ),
+    ]
+    if pulse.deaths or pulse.resubmitted:
+        lines.append(("mended", f"{pulse.deaths:,} deaths of actors; {pulse.resubmitted:,} prompts submitted again"))
+    if pulse.waiting:
+        lines.append(("waiting", text_label(pulse.waiting)))
+    return lines
+
+
+def _duration(seconds: float | None) -> str:
+    from raylens.scheduler.progress import duration
+
+    return "" if seconds is None else duration(seconds)

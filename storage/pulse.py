@@ -1,0 +1,91 @@
+"""What the driver of a run says of itself while it is at work, and the wish that it stop: two small files of the run's folder."""
+
+import os
+import socket
+import time
+from contextlib import suppress
+
+import msgspec
+
+from raylens.storage.durable import TEMPORARY, decode_json, read_file
+from raylens.storage.errors import StoreError
+from raylens.storage.layout import RunFolder
+
+#: Version of the file.
+FORMAT = 1
+#: Seconds between two pulses, and after which a driver counts as silent: one that waits for its server may be late.
+PULSE_SECONDS = 2.0
+SILENT_SECONDS = 60.0
+
+
+class Pulse(msgspec.Struct, frozen=True):
+    """A driver at one moment. A hint for people and monitors: nothing depends on it.
+
+    Attributes:
+        host, pid: of the driver.
+        at: seconds since 1970, by the driver's clock.
+        actors, ready: asked for, and of those how many have loaded the model.
+        deaths: of actors since the driver began.
+        resubmitted: prompts submitted again since then, after deaths and lost results.
+        in_flight_bytes: submitted and not stored, as expected or known.
+        unstored_prompts, unstored_bytes: published and not stored: what the writer is behind.
+        waiting: what the run last said that it waits for; empty after a commit.
+    """
+
+    format: int
+    host: str
+    pid: int
+    at: float
+    actors: int
+    ready: int
+    deaths: int
+    resubmitted: int
+    in_flight_bytes: int
+    unstored_prompts: int
+    unstored_bytes: int
+    waiting: str
+
+    def state(self, now: float) -> str:
+        """``running``, ``died`` if its process on this machine is gone, or ``silent``."""
+        if self.host == socket.gethostname() and not _alive(self.pid):
+            return "died"
+        return "running" if now - self.at <= SILENT_SECONDS else "silent"
+
+
+def write_pulse(folder: RunFolder, pulse: Pulse) -> None:
+    """Replace the last pulse. A disk that is full or away is not this file's to complain of."""
+    temporary = folder.pulse.with_name(f".{folder.pulse.name}{TEMPORARY}")
+    with suppress(OSError):
+        temporary.write_bytes(msgspec.json.encode(pulse))
+        temporary.replace(folder.pulse)
+
+
+def read_pulse(folder: RunFolder) -> Pulse | None:
+    """The last pulse; None if no driver is at work, or if what is there cannot be read."""
+    try:
+        return decode_json(folder.pulse, read_file(folder.pulse), Pulse, FORMAT)
+    except (OSError, StoreError):
+        return None
+
+
+def ask_to_stop(folder: RunFolder) -> Pulse:
+    """Ask the driver of a run to stop, as Ctrl-C would, on whichever machine it is; its last pulse.
+
+    Raises:
+        StoreError: no driver is at work.
+    """
+    pulse = read_pulse(folder)
+    if pulse is None or pulse.state(time.time()) == "died":
+        raise StoreError(f"{folder.root}: no driver is at work on this run; there is nothing to cancel")
+    folder.cancel.touch()
+    return pulse
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

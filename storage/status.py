@@ -1,0 +1,113 @@
+"""How far the runs of a store are, and whether anybody is at work on them; from files alone."""
+
+import time
+from collections import Counter, deque
+from typing import Any
+
+import msgspec
+
+from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import Ledger
+from raylens.storage.manifest import read_manifest
+from raylens.storage.pulse import Pulse, read_pulse
+from raylens.storage.quarantine import Quarantine
+
+#: Seconds over which the rate is taken, and commits that are looked at for it at most.
+RATE_SECONDS = 60.0
+RATE_COMMITS = 1000
+
+
+class Status(msgspec.Struct, frozen=True):
+    """One run at one moment.
+
+    Attributes:
+        run, uid: its name, and the id that names its stream.
+        state: ``complete``; ``running``; ``silent`` if its driver has not been heard of for a minute; ``died`` if the driver's
+            process is gone without having ended; ``stopped`` otherwise. The last three go on by the command that began the run.
+        prompts, stored: of the corpus, and in the ledger.
+        failures: of those stored, by kind.
+        tokens: of the stored prompts.
+        prompts_per_second, tokens_per_second: stored in the last minute.
+        seconds_left: at that rate; None without one.
+        seconds_since_commit: by file times; None before the first.
+        quarantined: entries of the stream that the writer refused.
+        driver: what it last said.
+    """
+
+    run: str
+    uid: str
+    state: str
+    prompts: int
+    stored: int
+    failures: dict[str, int]
+    tokens: int
+    prompts_per_second: float
+    tokens_per_second: float
+    seconds_left: float | None
+    seconds_since_commit: float | None
+    quarantined: int
+    driver: Pulse | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        value: dict[str, Any] = msgspec.to_builtins(self)
+        return value
+
+    def healthy(self, seconds: float) -> bool:
+        """Whether the run is complete, or at work and has committed or begun within so many seconds."""
+        if self.state == "complete":
+            return True
+        since = self.seconds_since_commit
+        return self.state == "running" and since is not None and since <= seconds
+
+
+def status(folder: RunFolder) -> Status:
+    """Read the ledger once, from its beginning.
+
+    Raises:
+        StoreError: the run is damaged.
+    """
+    manifest, ledger, now = read_manifest(folder), Ledger(folder), time.time()
+    failures: Counter[str] = Counter()
+    tokens = 0
+    last: deque[tuple[int, int, int]] = deque(maxlen=RATE_COMMITS)  # number, prompts and tokens of a commit
+    for commit in ledger.follow():
+        failures.update(entry.failure for entry in commit.entries if entry.failure is not None)
+        spent = sum(entry.tokens for entry in commit.entries)
+        tokens += spent
+        last.append((commit.n, len(commit.entries), spent))
+    pulse = read_pulse(folder)
+    complete = ledger.count == manifest.prompts
+    state = "complete" if complete else "stopped" if pulse is None else pulse.state(now)
+    prompts_rate, tokens_rate, since = _rates(ledger, last, now)
+    left = (manifest.prompts - ledger.count) / prompts_rate if prompts_rate and state == "running" else None
+    return Status(
+        run=folder.root.name,
+        uid=manifest.uid,
+        state=state,
+        prompts=manifest.prompts,
+        stored=ledger.count,
+        failures=dict(failures.most_common()),
+        tokens=tokens,
+        prompts_per_second=prompts_rate,
+        tokens_per_second=tokens_rate,
+        seconds_left=left,
+        seconds_since_commit=since,
+        quarantined=len(Quarantine(folder).entries()),
+        driver=pulse,
+    )
+
+
+def _rates(ledger: Ledger, last: deque[tuple[int, int, int]], now: float) -> tuple[float, float, float | None]:
+    """Prompts and tokens a second in the last minute, or since a writer began if that is later; and the last commit's age."""
+    since, elapsed, prompts, tokens = None, RATE_SECONDS, 0, 0
+    for n, entries, spent in reversed(last):
+        age = max(now - ledger.path(n).stat().st_mtime, 0.0)
+        since = age if since is None else since
+        if age > RATE_SECONDS:
+            break
+        if not entries:  # a writer took the run over
+            elapsed = age
+            break
+        prompts, tokens = prompts + entries, tokens + spent
+    return (prompts / elapsed, tokens / elapsed, since) if elapsed and prompts else (0.0, 0.0, since)

@@ -1,0 +1,1 @@
+"""Interventions: taps that are changed in the model while it runs (docs/INTERVENTIONS.md)."""
