@@ -172,5 +172,8 @@ class Dispatch:
             if commit.entries:
                 self._moved, self._waiting = time.monotonic(), ""
                 self._writer.committed()
-                failures = sum(entry.failure is not None for entry in commit.entries)
+                failed = [(entry.id, entry.failure) for entry in commit.entries if entry.failure is not None]
+                for prompt, kind in failed:
+                    self._progress.prompt_failed(prompt, kind)
+                failures = len(failed)
                 self._progress.committed(len(commit.entries) - failures, failures, sum(entry.tokens for entry in commit.entries))

@@ -1,10 +1,9 @@
 """How a run shows itself: a bar on a terminal, plain lines elsewhere, or JSON events."""
 
-import json
 import sys
 import time
 from collections import deque
-from typing import Any, Protocol
+from typing import Protocol
 
 #: Seconds between two plain lines.
 LINE_SECONDS = 10.0
@@ -29,6 +28,9 @@ class Progress(Protocol):
 
     def committed(self, records: int, failures: int, tokens: int) -> None:
         """So many more are in the ledger."""
+
+    def prompt_failed(self, prompt: str, kind: str) -> None:
+        """A prompt is in the ledger as a failure; ``committed`` counts it with the others of its commit."""
 
     def in_flight(self, size: int) -> None:
         """So many bytes are between submission and commit now, as far as they are known; shown with what is told next."""
@@ -102,6 +104,7 @@ class Quiet:
     def start(self, run: str, total: int, done: int, failed: int) -> None: ...
     def working(self) -> None: ...
     def committed(self, records: int, failures: int, tokens: int) -> None: ...
+    def prompt_failed(self, prompt: str, kind: str) -> None: ...
     def in_flight(self, size: int) -> None: ...
     def waiting(self, text: str) -> None: ...
     def failed(self, message: str, exit_code: int) -> None: ...
@@ -141,6 +144,7 @@ class Lines:
     def waiting(self, text: str) -> None:
         self._say(text)
 
+    def prompt_failed(self, prompt: str, kind: str) -> None: ...
     def failed(self, message: str, exit_code: int) -> None: ...
 
     def close(self) -> None: ...
@@ -152,55 +156,6 @@ class Lines:
     def _say(self, text: str) -> None:
         self._last = time.monotonic()
         print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
-class Events:
-    """One JSON object a line on stdout: ``event`` is stage, start, progress, waiting."""
-
-    def __init__(self) -> None:
-        self._meter = Meter()
-        self._out = sys.stdout  # kept, because a run may turn sys.stdout aside
-
-    def stage(self, text: str) -> None:
-        self._emit("stage", text=text)
-
-    def scanned(self, prompts: int) -> None:
-        self._emit("scan", prompts=prompts)
-
-    def start(self, run: str, total: int, done: int, failed: int) -> None:
-        self._meter.start(run, total, done, failed)
-        self._emit("start", run=run, prompts=total, done=done, failed=failed)
-
-    def working(self) -> None:
-        self._meter.begin()
-
-    def committed(self, records: int, failures: int, tokens: int) -> None:
-        self._meter.add(records, failures, tokens)
-        meter, (prompts_rate, tokens_rate) = self._meter, self._meter.rate()
-        self._emit(
-            "progress",
-            done=meter.done,
-            prompts=meter.total,
-            failed=meter.failures,
-            prompts_per_second=round(prompts_rate, 3),
-            tokens_per_second=round(tokens_rate, 3),
-            eta_seconds=None if (eta := meter.eta()) is None else round(eta, 1),
-            in_flight_bytes=meter.in_flight,
-        )
-
-    def in_flight(self, size: int) -> None:
-        self._meter.in_flight = size
-
-    def waiting(self, text: str) -> None:
-        self._emit("waiting", text=text, in_flight_bytes=self._meter.in_flight)
-
-    def failed(self, message: str, exit_code: int) -> None:
-        self._emit("error", message=message, exit_code=exit_code)
-
-    def close(self) -> None: ...
-
-    def _emit(self, event: str, **fields: Any) -> None:
-        print(json.dumps({"event": event, **fields}), file=self._out, flush=True)
 
 
 class Bar:
@@ -247,6 +202,7 @@ class Bar:
     def waiting(self, text: str) -> None:
         self._bar.update(self._task, note=text)
 
+    def prompt_failed(self, prompt: str, kind: str) -> None: ...
     def failed(self, message: str, exit_code: int) -> None: ...
 
     def close(self) -> None:
@@ -256,6 +212,8 @@ class Bar:
 def choose(*, as_json: bool, quiet: bool) -> Progress:
     """The display that fits the options and the terminal."""
     if as_json:
+        from raylens.scheduler.events import Events
+
         return Events()
     if quiet:
         return Quiet()

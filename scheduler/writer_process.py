@@ -8,6 +8,7 @@ import msgspec
 
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
+from raylens.storage.log import last_message
 from raylens.storage.writer import Orders
 
 #: Seconds a writer gets to commit what is complete.
@@ -62,7 +63,8 @@ class WriterProcess:
             return
         self._deaths += 1
         if code == StoreError.exit_code or self._deaths >= MAX_DEATHS:
-            raise StoreError(f"the writer ended with code {code}: {self._last_words()} (see {self._folder.writer_log})")
+            log = self._folder.writer_log
+            raise StoreError(f"the writer ended with code {code}: {last_message(log)} (see {log})")
         self.restarts += 1
         self._process = self._start()
 
@@ -75,10 +77,6 @@ class WriterProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-    def _last_words(self) -> str:
-        lines = self._folder.writer_log.read_text(errors="replace").strip().splitlines()
-        return lines[-1][-300:] if lines else "no message"
 
     def __enter__(self) -> "WriterProcess":
         return self

@@ -22,6 +22,7 @@ from raylens.storage.frame import Frame, decode_frame
 from raylens.storage.gathering import Gathering
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.log import about, log_to_stderr
 from raylens.storage.manifest import read_manifest
 from raylens.storage.payload import decode_payload
 from raylens.storage.quarantine import Quarantine
@@ -111,7 +112,8 @@ class Writer:
         n = self._ledger.next
         name, crc32, entries = self._segment.write(self._folder, n, self._id)
         self._ledger.append(Commit(FORMAT, n, self._id, name, self._segment.size, crc32, entries))
-        log.info("commit %d: %d prompts, %d bytes", n, len(entries), self._segment.size)
+        found = about(commit=n, prompts=len(entries), bytes=self._segment.size)
+        log.info("commit %d: %d prompts, %d bytes", n, len(entries), self._segment.size, extra=found)
         for ids in self._ready.values():
             self._spent |= ids
         self._spent |= self._gathering.drop(self._ledger.__contains__)
@@ -188,7 +190,7 @@ class Writer:
         self._ready[frame.index] = entries
 
     def _refuse(self, entry: str, reason: str, data: bytes, index: int | None) -> None:
-        log.warning("quarantined %s: %s", entry, reason)
+        log.warning("quarantined %s: %s", entry, reason, extra=about(entry=entry, prompt_index=index))
         self._quarantine.add(entry, reason, data, index)
         self._spent.add(entry)
 
@@ -226,8 +228,8 @@ class Orders(msgspec.Struct, frozen=True):
 def main() -> int:
     """Entry point of the writer process; its exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which tells us when to end
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=Orders)
+    log_to_stderr(Path(orders.run).name)
     owner_gone = threading.Event()
 
     def watch() -> None:

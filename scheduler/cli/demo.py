@@ -45,8 +45,10 @@ def command(output: str, as_json: bool, quiet: bool) -> None:
         raise KeyboardInterrupt
     run = open_store(str(folder))["demo"]
     if as_json:
+        from raylens.scheduler.events import event_line
+
         files = {name: str(path) for name, path in _write_out(run, folder).items()}
-        click.echo(orjson.dumps({"event": "done", "run": run.name, "store": str(folder), **run.counts(), "files": files}))
+        click.echo(event_line("done", run=run.name, store=str(folder), **run.counts(), files=files))
         return
     print_table(
         ["prompt", "kind", "ends with", "predicts", "prob", "from layer"], [_row(run, record) for record in run.records()]

@@ -229,8 +229,7 @@ def _settings(options: dict[str, Any]) -> Any:
 
 def _summary(store: str, ended: "RunResult", as_json: bool, quiet: bool) -> int:
     """Say what the run came to and what to do next; the number of failed prompts that count as such."""
-    import orjson
-
+    from raylens.scheduler.events import event_line
     from raylens.storage.store import Store
 
     name = ended.run
@@ -238,17 +237,8 @@ def _summary(store: str, ended: "RunResult", as_json: bool, quiet: bool) -> int:
     counts = run.counts()
     quarantined = len(run.quarantine())
     if as_json:
-        click.echo(
-            orjson.dumps(
-                {
-                    "event": "done" if ended.complete else "stopped",
-                    "run": name,
-                    "store": store,
-                    **counts,
-                    "quarantined": quarantined,
-                }
-            )
-        )
+        event = "done" if ended.complete else "stopped"
+        click.echo(event_line(event, run=name, store=store, **counts, quarantined=quarantined))
     elif not quiet:
         failures = ", ".join(f"{number:,} {kind}" for kind, number in counts["failures"].items())
         words = [f"{counts['records']:,} records", f"{failures or 'no'} failures", f"{counts['tokens']:,} tokens"]

@@ -85,9 +85,9 @@ def test_bad_options(tmp_path: Path, tiny: Path, arguments: tuple[str, ...], cod
 
 
 def test_unknown_option(tmp_path: Path, tiny: Path) -> None:
-    """An option that does not exist yet is an error, not ignored."""
+    """An option that does not exist is an error, not ignored."""
     (tmp_path / "c.jsonl").write_text(GOOD)
-    done = raylens_command("run", "c.jsonl", "-m", str(tiny), "--generate", "5", cwd=tmp_path)
+    done = raylens_command("run", "c.jsonl", "-m", str(tiny), "--no-such-option", "5", cwd=tmp_path)
     assert done.returncode == 2
     assert "No such option '--generate'" in done.stderr.replace('"', "'").replace(
         "No such option: --generate", "No such option '--generate'"

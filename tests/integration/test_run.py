@@ -1,6 +1,7 @@
 """Runs from a corpus file to a store, by the command line, with the real demo model and two Ray actors."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,10 @@ def test_failed_prompts_are_stored_and_the_run_goes_on(tmp_path: Path, tiny: Pat
     assert done.returncode == 3, done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
     assert (last["event"], last["records"], last["failures"]) == ("done", 2, {"empty": 1, "too_long": 1, "input": 1})
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    failed = {(event["run"], event["prompt"]): event["kind"] for event in events if event["event"] == "failure"}
+    assert failed == {(last["run"], "empty"): "empty", (last["run"], "long"): "too_long", (last["run"], "alien"): "input"}
+    assert all(datetime.fromisoformat(event["time"]).tzinfo is not None for event in events)
     run = raylens.open(tmp_path / "st")[last["run"]]
     found = {outcome.id: outcome for outcome in run}
     assert list(found) == [row["id"] for row in rows]
