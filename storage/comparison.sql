@@ -13,7 +13,10 @@ compared AS (
         one.tap, one.layer, pairs.other_layer, count(*) AS places, avg((one.ids[1] = other.ids[1])::INTEGER) AS agreement,
         avg(len(list_intersect(one.ids[1:$k], other.ids[1:$k])) / $k) AS overlap,
         avg(other.entropy::DOUBLE - one.entropy) AS entropy_change,
-        avg(other.logprobs[nullif(list_position(other.ids[1:$k], one.ids[1]), 0)]::DOUBLE - one.logprobs[1]) AS logprob_change,
+        -- a token beyond the k best has at most the logprob of the last of them
+        avg(
+            coalesce(other.logprobs[nullif(list_position(other.ids[1:$k], one.ids[1]), 0)], other.logprobs[$k])::DOUBLE - one.logprobs[1]
+        ) AS logprob_change,
         avg(other.next_logprob::DOUBLE - one.next_logprob) AS next_logprob_change, avg(other.kl::DOUBLE - one.kl) AS kl_change
     FROM lens AS one
     JOIN matched ON matched.prompt = one.prompt

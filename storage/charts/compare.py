@@ -13,7 +13,7 @@ from raylens.storage.store import Run
 
 _SIGNED = (
     ("entropy_change", "entropy in nats, the other less this, mean"),
-    ("logprob_change", "logprob of this run's best token in nats, the other less this, mean of where the other has it"),
+    ("logprob_change", "logprob of this run's best token in nats, the other less this, mean"),
     ("next_logprob_change", "logprob of the prompt's next token in nats, the other less this, mean"),
     ("kl_change", "KL to the final prediction in nats, the other less this, mean"),
     ("shift", "layers by which the other decides later, mean, by the layer at which this one decides"),

@@ -38,7 +38,10 @@ def plain(one: Run, other: Run, k: int) -> list[dict[str, Any]]:
             "overlap": sum(len(set(a["ids"]) & set(b["ids"])) / k for a, b in pairs) / len(pairs),
             "entropy_change": sum(b["entropy"] - a["entropy"] for a, b in pairs) / len(pairs),
             "logprob_change": mean(
-                [b["logprobs"][b["ids"].index(a["ids"][0])] - a["logprobs"][0] for a, b in pairs if a["ids"][0] in b["ids"]]
+                [
+                    b["logprobs"][b["ids"].index(a["ids"][0]) if a["ids"][0] in b["ids"] else -1] - a["logprobs"][0]
+                    for a, b in pairs
+                ]
             ),
             "next_logprob_change": mean(
                 [

@@ -38,7 +38,7 @@ def worker(folder: Path, edit: dict[str, Any] | None, generate: int | None = Non
 
 @pytest.mark.parametrize(("name", "edit"), CASES, ids=[f"{name}-{edit['tap']}" for name, edit in CASES])
 def test_steps_are_those_of_an_edited_pass(tmp_path: Path, name: str, edit: dict[str, Any]) -> None:
-    """Prompts of different lengths together; the last block has the next token on top, which is not always that of the plain model."""
+    """Prompts of different lengths together; the last block has the next token on top, and not always the plain one."""
     folder = save(tmp_path, name)
     found = records(worker(folder, edit, NEW), prompts(TEXTS))
     again = [Prompt(record.index, record.id, token_ids=record.token_ids) for record in found]

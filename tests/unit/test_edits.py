@@ -251,3 +251,17 @@ def test_whatever_is_given(value: dict[str, Any]) -> None:
         assert str(error).startswith("--intervene dictionary: ")  # noqa: PT017
     else:
         assert all(isinstance(edit, Edit) for edit in edits)
+
+
+def test_the_documented_file(tmp_path: Path) -> None:
+    """The example of docs/INTERVENTIONS.md has every change, and is read as it stands."""
+    page = (Path(__file__).parents[2] / "docs" / "INTERVENTIONS.md").read_text()
+    (tmp_path / "e.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    edits = read_edits(tmp_path / "e.yaml")
+    assert {name for edit in edits for name in ("add", "scale", "zero", "patch") if getattr(edit, name) is not None} == {
+        "add",
+        "scale",
+        "zero",
+        "patch",
+    }
+    check_edits(edits, ids_of, 30, 2, 99)
