@@ -89,9 +89,7 @@ def test_unknown_option(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "c.jsonl").write_text(GOOD)
     done = raylens_command("run", "c.jsonl", "-m", str(tiny), "--no-such-option", "5", cwd=tmp_path)
     assert done.returncode == 2
-    assert "No such option '--generate'" in done.stderr.replace('"', "'").replace(
-        "No such option: --generate", "No such option '--generate'"
-    )
+    assert "--no-such-option" in done.stderr
 
 
 def test_no_corpus(tmp_path: Path, tiny: Path) -> None:
