@@ -1,19 +1,22 @@
 """LogitLens4LLMs's rule of which layers matter: those in which a part is sure of a token."""
 
-import numpy as np
+from typing import TYPE_CHECKING
 
-from raylens.storage.record import Record
+if TYPE_CHECKING:
+    from raylens.storage.record import Record
 
 #: Whose tokens the rule is about, and of how many percent a token must have more.
 SURE, THRESHOLD = ("attn_out", "mlp_out", "resid_post"), 3
 
 
-def sure_layers(record: Record, column: int, threshold: float = THRESHOLD) -> set[int]:
+def sure_layers(record: "Record", column: int, threshold: float = THRESHOLD) -> set[int]:
     """Layers in which one of the taps has a token of more than so many whole percents, which are cut off and not rounded.
 
     Args:
         column: number of the position among the lensed ones.
     """
+    import numpy as np  # here, as commands take their default from this module
+
     found: set[int] = set()
     for tap in SURE:
         if tap in record.taps:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import platformdirs
@@ -59,10 +60,11 @@ def drawn() -> set[str]:
 @pytest.mark.timeout(900)
 def test_ray_job_with_metrics(tmp_path: Path) -> None:
     """The script is submitted as a job to a cluster and stores its results; each metric of the Grafana dashboard is served."""
-    ray, dashboard, ray_metrics, writer_metrics, redis = (free_port() for _ in range(5))
+    ray, dashboard, agent, ray_metrics, writer_metrics, redis = (free_port() for _ in range(6))
     env = plain() | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(platformdirs.user_cache_path())}
     env |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}", "RAYLENS_WRITER_REDIS": f"redis://127.0.0.1:{redis}"}
     head = ["ray", "start", "--head", "--port", str(ray), "--dashboard-port", str(dashboard), "--num-cpus", "1"]
+    head += ["--dashboard-agent-listen-port", str(agent)]  # it has one port by default, which another test's Ray may hold
     store = tmp_path / "store"
     store.mkdir()
     with (
@@ -71,17 +73,24 @@ def test_ray_job_with_metrics(tmp_path: Path) -> None:
     ):
         wait_until(lambda: "http" in scraped_version(dashboard), "the dashboard answers", HUNG)
         writer = [sys.executable, "-m", "raylens", "writer", str(store), "--metrics-port", str(writer_metrics)]
-        with started(tmp_path / "writer.log", writer, env):
-            job = [EXAMPLES / "ray_job.sh", store, "--redis", env["RAYLENS_WRITER_REDIS"], "--writer", "external"]
-            with started(tmp_path / "job.log", [str(word) for word in job], env) as submitted:
-                wanted, found = drawn(), set[str]()
+        with started(tmp_path / "writer.log", writer, env), ExitStack() as jobs:
+            job = [str(EXAMPLES / "ray_job.sh"), str(store), "--redis", env["RAYLENS_WRITER_REDIS"], "--writer", "external"]
+            log, wanted, found = tmp_path / "job.log", drawn(), set[str]()
+            submitted = jobs.enter_context(started(log, job, env))
 
-                def look() -> bool:
-                    found.update(re.findall(r"^(\w+)\{?", scraped(ray_metrics, writer_metrics), re.MULTILINE))
-                    return wanted <= found or submitted.poll() is not None
+            def accepted() -> bool:
+                nonlocal submitted
+                if submitted.poll() is not None:  # the dashboard answers some time before it can start a job
+                    submitted = jobs.enter_context(started(log, job, env))
+                return "Tailing logs until the job exits" in log.read_text()
 
-                wait_until(look, "every metric was served", HUNG)
-                said = submitted.wait(timeout=HUNG), (tmp_path / "job.log").read_text()
+            def look() -> bool:
+                found.update(re.findall(r"^(\w+)\{?", scraped(ray_metrics, writer_metrics), re.MULTILINE))
+                return wanted <= found or submitted.poll() is not None
+
+            wait_until(accepted, "the job is accepted", HUNG)
+            wait_until(look, "every metric was served", HUNG)
+            said = submitted.wait(timeout=HUNG), log.read_text()
     assert said[0] == 0, said[1]
     assert CAPITALS in said[1]
     assert wanted <= found, wanted - found
