@@ -98,5 +98,5 @@ def _cause(error: RayTaskError) -> RaylensError:
     if isinstance(cause, RaylensError):
         return cause
     line = (str(cause).strip().splitlines() or [""])[-1][:200]
-    remedy = "fewer --actors, a smaller --batch-tokens" if "memory" in line.lower() else "--dtype float32"
-    return ModelError(f"fitting failed: {type(cause).__name__}: {line}; try {remedy}")
+    remedy = "try fewer --actors or --batch-tokens" if "memory" in line.lower() else "try it on another model or report it"
+    return ModelError(f"fitting failed: {type(cause).__name__}: {line}; {remedy}")

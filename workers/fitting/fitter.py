@@ -78,6 +78,7 @@ class Fitter:
         self._device = self._divergence.device
         self._width = int(model.config.get_text_config().hidden_size)
         self._rows = HiddenRows(adapter, self._places, input_device(model), self._device)
+        next(self._work)
         return self.steps
 
     def advance(self) -> None:
@@ -86,7 +87,7 @@ class Fitter:
         Raises:
             ModelError: the model's numbers are not finite.
         """
-        next(self._work)
+        next(self._work, None)
 
     def reports(self) -> list[LayerReport]:
         """Of each place, once all steps are made."""
@@ -102,13 +103,13 @@ class Fitter:
         return fitted.matrix.cpu().numpy(), fitted.bias.cpu().numpy()
 
     def _run(self) -> Iterator[None]:
-        """All the work; yields after each step of it."""
+        """All the work; yields before each step of it."""
         moments = {place: Moments(self._width, self._device) for place in self._places}
         for batch in self._fit:
+            yield
             rows = self._rows(batch)
             for place, sums in moments.items():
                 sums.add(rows[place], rows[self._rows.last])
-            yield
         plain = identity(self._width, self._device)
         candidates = {
             place: {"identity": plain, **{f"ridge {penalty:g}": sums.ridge(penalty) for penalty in PENALTIES}}
@@ -139,6 +140,7 @@ class Fitter:
         adam = torch.optim.Adam(parameters, lr=rate)
         falling = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, total_iters=steps)
         for _, batch in zip(range(steps), epochs(self._fit, self._generator), strict=False):
+            yield
             rows = self._rows(batch)
             for part, final in self._finals(rows):
                 for place, translator in translators.items():
@@ -147,7 +149,6 @@ class Fitter:
             adam.step()
             falling.step()
             adam.zero_grad()
-            yield
 
     def _measure(self, batches: list[list[Tokenized]], candidates: Candidates) -> Generator[None, None, Divergences]:
         """The mean divergence of each candidate of each place over all rows; not a number counts as infinite.
@@ -158,8 +159,8 @@ class Fitter:
         sums = {place: dict.fromkeys(maps, 0.0) for place, maps in candidates.items()}
         count = 0
         for batch in batches:
-            count += self._add(sums, self._rows(batch), candidates)
             yield
+            count += self._add(sums, self._rows(batch), candidates)
         means = {
             place: {name: value / count if np.isfinite(value) else float("inf") for name, value in found.items()}
             for place, found in sums.items()
