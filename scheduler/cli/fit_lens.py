@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import orjson
+import msgspec
 
 from raylens.scheduler.cli._options import model_options, model_settings, print_table
 
@@ -71,7 +71,7 @@ def command(**options: Any) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints notices to stdout, where only our data belongs
         report = fit_with_progress(settings, corpus, Path(options["output"]), actors, options["quiet"])
     if options["as_json"]:
-        click.echo(orjson.dumps(report))
+        click.echo(msgspec.json.encode(report))
     else:
         _print(report)
 
