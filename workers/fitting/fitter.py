@@ -18,7 +18,7 @@ from raylens.workers.fitting.divergence import Divergence
 from raylens.workers.fitting.moments import Moments
 from raylens.workers.fitting.report import LayerReport
 from raylens.workers.fitting.rows import HiddenRows, batched, epochs
-from raylens.workers.fitting.settings import LEARNING_RATE, FitSettings
+from raylens.workers.fitting.settings import WIDTH_RATE, FitSettings
 from raylens.workers.fitting.texts import PARTS
 from raylens.workers.fitting.translator import Translator, identity
 from raylens.workers.lenses.affine import Affine
@@ -135,7 +135,7 @@ class Fitter:
 
     def _train(self, translators: dict[Place, Translator]) -> Iterator[None]:
         """Adam on the mean divergence of each place, on one batch a step."""
-        steps, rate = self._settings.trained_steps, self._settings.learning_rate or LEARNING_RATE
+        steps, rate = self._settings.trained_steps, self._settings.learning_rate or WIDTH_RATE / self._width
         parameters = [parameter for translator in translators.values() for parameter in translator.parameters]
         adam = torch.optim.Adam(parameters, lr=rate)
         falling = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, total_iters=steps)

@@ -12,9 +12,10 @@ Kind = Literal["tuned", "linear"]
 #: Tokens to fit on, and of one batch.
 TOKENS = 1 << 16
 BATCH_TOKENS = 512
-#: Steps of training, and Adam's learning rate, where the options leave them open.
+#: Steps of training, where the option leaves them open.
 STEPS = 64
-LEARNING_RATE = 1e-3
+#: Adam's learning rate times the model's width, likewise: each weight moves by the rate, and so many add up in an output.
+WIDTH_RATE = 0.05
 
 
 class FitSettings(msgspec.Struct, frozen=True):
@@ -25,7 +26,7 @@ class FitSettings(msgspec.Struct, frozen=True):
         kind: ``tuned`` (least squares, then trained on the divergence) or ``linear`` (least squares only).
         tokens: to fit on; an eighth of it is validated on, and another eighth held out for the report.
         steps: of training; None means 64 for tuned, and linear has none.
-        learning_rate: of Adam at the first step, falling to 0 linearly; None means 1e-3.
+        learning_rate: of Adam at the first step, falling to 0 linearly; None means 0.05 / the model's width.
         batch_tokens: of one forward pass and so of one step, padding included; longer prompts are cut to it.
         seed: of the split of the prompts and the order of the batches.
     """
