@@ -11,13 +11,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from raylens.scheduler.api import run
+    from raylens.scheduler.fit import fit_lens
     from raylens.storage.errors import RaylensError
     from raylens.storage.record import Failure, Record, TapLens
     from raylens.storage.store import Run, Store
     from raylens.storage.store import open_store as open  # noqa: A004
     from raylens.workers.api import lens
 
-__all__ = ["Failure", "RaylensError", "Record", "Run", "Store", "TapLens", "lens", "open", "run"]
+__all__ = ["Failure", "RaylensError", "Record", "Run", "Store", "TapLens", "fit_lens", "lens", "open", "run"]
 
 _HOMES = {
     "Failure": ("raylens.storage.record", "Failure"),
@@ -26,6 +27,7 @@ _HOMES = {
     "Run": ("raylens.storage.store", "Run"),
     "Store": ("raylens.storage.store", "Store"),
     "TapLens": ("raylens.storage.record", "TapLens"),
+    "fit_lens": ("raylens.scheduler.fit", "fit_lens"),
     "lens": ("raylens.workers.api", "lens"),
     "open": ("raylens.storage.store", "open_store"),
     "run": ("raylens.scheduler.api", "run"),

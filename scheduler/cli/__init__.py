@@ -17,6 +17,7 @@ _SUMMARIES = {
     "demo": "Lens sixteen bundled prompts with a bundled model; no network.",
     "doctor": "Check what a run needs of this machine, or of a model.",
     "export": "Write the records of a run to a file.",
+    "fit-lens": "Fit a tuned or linear lens to a model.",
     "lens": "Lens one text and print the grid.",
     "plot": "Draw a picture of one prompt.",
     "query": "Ask a run a question of the library.",
@@ -39,12 +40,14 @@ def _failed(error: RaylensError) -> click.ClickException:
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+        return sorted(
+            module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
+        )
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

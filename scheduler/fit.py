@@ -1,0 +1,209 @@
+"""Fitting a lens, from corpus to files: the one module that knows every stage of it."""
+
+import importlib.metadata
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+from raylens import __version__
+from raylens.scheduler.chat import check_chat
+from raylens.scheduler.corpus import Corpus, CorpusSettings, CorpusSummary, Format
+from raylens.scheduler.fit_progress import FitProgress
+from raylens.scheduler.new_folder import new_folder
+from raylens.scheduler.stopping import Stopping
+from raylens.storage.durable import write_file
+from raylens.storage.errors import ModelError, UsageError
+from raylens.workers.fitting.report import FitReport
+from raylens.workers.fitting.settings import BATCH_TOKENS, TOKENS, FitSettings, Kind, check
+from raylens.workers.preflight import ModelFacts, inspect_model, load_config, load_tokenizer
+from raylens.workers.settings import DType, InputSettings, ModelSettings, WorkerSettings
+
+_PACKAGES = ("torch", "transformers", "ray", "numpy", "tokenizers")
+#: Of provenance.json.
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Actors:
+    """Where it is fitted: as the options of ``raylens run``."""
+
+    count: int | None = None
+    gpus_each: float = 1.0
+    ray: str = "auto"
+
+    def check(self) -> None:
+        """Raise UsageError for numbers out of range."""
+        if self.count is not None and self.count < 1:
+            raise UsageError(f"--actors {self.count}: must be at least 1")
+        if not 0 <= self.gpus_each < 1000:
+            raise UsageError(f"--gpus-per-actor {self.gpus_each:g}: must be 0 or more")
+
+
+def fit_corpus(
+    settings: FitSettings, corpus: Corpus, output: Path, actors: Actors, progress: FitProgress, stopping: Callable[[], bool]
+) -> FitReport:
+    """Fit a lens to a model on a corpus and write it into a new folder.
+
+    Raises:
+        RaylensError: the corpus, the model, the folder or the cluster cannot be used; nothing is left of the folder then.
+        KeyboardInterrupt: the user stopped it; likewise.
+    """
+    check(settings)
+    actors.check()
+    with new_folder("--output", output) as folder, ExitStack() as stack:
+        progress.stage("checking the corpus")
+        summary = corpus.scan(_ends(stopping))
+        progress.stage("reading the model's configuration")
+        facts = inspect_model(WorkerSettings(settings.model))
+        check_chat(summary, facts)
+        settings = _settled(settings, facts)
+        # imported here, so that bad input is told before torch's and Ray's seconds of import
+        from raylens.workers.fitting.rows import places
+        from raylens.workers.fitting.saving import lens_option, save_linear, save_tuned
+
+        fitted = places(settings.kind, facts.n_layers)
+        if not fitted:
+            raise ModelError("--kind linear: the model has one layer, whose output is the last; give --kind tuned")
+        texts = _texts(settings, corpus, facts)
+        from raylens.scheduler.cluster import cluster, share
+        from raylens.scheduler.fitters import Fitters
+
+        progress.stage("starting Ray")
+        stack.enter_context(cluster(actors.ray))
+        fitters = Fitters(settings, texts.parts, fitted, share(actors.count, actors.gpus_each), stopping)
+        stack.callback(fitters.stop)
+        progress.stage(f"fitting {len(fitted)} maps on {texts.tokens('fit'):,} tokens")
+        fitters.run(progress.steps)
+        maps = fitters.maps()
+        report = FitReport(
+            lens_option(settings.kind, output),
+            fitters.reports(),
+            {part: texts.tokens(part) for part in texts.parts},
+            {**{part: len(prompts) for part, prompts in texts.parts.items()}, "skipped": texts.skipped},
+        )
+        if settings.kind == "tuned":
+            save_tuned(folder, maps, settings.model.source, facts.commit)
+        else:
+            save_linear(folder, maps)
+        _write_provenance(folder, settings, facts, corpus.name, summary, report)
+    return report
+
+
+def fit_lens(
+    corpus: str | Path | Iterable[str | Mapping[str, Any]],
+    *,
+    model: str,
+    output: str | Path,
+    kind: Kind = "tuned",
+    revision: str | None = None,
+    dtype: DType = "auto",
+    trust_remote_code: bool = False,
+    tokens: int = TOKENS,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    seed: int = 0,
+    format: Format = "auto",  # noqa: A002  the name of the option
+    column: str | None = None,
+    id_column: str | None = None,
+    limit: int | None = None,
+    actors: int | None = None,
+    gpus_per_actor: float = 1.0,
+    ray: str = "auto",
+    quiet: bool = False,
+) -> FitReport:
+    """Fit a lens to a model on a corpus and write it into a new folder; its ``lens`` is what ``raylens.run`` takes.
+
+    Args:
+        corpus: a path or glob of files, or an iterable of texts or of dictionaries with the keys of JSON lines.
+        model: a folder, GGUF file, hub id, or ``demo``.
+        output: a folder that is not there yet.
+        kind: ``tuned`` or ``linear``.
+        tokens, steps, learning_rate, batch_tokens, seed: as in FitSettings.
+        quiet: show no progress.
+        revision, ...: as the options of ``raylens run``.
+
+    Returns:
+        The mean KL(final || lens) in nats by layer on held-out prompts, before and after.
+
+    Raises:
+        RaylensError: the lens cannot be fitted; nothing is written then.
+        KeyboardInterrupt: stopped by Ctrl-C; likewise.
+    """
+    if isinstance(corpus, str | Path):
+        prompts = Corpus(CorpusSettings(sources=(str(corpus),), format=format, column=column, id_column=id_column, limit=limit))
+    else:
+        prompts = Corpus.from_rows(corpus, column=column, id_column=id_column, limit=limit)
+    source = ModelSettings(model, revision, dtype, trust_remote_code=trust_remote_code)
+    settings = FitSettings(source, kind, tokens, steps, learning_rate, batch_tokens, seed)
+    return fit_with_progress(settings, prompts, Path(output), Actors(actors, gpus_per_actor, ray), quiet)
+
+
+def fit_with_progress(settings: FitSettings, corpus: Corpus, output: Path, actors: Actors, quiet: bool) -> FitReport:
+    """``fit_corpus`` with its progress on standard error, stopped by Ctrl-C and SIGTERM."""
+    progress = FitProgress(quiet)
+    with Stopping() as stopping:
+        try:
+            return fit_corpus(settings, corpus, output, actors, progress, stopping)
+        finally:
+            progress.close()
+
+
+def _ends(stopping: Callable[[], bool]) -> Callable[[int], None]:
+    def scanned(_prompts: int) -> None:
+        if stopping():
+            raise KeyboardInterrupt
+
+    return scanned
+
+
+def _settled(settings: FitSettings, facts: ModelFacts) -> FitSettings:
+    """What every actor gets: the whole path of a model's folder, and of a hub model the commit found."""
+    model = settings.model
+    path = Path(model.source).expanduser()
+    if model.source != "demo" and path.exists():
+        model = msgspec.structs.replace(model, source=str(path.resolve()))
+    if facts.commit is not None:
+        model = msgspec.structs.replace(model, revision=facts.commit)
+    return msgspec.structs.replace(settings, model=model)
+
+
+def _texts(settings: FitSettings, corpus: Corpus, facts: ModelFacts) -> Any:
+    from raylens.workers.fitting.texts import take_texts
+    from raylens.workers.tokenize import Tokenizer, longest_input
+
+    tokenizer = load_tokenizer(settings.model, facts.source)
+    limit = longest_input(load_config(settings.model, facts.source).get_text_config(), tokenizer)
+    asked = InputSettings(max_tokens=settings.batch_tokens, on_long="truncate")
+    tokenize = Tokenizer(tokenizer, asked, "1:", limit, facts.vocabulary_size)
+    return take_texts(corpus.prompts(), tokenize, settings.tokens, settings.seed, corpus.name)
+
+
+def _write_provenance(
+    folder: Path, settings: FitSettings, facts: ModelFacts, corpus: str, summary: CorpusSummary, report: FitReport
+) -> None:
+    """What the lens was made from, with which settings and packages, and what it came to."""
+    found = {
+        "format": _FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": {
+            "label": facts.source.label,
+            "weights": facts.source.fingerprint[:16] or f"{facts.source.path}@{facts.commit}",
+            "tokenizer": facts.tokenizer_hash,
+            "layers": facts.n_layers,
+            "width": facts.width,
+        },
+        "corpus": {"name": corpus, "prompts": summary.count, "fingerprint": summary.fingerprint},
+        "settings": msgspec.to_builtins(settings),
+        "tokens": report.tokens,
+        "prompts": report.prompts,
+        "report": msgspec.to_builtins(report.layers),
+        "versions": {"raylens": __version__, **{package: importlib.metadata.version(package) for package in _PACKAGES}},
+    }
+    write_file(folder / "provenance.json", orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))

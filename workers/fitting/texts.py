@@ -1,0 +1,68 @@
+"""Which prompts are fitted to, validated on and held out: by a hash of their id, so that no other prompt can change it."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from raylens.storage.errors import InputError
+from raylens.storage.record import Failure, Prompt
+from raylens.workers.tokenize import Tokenizer
+
+#: One prompt in so many is held out, and one is validated on; so are the tokens divided.
+SHARE = 8
+PARTS = ("fit", "validation", "held_out")
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Token ids of the prompts of each part, in the order of the corpus.
+
+    Attributes:
+        parts: part -> prompts.
+        skipped: prompts that could not be tokenized, or had one token.
+    """
+
+    parts: dict[str, list[list[int]]] = field(default_factory=lambda: {part: [] for part in PARTS})
+    skipped: int = 0
+
+    def tokens(self, part: str) -> int:
+        """Positions of a part that are read: all but each prompt's first."""
+        return sum(len(ids) - 1 for ids in self.parts[part])
+
+
+def part_of(prompt_id: str, seed: int) -> str:
+    """The part of a prompt, by SHA-256 of seed and id."""
+    drawn = int.from_bytes(hashlib.sha256(f"{seed}\0{prompt_id}".encode()).digest()[:8], "big") % SHARE
+    return "held_out" if drawn == 0 else "validation" if drawn == 1 else "fit"
+
+
+def take_texts(prompts: Iterable[Prompt], tokenizer: Tokenizer, tokens: int, seed: int, corpus: str) -> Texts:
+    """Prompts of each part until it has its tokens; the last is cut. Ends as soon as all have.
+
+    Args:
+        tokenizer: cuts long prompts, and chooses every position but the first.
+        tokens: of the part that is fitted to; the others get one in SHARE.
+        corpus: its name, for the message.
+
+    Raises:
+        InputError: a part got no prompt.
+    """
+    texts, skipped = Texts(), 0
+    left = {"fit": tokens, "validation": tokens // SHARE, "held_out": tokens // SHARE}
+    for prompt in prompts:
+        part = part_of(prompt.id, seed)
+        if left[part] > 0:
+            found = tokenizer(prompt)
+            if isinstance(found, Failure):
+                skipped += 1
+                continue
+            texts.parts[part].append(found.ids[: left[part] + 1])
+            left[part] -= len(found.ids) - 1
+        if max(left.values()) <= 0:
+            break
+    for part in PARTS:
+        if not texts.parts[part]:
+            raise InputError(
+                corpus, f"no prompt of two tokens or more for the part {part}", "give more prompts, or another --seed"
+            )
+    return Texts(texts.parts, skipped)
