@@ -1,4 +1,4 @@
-"""The short form of ``make soak``: each kind of fault once, from a fixed seed, in three runs that may go side by side."""
+"""The short form of ``make soak``: each kind of fault once, from a fixed seed, in five runs that may go side by side."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.kill.faults import FAULTS
 ROOT = Path(__file__).parent.parent.parent
 SEED = 1
 PROMPTS = 60
-RUNS = 3
+RUNS = 5
 
 
 @pytest.mark.timeout(900)
