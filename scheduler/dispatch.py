@@ -6,9 +6,9 @@ from collections.abc import Callable
 from raylens.scheduler.broker import Broker
 from raylens.scheduler.external_writer import ExternalWriter
 from raylens.scheduler.heartbeat import Heartbeat
-from raylens.scheduler.metrics import RunMetrics
 from raylens.scheduler.pool import Done, Event, Loaded, Lost, Pool
 from raylens.scheduler.progress import Progress
+from raylens.scheduler.run_metrics import RunMetrics
 from raylens.scheduler.tracker import Tracker
 from raylens.scheduler.writer_process import WriterProcess
 from raylens.storage.errors import BrokerError, ClusterError, ServerFull

@@ -134,8 +134,8 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
     # imported here, so that bad input is told before Ray's second of import
     from raylens.scheduler.cluster import cluster, share
     from raylens.scheduler.dispatch import Dispatch
-    from raylens.scheduler.metrics import RunMetrics
     from raylens.scheduler.pool import Pool
+    from raylens.scheduler.run_metrics import RunMetrics
 
     settings, run, generation = plan.settings, plan.manifest.uid, plan.settings.worker.generation
     with ExitStack() as stack:

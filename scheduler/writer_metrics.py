@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from threading import Lock
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from raylens.storage.errors import BrokerError, UsageError
+from raylens.storage.errors import BrokerError, StoreError, UsageError
+from raylens.storage.layout import RunFolder
 from raylens.storage.server_status import server_status
-from raylens.storage.status import Status
+from raylens.storage.status import Status, status
+from raylens.storage.tally import Tally
 
 
 class WriterMetrics(Collector):
@@ -17,12 +20,13 @@ class WriterMetrics(Collector):
 
     Args:
         redis: URL of the server.
-        statuses: gives the state of the runs that are written now, and how often each one's writer was started again.
+        served: gives each run that is written now, its tally, and how often its writer was started again.
     """
 
-    def __init__(self, redis: str, statuses: Callable[[], list[tuple[Status, int]]]) -> None:
+    def __init__(self, redis: str, served: Callable[[], list[tuple[RunFolder, Tally, int]]]) -> None:
         self._redis = redis
-        self._statuses = statuses
+        self._served = served
+        self._lock = Lock()  # two may ask at once
 
     def serve(self, port: int) -> None:
         """Serve http://HOST:port/metrics on every address, in threads that end with the process.
@@ -39,7 +43,8 @@ class WriterMetrics(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The figures now; those of a server that is away are left out."""
-        found = self._statuses()
+        with self._lock:
+            found = self._statuses()
         yield _family("prompts", "Prompts of the corpus.", {one.run: one.prompts for one, _ in found})
         yield _family("stored_prompts", "Prompts stored, failures among them.", {one.run: one.stored for one, _ in found})
         yield _family("stored_tokens", "Tokens of the stored prompts.", {one.run: one.tokens for one, _ in found})
@@ -52,6 +57,13 @@ class WriterMetrics(Collector):
             yield _family("backlog_entries", "Entries that wait in the server for the writer.", backlog)
             yield GaugeMetricFamily("raylens_server_used_bytes", "Bytes that the server holds.", server.used_bytes)
             yield GaugeMetricFamily("raylens_server_limit_bytes", "Bytes that it may hold; 0 is no limit.", server.limit_bytes)
+
+    def _statuses(self) -> list[tuple[Status, int]]:
+        found = []
+        for folder, tally, restarts in self._served():
+            with suppress(StoreError):  # which the writer tells
+                found.append((status(folder, tally), restarts))
+        return found
 
 
 def _family(name: str, text: str, values: dict[str, int]) -> GaugeMetricFamily:

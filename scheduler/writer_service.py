@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from raylens.storage.errors import RaylensError
 from raylens.storage.layout import RunFolder, runs_folder
 from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import read_manifest
-from raylens.storage.status import Status, status
 from raylens.storage.stream import check_server
+from raylens.storage.tally import Tally
 
 #: Seconds between two looks at the store and the writers.
 LOOK_SECONDS = 1.0
@@ -20,12 +19,13 @@ LOOK_SECONDS = 1.0
 
 @dataclass(slots=True)
 class _Served:
-    """A run that has a writer of ours."""
+    """A run that has a writer of ours. ``ledger`` is followed by the service, ``tally`` by whoever asks for metrics."""
 
     folder: RunFolder
     prompts: int
     ledger: Ledger
     writer: WriterProcess
+    tally: Tally
 
 
 class WriterService:
@@ -70,13 +70,9 @@ class WriterService:
         self._end_all()
         return False
 
-    def statuses(self) -> list[tuple[Status, int]]:
-        """Of each run that is written now its state, and how often its writer was started again."""
-        found = []
-        for one in list(self._served.values()):
-            with suppress(RaylensError):  # told where it matters
-                found.append((status(one.folder), one.writer.restarts))
-        return found
+    def served(self) -> list[tuple[RunFolder, Tally, int]]:
+        """Each run that is written now, its tally, and how often its writer was started again."""
+        return [(one.folder, one.tally, one.writer.restarts) for one in list(self._served.values())]
 
     def _asking(self) -> list[str]:
         """Names of runs that want a writer and have none of ours."""
@@ -117,7 +113,7 @@ class WriterService:
             self._complete(name, prompts)
             return
         ledger.check_whole()
-        self._served[name] = _Served(folder, prompts, ledger, WriterProcess(folder, self._redis))
+        self._served[name] = _Served(folder, prompts, ledger, WriterProcess(folder, self._redis), Tally.of(folder))
         self._say(f"{name}: writing, {ledger.count:,} of {prompts:,} prompts are stored")
 
     def _look_after(self, name: str) -> None:

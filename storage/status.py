@@ -1,20 +1,18 @@
 """How far the runs of a store are, and whether anybody is at work on them; from files alone."""
 
 import time
-from collections import Counter, deque
 from typing import Any
 
 import msgspec
 
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import read_manifest
 from raylens.storage.pulse import Pulse, read_pulse
 from raylens.storage.quarantine import Quarantine
+from raylens.storage.tally import Tally
 
-#: Seconds over which the rate is taken, and commits that are looked at for it at most.
+#: Seconds over which the rate is taken.
 RATE_SECONDS = 60.0
-RATE_COMMITS = 1000
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -61,34 +59,29 @@ class Status(msgspec.Struct, frozen=True):
         return self.state == "running" and since is not None and since <= seconds
 
 
-def status(folder: RunFolder) -> Status:
-    """Read the ledger once, from its beginning.
+def status(folder: RunFolder, tally: Tally | None = None) -> Status:
+    """How far a run is.
+
+    Args:
+        tally: of the run, where it is asked for again and again: of its ledger only what is new is read then.
 
     Raises:
         StoreError: the run is damaged.
     """
-    manifest, ledger, now = read_manifest(folder), Ledger(folder), time.time()
-    failures: Counter[str] = Counter()
-    tokens = 0
-    last: deque[tuple[int, int, int]] = deque(maxlen=RATE_COMMITS)  # number, prompts and tokens of a commit
-    for commit in ledger.follow():
-        failures.update(entry.failure for entry in commit.entries if entry.failure is not None)
-        spent = sum(entry.tokens for entry in commit.entries)
-        tokens += spent
-        last.append((commit.n, len(commit.entries), spent))
-    pulse = read_pulse(folder)
-    complete = ledger.count == manifest.prompts
-    state = "complete" if complete else "stopped" if pulse is None else pulse.state(now)
-    prompts_rate, tokens_rate, since = _rates(ledger, last, now)
-    left = (manifest.prompts - ledger.count) / prompts_rate if prompts_rate and state == "running" else None
+    manifest, tally, now = read_manifest(folder), tally or Tally.of(folder), time.time()
+    tally.follow()
+    stored, pulse = tally.records + tally.failures.total(), read_pulse(folder)
+    state = "complete" if stored == manifest.prompts else "stopped" if pulse is None else pulse.state(now)
+    prompts_rate, tokens_rate, since = _rates(tally, now)
+    left = (manifest.prompts - stored) / prompts_rate if prompts_rate and state == "running" else None
     return Status(
         run=folder.root.name,
         uid=manifest.uid,
         state=state,
         prompts=manifest.prompts,
-        stored=ledger.count,
-        failures=dict(failures.most_common()),
-        tokens=tokens,
+        stored=stored,
+        failures=dict(tally.failures.most_common()),
+        tokens=tally.tokens,
         prompts_per_second=prompts_rate,
         tokens_per_second=tokens_rate,
         seconds_left=left,
@@ -98,16 +91,16 @@ def status(folder: RunFolder) -> Status:
     )
 
 
-def _rates(ledger: Ledger, last: deque[tuple[int, int, int]], now: float) -> tuple[float, float, float | None]:
+def _rates(tally: Tally, now: float) -> tuple[float, float, float | None]:
     """Prompts and tokens a second in the last minute, or since a writer began if that is later; and the last commit's age."""
     since, elapsed, prompts, tokens = None, RATE_SECONDS, 0, 0
-    for n, entries, spent in reversed(last):
-        age = max(now - ledger.path(n).stat().st_mtime, 0.0)
+    for commit in reversed(tally.last):
+        age = max(now - tally.ledger.path(commit.n).stat().st_mtime, 0.0)
         since = age if since is None else since
         if age > RATE_SECONDS:
             break
-        if not entries:  # a writer took the run over
+        if not commit.prompts:  # a writer took the run over
             elapsed = age
             break
-        prompts, tokens = prompts + entries, tokens + spent
+        prompts, tokens = prompts + commit.prompts, tokens + commit.tokens
     return (prompts / elapsed, tokens / elapsed, since) if elapsed and prompts else (0.0, 0.0, since)

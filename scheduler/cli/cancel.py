@@ -6,6 +6,7 @@ import click
 
 from raylens.scheduler.cli._options import open_store
 from raylens.storage.errors import StoreError
+from raylens.storage.labels import text_label
 
 #: Seconds to wait for the driver to end: its writer stores what is published, and Ray ends its actors.
 WAIT_SECONDS = 180.0
@@ -23,7 +24,7 @@ def command(store: str, run: str) -> None:
 
     folder = open_store(store)[run].folder
     pulse = ask_to_stop(folder)
-    click.echo(f"asked process {pulse.pid} on {pulse.host} to stop; it stores what is published", err=True)
+    click.echo(f"asked process {pulse.pid} on {text_label(pulse.host)} to stop; it stores what is published", err=True)
     until = time.monotonic() + WAIT_SECONDS
     while (last := read_pulse(folder)) is not None and last.pid == pulse.pid and last.state(time.time()) != "died":
         if time.monotonic() > until:

@@ -28,7 +28,7 @@ def command(store: str, redis: str, name: str | None, metrics_port: int | None) 
     if metrics_port is not None:
         from raylens.scheduler.writer_metrics import WriterMetrics
 
-        WriterMetrics(redis, service.statuses).serve(metrics_port)
+        WriterMetrics(redis, service.served).serve(metrics_port)
     with Stopping() as stopping:
         complete = service.run(stopping)
     if not complete:

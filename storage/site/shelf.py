@@ -1,26 +1,22 @@
 """The runs of a store as the site last read them: read again only where the ledger has grown."""
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from raylens.storage.ledger import Ledger
 from raylens.storage.store import Run, Store
+from raylens.storage.tally import Tally
 
 
 @dataclass(slots=True)
 class _Followed:
-    """A run and what its ledger came to so far."""
+    """A run, and what its ledger came to so far."""
 
     run: Run
-    ledger: Ledger
-    records: int = 0
-    tokens: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
+    tally: Tally
 
 
 class Shelf:
@@ -54,13 +50,13 @@ class Shelf:
         """
         with self._lock:
             one = self._follow(name)
-            prompts = one.run.manifest.prompts
+            prompts, tally = one.run.manifest.prompts, one.tally
             return {
                 "prompts": prompts,
-                "records": one.records,
-                "failures": dict(one.failures),
-                "tokens": one.tokens,
-                "complete": one.records + one.failures.total() == prompts,
+                "records": tally.records,
+                "failures": dict(tally.failures),
+                "tokens": tally.tokens,
+                "complete": tally.records + tally.failures.total() == prompts,
             }
 
     def _follow(self, name: str) -> _Followed:
@@ -69,16 +65,7 @@ class Shelf:
         run = self.store[name]
         one = self._followed.get(name)
         if one is None or one.run.manifest.uid != run.manifest.uid:  # new, or a fresh run took the name
-            one = self._followed[name] = _Followed(run, Ledger(run.folder))
-        grown = False
-        for commit in one.ledger.follow():
-            grown = True
-            for entry in commit.entries:
-                if entry.failure is None:
-                    one.records += 1
-                    one.tokens += entry.tokens
-                else:
-                    one.failures[entry.failure] += 1
-        if grown:
+            one = self._followed[name] = _Followed(run, Tally.of(run.folder))
+        if one.tally.follow():
             one.run = run
         return one

@@ -1,0 +1,59 @@
+"""What the ledger of a run comes to, followed as it grows: each commit is read once, however often one asks."""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import Ledger
+
+#: Commits of which the numbers are kept, for a rate.
+LAST = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """One commit: its number, and the prompts and tokens that it stored."""
+
+    n: int
+    prompts: int
+    tokens: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of a run.
+
+    Attributes:
+        ledger: of the run, as far as it was read.
+        records, tokens: stored, and the tokens of their prompts.
+        failures: stored, by kind.
+        last: the last commits, oldest first.
+    """
+
+    ledger: Ledger
+    records: int = 0
+    tokens: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    last: deque[Counted] = field(default_factory=lambda: deque(maxlen=LAST))
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> "Tally":
+        """Of a run, with nothing read yet."""
+        return cls(Ledger(folder))
+
+    def follow(self) -> bool:
+        """Read what was committed since; whether there was anything.
+
+        Raises:
+            StoreError: the ledger is damaged.
+        """
+        grown = False
+        for commit in self.ledger.follow():
+            grown = True
+            tokens = sum(entry.tokens for entry in commit.entries)  # of a failure they are 0
+            failures = [entry.failure for entry in commit.entries if entry.failure is not None]
+            self.records += len(commit.entries) - len(failures)
+            self.tokens += tokens
+            self.failures.update(failures)
+            self.last.append(Counted(commit.n, len(commit.entries), tokens))
+        return grown
