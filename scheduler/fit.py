@@ -16,12 +16,13 @@ from raylens.scheduler.chat import check_chat
 from raylens.scheduler.corpus import Corpus, CorpusSettings, CorpusSummary, Format
 from raylens.scheduler.fit_progress import FitProgress
 from raylens.scheduler.new_folder import new_folder
+from raylens.scheduler.settings import check_actors
 from raylens.scheduler.stopping import Stopping
 from raylens.storage.durable import write_file
-from raylens.storage.errors import ModelError, UsageError
+from raylens.storage.errors import ModelError
 from raylens.workers.fitting.report import FitReport
 from raylens.workers.fitting.settings import BATCH_TOKENS, TOKENS, FitSettings, Kind, check
-from raylens.workers.preflight import ModelFacts, inspect_model, load_config, load_tokenizer
+from raylens.workers.preflight import ModelFacts, inspect_model, load_config, load_tokenizer, pinned
 from raylens.workers.settings import DType, InputSettings, ModelSettings, WorkerSettings
 
 _PACKAGES = ("torch", "transformers", "ray", "numpy", "tokenizers")
@@ -37,13 +38,6 @@ class Actors:
     gpus_each: float = 1.0
     ray: str = "auto"
 
-    def check(self) -> None:
-        """Raise UsageError for numbers out of range."""
-        if self.count is not None and self.count < 1:
-            raise UsageError(f"--actors {self.count}: must be at least 1")
-        if not 0 <= self.gpus_each < 1000:
-            raise UsageError(f"--gpus-per-actor {self.gpus_each:g}: must be 0 or more")
-
 
 def fit_corpus(
     settings: FitSettings, corpus: Corpus, output: Path, actors: Actors, progress: FitProgress, stopping: Callable[[], bool]
@@ -55,14 +49,14 @@ def fit_corpus(
         KeyboardInterrupt: the user stopped it; likewise.
     """
     check(settings)
-    actors.check()
+    check_actors(actors.count, actors.gpus_each)
     with new_folder("--output", output) as folder, ExitStack() as stack:
         progress.stage("checking the corpus")
         summary = corpus.scan(_ends(stopping))
         progress.stage("reading the model's configuration")
         facts = inspect_model(WorkerSettings(settings.model))
         check_chat(summary, facts)
-        settings = _settled(settings, facts)
+        settings = msgspec.structs.replace(settings, model=pinned(settings.model, facts))
         # imported here, so that bad input is told before torch's and Ray's seconds of import
         from raylens.workers.fitting.rows import places
         from raylens.workers.fitting.saving import lens_option, save_linear, save_tuned
@@ -163,17 +157,6 @@ def _ends(stopping: Callable[[], bool]) -> Callable[[int], None]:
     return scanned
 
 
-def _settled(settings: FitSettings, facts: ModelFacts) -> FitSettings:
-    """What every actor gets: the whole path of a model's folder, and of a hub model the commit found."""
-    model = settings.model
-    path = Path(model.source).expanduser()
-    if model.source != "demo" and path.exists():
-        model = msgspec.structs.replace(model, source=str(path.resolve()))
-    if facts.commit is not None:
-        model = msgspec.structs.replace(model, revision=facts.commit)
-    return msgspec.structs.replace(settings, model=model)
-
-
 def _texts(settings: FitSettings, corpus: Corpus, facts: ModelFacts) -> Any:
     from raylens.workers.fitting.texts import take_texts
     from raylens.workers.tokenize import Tokenizer, longest_input
@@ -194,7 +177,7 @@ def _write_provenance(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": {
             "label": facts.source.label,
-            "weights": facts.source.fingerprint[:16] or f"{facts.source.path}@{facts.commit}",
+            "weights": facts.weights,
             "tokenizer": facts.tokenizer_hash,
             "layers": facts.n_layers,
             "width": facts.width,

@@ -7,7 +7,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -35,7 +34,7 @@ from raylens.storage.stream import RETRIES, Stream, stream_key
 from raylens.storage.vocabulary import write_vocabulary
 from raylens.workers.interventions.edits import identity as edits_identity
 from raylens.workers.lenses.source import parse_lens
-from raylens.workers.preflight import ModelFacts, inspect_model
+from raylens.workers.preflight import ModelFacts, inspect_model, pinned
 from raylens.workers.publish import publish
 from raylens.workers.settings import LensSettings, WorkerSettings
 
@@ -175,20 +174,14 @@ def _writer(plan: _Plan, redis: str) -> WriterProcess | ExternalWriter:
 
 
 def _settled(settings: WorkerSettings, facts: ModelFacts, batch_tokens: int) -> WorkerSettings:
-    """What every actor gets: the batch size if the user left it open, whole paths, of a hub model the commit found, and the
-    digest of the lens, so that all actors read the same one."""
-    model, given, lens = settings.model, settings.input, parse_lens(settings.lens.lens)
-    path = Path(model.source).expanduser()
-    if model.source != "demo" and path.exists():
-        model = msgspec.structs.replace(model, source=str(path.resolve()))
-    if facts.commit is not None:
-        model = msgspec.structs.replace(model, revision=facts.commit)
+    """What every actor gets: the same model and lens wherever it runs, and the batch size if the user left it open."""
+    given, lens = settings.input, parse_lens(settings.lens.lens)
     if given.batch_tokens is None:
         given = msgspec.structs.replace(given, batch_tokens=batch_tokens)
     if lens.path is not None:
         lens = msgspec.structs.replace(lens, path=lens.path.resolve())
     read_out = msgspec.structs.replace(settings.lens, lens=str(lens), lens_digest=facts.lens_digest)
-    return msgspec.structs.replace(settings, model=model, input=given, lens=read_out)
+    return msgspec.structs.replace(settings, model=pinned(settings.model, facts), input=given, lens=read_out)
 
 
 def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, facts: ModelFacts) -> Manifest:
@@ -196,7 +189,7 @@ def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, fac
     worker = settings.worker
     identity: dict[str, dict[str, Any]] = {
         "model": {
-            "weights": facts.source.fingerprint[:16] or f"{facts.source.path}@{facts.commit}",
+            "weights": facts.weights,
             "dtype": worker.model.dtype,
             "tokenizer": facts.tokenizer_hash,
         },

@@ -44,10 +44,7 @@ def check(settings: RunSettings) -> None:
         UsageError: naming the option.
     """
     check_types(settings)
-    if settings.actors is not None and settings.actors < 1:
-        raise UsageError(f"--actors {settings.actors}: must be at least 1")
-    if not 0 <= settings.gpus_per_actor < 1000:
-        raise UsageError(f"--gpus-per-actor {settings.gpus_per_actor:g}: must be 0 or more")
+    check_actors(settings.actors, settings.gpus_per_actor)
     if settings.writer == "external" and settings.redis == "embedded":
         raise UsageError("--writer external: the embedded server is not reached from outside; give --redis URL")
     name = settings.name
@@ -55,3 +52,15 @@ def check(settings: RunSettings) -> None:
         not name or len(name) > 100 or name.startswith(".") or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name)
     ):
         raise UsageError(f"--name {name!r}: use 1 to 100 letters, digits, '-', '_' and '.', not beginning with '.'")
+
+
+def check_actors(actors: int | None, gpus_per_actor: float) -> None:
+    """Refuse numbers of actors and GPUs that cannot be.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if actors is not None and actors < 1:
+        raise UsageError(f"--actors {actors}: must be at least 1")
+    if not 0 <= gpus_per_actor < 1000:
+        raise UsageError(f"--gpus-per-actor {gpus_per_actor:g}: must be 0 or more")

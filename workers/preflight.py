@@ -43,6 +43,19 @@ class ModelFacts(msgspec.Struct, frozen=True):
     has_chat_template: bool
     lens_digest: str | None = None
 
+    @property
+    def weights(self) -> str:
+        """What tells the weights from others: a fingerprint of the files, or the hub id and commit."""
+        return self.source.fingerprint[:16] or f"{self.source.path}@{self.commit}"
+
+
+def pinned(model: ModelSettings, facts: ModelFacts) -> ModelSettings:
+    """The settings by which every actor finds the same model: a folder's whole path, of a hub model the commit found."""
+    path = Path(model.source).expanduser()
+    if model.source != "demo" and path.exists():
+        model = msgspec.structs.replace(model, source=str(path.resolve()))
+    return model if facts.commit is None else msgspec.structs.replace(model, revision=facts.commit)
+
 
 def inspect_model(settings: WorkerSettings) -> ModelFacts:
     """Read configuration and tokenizer, and check the lens settings against them.
