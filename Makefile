@@ -13,8 +13,8 @@ demo: $(VENV)/installed
 	$(BIN)/raylens demo
 
 test: $(VENV)/installed check
-	$(BIN)/pytest -n 2 --dist worksteal --ignore tests/integration/test_readme.py
-	$(BIN)/pytest tests/integration/test_readme.py  # alone: its "ray stop" ends every Ray of the machine
+	$(BIN)/pytest -n 2 --dist worksteal -m "not alone"
+	$(BIN)/pytest -m alone
 
 # Three hundred faults over three thousand prompts, for about an hour: make soak SOAK="--seed 1 --server redis7"
 soak: $(VENV)/installed

@@ -39,9 +39,10 @@ def run(
     top_k: int = 10,
     layers: str = "all",
     taps: str | Sequence[str] | None = None,
+    heads: str | None = None,
     positions: str = "last",
     logprobs: LogprobType = "float16",
-    stats: str | Sequence[str] = (),
+    stats: str | Sequence[str] | None = None,
     track: str | int | Sequence[str | int] = (),
     lens: str = "logit",
     intervene: str | Path | Mapping[str, Any] | None = None,
@@ -64,6 +65,7 @@ def run(
     ray: str = "auto",
     redis: str = "embedded",
     writer: Literal["own", "external"] = "own",
+    writer_helpers: int | None = None,
     fresh: bool = False,
     quiet: bool = False,
 ) -> Run:
@@ -73,8 +75,11 @@ def run(
         corpus: a path or glob of files, or an iterable of texts or of dictionaries with the keys of JSON lines.
         model: a folder, GGUF file, hub id, or ``demo``.
         store: folder of runs, made if absent.
-        stats: names from ``kl``, ``next_logprob`` and ``next_rank``, or ``all``.
-        track: tokens, by text or id.
+        heads: layers whose attention heads are lensed one by one, such as ``5,8`` or ``all``.
+        stats: names from ``kl``, ``next_logprob``, ``next_rank``, ``best_logprob`` and ``best_rank``, or ``all`` of these, or
+            ``none``; and from ``attribution``, ``next_attribution`` and ``best_attribution`` (docs/ATTRIBUTION.md). But
+            for ``none``, ``all`` is stored anyway of ``resid_post``, if all its layers are lensed.
+        track: tokens, by text or id, or ``field:NAME`` for what each prompt's own field of that name holds.
         lens: ``logit``, ``tuned:FOLDER``, ``jacobian:FILE`` or ``linear:FILE``.
         intervene: a YAML or JSON file of edits, or a dictionary of its form (docs/INTERVENTIONS.md).
         generate: tokens to generate after each prompt; its steps are lensed then.
@@ -97,9 +102,10 @@ def run(
         parse_taps(taps) if taps is not None else None,
         positions,
         logprobs,
-        parse_stats(stats),
+        parse_stats(stats) if stats is not None else None,
         track_names(track),
         lens,
+        heads=heads,
     )
     worker = WorkerSettings(
         ModelSettings(model, revision, dtype, device_map, trust_remote_code),
@@ -109,7 +115,7 @@ def run(
         generation_settings(generate, temperature, top_p, sample_top_k, seed, samples),
     )
     file = str(intervene) if isinstance(intervene, str | Path) else None
-    settings = RunSettings(worker, Path(store), name, actors, gpus_per_actor, ray, redis, writer, fresh, file)
+    settings = RunSettings(worker, Path(store), name, actors, gpus_per_actor, ray, redis, writer, writer_helpers, fresh, file)
     progress = choose(as_json=False, quiet=quiet)
     with Stopping() as stopping:
         try:

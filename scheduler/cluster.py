@@ -8,13 +8,16 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from raylens.storage.errors import ClusterError
 
@@ -24,14 +27,21 @@ OBJECT_STORE_BYTES = 200 * 10**6
 _ENVIRONMENT = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
 #: Seconds to wait for an address to answer.
 REACH_SECONDS = 10.0
+#: Seconds to wait for a first node that may hold actors: what an autoscaler takes to start a machine.
+NODE_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Whether all of it is on one machine, and its GPUs."""
+    """The addresses of its machines, and its GPUs."""
 
-    one_host: bool
+    hosts: frozenset[str]
     gpus: float
+
+    @property
+    def one_host(self) -> bool:
+        """Whether all of it is on one machine."""
+        return len(self.hosts) <= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +54,30 @@ class Share:
 
 
 @contextmanager
-def cluster(address: str) -> Iterator[Cluster]:
-    """Join or start Ray.
+def cluster(
+    address: str, tell: Callable[[str], None] | None = None, stopping: Callable[[], bool] = lambda: False
+) -> Iterator[Cluster]:
+    """Join or start Ray, and have a node that may hold actors.
 
     A Ray that the calling script has initialised is used and left as it is. raylens never calls ``ray stop``, which
     would end every Ray on the machine.
 
+    Args:
+        tell: what is told that a node is waited for; without it none is.
+        stopping: asked while waiting.
+
     Raises:
-        ClusterError: Ray cannot be reached or started.
+        ClusterError: Ray cannot be reached or started, or no node came.
+        KeyboardInterrupt: stopped while waiting.
     """
-    if ray.is_initialized():
+    with contextlib.nullcontext() if ray.is_initialized() else _joined(address):
+        if tell is not None:
+            _await_node(tell, stopping)
         yield _cluster()
-        return
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
     target = os.environ.get("RAY_ADDRESS") if address == "auto" else None if address == "local" else address
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     try:
@@ -70,7 +92,7 @@ def cluster(address: str) -> Iterator[Cluster]:
             remedy = "set TMPDIR to a shorter path, such as /tmp"
         raise ClusterError(f"--ray {address}: {text}; {remedy}") from error
     try:
-        yield _cluster()
+        yield
     finally:
         ray.shutdown()
         for name, value in before.items():  # the caller's own
@@ -129,10 +151,48 @@ def _token_file() -> Path:
     return path
 
 
+def _await_node(tell: Callable[[str], None], stopping: Callable[[], bool]) -> None:
+    """Wait for a first node with CPUs: nodes take a while to join, and an autoscaler starts one only for the asking."""
+    if any(node.get("CPU", 0.0) for node in _resources()):
+        return
+    tell(f"waiting for a node of the cluster that may hold actors, {NODE_SECONDS:.0f} s at most")
+    until = time.monotonic() + NODE_SECONDS
+    asked = placement_group([{"CPU": 1}])
+    try:
+        while not asked.wait(1):
+            if stopping():
+                raise KeyboardInterrupt
+            if time.monotonic() > until:
+                raise ClusterError(
+                    "no node of the Ray cluster has a CPU for actors; start one, with ray start --address HEAD:PORT"
+                )
+    finally:
+        remove_placement_group(asked)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """Those that are there now."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _resources(hosts: frozenset[str] | None = None) -> list[dict[str, float]]:
+    """Of each node that is there now; only of those of some hosts, where given."""
+    return [node["Resources"] for node in _nodes() if hosts is None or node["NodeManagerAddress"] in hosts]
+
+
 def _cluster() -> Cluster:
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    hosts = {node["NodeManagerAddress"] for node in nodes}
-    return Cluster(one_host=len(hosts) <= 1, gpus=sum(node["Resources"].get("GPU", 0.0) for node in nodes))
+    hosts = frozenset(node["NodeManagerAddress"] for node in _nodes())
+    return Cluster(hosts, gpus=sum(node.get("GPU", 0.0) for node in _resources()))
+
+
+def check_reached(redis: str, ours: Cluster) -> None:
+    """Refuse an embedded server where actors may be on other machines.
+
+    Raises:
+        ClusterError: they may.
+    """
+    if redis == "embedded" and not ours.one_host:
+        raise ClusterError("the Ray cluster has other machines, which the embedded server does not reach; give --redis URL")
 
 
 def share(actors: int | None, gpus_per_actor: float) -> Share:
@@ -141,15 +201,23 @@ def share(actors: int | None, gpus_per_actor: float) -> Share:
     Raises:
         ClusterError: no node has what one actor needs.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _resources()
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     per_actor = gpus_per_actor if gpus else 0.0
     if per_actor > max((node.get("GPU", 0.0) for node in nodes), default=0.0):
         raise ClusterError(f"--gpus-per-actor {gpus_per_actor:g}: no node of the cluster has that many GPUs")
-    if cpus <= 0:
-        raise ClusterError("the Ray cluster offers no CPU for actors")
+    if cpus <= 0:  # the nodes that were there have left
+        raise ClusterError("no node of the Ray cluster has a CPU for actors any more")
     if actors is None:
         actors = max(1, int(gpus / per_actor)) if per_actor else len([node for node in nodes if node.get("CPU", 0.0) > 0])
     smallest = min(node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0)
     return Share(actors, min(cpus / actors, smallest) if cpus < actors or not gpus else 1.0, per_actor)
+
+
+def room(parts: Share, hosts: frozenset[str] | None) -> int:
+    """How many actors of such a share the nodes that are there now have room for; only those of some hosts, where given."""
+    nodes = _resources(hosts)
+    if parts.gpus:
+        return sum(int(node.get("GPU", 0.0) / parts.gpus) for node in nodes)
+    return sum(node.get("CPU", 0.0) >= parts.cpus for node in nodes)

@@ -21,7 +21,9 @@ PLACE_SECONDS = 10.0
 MAX_PLACE_SECONDS = 600.0
 #: Seconds without a commit after which the user is told what the run waits for, again and again.
 STANDSTILL_SECONDS = 10.0
-#: Times in a row that actors may find the server away, each after waiting for it, before the run is given up.
+#: Seconds between two looks at how many actors the cluster has room for.
+GROW_SECONDS = 5.0
+#: Times in a row that each actor may find the server away, after waiting for it, before the run is given up.
 MAX_BROKER_LOSSES = 3
 
 
@@ -34,6 +36,7 @@ class Dispatch:
         heartbeat, metrics: tell those outside what the run is at.
         loaded: told the certificate of each actor that loads the model.
         stopping: whether the user wants to stop.
+        room: how many actors the cluster has room for; None where the user said how many there are to be.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Dispatch:
         metrics: RunMetrics,
         loaded: Callable[[dict[str, object]], None],
         stopping: Callable[[], bool],
+        room: Callable[[], int] | None = None,
     ) -> None:
         self._pool = pool
         self._tracker = tracker
@@ -57,8 +61,9 @@ class Dispatch:
         self._metrics = metrics
         self._loaded = loaded
         self._stopping = stopping
+        self._room = room
         self._broker_losses = 0
-        self._began = self._moved = time.monotonic()
+        self._began = self._moved = self._grown = time.monotonic()
         self._told_waiting = self._told_away = False
         self._resubmitted = 0
         self._waiting = ""
@@ -96,12 +101,13 @@ class Dispatch:
                     self._wait(f"{reason}; resubmitting {len(shard.prompts)} prompts")
                 self._resubmitted += len(shard.prompts)
                 self._broker_losses += broker
-                if self._broker_losses > MAX_BROKER_LOSSES:
+                if self._broker_losses > MAX_BROKER_LOSSES * self._pool.size:
                     raise BrokerError("the actors cannot reach the server; is it up, and reachable from their machines?")
                 self._tracker.lost(shard, blame)
 
     def _look_after(self) -> None:
         self._check_placed()
+        self._grow()
         self._broker.watch()
         self._writer.ensure_alive()
         self._tell(self._tracker.follow())
@@ -113,6 +119,16 @@ class Dispatch:
         self._tell_waiting()
         if self._heartbeat.due():
             self._beat()
+
+    def _grow(self) -> None:
+        """Take what nodes have joined the cluster; actors of those that leave are placed again by Ray, on others or these."""
+        if self._room is None or time.monotonic() - self._grown < GROW_SECONDS:
+            return
+        self._grown = time.monotonic()
+        if started := self._pool.grow(self._room()):
+            self._progress.waiting(
+                f"the cluster has grown: loading the model in {started} more actor{'s' if started > 1 else ''}"
+            )
 
     def _beat(self) -> None:
         prompts, size = self._tracker.unstored()

@@ -12,6 +12,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from raylens.storage.cores import cores
 from raylens.storage.errors import RaylensError
 
 Status = Literal["ok", "warning", "problem"]
@@ -86,12 +87,11 @@ def _versions() -> Finding:
 def _devices() -> Finding:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if torch.cuda.is_available():
         gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         names = ", ".join(f"{gpu.name} ({gpu.total_memory / GIB:.0f} GiB)" for gpu in gpus)
-        return Finding("devices", "ok", f"{cores} CPU cores; {names}")
-    found = f"{cores} CPU cores, no GPU that torch can use"
+        return Finding("devices", "ok", f"{cores()} CPU cores; {names}")
+    found = f"{cores()} CPU cores, no GPU that torch can use"
     if shutil.which("nvidia-smi"):
         return Finding("devices", "problem", f"{found}, though the machine has nvidia-smi", "install a CUDA build of torch")
     return Finding("devices", "ok", found)

@@ -67,9 +67,11 @@ def fit_corpus(
         texts = _texts(settings, corpus, facts)
         from raylens.scheduler.cluster import cluster, share
         from raylens.scheduler.fitters import Fitters
+        from raylens.scheduler.nodes import check_nodes
 
         progress.stage("starting Ray")
-        stack.enter_context(cluster(actors.ray))
+        stack.enter_context(cluster(actors.ray, progress.stage, stopping))
+        check_nodes()
         fitters = Fitters(settings, texts.parts, fitted, share(actors.count, actors.gpus_each), stopping)
         stack.callback(fitters.stop)
         progress.stage(f"fitting {len(fitted)} maps on {texts.tokens('fit'):,} tokens")

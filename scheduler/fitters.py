@@ -6,8 +6,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from raylens.scheduler.actor_errors import cause, reason
 from raylens.scheduler.cluster import Share
-from raylens.storage.errors import ClusterError, ModelError, RaylensError
+from raylens.storage.errors import ClusterError
 from raylens.workers.fitting.fitter import Fitter
 from raylens.workers.fitting.report import LayerReport
 from raylens.workers.fitting.saving import Maps
@@ -87,16 +88,6 @@ class Fitters:
         try:
             return ray.get(answer)
         except RayTaskError as error:
-            raise _cause(error) from None
+            raise cause(error) from None
         except RayActorError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ClusterError(f"an actor died ({reason}); is there memory for the model? Try fewer --actors") from None
-
-
-def _cause(error: RayTaskError) -> RaylensError:
-    cause = error.cause if isinstance(error.cause, BaseException) else error
-    if isinstance(cause, RaylensError):
-        return cause
-    line = (str(cause).strip().splitlines() or [""])[-1][:200]
-    remedy = "try fewer --actors or --batch-tokens" if "memory" in line.lower() else "try it on another model or report it"
-    return ModelError(f"fitting failed: {type(cause).__name__}: {line}; {remedy}")
+            raise ClusterError(f"an actor died ({reason(error)}); is there memory for the model? Try fewer --actors") from None

@@ -4,15 +4,17 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from raylens.scheduler.actor_errors import cause, reason
 from raylens.scheduler.cluster import Share
 from raylens.scheduler.shards import Shard
-from raylens.storage.errors import BrokerError, ModelError, RaylensError
+from raylens.storage.errors import BrokerError, ModelError
 from raylens.workers.actor import start_actor
 from raylens.workers.publish import Receipt, decode_receipts, encode_prompts
 from raylens.workers.settings import WorkerSettings
@@ -78,10 +80,17 @@ class Pool:
     """
 
     def __init__(self, settings: WorkerSettings, run: str, redis: str, share: Share) -> None:
-        actors = [start_actor(settings, run, redis, share.cpus, share.gpus) for _ in range(share.actors)]
-        self._slots = [_Slot(actor, _begin(actor)) for actor in actors]
+        self._start = partial(start_actor, settings, run, redis, share.cpus, share.gpus)
+        self._slots: list[_Slot] = []
         self._placed = False
         self.deaths = 0
+        self.grow(share.actors)
+
+    def grow(self, size: int) -> int:
+        """Start actors until there are so many; how many were started. Those that are there stay."""
+        actors = [self._start() for _ in range(size - len(self._slots))]
+        self._slots += [_Slot(actor, _begin(actor)) for actor in actors]
+        return len(actors)
 
     @property
     def placed(self) -> bool:
@@ -133,12 +142,12 @@ class Pool:
         try:
             certificate = ray.get(call)
         except RayTaskError as error:
-            raise _cause(error) from None
+            raise cause(error) from None
         except RayActorError as error:
             slot.load_deaths += 1
             self.deaths += 1
             if slot.load_deaths >= MAX_LOAD_DEATHS:
-                raise ModelError(f"actors die while they load the model ({_reason(error)}); is there memory for it?") from None
+                raise ModelError(f"actors die while they load the model ({reason(error)}); is there memory for it?") from None
             slot.loading = _begin(slot.actor)
             return
         if certificate is None:  # the process is up: now its model
@@ -153,17 +162,17 @@ class Pool:
         try:
             answer = ray.get(call)
         except RayTaskError as error:
-            cause = _cause(error)
-            if not isinstance(cause, BrokerError):
-                raise cause from None
-            yield Lost(shard, f"server away ({cause})", blame=False, broker=True)
+            found = cause(error)
+            if not isinstance(found, BrokerError):
+                raise found from None
+            yield Lost(shard, f"server away ({found})", blame=False, broker=True)
         except RayActorError as error:
             self.deaths += 1
             # the oldest shard was at work; those behind it had not begun
             behind = [waiting for _, waiting in slot.shards]
             slot.shards.clear()
             slot.loading = _begin(slot.actor)
-            yield Lost(shard, f"an actor died ({_reason(error)})", blame=True)
+            yield Lost(shard, f"an actor died ({reason(error)})", blame=True)
             for waiting in behind:
                 yield Lost(waiting, "", blame=False)
         else:
@@ -186,16 +195,3 @@ def _begin(actor: Any) -> Any:
     # with retries Ray holds the call until the actor is back; without them it fails at once, again and again. Loading
     # itself is not retried, so that a model which kills its actor is noticed.
     return actor.up.options(max_task_retries=-1).remote()
-
-
-def _cause(error: RayTaskError) -> RaylensError:
-    cause = error.cause if isinstance(error.cause, BaseException) else error
-    if isinstance(cause, RaylensError):
-        return cause
-    return ModelError(f"an actor failed: {type(cause).__name__}: {_reason(cause)}")
-
-
-def _reason(error: BaseException) -> str:
-    """The line of Ray's long message that says why."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if "low on memory" in line or "OOM" in line), lines[-1])[:200]

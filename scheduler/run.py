@@ -21,11 +21,12 @@ from raylens.scheduler.heartbeat import Heartbeat
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.samples import samples_of
 from raylens.scheduler.settings import RunSettings, check
-from raylens.scheduler.shards import estimated_positions, shards
+from raylens.scheduler.settled import settled, with_stats
+from raylens.scheduler.shards import cut, estimated_positions
 from raylens.scheduler.tracker import Tracker, open_bytes
 from raylens.scheduler.writer_process import WriterProcess
 from raylens.storage.durable import write_file
-from raylens.storage.errors import BrokerError, ClusterError, InputError, StoreError
+from raylens.storage.errors import BrokerError, InputError, StoreError
 from raylens.storage.layout import RunFolder, check_writable, runs_folder
 from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import FORMAT, Manifest, create_or_resume, read_manifest
@@ -34,21 +35,15 @@ from raylens.storage.stream import RETRIES, Stream, stream_key
 from raylens.storage.vocabulary import write_vocabulary
 from raylens.workers.interventions.edits import identity as edits_identity
 from raylens.workers.lenses.source import parse_lens
-from raylens.workers.preflight import ModelFacts, inspect_model, pinned
+from raylens.workers.preflight import ModelFacts, inspect_model
 from raylens.workers.publish import publish
-from raylens.workers.settings import LensSettings, WorkerSettings
+from raylens.workers.settings import LensSettings
 
 #: Times the driver tries to reach the server before it goes on with other things.
 _DRIVER_RETRIES = 3
 
-#: Tokens of one forward pass, and how many such passes make a shard.
-CPU_BATCH_TOKENS = 512
-GPU_BATCH_TOKENS = 4096
-SHARD_BATCHES = 2
-#: So many times the tokens are in one batch that generates: a step reads one of each prompt, and the others are cached.
-GENERATION_BATCHES = 8
-
 _PACKAGES = ("torch", "transformers", "accelerate", "ray", "redis", "msgpack", "numpy", "tokenizers")
+_LATER_OPTIONS = ("stats", "track", "heads", "residual_stats")
 
 
 class RunResult(msgspec.Struct, frozen=True):
@@ -85,6 +80,7 @@ def run_corpus(
     summary = corpus.scan(_scanned(progress, stopping))
     progress.stage("reading the model's configuration")
     facts = inspect_model(settings.worker)
+    settings = msgspec.structs.replace(settings, worker=with_stats(settings.worker, facts))
     check_chat(summary, facts)
     wanted = _manifest(settings, corpus, summary, facts)
     folder = RunFolder(runs_folder(settings.store) / wanted.name)
@@ -131,8 +127,9 @@ def _scanned(progress: Progress, stopping: Callable[[], bool]) -> Callable[[int]
 def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Callable[[], bool]) -> bool:
     """Start server, Ray, writer and actors, and run what is not in the ledger; whether all of it is then."""
     # imported here, so that bad input is told before Ray's second of import
-    from raylens.scheduler.cluster import cluster, share
+    from raylens.scheduler.cluster import check_reached, cluster, room, share
     from raylens.scheduler.dispatch import Dispatch
+    from raylens.scheduler.nodes import check_nodes
     from raylens.scheduler.pool import Pool
     from raylens.scheduler.run_metrics import RunMetrics
 
@@ -140,25 +137,27 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
     with ExitStack() as stack:
         broker = stack.enter_context(Broker(settings.redis))
         progress.stage("starting Ray")
-        ours = stack.enter_context(cluster(settings.ray))
-        if settings.redis == "embedded" and not ours.one_host:
-            raise ClusterError("the Ray cluster has other machines, which the embedded server does not reach; give --redis URL")
+        ended = heartbeat.or_cancelled(stopping)
+        ours = stack.enter_context(cluster(settings.ray, progress.stage, _while_waiting(heartbeat, ended)))
+        check_reached(settings.redis, ours)
+        check_nodes()
         stream = Stream(broker.url, run, _DRIVER_RETRIES)
         stack.callback(stream.close)
         writer = stack.push(_writer(plan, broker.url))
-        batch_tokens = (GPU_BATCH_TOKENS if ours.gpus else CPU_BATCH_TOKENS) * (GENERATION_BATCHES if generation else 1)
-        worker = _settled(settings.worker, plan.facts, batch_tokens)
+        worker = settled(settings.worker, plan.facts, ours.gpus)
         parts = share(settings.actors, settings.gpus_per_actor)
         progress.stage(f"loading the model in {parts.actors} actor{'s' if parts.actors > 1 else ''}")
         pool = stack.enter_context(Pool(worker, run, broker.url, parts))
-        most, new = SHARD_BATCHES * (worker.input.batch_tokens or 1), generation.tokens if generation else 0
-        fresh = shards(_remaining(plan), plan.manifest.prompts, parts.actors, most, new)
+        fresh = cut(_remaining(plan), plan.manifest.prompts, parts.actors, worker)
+        new = generation.tokens if generation else 0
         give_up = partial(publish, stream, run)
         positions = partial(estimated_positions, new=new, all_positions=settings.worker.lens.positions != "last")
         tracker = Tracker(fresh, plan.ledger, stream, give_up, positions, open_bytes(broker.memory().limit))
         metrics = RunMetrics(plan.manifest.name, plan.manifest.prompts)
-        loaded, ended = partial(_keep_certificate, plan.folder), heartbeat.or_cancelled(stopping)
-        Dispatch(pool, tracker, writer, broker, progress, heartbeat, metrics, loaded, ended).run()
+        loaded = partial(_keep_certificate, plan.folder)
+        within = ours.hosts if settings.redis == "embedded" else None  # no other machine that joins would reach it
+        grown = partial(room, parts, within) if settings.actors is None else None
+        Dispatch(pool, tracker, writer, broker, progress, heartbeat, metrics, loaded, ended, grown).run()
         progress.stage("finishing")
         pool.stop()
         writer.finish()
@@ -166,22 +165,22 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
     return plan.ledger.count == plan.manifest.prompts
 
 
+def _while_waiting(heartbeat: Heartbeat, ended: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether the run is to stop; asked while the cluster has no node yet, which monitors are told."""
+
+    def waiting() -> bool:
+        if heartbeat.due():
+            heartbeat.beat("waiting for a node of the cluster")
+        return ended()
+
+    return waiting
+
+
 def _writer(plan: _Plan, redis: str) -> WriterProcess | ExternalWriter:
     if plan.settings.writer == "external":
         return ExternalWriter(plan.folder)
     plan.folder.wants_external_writer.unlink(missing_ok=True)  # or two writers would fence each other
-    return WriterProcess(plan.folder, redis)
-
-
-def _settled(settings: WorkerSettings, facts: ModelFacts, batch_tokens: int) -> WorkerSettings:
-    """What every actor gets: the same model and lens wherever it runs, and the batch size if the user left it open."""
-    given, lens = settings.input, parse_lens(settings.lens.lens)
-    if given.batch_tokens is None:
-        given = msgspec.structs.replace(given, batch_tokens=batch_tokens)
-    if lens.path is not None:
-        lens = msgspec.structs.replace(lens, path=lens.path.resolve())
-    read_out = msgspec.structs.replace(settings.lens, lens=str(lens), lens_digest=facts.lens_digest)
-    return msgspec.structs.replace(settings, model=pinned(settings.model, facts), input=given, lens=read_out)
+    return WriterProcess(plan.folder, redis, plan.settings.writer_helpers)
 
 
 def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, facts: ModelFacts) -> Manifest:
@@ -225,11 +224,11 @@ def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, fac
 
 
 def _asked(lens: LensSettings) -> dict[str, Any]:
-    """The settings but for lists that are empty, so that runs from before an option existed resume; and but for the lens's
-    path, for its kind and content are what counts."""
+    """The settings but for later options that are not used, so that runs from before them resume; and but for the lens's path,
+    for its kind and content are what counts."""
     settings: dict[str, Any] = msgspec.to_builtins(lens)
     del settings["lens"], settings["lens_digest"]
-    return {name: value for name, value in settings.items() if value != () and value != []}
+    return {name: value for name, value in settings.items() if value or name not in _LATER_OPTIONS}
 
 
 def _slug(label: str) -> str:

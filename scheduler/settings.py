@@ -8,6 +8,9 @@ import msgspec
 from raylens.storage.errors import UsageError
 from raylens.workers.settings import WorkerSettings, check_types
 
+#: Helpers of one writer.
+MAX_HELPERS = 256
+
 
 class RunSettings(msgspec.Struct, frozen=True):
     """Everything a run needs except its corpus.
@@ -21,6 +24,7 @@ class RunSettings(msgspec.Struct, frozen=True):
         ray: ``auto`` (RAY_ADDRESS if set, else local), ``local``, or an address.
         redis: ``embedded`` or a URL.
         writer: ``own``, or ``external`` if ``raylens writer`` stores the results.
+        writer_helpers: processes that may make segments for a writer of ours; None chooses by the machine's cores.
         fresh: move a run of this name aside and begin anew.
         intervention: the file that the edits were read from, for people.
     """
@@ -33,6 +37,7 @@ class RunSettings(msgspec.Struct, frozen=True):
     ray: str = "auto"
     redis: str = "embedded"
     writer: Literal["own", "external"] = "own"
+    writer_helpers: int | None = None
     fresh: bool = False
     intervention: str | None = None
 
@@ -45,6 +50,7 @@ def check(settings: RunSettings) -> None:
     """
     check_types(settings)
     check_actors(settings.actors, settings.gpus_per_actor)
+    check_helpers("--writer-helpers", settings.writer_helpers)
     if settings.writer == "external" and settings.redis == "embedded":
         raise UsageError("--writer external: the embedded server is not reached from outside; give --redis URL")
     name = settings.name
@@ -52,6 +58,16 @@ def check(settings: RunSettings) -> None:
         not name or len(name) > 100 or name.startswith(".") or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name)
     ):
         raise UsageError(f"--name {name!r}: use 1 to 100 letters, digits, '-', '_' and '.', not beginning with '.'")
+
+
+def check_helpers(option: str, helpers: int | None) -> None:
+    """Refuse a number of helpers that no machine has cores for.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if helpers is not None and not 0 <= helpers <= MAX_HELPERS:
+        raise UsageError(f"{option} {helpers}: use a number from 0 to {MAX_HELPERS}")
 
 
 def check_actors(actors: int | None, gpus_per_actor: float) -> None:

@@ -4,11 +4,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from raylens.storage.record import Prompt
+from raylens.workers.settings import WorkerSettings
 
 #: Prompts of one shard at most; from 16 on, Ray's cost a call no longer counts.
 MAX_PROMPTS = 64
 #: Shards each actor should get at least, so that all stay busy to the end.
 SHARDS_PER_ACTOR = 4
+#: Batches, as large as may be, that make a shard.
+SHARD_BATCHES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +53,14 @@ def shards(prompts: Iterable[Prompt], count: int, actors: int, tokens: int, new:
         size += estimated_tokens(prompt) + new
     if batch:
         yield Shard(batch)
+
+
+def cut(prompts: Iterable[Prompt], count: int, actors: int, worker: WorkerSettings) -> Iterator[Shard]:
+    """The shards of a run.
+
+    Args:
+        prompts, count, actors: as for ``shards``.
+        worker: its settings, with the tokens of a batch.
+    """
+    tokens, new = SHARD_BATCHES * (worker.input.batch_tokens or 1), worker.generation.tokens if worker.generation else 0
+    return shards(prompts, count, actors, tokens, new)

@@ -6,6 +6,7 @@ from types import TracebackType
 
 import msgspec
 
+from raylens.storage.cores import cores
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.log import last_message
@@ -13,12 +14,24 @@ from raylens.storage.writer import Orders
 
 #: Seconds a writer gets to commit what is complete.
 FINISH_SECONDS = 120.0
+#: Of the cores, one in so many may be used by a helper unless the user says how many: actors need the others.
+CORES_A_HELPER = 4
 #: Deaths without a commit in between, after which the run is given up.
 MAX_DEATHS = 5
 
 
+def helpers_here(asked: int | None) -> int:
+    """How many helpers a writer on this machine may have."""
+    return cores() // CORES_A_HELPER if asked is None else asked
+
+
 class WriterProcess:
     """Owns the writer process of one run. Its input is a pipe: when this process dies, the writer ends too.
+
+    Args:
+        folder: of the run.
+        redis: URL of the server.
+        helpers: processes that may make segments for it; None chooses by the machine's cores.
 
     Attributes:
         remedy: what a user may do when nothing is stored: nothing, it is restarted.
@@ -27,9 +40,10 @@ class WriterProcess:
 
     remedy = ""
 
-    def __init__(self, folder: RunFolder, redis: str) -> None:
+    def __init__(self, folder: RunFolder, redis: str, helpers: int | None = None) -> None:
         self._folder = folder
-        self._orders = msgspec.json.encode(Orders(str(folder.root.resolve()), redis)) + b"\n"
+        orders = Orders(str(folder.root.resolve()), redis, helpers_here(helpers))
+        self._orders = msgspec.json.encode(orders) + b"\n"
         self._deaths = self.restarts = 0
         self._process = self._start()
 
@@ -65,6 +79,8 @@ class WriterProcess:
         if code == StoreError.exit_code or self._deaths >= MAX_DEATHS:
             log = self._folder.writer_log
             raise StoreError(f"the writer ended with code {code}: {last_message(log)} (see {log})")
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self.restarts += 1
         self._process = self._start()
 

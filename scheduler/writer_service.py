@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from raylens.scheduler.settings import check_helpers
 from raylens.scheduler.writer_process import WriterProcess
 from raylens.storage.errors import RaylensError
 from raylens.storage.layout import RunFolder, runs_folder
@@ -19,8 +20,13 @@ LOOK_SECONDS = 1.0
 
 @dataclass(slots=True)
 class _Served:
-    """A run that has a writer of ours. ``ledger`` is followed by the service, ``tally`` by whoever asks for metrics."""
+    """A run that has a writer of ours. ``ledger`` is followed by the service, ``tally`` by whoever asks for metrics.
 
+    Attributes:
+        inode: of its run.json.
+    """
+
+    inode: int | None
     folder: RunFolder
     prompts: int
     ledger: Ledger
@@ -35,15 +41,17 @@ class WriterService:
         store: folder of runs.
         redis: URL of the server that their drivers use.
         only: the one run to serve; None serves each that asks.
+        helpers: of each writer; None chooses by the machine's cores.
         say: told what begins and ends.
 
     Raises:
         BrokerError: the server cannot be reached or may evict.
     """
 
-    def __init__(self, store: Path, redis: str, only: str | None, say: Callable[[str], None]) -> None:
+    def __init__(self, store: Path, redis: str, only: str | None, helpers: int | None, say: Callable[[str], None]) -> None:
+        check_helpers("--helpers", helpers)
         check_server(redis)
-        self._runs, self._redis, self._only, self._say = runs_folder(store), redis, only, say
+        self._runs, self._redis, self._only, self._helpers, self._say = runs_folder(store), redis, only, helpers, say
         self._served: dict[str, _Served] = {}
         self._left: dict[str, int] = {}  # runs that are complete or cannot be written, and the inode of their run.json
 
@@ -91,39 +99,44 @@ class WriterService:
         except OSError:
             return None
 
-    def _leave(self, name: str) -> None:
-        if (inode := self._inode(name)) is not None:
+    def _leave(self, name: str, inode: int | None) -> None:
+        if inode is not None:
             self._left[name] = inode
 
     def _guarded(self, name: str, act: Callable[[str], None]) -> None:
         """A run that cannot be written does not end the others."""
+        inode = self._served[name].inode if name in self._served else self._inode(name)
         try:
             act(name)
         except RaylensError as error:
             self._served.pop(name, None)
             if self._only is not None:
                 raise
-            self._leave(name)
+            self._leave(name, inode)
             self._say(f"{name}: left out: {error}")
 
     def _begin(self, name: str) -> None:
-        folder = RunFolder(self._runs / name)
+        folder, inode = RunFolder(self._runs / name), self._inode(name)
         prompts, ledger = read_manifest(folder).prompts, Ledger(folder)
         if self._follow(ledger) == prompts:
-            self._complete(name, prompts)
+            self._complete(name, inode, prompts)
             return
         ledger.check_whole()
-        self._served[name] = _Served(folder, prompts, ledger, WriterProcess(folder, self._redis), Tally.of(folder))
+        writer = WriterProcess(folder, self._redis, self._helpers)
+        self._served[name] = _Served(inode, folder, prompts, ledger, writer, Tally.of(folder))
         self._say(f"{name}: writing, {ledger.count:,} of {prompts:,} prompts are stored")
 
     def _look_after(self, name: str) -> None:
         one = self._served[name]
+        if self._inode(name) not in {None, one.inode}:  # begun anew with other settings: it gets a writer that knows them
+            self._served.pop(name).writer.finish()
+            return
         before = one.ledger.count
         if self._follow(one.ledger) > before:
             one.writer.committed()
         if one.ledger.count == one.prompts:
             self._served.pop(name).writer.finish()
-            self._complete(name, one.prompts)
+            self._complete(name, one.inode, one.prompts)
             return
         one.writer.ensure_alive()
 
@@ -132,8 +145,8 @@ class WriterService:
             pass
         return ledger.count
 
-    def _complete(self, name: str, prompts: int) -> None:
-        self._leave(name)
+    def _complete(self, name: str, inode: int | None, prompts: int) -> None:
+        self._leave(name, inode)
         self._say(f"{name}: complete, {prompts:,} prompts are stored")
 
     def _end_all(self, *seconds: float) -> None:

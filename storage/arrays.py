@@ -26,8 +26,8 @@ def record_dataset(record: Record) -> "xr.Dataset":
 
     Returns:
         ``ids`` [T, P, L, k] int64 and ``logprobs`` float32; ``logsumexp`` and ``entropy`` [T, P, L]; statistics [T, P, L] or
-        [T, P, L, M]. Where a tap has not got a layer, as ``resid_pre``, ids are -1, ranks 0, other numbers NaN. Beside
-        the axes' own coordinates, ``token_id`` and ``token`` are the prompt's.
+        [T, P, L, M]. Where a tap has not got a layer, as ``resid_pre``, or a statistic, ids are -1, ranks 0, other numbers
+        NaN. Beside the axes' own coordinates, ``token_id`` and ``token`` are the prompt's.
 
     Raises:
         UsageError: xarray is not installed.
@@ -39,9 +39,9 @@ def record_dataset(record: Record) -> "xr.Dataset":
         "logsumexp": (_PLACE, _joined(record, layers, lambda tap: tap.logsumexp)),
         "entropy": (_PLACE, _joined(record, layers, lambda tap: tap.entropy)),
     }
-    for name, values in next(iter(record.taps.values())).stats.items():
+    for name, values in record.statistics.items():
         axes = _PLACE if values.ndim == 2 else (*_PLACE, "tracked")
-        variables[name] = (axes, _joined(record, layers, lambda tap, name=name: tap.stats[name]))
+        variables[name] = (axes, _joined(record, layers, lambda tap, name=name: tap.stats.get(name)))
     coordinates = {
         "tap": list(record.taps),
         "position": record.positions,
@@ -55,15 +55,17 @@ def record_dataset(record: Record) -> "xr.Dataset":
     return library("xarray").Dataset(variables, coordinates, about)
 
 
-def _joined(record: Record, layers: list[int], read: Callable[..., NDArray[Any]], absent: int = 0) -> NDArray[Any]:
-    """[T, P, L, ...] of one array of every tap; integers become int64 and floats float32."""
+def _joined(record: Record, layers: list[int], read: Callable[..., NDArray[Any] | None], absent: int = 0) -> NDArray[Any]:
+    """[T, P, L, ...] of one array of every tap that has it; integers become int64 and floats float32."""
     taps: list[TapLens] = list(record.taps.values())
-    first = read(taps[0])
+    arrays = [read(tap) for tap in taps]
+    first = next(array for array in arrays if array is not None)
     whole = first.dtype.kind in "iu"
     shape = (len(taps), len(record.positions), len(layers), *first.shape[2:])
     joined = np.full(shape, absent if whole else np.nan, np.int64 if whole else np.float32)
-    for number, tap in enumerate(taps):
-        joined[number][:, [layers.index(layer) for layer in tap.layers]] = read(tap).swapaxes(0, 1)
+    for number, (tap, array) in enumerate(zip(taps, arrays, strict=True)):
+        if array is not None:
+            joined[number][:, [layers.index(layer) for layer in tap.layers]] = array.swapaxes(0, 1)
     return joined
 
 

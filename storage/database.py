@@ -75,8 +75,8 @@ class Database:
         found = {run.name: table_files(run.folder, run.manifest.uid) for run in runs}
         for kind in KINDS:
             name, schema = _KINDS[kind]
-            parts = [_select(run, [files.path(kind) for files in all_files], schema) for run, all_files in found.items()]
-            self._connection.execute(f"CREATE VIEW {name} AS {' UNION ALL '.join(parts)}")
+            parts = [_select(run, [files.path(kind) for files in all_files]) for run, all_files in found.items() if all_files]
+            self._connection.execute(f"CREATE VIEW {name} AS {' UNION ALL BY NAME '.join([_empty(schema), *parts])}")
         self._connection.register("tokens", pa.concat_tables([_tokens(run) for run in runs]))
         self._connection.execute(VIEWS.read_text())
         return [files.path(kind) for all_files in found.values() for files in all_files for kind in KINDS]
@@ -164,10 +164,13 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _select(run: str, paths: list[Path], schema: pa.Schema) -> str:
-    if not paths:
-        columns = ", ".join(f"NULL::{_TYPES[field.type]} AS {field.name}" for field in schema)
-        return f"SELECT {text_literal(run)} AS run, {columns} WHERE false"
+def _empty(schema: pa.Schema) -> str:
+    """No row, of all columns: tables that were written before a column was have nulls there."""
+    columns = ", ".join(f"NULL::{_TYPES[field.type]} AS {field.name}" for field in schema)
+    return f"SELECT NULL::VARCHAR AS run, {columns} WHERE false"
+
+
+def _select(run: str, paths: list[Path]) -> str:
     return f"SELECT {text_literal(run)} AS run, * FROM {read_parquet(paths)}"  # noqa: S608  quoted
 
 

@@ -20,8 +20,8 @@ CHUNK_BYTES = 1 << 20
 MAX_CHUNKS = 256
 #: Bytes of one whole frame: a chunk and its envelope.
 MAX_FRAME_BYTES = CHUNK_BYTES + 512
-#: Items of any list in a frame or payload, such as the layers of a tap.
-MAX_ITEMS = 4096
+#: Items of any list in a frame or payload, such as the layers of a tap; and of a map, such as the fields of a frame.
+MAX_ITEMS, MAX_FIELDS = 4096, 16
 
 T = TypeVar("T")
 
@@ -80,8 +80,11 @@ def decode_frame(data: bytes, run: str, prompts: int) -> Frame:
     return frame
 
 
-def unpack(data: bytes, kind: type[T], max_bin: int) -> T:
+def unpack(data: bytes, kind: type[T], max_bin: int, max_map: int = MAX_FIELDS) -> T:
     """A msgpack value of the given struct, its sizes bounded before anything is made of it.
+
+    Args:
+        max_bin, max_map: the longest part of bytes, and the most items of a map, anywhere in it.
 
     Raises:
         FrameError: it is not one.
@@ -94,7 +97,7 @@ def unpack(data: bytes, kind: type[T], max_bin: int) -> T:
             max_str_len=4096,
             max_bin_len=max_bin,
             max_array_len=MAX_ITEMS,
-            max_map_len=16,
+            max_map_len=max_map,
             max_ext_len=0,
         )
         return msgspec.convert(value, kind, builtin_types=(bytes,))  # else text would pass for bytes, as base64

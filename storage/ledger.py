@@ -39,7 +39,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Commit(msgspec.Struct, frozen=True):
-    """Commit ``n`` of a run. ``segment`` is None where a writer only took the run over."""
+    """Commit ``n`` of a run. ``segment`` is None where a writer took the run over, or found nothing right."""
 
     format: int
     n: int

@@ -5,6 +5,7 @@ Decoding trusts nothing: sizes are tested before anything is allocated, types an
 
 import math
 import operator
+import threading
 from itertools import islice
 from typing import Any, Literal
 
@@ -15,10 +16,11 @@ import zstandard
 from numpy.typing import DTypeLike, NDArray
 
 from raylens.storage.errors import FrameError
-from raylens.storage.frame import MAX_ITEMS, unpack
+from raylens.storage.frame import MAX_FIELDS, MAX_ITEMS, unpack
 from raylens.storage.generated import Generated, fault
 from raylens.storage.record import Failure, Metadata, Record, TapLens
-from raylens.storage.taps import TAPS
+from raylens.storage.statistics import STATISTICS, Form
+from raylens.storage.taps import MAX_HEADS, TAPS, is_tap
 
 #: Bytes of the JSON head (text, ids, tokens, metadata) of one outcome, decompressed: two of the corpus's largest rows.
 MAX_HEAD_BYTES = 128 << 20
@@ -28,11 +30,24 @@ MAX_ARRAY_BYTES = 512 << 20
 MAX_LAYERS = MAX_ITEMS
 #: Tracked tokens of a record.
 MAX_TRACKED = 4096
+#: Taps of a record, and statistics of each.
+MAX_TAPS, MAX_STATS = len(TAPS) + MAX_HEADS, MAX_FIELDS
 
 _ARRAYS = {"ids": "<u4", "logprobs": "", "logsumexp": "<f4", "entropy": "<f4"}
 _STAT_TYPES = {"float32": "<f4", "uint32": "<u4"}
 _LOGPROB_TYPES = {"float16": "<f2", "float32": "<f4"}
 _LOGPROB_BYTES = {"float16": 2, "float32": 4}
+
+
+class _Zstd(threading.local):
+    """Of each thread its own. A record has dozens of small arrays, and making a compressor takes longer than using it."""
+
+    def __init__(self) -> None:
+        self.compress = zstandard.ZstdCompressor(level=1).compress
+        self.decompress = zstandard.ZstdDecompressor().decompress
+
+
+_zstd = _Zstd()
 
 
 class _Head(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -100,7 +115,7 @@ def encode_payload(outcome: Record | Failure) -> bytes:
     if len(encoded) > MAX_HEAD_BYTES:
         raise FrameError(f"text, tokens and metadata of {len(encoded)} bytes are over the limit of {MAX_HEAD_BYTES}")
     _check_size(taps)
-    payload = _Payload(zstandard.compress(encoded, 1), taps)
+    payload = _Payload(_zstd.compress(encoded), taps)
     return bytes(msgpack.packb(msgspec.to_builtins(payload, builtin_types=(bytes,)), use_bin_type=True))
 
 
@@ -110,7 +125,7 @@ def decode_payload(payload: bytes, index: int, vocabulary_size: int) -> Record |
     Raises:
         FrameError: with the reason.
     """
-    packed = unpack(payload, _Payload, max_bin=len(payload))
+    packed = unpack(payload, _Payload, max_bin=len(payload), max_map=MAX_TAPS)
     try:
         head = msgspec.json.decode(_inflate(packed.head, limit=MAX_HEAD_BYTES), type=_Head)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -151,7 +166,7 @@ def _check_head(head: _Head, vocabulary_size: int) -> None:
     if head.generated is not None and (wrong := fault(head.generated, head.token_ids, head.positions, head.text)):
         raise FrameError(wrong)
     read = head.generated.start if head.generated is not None else len(head.token_ids)
-    if head.truncated_from is not None and not read < head.truncated_from < 1 << 63:
+    if head.truncated_from is not None and not read < head.truncated_from < 1 << 32:
         raise FrameError(f"truncated from {head.truncated_from} tokens to {read}")
 
 
@@ -164,12 +179,13 @@ def _check_taps(taps: dict[str, _Tap], head: _Head, vocabulary_size: int) -> Non
     """Everything that can be said before an array is inflated."""
     if not taps:
         raise FrameError("record without taps")
-    if unknown := sorted(taps.keys() - set(TAPS)):
+    if unknown := sorted(tap for tap in taps if not is_tap(tap)):
         raise FrameError(f"unknown tap {unknown[0][:80]!r}")
     if len({tap.dtype for tap in taps.values()}) > 1:
         raise FrameError("taps differ in the type of their logprobs")
-    if len({tuple((name, stat.dtype) for name, stat in sorted(tap.stats.items())) for tap in taps.values()}) > 1:
-        raise FrameError("taps differ in their statistics")
+    kinds = {(name, stat.dtype, len(stat.shape)) for tap in taps.values() for name, stat in tap.stats.items()}
+    if len(kinds) > len({name for name, *_ in kinds}):
+        raise FrameError("taps differ in the type or axes of a statistic")
     positions = len(head.positions)
     for tap in taps.values():
         n_layers, n_positions, k = tap.shape
@@ -177,12 +193,22 @@ def _check_taps(taps: dict[str, _Tap], head: _Head, vocabulary_size: int) -> Non
             raise FrameError(f"shape {tap.shape} does not fit {len(tap.layers)} layers and {positions} positions")
         if not _ascend(tap.layers, below=MAX_LAYERS):
             raise FrameError("layers of a tap are not ascending numbers")
-        for name, stat in tap.stats.items():
-            if not (name.isascii() and name.isidentifier() and len(name) <= 64):
-                raise FrameError(f"name of a statistic: {name[:80]!r}")
-            if stat.shape not in {(n_layers, positions), (n_layers, positions, len(head.tracked))}:
-                raise FrameError(f"shape {stat.shape} of {name} does not fit its tap and {len(head.tracked)} tracked tokens")
+        _check_stats(tap, len(head.tracked))
     _check_size(taps)
+
+
+def _check_stats(tap: _Tap, tracked: int) -> None:
+    if len(tap.stats) > MAX_STATS:
+        raise FrameError(f"{len(tap.stats)} statistics, limit {MAX_STATS}")
+    places = tap.shape[:2]
+    for name, stat in tap.stats.items():
+        if not (name.isascii() and name.isidentifier() and len(name) <= 64):
+            raise FrameError(f"name of a statistic: {name[:80]!r}")
+        if stat.shape not in {places, (*places, tracked)}:
+            raise FrameError(f"shape {stat.shape} of {name} does not fit its tap and {tracked} tracked tokens")
+        form = Form(stat.dtype, each_tracked=len(stat.shape) == 3)
+        if STATISTICS.get(name, form) != form:  # it would have no place in the tables
+            raise FrameError(f"{name} is {stat.dtype} of shape {stat.shape}, which is not what that statistic is")
 
 
 def _check_size(taps: dict[str, _Tap]) -> None:
@@ -202,7 +228,7 @@ def _inflate(data: bytes, limit: int, expected: int | None = None) -> bytes:
             raise FrameError(f"compressed part declares {size} bytes, limit {limit}")
         if expected is not None and size != expected:
             raise FrameError(f"compressed part declares {size} bytes, its shape needs {expected}")
-        raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
+        raw = _zstd.decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FrameError(f"compressed part: {error}") from error
     return raw
@@ -212,7 +238,7 @@ def _deflate(values: NDArray[Any], dtype: DTypeLike) -> bytes:
     """Byte-shuffled, so that bytes of like magnitude lie together, then zstd level 1 (46 times smaller than plain JSON)."""
     flat = np.ascontiguousarray(values, dtype=dtype)
     shuffled = flat.view(np.uint8).reshape(-1, flat.itemsize).T.tobytes()
-    return zstandard.compress(shuffled, 1)
+    return _zstd.compress(shuffled)
 
 
 def _restore(data: bytes, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -254,7 +280,9 @@ def _unpack_tap(tap: _Tap, vocabulary_size: int) -> TapLens:
 
 def _unpack_stat(stat: _Stat) -> NDArray[Any]:
     values = _restore(stat.data, _STAT_TYPES[stat.dtype], stat.shape)
+    if stat.dtype == "uint32" or np.isfinite(values).all():
+        return values
     if np.isinf(values).any():
         raise FrameError("a statistic is infinite")
     # one NaN of the many, as a reader of the JSON gets it
-    return values if stat.dtype == "uint32" else np.where(np.isnan(values), np.float32(np.nan), values)
+    return np.where(np.isnan(values), np.float32(np.nan), values)

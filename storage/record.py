@@ -49,8 +49,8 @@ class TapLens:
         logprobs: [L, P, k] float16 or float32 natural log probabilities.
         logsumexp: [L, P] float32, of the logits over the whole vocabulary.
         entropy: [L, P] float32, in nats, over the whole vocabulary.
-        stats: what ``--stats`` and ``--track`` asked for: name -> [L, P], or [L, P, M] for M tracked tokens; float32 with NaN
-            where there is no value, or uint32 with 0 there.
+        stats: what is stored of this tap: name -> [L, P], or [L, P, M] for M tracked tokens; float32 with NaN where there is no
+            value, or uint32 with 0 there.
     """
 
     layers: tuple[int, ...]
@@ -97,6 +97,14 @@ class Record:
     tracked: list[int] = field(default_factory=list)
     generated: Generated | None = None
     vocabulary: Vocabulary | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def statistics(self) -> dict[str, NDArray[Any]]:
+        """Each statistic that is stored of some tap, as the first such tap has it."""
+        found: dict[str, NDArray[Any]] = {}
+        for tap in self.taps.values():
+            found = tap.stats | found
+        return found
 
     def __repr__(self) -> str:  # one line: the arrays would fill pages
         size = f"{len(self.token_ids)} tokens, {len(self.positions)} positions, {len(self.layers)} layers"

@@ -85,8 +85,8 @@ def _record_dict(record: Record) -> dict[str, Any]:
     }
     if record.tracked:
         out["tracked"] = record.tracked
-    if tap.stats:
-        out["stats"] = {name: str(values.dtype) for name, values in tap.stats.items()}
+    if stats := record.statistics:
+        out["stats"] = {name: str(values.dtype) for name, values in stats.items()}
     out["taps"] = {name: _tap_dict(tap, record.layers) for name, tap in record.taps.items()}
     if record.truncated_from is not None:
         out["truncated_from"] = record.truncated_from

@@ -9,6 +9,7 @@ import orjson
 from raylens.storage.labels import token_label
 from raylens.storage.record import Failure, Record, TapLens
 from raylens.storage.record_json import encode_outcome
+from raylens.storage.taps import is_head
 from raylens.storage.vocabulary import Vocabulary, token_text
 
 
@@ -28,25 +29,42 @@ def readable(outcome: Record | Failure, vocabulary: Vocabulary) -> dict[str, Any
 def table(record: Record, vocabulary: Vocabulary, position: int, top: int) -> tuple[list[str], list[list[str]]]:
     """Header and rows, one a layer: at ``position`` (an index into the record's positions) the ``top`` tokens of each tap.
 
-    The highest layer comes last, as the model computes.
+    The highest layer comes last, as the model computes. Heads are not among the taps; see ``heads_table``.
     """
-    taps = list(record.taps)
+    taps = [tap for tap in record.taps if not is_head(tap)]
     layers = sorted({layer for tap in taps for layer in record.taps[tap].layers})
     rows = [[str(layer), *(best_tokens(record.taps[tap], layer, position, vocabulary, top) for tap in taps)] for layer in layers]
     return ["layer", *taps], rows
 
 
+def heads_table(record: Record, vocabulary: Vocabulary, position: int, top: int) -> tuple[list[str], list[list[str]]]:
+    """As ``table``, a row for each layer and head."""
+    heads = {tap: lens for tap, lens in record.taps.items() if is_head(tap)}
+    rows = [
+        [str(layer), tap, best_tokens(lens, layer, position, vocabulary, top)]
+        for tap, lens in heads.items()
+        for layer in lens.layers
+    ]
+    return ["layer", "head", "tokens"], sorted(rows, key=lambda row: int(row[0]))
+
+
 def stats_table(record: Record, vocabulary: Vocabulary, position: int) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, one a tap and layer, of the statistics at ``position``; tracked tokens have a column each."""
+    """Header and rows, one a tap and layer that has any, of the statistics at ``position``; tracked tokens have a column each."""
     labels = [token_label(vocabulary, token) for token in record.tracked]
     header, rows = ["layer", "tap"], []
-    for name, values in next(iter(record.taps.values())).stats.items():
+    widths = {}
+    for name, values in record.statistics.items():
+        widths[name] = len(labels) if values.ndim == 3 else 1
         word = name.removeprefix("tracked_")
         header += [f"{word} {label}" for label in labels] if values.ndim == 3 else [name]
     for tap, lens in record.taps.items():
         for at, layer in enumerate(lens.layers):
-            found = np.concatenate([np.atleast_1d(values[at, position]).astype(object) for values in lens.stats.values()])
-            rows.append([str(layer), tap, *map(_number, found)])
+            words: list[str] = []
+            for name, width in widths.items():
+                stored = lens.stats.get(name)
+                words += [""] * width if stored is None else map(_number, np.atleast_1d(stored[at, position]))
+            if any(words):
+                rows.append([str(layer), tap, *words])
     return header, sorted(rows, key=lambda row: int(row[0]))
 
 

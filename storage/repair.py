@@ -30,7 +30,7 @@ from raylens.storage.table_files import files_of
 from raylens.storage.tables import write_tables
 from raylens.storage.verify import examine
 
-#: Bytes of a segment that is searched for records; the writer makes them of some 4 MiB and one record.
+#: Bytes of a segment that is searched for records; the writer makes them of 4 MiB of payloads and one more.
 MAX_SEARCHED_BYTES = 1 << 30
 
 _MAGIC = re.compile(re.escape(b"\x28\xb5\x2f\xfd"))  # with which each zstd frame begins

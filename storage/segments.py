@@ -10,7 +10,7 @@ import zstandard
 from raylens.storage.durable import TEMPORARY, fsync_folder
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import Commit, Entry
+from raylens.storage.ledger import Commit, Entry, Ledger
 from raylens.storage.record import Failure, Record
 from raylens.storage.record_json import decode_outcome, encode_outcome
 from raylens.storage.tables import FORMAT as TABLE_FORMAT
@@ -33,6 +33,7 @@ class SegmentBuilder:
 
     def __init__(self, run: str) -> None:
         self._run = run
+        self._compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
         self._outcomes: list[Record | Failure] = []
         self._frames: list[bytes] = []
         self._entries: list[Entry] = []
@@ -43,8 +44,7 @@ class SegmentBuilder:
 
     def add(self, outcome: Record | Failure) -> None:
         """Append one record or failure."""
-        frame = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(encode_outcome(outcome))
-        self.add_frame(outcome, frame)
+        self.add_frame(outcome, self._compressor.compress(encode_outcome(outcome)))
 
     def add_frame(self, outcome: Record | Failure, frame: bytes) -> None:
         """Append one record or failure as the frame that it has in another segment."""
@@ -90,11 +90,15 @@ def remove_garbage(folder: RunFolder, n: int, named: set[str | None]) -> None:
     """Remove what commits up to ``n`` could have named and did not, and the files in which they were being written.
 
     Those of later commits are left alone: a newer writer may be about to name them, or has done so since. So are merged
-    segments, which a compaction elsewhere may have named since ``named`` was read.
+    segments, which a compaction elsewhere may have named since ``named`` was read, and what a repair elsewhere has named since.
     """
+    ledger = Ledger(folder)
     for path in folder.records.iterdir():
         number = segment_number(path.name)
-        if number is not None and merged_from(path.name) is None and number <= n and path.name not in named:
+        if number is None or number > n or path.name in named or merged_from(path.name) is not None:
+            continue
+        commit = ledger.read(number)
+        if commit is None or commit.segment != path.name:
             remove_segment(folder, path.name)
     for path in folder.commits.glob(f".*{TEMPORARY}"):
         match = re.match(r"\.([0-9]{9,18})\.json\.", path.name)

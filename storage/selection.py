@@ -10,7 +10,7 @@ from raylens.storage.errors import UsageError
 from raylens.storage.named_queries import NamedQuery
 from raylens.storage.store import Run
 from raylens.storage.table_files import text_literal
-from raylens.storage.taps import TAPS, parse_taps
+from raylens.storage.taps import parse_taps, tap_order
 from raylens.storage.token_names import token_ids
 
 #: Beyond every layer and position.
@@ -29,11 +29,14 @@ class Lensed:
         taps: tap -> its layers, ascending.
         k: tokens kept a place.
         layers: layers of the model.
+        attribution, best_attribution: whether there are these statistics.
     """
 
     taps: dict[str, list[int]]
     k: int
     layers: int
+    attribution: bool = False
+    best_attribution: bool = False
 
     @property
     def final(self) -> bool:
@@ -48,7 +51,10 @@ def lensed(run: Run, database: Database) -> Lensed:
         UsageError: it has no record.
     """
     sql = """
-        SELECT tap, list(DISTINCT layer) AS layers, max(len(ids)) AS k FROM lens
+        SELECT
+            tap, list(DISTINCT layer) AS layers, max(len(ids)) AS k, bool_or(attribution IS NOT NULL) AS attribution,
+            bool_or(best_attribution IS NOT NULL) AS best_attribution
+        FROM lens
         WHERE run = $run AND prompt = (SELECT min(prompt) FROM prompt_rows WHERE run = $run AND failure IS NULL)
         GROUP BY tap
     """
@@ -58,7 +64,7 @@ def lensed(run: Run, database: Database) -> Lensed:
         raise UsageError(f"run {run.name!r} has no records to query yet")
     taps = {row["tap"]: sorted(row["layers"]) for row in rows}
     layers = run.certificate.get("layers", 1 + max(max(found) for found in taps.values()))
-    return Lensed(taps, max(row["k"] for row in rows), layers)
+    return Lensed(taps, max(row["k"] for row in rows), layers, rows[0]["attribution"], rows[0]["best_attribution"])
 
 
 def select(run: Run, database: Database, query: NamedQuery, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,9 +112,7 @@ def _define_places(database: Database, query: NamedQuery, has: Lensed, run: Run,
     tap = values.get("tap")
     if tap is not None:
         if tap not in has.taps:
-            raise UsageError(
-                f"--tap {tap}: run {run.name!r} has not got it; it has {', '.join(t for t in TAPS if t in has.taps)}"
-            )
+            raise UsageError(f"--tap {tap}: run {run.name!r} has not got it; it has {', '.join(sorted(has.taps, key=tap_order))}")
         conditions.append(f"tap = {text_literal(tap)}")
     first, end = values.get("layers", (0, _END))
     if not any(first <= layer < end for layers in has.taps.values() for layer in layers):
@@ -154,12 +158,21 @@ def _needs_rank(has: Lensed, values: Mapping[str, Any]) -> str:
     return "" if rank <= has.k else f"--rank {rank}: only the {has.k} best tokens of a place are kept"
 
 
+def _needs_attribution(has: Lensed, values: Mapping[str, Any]) -> str:
+    if values.get("to") is not None:
+        return "" if has.attribution else "it is of attributions, and --stats attribution is not"
+    if values.get("minus") is not None:
+        return "--minus is taken off the attribution --to another token, and none was named"
+    return "" if has.best_attribution else "it is about the best token where --to names none, and --stats best_attribution is not"
+
+
 #: What the header of a query may say that it needs -> what is wrong with a run that lacks it, or nothing.
 NEEDS: dict[str, Callable[[Lensed, Mapping[str, Any]], str]] = {
     "final": _needs_final,
     "resid_mid": _needs_resid_mid,
     "layers": _needs_layers,
     "rank": _needs_rank,
+    "attribution": _needs_attribution,
 }
 
 
@@ -204,9 +217,28 @@ def _count(option: str) -> Callable[[Any, Run], int]:
     return read
 
 
+def _tracked(option: str) -> Callable[[Any, Run], int]:
+    """The number, from 1, of a tracked token, by the name that the run was given for it or by another."""
+
+    def read(value: Any, run: Run) -> int:
+        names = list(dict.fromkeys(run.manifest.identity.get("lens", {}).get("track", ())))
+        if value in names:
+            return names.index(value) + 1
+        wanted = [] if not isinstance(value, int | str) or str(value).startswith("field:") else token_ids(value, run.vocabulary)
+        for number, name in enumerate(names, start=1):
+            if not name.startswith("field:") and token_ids(name, run.vocabulary) == wanted:
+                return number
+        has = f"it tracks {', '.join(map(repr, names))}" if names else "it tracks none"
+        raise UsageError(f"--{option} {value!r}: not a tracked token of run {run.name!r}; {has}")
+
+    return read
+
+
 #: Option -> what its value means.
 _READ: dict[str, Callable[[Any, Run], Any]] = {
     "token": lambda value, run: token_ids(value, run.vocabulary),
+    "to": _tracked("to"),
+    "minus": _tracked("minus"),
     "tap": _tap,
     "layers": lambda value, _: _span("layers", value),
     "positions": _positions,

@@ -21,7 +21,8 @@ LEFT JOIN tokens AS following ON following.run = place.run AND following.token_i
 
 CREATE VIEW metrics AS
 SELECT
-    run, prompt, position, tap, layer, ids[1] AS top_id, logprobs[1] AS top_logprob, final_rank, entropy, kl, next_logprob, next_rank
+    run, prompt, position, tap, layer, ids[1] AS top_id, logprobs[1] AS top_logprob, final_rank, entropy, kl, next_logprob, next_rank,
+    best_logprob, best_rank, next_attribution, best_attribution, attribution_error
 FROM lens;
 
 CREATE VIEW topk AS
@@ -35,11 +36,11 @@ FROM (
 LEFT JOIN tokens USING (run, token_id);
 
 CREATE VIEW tracked AS
-SELECT run, prompt, position, tap, layer, token_id, token, logprob, rank
+SELECT run, prompt, position, tap, layer, number, token_id, token, logprob, rank, attribution
 FROM (
     SELECT
-        run, prompt, position, tap, layer, unnest(tracked) AS token_id, unnest(tracked_logprob) AS logprob,
-        unnest(tracked_rank) AS rank
+        run, prompt, position, tap, layer, unnest(range(1, len(tracked) + 1)) AS number, unnest(tracked) AS token_id, unnest(tracked_logprob) AS logprob,
+        unnest(tracked_rank) AS rank, unnest(attribution) AS attribution
     FROM lens
     JOIN prompt_rows USING (run, prompt)
 )
@@ -62,8 +63,10 @@ LEFT JOIN (
     FROM (SELECT DISTINCT run, layer FROM lens WHERE tap = 'resid_post')
 ) USING (run, before);
 
--- Taps in the order in which a block computes them.
-CREATE MACRO tap_order(tap) AS list_position(['resid_pre', 'attn_out', 'resid_mid', 'mlp_out', 'resid_post'], tap);
+-- Taps in the order in which a block computes them, then its heads.
+CREATE MACRO tap_order(tap) AS coalesce(
+    list_position(['resid_pre', 'attn_out', 'resid_mid', 'mlp_out', 'resid_post'], tap), 6 + try_cast(substr(tap, 6) AS INTEGER)
+);
 
 -- The value of a metadata key of any name, as text; null where there is none.
 CREATE MACRO metadata_value(metadata, key) AS

@@ -1,8 +1,8 @@
 """The storage writer: the one place where stream and store meet (docs/PROTOCOL.md).
 
 Read frames, put together the chunks of one attempt, commit a segment durably, and only then delete from the stream.
-Runs as a process of its own: ``python -m raylens.storage.writer`` with ``{"run": FOLDER, "redis": URL}`` on its first line
-of input; it ends when its input does.
+Runs as a process of its own: ``python -m raylens.storage.writer`` with ``{"run": FOLDER, "redis": URL, "helpers": N}`` on its
+first line of input; it ends when its input does.
 """
 
 import logging
@@ -12,11 +12,15 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import msgspec
 
+from raylens.storage.building import Batch, Helpers, Made, Maker
 from raylens.storage.errors import BrokerError, Fenced, FrameError, RaylensError, StoreError
 from raylens.storage.frame import Frame, decode_frame
 from raylens.storage.gathering import Gathering
@@ -24,13 +28,12 @@ from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
 from raylens.storage.log import about, log_to_stderr
 from raylens.storage.manifest import read_manifest
-from raylens.storage.payload import decode_payload
 from raylens.storage.quarantine import Quarantine
-from raylens.storage.segments import SegmentBuilder, remove_garbage
+from raylens.storage.segments import remove_garbage
 from raylens.storage.stream import Stream
 
-#: Commit when the waiting records have this many bytes ...
-COMMIT_BYTES = 8 << 20
+#: Commit when the waiting payloads have this many bytes, which makes segments of about 8 MiB ...
+COMMIT_BYTES = 4 << 20
 #: ... or the first of them has waited this many seconds.
 COMMIT_SECONDS = 2.0
 #: Wait this many milliseconds for the next entries.
@@ -51,41 +54,44 @@ class Writer:
     Args:
         folder: of the run; run.json must exist.
         stream: of the run.
+        helpers: processes that may make segments beside this one.
 
     Raises:
         StoreError: the run's folder is damaged.
     """
 
-    def __init__(self, folder: RunFolder, stream: Stream) -> None:
+    def __init__(self, folder: RunFolder, stream: Stream, helpers: int = 0) -> None:
         manifest = read_manifest(folder)
         self._folder = folder
         self._stream = stream
-        self._run, self._prompts, self._vocabulary_size = manifest.uid, manifest.prompts, manifest.vocabulary_size
+        self._run, self._prompts = manifest.uid, manifest.prompts
         self._quarantine = Quarantine(folder)
         self._ledger = Ledger(folder)
+        self._named: set[str | None] = set()  # segments of all commits
         self._id = secrets.token_hex(4)
         self._cursor = "0-0"
         self._away = False
         self._rewound = time.monotonic()
         self._gathering = Gathering()
-        self._segment = SegmentBuilder(manifest.uid)
-        self._ready: dict[int, set[str]] = {}  # prompt index -> entries to delete once it is committed
-        self._ready_since = 0.0
+        self._maker = Maker(folder, manifest.uid, manifest.vocabulary_size, self._id)
+        self._helpers = Helpers(helpers)
+        self._batch = Batch()
+        self._making: deque[tuple[Batch, Future[Made]]] = deque()  # segments of the next commits, in order
+        self._ready: dict[int, set[str]] = {}  # prompt of a batch -> entries to delete once it is committed
         self._progressed = time.monotonic()
         self._spent: set[str] = set()  # entries whose prompt is in the ledger, or that are in quarantine
 
     def take_over(self) -> None:
         """Own the run: an empty commit fences any older writer, whose uncommitted segments are then garbage."""
-        named: set[str | None] = set()
         while True:
-            named.update(commit.segment for commit in self._ledger.follow())
+            self._named.update(commit.segment for commit in self._ledger.follow())
             n = self._ledger.next
             try:
                 self._ledger.append(Commit(FORMAT, n, self._id, None, 0, 0, []))
             except Fenced:
                 continue
             break
-        remove_garbage(self._folder, n, named)
+        remove_garbage(self._folder, n, self._named)
 
     def step(self) -> bool:
         """Read once, commit if due; whether anything was read.
@@ -93,12 +99,16 @@ class Writer:
         Raises:
             Fenced: another writer took over.
         """
+        while len(self._making) > self._helpers.most:  # no more is read than can be worked on
+            self._commit_next()
         entries = self._read()
         for entry, data in entries:
             self._accept(entry, data)
-        waited = time.monotonic() - self._ready_since
-        if len(self._segment) and (self._segment.size >= COMMIT_BYTES or waited >= COMMIT_SECONDS):
-            self.commit()
+        full = self._batch.size >= COMMIT_BYTES
+        if self._batch.payloads and (full or time.monotonic() - self._batch.since >= COMMIT_SECONDS):
+            self._make(full)
+        while self._making and self._making[0][1].done():
+            self._commit_next()
         if not entries:
             self._end_standstill()
         self._delete_spent()
@@ -106,19 +116,40 @@ class Writer:
 
     def commit(self) -> None:
         """Make the waiting records durable, enter them in the ledger, and only then delete their entries."""
-        if not len(self._segment):
-            return
+        if self._batch.payloads:
+            self._make(full=False)
+        while self._making:
+            self._commit_next()
+
+    def _make(self, full: bool) -> None:
+        """Begin the segment of the waiting payloads. It is of the commit that follows those that are being made."""
         self._check_unmoved()
-        n = self._ledger.next
-        name, crc32, entries = self._segment.write(self._folder, n, self._id)
-        self._ledger.append(Commit(FORMAT, n, self._id, name, self._segment.size, crc32, entries))
-        found = about(commit=n, prompts=len(entries), bytes=self._segment.size)
-        log.info("commit %d: %d prompts, %d bytes", n, len(entries), self._segment.size, extra=found)
-        for ids in self._ready.values():
-            self._spent |= ids
+        batch, self._batch = self._batch, Batch()
+        n = self._ledger.next + len(self._making)
+        self._making.append((batch, self._helpers.make(self._maker, n, batch, full)))
+
+    def _commit_next(self) -> None:
+        batch, future = self._making[0]
+        made = future.result()
+        self._check_unmoved()
+        self._ledger.append(made.commit)
+        self._making.popleft()
+        self._named.add(made.commit.segment)
+        found = about(commit=made.commit.n, prompts=len(made.commit.entries), bytes=made.commit.bytes)
+        log.info("commit %d: %d prompts, %d bytes", made.commit.n, len(made.commit.entries), made.commit.bytes, extra=found)
+        for index, reason in made.refused.items():
+            self._refuse_payload(index, reason, batch)
+        for entry in made.commit.entries:
+            self._spent |= self._ready.pop(entry.index)
         self._spent |= self._gathering.drop(self._ledger.__contains__)
-        self._segment, self._ready, self._progressed = SegmentBuilder(self._run), {}, time.monotonic()
+        self._progressed = time.monotonic()
         self._delete_spent()
+
+    def _refuse_payload(self, index: int, reason: str, batch: Batch) -> None:
+        for entry in batch.entries[index]:
+            self._refuse(entry, reason, batch.payloads[index], index)
+        if self._ready.pop(index) > batch.entries[index]:  # another attempt, which may be good
+            self._cursor = "0-0"
 
     def _end_standstill(self) -> None:
         """Refuse the oldest incomplete attempt if such attempts fill the server, so that no actor could ever complete one.
@@ -126,7 +157,7 @@ class Writer:
         It may be one that its actor died on, or one of several that wait for each other's room; its prompt is sent again.
         """
         moved = max(self._gathering.grew, self._progressed)
-        if not self._gathering.size or len(self._segment) or time.monotonic() - moved < STANDSTILL_SECONDS:
+        if not self._gathering.size or self._ready or time.monotonic() - moved < STANDSTILL_SECONDS:
             return
         try:
             memory = self._stream.memory()
@@ -175,19 +206,10 @@ class Writer:
             self._refuse(entry, str(error), data, index)
 
     def _gather(self, entry: str, frame: Frame) -> None:
-        gathered = self._gathering.add(entry, frame)
-        if gathered is None:
-            return
-        payload, entries = gathered
-        try:
-            self._segment.add(decode_payload(payload, frame.index, self._vocabulary_size))
-        except (FrameError, StoreError) as error:  # not a frame, or nothing that JSON can hold
-            for one in entries:
-                self._refuse(one, str(error), payload, frame.index)
-            return
-        if not self._ready:
-            self._ready_since = time.monotonic()
-        self._ready[frame.index] = entries
+        if (gathered := self._gathering.add(entry, frame)) is not None:
+            payload, entries = gathered
+            self._ready[frame.index] = set(entries)
+            self._batch.add(frame.index, payload, entries)
 
     def _refuse(self, entry: str, reason: str, data: bytes, index: int | None) -> None:
         log.warning("quarantined %s: %s", entry, reason, extra=about(entry=entry, prompt_index=index))
@@ -216,6 +238,7 @@ class Writer:
             if not self.step() and last:
                 break
         self.commit()
+        remove_garbage(self._folder, self._ledger.next - 1, self._named)
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -223,6 +246,7 @@ class Orders(msgspec.Struct, frozen=True):
 
     run: str
     redis: str
+    helpers: int = 0
 
 
 def main() -> int:
@@ -243,10 +267,13 @@ def main() -> int:
     try:
         stream = Stream(orders.redis, read_manifest(folder).uid, retries=2)
         with folder.writing():
-            Writer(folder, stream).run(owner_gone.is_set)
+            Writer(folder, stream, orders.helpers).run(owner_gone.is_set)
     except RaylensError as error:
         log.error("%s", error)
         return error.exit_code
+    except BrokenProcessPool as error:  # what it was at is still in the stream
+        log.error("a helper died: %s", error)
+        return 1
     except OSError as error:  # such as a full disk; what is not committed is still in the stream
         log.error("cannot write: %s", error)
         return StoreError.exit_code

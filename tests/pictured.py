@@ -36,11 +36,19 @@ def make(
         entropy = -(np.exp(logprobs) * logprobs).sum(axis=2)
         best = np.take_along_axis(logprobs, ids, axis=2).astype(np.float16)
         nothing = np.zeros(entropy.shape, np.float32)
-        lenses[tap] = TapLens(tuple(range(depth)), ids.astype(np.uint32), best, nothing, entropy.astype(np.float32))
+        stats = _attributions(entropy.shape, whole=tap in ("resid_mid", "resid_post"), seed=seed)
+        lenses[tap] = TapLens(tuple(range(depth)), ids.astype(np.uint32), best, nothing, entropy.astype(np.float32), stats)
     ids_read = [vocabulary.index(token) for token in tokens]
     text = b"".join(tokens).decode("utf-8", "replace")
     places = list(range(len(tokens)))
     return Record(name, 0, text, ids_read, [], places, list(range(layers)), lenses), vocabulary
+
+
+def _attributions(shape: tuple[int, ...], whole: bool, seed: int) -> dict[str, Any]:
+    """Terms of the best and the next token's logit, and how far they are off at a whole residual."""
+    terms = np.random.default_rng(seed).normal(size=(2, *shape)).astype(np.float32) * 3
+    error = np.full(shape, 1e-6 if whole else np.nan, np.float32)
+    return {"next_attribution": terms[0], "best_attribution": terms[1], "attribution_error": error}
 
 
 def fixed() -> tuple[Record, list[bytes | None]]:

@@ -37,7 +37,7 @@ def records(draw: st.DrawFn) -> Record:
     tokens = draw(st.integers(1, 6))
     positions = sorted(draw(st.sets(st.integers(0, tokens - 1), min_size=1)))
     layers = tuple(sorted(draw(st.sets(st.integers(0, 90), min_size=1, max_size=3))))
-    taps = draw(st.lists(st.sampled_from(TAPS), min_size=1, unique=True))
+    taps = draw(st.lists(st.sampled_from((*TAPS, "head_0", "head_10")), min_size=1, unique=True))
     generated = draw(st.none() | generations(tokens)) if tokens > 1 else None
     return make_record(
         draw(st.integers(0, 9)),
@@ -51,7 +51,7 @@ def records(draw: st.DrawFn) -> Record:
         dtype=draw(st.sampled_from(["float16", "float32"])),
         text=draw(st.text(max_size=30)),
         metadata=draw(metadata),
-        truncated_from=draw(st.none() | st.integers(tokens + 1, 1 << 40)),
+        truncated_from=draw(st.none() | st.integers(tokens + 1, (1 << 32) - 1)),
         tracked=draw(st.integers(0, 3)),
         stats=draw(st.booleans()),
         generated=generated,

@@ -59,6 +59,7 @@ def lens(
     top_k: int = 10,
     layers: str = "all",
     taps: str | Sequence[str] | None = None,
+    heads: str | None = None,
     positions: str | None = None,
     stats: str | Sequence[str] = (),
     track: str | int | Sequence[str | int] = (),
@@ -77,7 +78,7 @@ def lens(
         model: a folder, GGUF file, hub id, or ``demo``.
         revision, dtype, top_k, layers, taps: as the options of ``raylens run``; logprobs are float32.
         positions: all by default, or with ``generate`` its steps.
-        stats, track, lens, intervene, generate, temperature, top_p, sample_top_k, seed: as of ``raylens.run``.
+        heads, stats, track, lens, intervene, generate, temperature, top_p, sample_top_k, seed: as of ``raylens.run``.
 
     Raises:
         RaylensError: the model cannot be used, or the text cannot be lensed.
@@ -94,6 +95,7 @@ def lens(
             track_names(track),
             lens,
             lens_digest(parse_lens(lens)),  # so that a file that was written anew is read anew
+            heads,
         ),
         InputSettings(),
         read_edits(intervene),

@@ -34,16 +34,22 @@ class Asked:
         targets: [N, M] int64, ids whose logprob and rank are wanted.
         token: [N] int64, which token of ``final`` each row is of; ascending.
         final: None where no distance is asked.
+        taps: those of which it is asked, None for all; what is answered of others may be any number.
     """
 
     targets: Tensor
     token: Tensor
     final: Final | None
+    taps: frozenset[str] | None = None
 
     @staticmethod
-    def of_tokens(targets: Tensor, final: Final | None) -> "Asked":
+    def of_tokens(targets: Tensor, final: Final | None, taps: frozenset[str] | None = None) -> "Asked":
         """One row a token."""
-        return Asked(targets, torch.arange(len(targets)), final)
+        return Asked(targets, torch.arange(len(targets)), final, taps)
+
+    def about(self, tap: str) -> bool:
+        """Whether it is asked of a tap."""
+        return self.taps is None or tap in self.taps
 
     def repeated(self, places: int) -> "Asked":
         """For rows that are ``places`` of each token in turn."""
@@ -64,7 +70,7 @@ class Asked:
             return replace(self, targets=self.targets[rows], token=token)
         first, stop = int(token[0]), int(token[-1]) + 1
         final = Final(self.final.rows[first:stop], self.final.logsumexp[first:stop], self.final.entropy[first:stop])
-        return Asked(self.targets[rows], token - first, final)
+        return Asked(self.targets[rows], token - first, final, self.taps)
 
 
 @dataclass(slots=True)
@@ -80,12 +86,6 @@ class Answers:
     logprobs: Tensor
     ranks: Tensor
     kl: Tensor
-
-
-def no_answers(rows: int, device: torch.device) -> Answers:
-    """Where nothing was asked."""
-    none = torch.empty(rows, 0, device=device)
-    return Answers(none, none.long(), torch.full((rows,), torch.nan, device=device))
 
 
 class Tally:

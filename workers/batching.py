@@ -36,6 +36,11 @@ class Batch:
             for position in prompt.positions
         ]
 
+    @property
+    def tracked(self) -> list[tuple[int, ...]]:
+        """[N] the tokens tracked there."""
+        return [prompt.tracked for prompt in self.prompts for _ in prompt.positions]
+
 
 def batches(prompts: Sequence[Tokenized], max_tokens: int, new: int = 0, padded: bool = True) -> Iterator[list[Tokenized]]:
     """Prompts by falling length, so that the largest batch comes first.

@@ -12,12 +12,17 @@ from raylens.workers.blocks import first_tensor, flat_rows, input_tensor
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One hook: a module of a block, whether its input or output is read, and the factor on it."""
+    """One hook: a module of a block, whether its input or output is read, and the factor on it.
+
+    Attributes:
+        split: where a place is several taps in one (heads.py): from its rows to the name and [N, D] rows of each.
+    """
 
     module: nn.Module
     name: str
     reads_input: bool = False
     scale: float = 1.0
+    split: Callable[[Tensor], Iterable[tuple[str, Tensor]]] | None = None
 
     def __str__(self) -> str:
         side = "input of" if self.reads_input else "output of"
@@ -52,7 +57,11 @@ def _hook(tap: str, layer: int, site: Site, rows: Rows, sink: Sink) -> Callable[
         # index_select copies, which also guards against modules that change their output in place
         wanted = rows() if callable(rows) else rows
         chosen = flat_rows(hidden).index_select(0, wanted.to(hidden.device))
-        sink(tap, layer, chosen if site.scale == 1.0 else chosen * site.scale)
+        if site.split is not None:
+            for part, written in site.split(chosen):
+                sink(part, layer, written)
+        else:
+            sink(tap, layer, chosen if site.scale == 1.0 else chosen * site.scale)
 
     def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
         take(input_tensor(args, kwargs))

@@ -31,7 +31,7 @@ def try_fused(projection: Projection, rows: Tensor) -> str:
     """
     if projection.unembedding is None:
         return "not used: the head is no plain linear layer"
-    many = rows.repeat(-(-ROWS // len(rows)), 1)[:ROWS]
+    many = rows.repeat(-(-ROWS // len(rows)), 1)[:ROWS].to(device_of(projection.head, rows.device))  # as in a run
     expected, by_block = _timed(projection, many)
     asked = _question(expected, many[:ASKED])
     answers = projection.read(many[:ASKED], K, asked)

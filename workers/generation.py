@@ -76,7 +76,7 @@ class Generation:
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Tokenized]) -> list[Record | ValueError]:
         """A record for each prompt, or a ValueError where the model's numbers are not finite."""
-        batch = _Written(self._lens, self._sampler, self._ends, [prompt.prompt.id for prompt in prompts])
+        batch = _Written(self._lens, self._sampler, self._ends, prompts)
         texts = [prompt.ids for prompt in prompts]
         steps, edits = self._settings.tokens, self._intervention
         run_steps(self._model, self._steps.way, texts, steps, self._ends, batch.choose, self._lens.hooks, batch.take, edits)
@@ -112,7 +112,7 @@ class _Written:
         ids, logprobs, sampling_logprobs: of each prompt's new tokens.
     """
 
-    def __init__(self, lens: Lens, sampler: Sampler, ends: tuple[int, ...], prompts: list[str]) -> None:
+    def __init__(self, lens: Lens, sampler: Sampler, ends: tuple[int, ...], prompts: Sequence[Tokenized]) -> None:
         self._lens = lens
         self._sampler = sampler
         self._ends = ends
@@ -124,6 +124,7 @@ class _Written:
         self._rows: dict[Place, list[Tensor]] = {}  # of the steps that are not read out yet, [B, D] each
         self._kept: list[int] = []  # which of these rows are of prompts that were not done
         self._following: list[int] = []  # the token after each of these
+        self._tracked: list[tuple[int, ...]] = []  # and those that are tracked there
         self._bytes = self._steps = 0
         self._owners: list[int] = []  # the prompt of each row that was read out or is kept
         self._read: list[dict[str, TapLens]] = []
@@ -139,7 +140,7 @@ class _Written:
         if not live:  # on some devices generate notices a step later that all are done
             return [0] * len(self._prompts)
         rows = logits if len(live) == len(logits) else logits[live]
-        choice = self._sampler(rows, [self._prompts[number] for number in live], step)
+        choice = self._sampler(rows, [self._prompts[number].prompt.id for number in live], step)
         ids = [0] * len(self._prompts)
         for number, token, logprob, drawn in zip(live, choice.ids, choice.logprobs, choice.sampling_logprobs, strict=True):
             ids[number] = token
@@ -148,6 +149,7 @@ class _Written:
             self.sampling_logprobs[number].append(drawn)
         self._kept += [self._steps * len(self._prompts) + number for number in live]
         self._following += choice.ids
+        self._tracked += [self._prompts[number].tracked for number in live]
         self._owners += live
         self._steps += 1
         self._live = [number for number in live if ids[number] not in self._ends]
@@ -159,10 +161,11 @@ class _Written:
         """Read out the steps that are waiting."""
         rows, self._rows, kept, self._kept = self._rows, {}, self._kept, []
         following, self._following = self._following, []
+        tracked, self._tracked = self._tracked, []
         self._bytes = self._steps = 0
         if kept:
             chosen = {place: torch.cat(steps)[torch.tensor(kept, device=steps[0].device)] for place, steps in rows.items()}
-            self._read.append(self._lens.taps(chosen, following))
+            self._read.append(self._lens.taps(chosen, following, tracked))
 
     def taps(self, number: int) -> dict[str, TapLens]:
         """The lens of one prompt's steps, once all are read out."""

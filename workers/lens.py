@@ -4,7 +4,8 @@ softmax(unembed(final_norm(x))) at each tap (nostalgebraist 2020, "interpreting 
 computed anew on each tap's own vector, as LogitLens4LLMs does. Other lenses (lenses/) change x before that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raylens.storage.record import Record, TapLens
+from raylens.storage.taps import head_tap, is_head
 from raylens.workers.adapter import Adapter
 from raylens.workers.asked import Asked, Final
+from raylens.workers.attribution import Attribution, PlaceTerms
 from raylens.workers.batching import Batch
 from raylens.workers.capture import Sink, Site, capture
+from raylens.workers.heads import Heads
 from raylens.workers.interventions.intervention import Intervention, spans_of
 from raylens.workers.lenses.interface import HiddenLens
 from raylens.workers.lenses.logit import LogitLens
-from raylens.workers.plan import Hook, plan_walk
+from raylens.workers.plan import Hook, WalkPlan, plan_walk
 from raylens.workers.questions import Question, Questions
 from raylens.workers.readers import DirectReader, Read, Reader, WalkReader
 from raylens.workers.running import MOST_KEPT
@@ -32,6 +36,10 @@ from raylens.workers.walk import Place
 PENDING_BYTES = 64 << 20
 #: So many times as many wait on a GPU where they are compared with the final layer, which is read out anew each time.
 _COMPARED = 4
+
+#: Where places are compared with the final prediction, a batch's hidden rows wait for it if they hold at most so many bytes; the
+#: final rows of a larger batch come from a forward pass of their own, so that memory stays flat.
+KEPT_BYTES = 192 << 20
 
 _FLOAT16_LOWEST = float(np.finfo(np.float16).min)
 
@@ -53,9 +61,11 @@ class Lens:
         settings: of the lens.
         layers: chosen layer numbers.
         taps: chosen taps, all certified.
-        tracked: ids of tracked tokens.
+        tracked: how many tokens are tracked in each prompt.
         hidden: what is done to hidden states before the final norm; the logit lens does nothing.
         intervention: what is changed in the model while it runs.
+        heads: of the layers whose attention heads are lensed one by one.
+        attribution: of the model, where attributions are asked for.
     """
 
     def __init__(
@@ -64,25 +74,41 @@ class Lens:
         settings: LensSettings,
         layers: tuple[int, ...],
         taps: tuple[str, ...],
-        tracked: tuple[int, ...] = (),
+        tracked: int = 0,
         hidden: HiddenLens | None = None,
         intervention: Intervention | None = None,
+        heads: Mapping[int, Heads] | None = None,
+        attribution: Attribution | None = None,
     ) -> None:
+        self._adapter = adapter
         self._trunk = adapter.trunk
         self._projection = adapter.projection
         self._settings = settings
         self._layers = layers
-        self._taps = taps
+        self._heads = heads or {}
         self._hidden = hidden if hidden is not None else LogitLens()
         self._intervention = intervention if intervention is not None else Intervention()
-        self._questions = Questions(settings.stats, tracked)
+        self._questions = Questions(settings.stats or (), tracked, settings.residual_stats)
+        self._attribution = attribution if self._questions.attributes else None
         self._last = ("resid_post", len(adapter.sites) - 1, adapter.sites[-1]["resid_post"])
-        places = [(tap, layer) for tap in taps for layer in _layers_of(tap, layers)]
+        self._layers_of = {tap: _layers_of(tap, layers) for tap in taps} | _head_layers(self._heads)
+        places = [(tap, layer) for tap in taps for layer in self._layers_of[tap]]
         self._wanted = frozenset(places)
         # running sums are of hidden states as they are, so only the logit lens may be walked
         self._walk = adapter.walk if settings.top_k <= MOST_KEPT and self._hidden.identity else None
-        self._plan = plan_walk(adapter.sites, adapter.certificate["sums"], places) if self._walk else None
-        self._hooks = self._plan.hooks if self._plan else [(tap, layer, adapter.sites[layer][tap]) for tap, layer in places]
+        self._plan = self._planned(places)
+        read = self._plan.hooks if self._plan else [(tap, layer, adapter.sites[layer][tap]) for tap, layer in places]
+        self._read = frozenset(hook[:2] for hook in read)
+        self._hooks = [*read, *(("heads", layer, one.site) for layer, one in self._heads.items())]
+
+    def _planned(self, places: list[Place]) -> WalkPlan | None:
+        return plan_walk(self._adapter.sites, self._adapter.certificate["sums"], places) if self._walk else None
+
+    def products(self, taps: tuple[str, ...], layers: tuple[int, ...]) -> int:
+        """Rows a token that are multiplied with the unembedding, were these taps and layers chosen."""
+        places = sorted(chosen_places(taps, layers))
+        plan = self._planned(places)
+        return plan.products if plan else len(places)
 
     @property
     def path(self) -> str:
@@ -97,17 +123,13 @@ class Lens:
     @property
     def hooks(self) -> list[Hook]:
         """(tap, layer, site) of every place whose rows ``taps`` needs."""
-        compared = self._questions.needs_final and self._last[:2] not in {hook[:2] for hook in self._hooks}
-        return [*self._hooks, self._last] if compared else list(self._hooks)
+        last = [self._last] if self._questions.needs_final else []
+        return self._with([*last, *(self._attribution.hooks if self._attribution else [])])
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> list["Record | ValueError"]:
         """A record for each prompt of the batch, or a ValueError where the model's numbers are not finite."""
-        question = self._questions.about(batch.following, self._final(batch) if self._questions.needs_final else None)
-        reader = self._reader(question.asked if question else None)
-        self._forward(batch, self._hooks, lambda tap, layer, rows: reader.take(tap, layer, self._hidden(tap, layer, rows)))
-        reader.flush()
-        taps = {tap: self._tap(tap, reader.done, question) for tap in self._taps}
+        taps = self._kept(batch) if self._questions.needs_final and self._may_keep(batch) else self._passing(batch)
         records: list[Record | ValueError] = []
         start = 0
         for prompt in batch.prompts:
@@ -116,23 +138,18 @@ class Lens:
             records.append(self.record(prompt, {name: tap.part(part) for name, tap in taps.items()}))
         return records
 
-    def taps(self, rows: dict[Place, Tensor], following: list[int]) -> dict[str, TapLens]:
+    def taps(self, rows: dict[Place, Tensor], following: Sequence[int], tracked: Sequence[tuple[int, ...]]) -> dict[str, TapLens]:
         """The lens of N tokens whose hidden states were captured before.
 
         Args:
             rows: place of ``hooks`` -> [N, D], in the order in which the model computes them.
             following: [N] the token after each.
+            tracked: [N] the tokens tracked there.
         """
-        question = self._questions.about(
-            following, self._read_final(rows[self._last[:2]]) if self._questions.needs_final else None
-        )
-        reader = self._reader(question.asked if question else None)
-        hooked = {hook[:2] for hook in self._hooks}
+        reading = self._reading(following, tracked, rows[self._last[:2]] if self._questions.needs_final else None)
         for (tap, layer), hidden in rows.items():
-            if (tap, layer) in hooked:
-                reader.take(tap, layer, self._hidden(tap, layer, hidden))
-        reader.flush()
-        return {tap: self._tap(tap, reader.done, question) for tap in self._taps}
+            reading.take(tap, layer, hidden)
+        return reading.finish()
 
     def record(self, prompt: Tokenized, taps: dict[str, TapLens]) -> Record | ValueError:
         """The record of a prompt, but for its display tokens; a ValueError where the model's numbers are not finite."""
@@ -149,7 +166,7 @@ class Lens:
             taps=taps,
             metadata=prompt.prompt.metadata,
             truncated_from=prompt.truncated_from,
-            tracked=list(self._questions.tracked),
+            tracked=list(prompt.tracked),
         )
 
     def _forward(self, batch: Batch, hooks: Sequence[tuple[str, int, Site]], sink: Sink) -> None:
@@ -157,30 +174,90 @@ class Lens:
         with self._intervention.during(spans_of(batch), batch.ids.shape[1]), capture(hooks, batch.rows, sink):
             self._trunk(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
 
-    def _final(self, batch: Batch) -> Final:
-        """What every place is compared with, from a forward pass of its own: places are read out before the last block runs."""
+    def _may_keep(self, batch: Batch) -> bool:
+        width = getattr(self._projection.head, "in_features", KEPT_BYTES)
+        places = len(self.hooks) + sum(one.count for one in self._heads.values())
+        return 4 * len(batch.rows) * places * width <= KEPT_BYTES
+
+    def _kept(self, batch: Batch) -> dict[str, TapLens]:
+        """The lens by one forward pass, whose rows are read out once the final prediction is known."""
+        rows: dict[Place, Tensor] = {}
+        self._forward(batch, self.hooks, lambda tap, layer, found: rows.__setitem__((tap, layer), found))
+        return self.taps(rows, batch.following, batch.tracked)
+
+    def _passing(self, batch: Batch) -> dict[str, TapLens]:
+        """The lens with places read out as the model goes on."""
+        reading = self._reading(batch.following, batch.tracked, self._final(batch) if self._questions.needs_final else None)
+        self._forward(batch, self._with(self._attribution.hooks if self._attribution else []), reading.take)
+        return reading.finish()
+
+    def _final(self, batch: Batch) -> Tensor:
+        """[N, D] what every place is compared with, by a pass of its own: places are read out before the last block runs."""
         found: list[Tensor] = []
         self._forward(batch, [self._last], lambda _tap, _layer, rows: found.append(rows))
-        return self._read_final(found[0])
+        return found[0]
 
-    def _read_final(self, rows: Tensor) -> Final:
-        read = self._projection.read(rows, 1)
-        return Final(rows, read.logsumexp, read.entropy)
+    def _with(self, needed: Sequence[Hook]) -> list[Hook]:
+        """The hooks of what is read out, and those of other places that are needed too."""
+        there = {hook[:2] for hook in self._hooks}
+        return [*self._hooks, *{hook[:2]: hook for hook in needed if hook[:2] not in there}.values()]
+
+    def _reading(self, following: Sequence[int], tracked: Sequence[tuple[int, ...]], final: Tensor | None) -> "_Reading":
+        end, best = None, None
+        if final is not None:
+            read = self._projection.read(final, 1)
+            end, best = Final(final, read.logsumexp, read.entropy), read.ids
+        return _Reading(self, self._questions.about(following, tracked, end, best))
 
     def _reader(self, asked: Asked | None) -> Reader:
         if self._walk is None or self._plan is None:
-            compared = asked is not None and asked.final is not None and asked.final.rows.is_cuda
-            budget = PENDING_BYTES * _COMPARED if compared else PENDING_BYTES
-            return DirectReader(self._projection, self._settings.top_k, budget, asked)
+            return self._direct(asked)
         return WalkReader(self._walk, self._settings.top_k, self._wanted, self._plan.starts, PENDING_BYTES, asked)
 
-    def _tap(self, tap: str, done: dict[Place, Read], question: Question | None) -> TapLens:
-        layers = _layers_of(tap, self._layers)
+    def _direct(self, asked: Asked | None) -> DirectReader:
+        compared = asked is not None and asked.final is not None and asked.final.rows.is_cuda
+        budget = PENDING_BYTES * _COMPARED if compared else PENDING_BYTES
+        return DirectReader(self._projection, self._settings.top_k, budget, asked)
+
+
+class _Reading:
+    """What becomes of the hidden states of one batch, or of some steps, as they are handed over."""
+
+    def __init__(self, lens: Lens, question: Question | None) -> None:
+        asked = question.asked if question else None
+        self._lens = lens
+        self._question = question
+        self._reader = lens._reader(asked)
+        # of what is neither part of a sum nor the residual, which alone may be compared with the final prediction
+        compared = lens._questions.compares("attn_out")
+        self._others = lens._direct(asked if asked is None or compared else replace(asked, final=None))
+        self._terms = lens._attribution.of(question.attributed) if lens._attribution and question else None
+
+    def take(self, tap: str, layer: int, rows: Tensor) -> None:
+        """Take [N, D] rows of a tap, in the order in which the model computes them."""
+        lens = self._lens
+        if self._terms is not None:
+            self._terms.take(tap, layer, rows)
+        if is_head(tap):
+            self._others.take(tap, layer, rows)
+        elif (tap, layer) in lens._read:
+            summed = lens._plan is not None or tap == "resid_post"
+            (self._reader if summed else self._others).take(tap, layer, lens._hidden(tap, layer, rows))
+
+    def finish(self) -> dict[str, TapLens]:
+        """The lens at every tap of the run."""
+        for reader in (self._reader, self._others):
+            reader.flush()
+        done, terms = self._reader.done | self._others.done, self._terms.finish() if self._terms else {}
+        return {tap: self._tap(tap, layers, done, terms) for tap, layers in self._lens._layers_of.items()}
+
+    def _tap(self, tap: str, layers: tuple[int, ...], done: dict[Place, Read], terms: dict[Place, PlaceTerms]) -> TapLens:
         reads = [done[tap, layer] for layer in layers]
         logprobs: NDArray[Any] = np.stack([read.logprobs for read in reads])
-        if self._settings.logprobs == "float16":
+        if self._lens._settings.logprobs == "float16":
             logprobs = np.maximum(logprobs, _FLOAT16_LOWEST).astype(np.float16)
-        stats = [self._questions.values(question, read) for read in reads]
+        questions = self._lens._questions
+        stats = [questions.values(tap, self._question, done[tap, layer], terms.get((tap, layer))) for layer in layers]
         return TapLens(
             layers=layers,
             ids=np.stack([read.ids for read in reads]),
@@ -189,3 +266,9 @@ class Lens:
             entropy=np.stack([read.entropy for read in reads]),
             stats={name: np.stack([values[name] for values in stats]) for name in stats[0]},
         )
+
+
+def _head_layers(heads: Mapping[int, Heads]) -> dict[str, tuple[int, ...]]:
+    """Tap of each head -> the layers that have it."""
+    most = max((one.count for one in heads.values()), default=0)
+    return {head_tap(head): tuple(layer for layer, one in heads.items() if head < one.count) for head in range(most)}

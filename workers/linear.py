@@ -51,9 +51,9 @@ def find_linear_norm(norm: nn.Module, rows: Tensor) -> LinearNorm | None:
     if width % 2:
         return None
     # of mean 0 and mean square 1, so both kinds of norm leave it as it is: large it shows the gain, small the epsilon
-    signs = torch.ones(1, width)
+    signs = torch.ones(1, width, device=rows.device)
     signs[0, 1::2] = -1
-    bias = norm(torch.zeros(1, width))
+    bias = norm(torch.zeros_like(signs))
     gain, damped = ((norm(size * signs) - bias) * signs for size in (_LARGE, _SMALL))
     ratio = (damped / gain)[gain != 0].double().median()
     eps = max(0.0, float(_SMALL**2 * (1 / ratio.square() - 1)))

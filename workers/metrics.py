@@ -1,7 +1,7 @@
 """What can be stored of a place besides its best tokens: one row a metric.
 
-Adding one is a row here; ``reference`` is its plain definition, which tests hold the row's values against.
-N places, M tracked tokens, V vocabulary.
+Adding one is a row here; ``reference`` is its plain definition, which tests hold the row's values against. Attributions
+(attribution.py) are no function of a place's own logits and have a table of their own. N places, M tracked tokens, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,6 +24,7 @@ class Found:
         kl: [N] KL(final || place).
         next_logprob, next_rank: [N] of the prompt's next token, empty where it was not asked, and
         has_next: [N] whether there is one.
+        best_logprob, best_rank: [N] of the token that the final prediction puts first, empty where it was not asked.
         tracked_logprob, tracked_rank: [N, M].
     """
 
@@ -31,6 +32,8 @@ class Found:
     next_logprob: Values
     next_rank: Values
     has_next: Values
+    best_logprob: Values
+    best_rank: Values
     tracked_logprob: Values
     tracked_rank: Values
 
@@ -43,6 +46,11 @@ class Truth:
     final: Values
     next: int
     tracked: list[int]
+
+    @property
+    def best(self) -> int:
+        """The token that the last layer puts first."""
+        return int(self.final.argmax())
 
     def logprobs(self) -> Values:
         """[V] log softmax."""
@@ -70,7 +78,7 @@ class Metric:
         reference: the value of one place, or its M values.
     """
 
-    needs: Literal["final", "next", "tracked"]
+    needs: Literal["final", "next", "best", "tracked"]
     values: Callable[[Found], Values]
     reference: Callable[[Truth], Any]
 
@@ -92,6 +100,8 @@ METRICS = {
         lambda found: np.where(found.has_next, found.next_rank, np.uint32(0)),
         lambda truth: truth.rank(truth.next),
     ),
+    "best_logprob": Metric("best", lambda found: found.best_logprob, lambda truth: truth.logprobs()[truth.best]),
+    "best_rank": Metric("best", lambda found: found.best_rank, lambda truth: truth.rank(truth.best)),
     "tracked_logprob": Metric(
         "tracked",
         lambda found: found.tracked_logprob,
@@ -104,25 +114,35 @@ METRICS = {
     ),
 }
 
-#: What ``--stats`` may name; the others come with ``--track``.
-STATS = tuple(name for name, metric in METRICS.items() if metric.needs != "tracked")
+#: Attributions: to the logits of which tokens.
+ATTRIBUTIONS: dict[str, Literal["tracked", "next", "best"]] = {
+    "attribution": "tracked",
+    "next_attribution": "next",
+    "best_attribution": "best",
+}
+#: What is stored beside them: by how much the terms so far are short of a residual, and at the end of the model's own logit.
+ATTRIBUTION_ERROR = "attribution_error"
+
+#: What ``all`` is; the other metrics come with ``--track``.
+ALL = tuple(name for name, metric in METRICS.items() if metric.needs != "tracked")
+#: What ``--stats`` may name.
+STATS = (*ALL, *ATTRIBUTIONS)
 
 
 def parse_stats(asked: str | Iterable[str]) -> tuple[str, ...]:
-    """Names from a comma list, each once, in the order of the table; ``all`` is all of them.
+    """Names from a comma list, each once, in the order of the tables; ``all`` is all but the attributions, ``none`` none.
 
     Raises:
         UsageError: there is no such metric.
     """
     names = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else map(str, asked))]
-    if names == ["all"]:
-        return STATS
+    names = [name for given in names for name in {"all": ALL, "none": ()}.get(given, (given,))]
     for name in names:
         if name not in STATS:
-            raise UsageError(f"--stats {name}: there is no such statistic; choose from {', '.join(STATS)}, or all")
+            raise UsageError(f"--stats {name}: there is no such statistic; choose from {', '.join(STATS)}, all, or none")
     return tuple(name for name in STATS if name in names)
 
 
 def metrics_of(stats: Iterable[str], tracked: bool) -> tuple[str, ...]:
-    """The rows a run stores."""
-    return (*stats, *(name for name, metric in METRICS.items() if tracked and metric.needs == "tracked"))
+    """The rows of METRICS that a run stores."""
+    return tuple(name for name, metric in METRICS.items() if name in stats or (tracked and metric.needs == "tracked"))

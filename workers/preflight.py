@@ -16,7 +16,7 @@ from raylens.workers.settings import ModelSettings, WorkerSettings, check
 from raylens.workers.source import ModelSource, resolve
 from raylens.workers.token_bytes import vocabulary_bytes
 from raylens.workers.tokenize import longest_input, text_ids
-from raylens.workers.tracked import tracked_ids
+from raylens.workers.tracked import Tracked
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -74,13 +74,15 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
     text = config.get_text_config()
     n_layers, size = int(text.num_hidden_layers), int(text.vocab_size)
     layers = select_layers(settings.lens.layers, n_layers)
+    if settings.lens.heads is not None:
+        select_layers(settings.lens.heads, n_layers, "--heads")
     if settings.lens.top_k > size:
         raise UsageError(f"--top-k {settings.lens.top_k}: larger than the vocabulary of {size} tokens")
     longest = longest_input(text, tokenizer)
     if settings.generation is not None and settings.generation.tokens >= longest:
         raise UsageError(f"--generate {settings.generation.tokens}: the model reads {longest} tokens, the prompt's included")
     vocabulary = vocabulary_bytes(tokenizer, size)
-    tracked_ids(settings.lens.track, tokenizer, vocabulary)
+    Tracked(settings.lens.track, tokenizer, vocabulary)
     width = int(text.hidden_size)
     check_edits(settings.edits, partial(text_ids, tokenizer), n_layers, width, longest)
     template = settings.input.chat_template or getattr(tokenizer, "chat_template", None) or ""

@@ -45,7 +45,7 @@ class Projection:
     """
 
     def __init__(self, norm: nn.Module, head: nn.Module, step: AfterHead) -> None:
-        self._norm = self.norm = norm if _is_plain_float32(norm) else _copied(norm)
+        self._norm = self.norm = in_float32(norm)
         self._head = self.head = head
         self._step = self.step = step
         self.unembedding = Unembedding(head) if is_plain_linear(head) else None
@@ -142,6 +142,11 @@ def _chunks(rows: int, workers: int) -> list[slice]:
     parts = max(1, -(-rows // (ROWS * workers))) * workers
     edges = [rows * part // parts for part in range(parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def in_float32(norm: nn.Module) -> nn.Module:
+    """The norm itself where it computes in float32 from weights in memory, else a copy that does."""
+    return norm if _is_plain_float32(norm) else _copied(norm)
 
 
 def _is_plain_float32(norm: nn.Module) -> bool:

@@ -17,8 +17,11 @@ def parse_slice(text: str) -> slice | None:
     return slice(*(int(part) if part else None for part in match.groups()))
 
 
-def select_layers(spec: str, n_layers: int) -> tuple[int, ...]:
+def select_layers(spec: str, n_layers: int, option: str = "--layers") -> tuple[int, ...]:
     """Layer numbers in ascending order.
+
+    Args:
+        option: that was given the spec, for messages.
 
     Raises:
         UsageError: not a layer list, or a layer the model does not have.
@@ -30,23 +33,23 @@ def select_layers(spec: str, n_layers: int) -> tuple[int, ...]:
         part = parse_slice(text)
         chosen = set(range(n_layers)[part]) if part is not None else set()
     else:
-        chosen = _listed(spec, text)
+        chosen = _listed(f"{option} {spec!r}", text)
     if not chosen:
-        raise UsageError(f"--layers {spec!r}: chooses no layer; write all, 0,5-10 or a slice such as ::4")
+        raise UsageError(f"{option} {spec!r}: chooses no layer; write all, 0,5-10 or a slice such as ::4")
     if max(chosen) >= n_layers:
-        raise UsageError(f"--layers {spec!r}: the model has layers 0 to {n_layers - 1}")
+        raise UsageError(f"{option} {spec!r}: the model has layers 0 to {n_layers - 1}")
     return tuple(sorted(chosen))
 
 
-def _listed(spec: str, text: str) -> set[int]:
+def _listed(given: str, text: str) -> set[int]:
     chosen: set[int] = set()
     for part in text.split(","):
         match = _RANGE.fullmatch(part)
         if match is None:
-            raise UsageError(f"--layers {spec!r}: {part!r} is no layer; write all, 0,5-10 or a slice such as ::4")
+            raise UsageError(f"{given}: {part!r} is no layer; write all, 0,5-10 or a slice such as ::4")
         first, last = int(match[1]), int(match[2] or match[1])
         if last - first > 100_000:
-            raise UsageError(f"--layers {spec!r}: {part!r} is too long a range")
+            raise UsageError(f"{given}: {part!r} is too long a range")
         chosen.update(range(first, last + 1))
     return chosen
 
@@ -68,3 +71,8 @@ def select_positions(spec: str, n_tokens: int) -> list[int]:
     if part is None or part.step is not None:
         raise UsageError(f"--positions {spec!r}: write last, all, last:N or A:B")
     return list(range(n_tokens)[part])
+
+
+def places_of(taps: tuple[str, ...], layers: tuple[int, ...]) -> int:
+    """How many (tap, layer) are read at a position: the embedding's tap is of layer 0 only."""
+    return sum(1 if tap == "resid_pre" else len(layers) for tap in taps)

@@ -6,9 +6,11 @@ import msgspec
 
 from raylens.storage.errors import UsageError
 from raylens.storage.generated import MAX_SAMPLES
+from raylens.storage.taps import DEFAULT_TAPS, is_head
 from raylens.workers.interventions.edits import Edit
 from raylens.workers.lenses.source import lens_taps, parse_lens
-from raylens.workers.metrics import parse_stats
+from raylens.workers.metrics import ALL, ATTRIBUTIONS, parse_stats
+from raylens.workers.selection import select_layers
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LogprobType = Literal["float16", "float32"]
@@ -46,10 +48,12 @@ class LensSettings(msgspec.Struct, frozen=True):
         taps: canonical names; None means the default four, less those the model lacks.
         positions: ``last``, ``all``, ``last:N`` or a slice ``A:B``.
         logprobs: how they are stored; float32 also has each tap read by itself, within 1e-4, never by running sums.
-        stats: metrics of each place that are stored too (metrics.py).
+        stats: metrics of each place that are stored too (metrics.py); None leaves them to ``with_default_stats``.
         track: tokens whose logprob and rank are stored at each place: the text of one token, or ``id:`` and its number.
         lens: ``logit``, or kind and path of another lens (lenses/).
         lens_digest: of its files when the run began; a worker refuses other ones.
+        heads: layers whose attention heads are read out one by one, each as a tap ``head_N``; in the form of ``layers``.
+        residual_stats: more of them, of resid_post only.
     """
 
     top_k: int = 10
@@ -57,10 +61,12 @@ class LensSettings(msgspec.Struct, frozen=True):
     taps: tuple[str, ...] | None = None
     positions: str = "last"
     logprobs: LogprobType = "float16"
-    stats: tuple[str, ...] = ()
+    stats: tuple[str, ...] | None = ()
     track: tuple[str, ...] = ()
     lens: str = "logit"
     lens_digest: str | None = None
+    heads: str | None = None
+    residual_stats: tuple[str, ...] = ()
 
 
 class InputSettings(msgspec.Struct, frozen=True):
@@ -138,6 +144,19 @@ def generation_settings(
     return None
 
 
+def with_default_stats(lens: LensSettings, n_layers: int) -> LensSettings:
+    """With the metrics that tell how a prediction is decided, where all layers of the residual are lensed and none are refused.
+
+    Args:
+        lens: as asked; no metrics at all refuse those too.
+    """
+    taps = lens_taps(parse_lens(lens.lens), lens.taps) or DEFAULT_TAPS
+    every = "resid_post" in taps and len(select_layers(lens.layers, n_layers)) == n_layers
+    asked = lens.stats or ()
+    more = tuple(name for name in ALL if name not in asked) if every and lens.stats != () else ()
+    return msgspec.structs.replace(lens, stats=asked, residual_stats=more)
+
+
 def check_types(settings: msgspec.Struct) -> None:
     """Refuse what a Python caller gave of the wrong type; the command line cannot.
 
@@ -157,8 +176,8 @@ def check(settings: WorkerSettings) -> None:
         UsageError: naming the option.
     """
     check_types(settings)
-    parse_stats(settings.lens.stats)
     lens_taps(parse_lens(settings.lens.lens), settings.lens.taps)
+    _check_parts(settings.lens)
     if settings.lens.top_k < 1:
         raise UsageError(f"--top-k {settings.lens.top_k}: must be at least 1")
     if settings.input.max_tokens is not None and settings.input.max_tokens < 1:
@@ -167,6 +186,20 @@ def check(settings: WorkerSettings) -> None:
         raise UsageError(f"--batch-tokens {settings.input.batch_tokens}: must be at least 1")
     if settings.generation is not None:
         _check_generation(settings.generation, settings.lens.positions)
+
+
+def _check_parts(lens: LensSettings) -> None:
+    """Refuse what heads and attributions cannot be of."""
+    attributions = [name for name in parse_stats(lens.stats or ()) if name in ATTRIBUTIONS]
+    option = f"--heads {lens.heads}" if lens.heads is not None else f"--stats {attributions[0]}" if attributions else ""
+    if option and lens.lens != "logit":
+        raise UsageError(f"{option}: is of the logit lens; leave --lens {lens.lens} out")
+    if head := next((tap for tap in lens.taps or () if is_head(tap)), None):
+        raise UsageError(f"--taps {head}: name the layers whose heads to lens, as --heads 5,8 or --heads all")
+    if "attribution" in attributions and not lens.track:
+        raise UsageError("--stats attribution: is to the logits of tracked tokens; give --track too, or --stats best_attribution")
+    if attributions and lens.taps is not None and "resid_post" not in lens.taps:
+        raise UsageError(f"--stats {attributions[0]}: its check is stored with resid_post; add it to --taps")
 
 
 def _check_generation(asked: GenerationSettings, positions: str) -> None:

@@ -108,7 +108,7 @@ def _one_write(probe: BlockProbe, attention: list[_Value], mlp: list[_Value]) ->
 
 
 def _nothing(probe: BlockProbe, attention: list[_Value], mlp: list[_Value]) -> BlockSums:
-    gaps = [_gap([probe.input, first, second], probe.output) for _, first in attention for _, second in mlp]
+    gaps = [gap([probe.input, first, second], probe.output) for _, first in attention for _, second in mlp]
     closest = f"the closest sum is off by {min(gaps):.1e}" if gaps else "no known attention and MLP modules"
     reason = f"block {probe.layer}: what attention and MLP add to the residual was not found ({closest})"
     return BlockSums(refused=dict.fromkeys(("attn_out", "resid_mid", "mlp_out"), reason))
@@ -144,13 +144,13 @@ def _best(known: list[Tensor], values: list[_Value], total: Tensor) -> tuple[flo
     best: tuple[float, Site] | None = None
     for site, value in values:
         terms = [*known, value]
-        gap = _gap(terms, total)
-        if gap <= tolerance(*terms, total) and (best is None or gap < best[0]) and _each_counts(terms, total):
-            best = (gap, site)
+        error = gap(terms, total)
+        if error <= tolerance(*terms, total) and (best is None or error < best[0]) and _each_counts(terms, total):
+            best = (error, site)
     return best
 
 
-def _gap(terms: list[Tensor], total: Tensor) -> float:
+def gap(terms: list[Tensor], total: Tensor) -> float:
     """Largest error of a sum, entry by entry, relative to its terms; one huge entry does not hide errors in the others."""
     error, size = _error(terms, total)
     return float((error.abs() / size).max())

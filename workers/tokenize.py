@@ -10,13 +10,14 @@ from raylens.workers.settings import InputSettings
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """A prompt ready for the model: its text as the model reads it, T ids, the positions to lens."""
+    """A prompt ready for the model: its text as the model reads it, T ids, the positions to lens, [M] tokens to track."""
 
     prompt: Prompt
     text: str
     ids: list[int]
     positions: list[int]
     truncated_from: int | None
+    tracked: tuple[int, ...] = ()
 
 
 class Tokenizer:

@@ -1,13 +1,16 @@
-"""Which ids ``--track`` names."""
+"""Which tokens ``--track`` names, in all prompts or in each its own."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import token_label
+from raylens.storage.record import Metadata
 from raylens.storage.vocabulary import Vocabulary
 
-_ID = "id:"
+_ID, _FIELD = "id:", "field:"
+#: Of an id; more are no id, and int() refuses some thousands.
+MAX_DIGITS = 18
 
 
 def track_names(asked: str | int | Sequence[str | int]) -> tuple[str, ...]:
@@ -16,30 +19,57 @@ def track_names(asked: str | int | Sequence[str | int]) -> tuple[str, ...]:
     return tuple(f"{_ID}{token}" if isinstance(token, int) else token for token in each)
 
 
-def tracked_ids(names: Sequence[str], tokenizer: Any, vocabulary: Vocabulary) -> tuple[int, ...]:
-    """The ids, each once, in the order given.
+class Tracked:
+    """The tokens to track in each prompt.
 
     A text names the one token it is to the tokenizer, or the one whose bytes it is: a leading space counts. Tokens that no
-    text names alone are named by ``id:`` and their number.
+    text names alone are named by ``id:`` and their number; ``field:`` and a name stand for what the prompt's own field of
+    that name holds, such a text or a number.
+
+    Args:
+        names: what ``--track`` was given; one given twice counts once.
 
     Raises:
         UsageError: no token or several are named; with the tokens the text comes to.
     """
-    return tuple(dict.fromkeys(_tracked_id(name, tokenizer, vocabulary) for name in names))
 
+    def __init__(self, names: Sequence[str], tokenizer: Any, vocabulary: Vocabulary) -> None:
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
+        self._named = {name: None if name.startswith(_FIELD) else self._id(name, f"--track {name!r}") for name in names}
 
-def _tracked_id(name: str, tokenizer: Any, vocabulary: Vocabulary) -> int:
-    number = name.removeprefix(_ID)
-    if number != name and number.isascii() and number.isdigit():
-        if int(number) >= len(vocabulary):
-            raise UsageError(f"--track {name}: ids are from 0 to {len(vocabulary) - 1}")
-        return int(number)
-    pieces: list[int] = tokenizer(name, add_special_tokens=False)["input_ids"] if name else []
-    if len(pieces) == 1 and vocabulary[pieces[0]] == name.encode():
-        return pieces[0]
-    same = [token for token, data in enumerate(vocabulary) if data == name.encode()]
-    if len(same) == 1:
-        return same[0]
-    parts = ", ".join(f"{token_label(vocabulary, token)} (id:{token})" for token in (same or pieces)[:8])
-    kind = "several tokens" if same else "no single token of this model"
-    raise UsageError(f"--track {name!r}: {kind}: {parts or 'nothing'}; track one of them, as id:N or with its leading space")
+    def __len__(self) -> int:
+        return len(self._named)
+
+    def of(self, metadata: Metadata) -> tuple[int, ...]:
+        """The ids in a prompt with these fields, in the order of the names.
+
+        Raises:
+            UsageError: it lacks a field, or a field names no one token.
+        """
+        return tuple(self._of_field(name, metadata) if token is None else token for name, token in self._named.items())
+
+    def _of_field(self, name: str, metadata: Metadata) -> int:
+        field = name.removeprefix(_FIELD)
+        if field not in metadata:
+            raise UsageError(f"--track {name}: the prompt has no field {field!r} beside its text")
+        value = metadata[field]
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise UsageError(f"--track {name}: is a {type(value).__name__}; give the text of one token, or its id as a number")
+        return self._id(f"{_ID}{value}" if isinstance(value, int) else value, f"--track {name}: {value!r}")
+
+    def _id(self, name: str, given: str) -> int:
+        vocabulary, number = self._vocabulary, name.removeprefix(_ID)
+        if number != name and number.isascii() and number.isdigit():
+            if len(number) > MAX_DIGITS or int(number) >= len(vocabulary):
+                raise UsageError(f"{given}: ids are from 0 to {len(vocabulary) - 1}")
+            return int(number)
+        pieces: list[int] = self._tokenizer(name, add_special_tokens=False)["input_ids"] if name else []
+        data = name.encode()
+        if len(pieces) == 1 and pieces[0] < len(vocabulary) and vocabulary[pieces[0]] == data:
+            return pieces[0]
+        same = [token for token, other in enumerate(vocabulary) if other == data]
+        if len(same) == 1:
+            return same[0]
+        parts = ", ".join(f"{token_label(vocabulary, token)} (id:{token})" for token in (same or pieces)[:8])
+        kind = "several tokens" if same else "no single token of this model"
+        raise UsageError(f"{given}: {kind}: {parts or 'nothing'}; track one of them, as id:N or with its leading space")

@@ -69,8 +69,7 @@ class Walk:
     @torch.inference_mode()
     def read(self, parts: list[Part], k: int, asked: Asked | None = None) -> dict[Place, Readout]:
         """The read-out of every place the C parts name, for all N tokens, and what else is asked of each token."""
-        places = [place for part in parts for place in (part.own, part.total) if place is not None]
-        tokens = len(parts[0].rows)
+        places, tokens = _places(parts), len(parts[0].rows)
         if not places or not tokens:
             return {}
         rows = tokens * len(parts)
@@ -88,6 +87,7 @@ class Walk:
 
         rows = torch.stack([part.rows[tile] for part in parts])
         slots, scales = _slots(parts), self._scales(parts, rows, tile)
+        questioned = np.array([asked is not None and asked.about(tap) for tap, _ in _places(parts)])
         weighted = self.norm.weighted(rows)
         tally = self._tally(asked, weighted, scales, slots)
         state = _Shaped(States(len(tally.logits), k), tally, rows.shape[1])
@@ -97,7 +97,7 @@ class Walk:
             constant = self._constant[start : start + products.shape[2]].numpy()
             shares = tally.weights(compared)
             weights = state.no_weights if shares is None else shares.numpy()
-            walk_block(products.numpy(), constant, start, scales.numpy(), slots, factor, cap, weights, *state.arrays)
+            walk_block(products.numpy(), constant, start, scales.numpy(), slots, factor, cap, questioned, weights, *state.arrays)
         return state.states.finish(len(self._head.weight), tally).split(rows.shape[1])
 
     def _products(self, weighted: Tensor, final: Final | None, k: int) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -143,6 +143,11 @@ class _Shaped:
         shaped = (states.statistics, states.values, states.ids, targets, logits, above)
         read_outs = len(cross) // tokens
         self.arrays = (*(array.reshape(read_outs, tokens, -1) for array in shaped), cross.reshape(read_outs, tokens))
+
+
+def _places(parts: list[Part]) -> list[Place]:
+    """The wanted read-outs, in the order of the parts."""
+    return [place for part in parts for place in (part.own, part.total) if place is not None]
 
 
 def _slots(parts: list[Part]) -> Slots:

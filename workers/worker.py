@@ -7,23 +7,27 @@ from typing import Any
 
 import torch
 
+from raylens.storage.errors import UsageError
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.vocabulary import Vocabulary, token_text
 from raylens.workers.adapter import adapt
+from raylens.workers.attribution import find_attribution
 from raylens.workers.batching import batches, pad
 from raylens.workers.blocks import input_device
 from raylens.workers.generation import Generation
+from raylens.workers.heads import certificate_of, find_heads
 from raylens.workers.interventions.opening import open_intervention
 from raylens.workers.lens import Lens, chosen_places
 from raylens.workers.lenses.interface import Shape
 from raylens.workers.lenses.opening import open_lens
 from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
+from raylens.workers.metrics import ATTRIBUTIONS
 from raylens.workers.model import load_model
 from raylens.workers.selection import select_layers
 from raylens.workers.settings import WorkerSettings
 from raylens.workers.token_bytes import vocabulary_bytes
 from raylens.workers.tokenize import Tokenized, Tokenizer, longest_input, text_ids
-from raylens.workers.tracked import tracked_ids
+from raylens.workers.tracked import Tracked
 
 #: Tokens of one forward pass where the settings leave it open.
 DEFAULT_BATCH_TOKENS = 512
@@ -58,9 +62,17 @@ class Worker:
         limit = longest_input(text, tokenizer)
         self._tokenizer = Tokenizer(tokenizer, settings.input, settings.lens.positions, limit, size, new)
         self.vocabulary: Vocabulary = vocabulary_bytes(tokenizer, size)
-        tracked = tracked_ids(settings.lens.track, tokenizer, self.vocabulary)
+        self._tracked = Tracked(settings.lens.track, tokenizer, self.vocabulary)
         self._intervention = open_intervention(self._model, adapter, settings.edits, partial(text_ids, tokenizer), self._device)
-        self._lens = Lens(adapter, settings.lens, layers, taps, tracked, hidden, self._intervention)
+        heads = (
+            find_heads(self._model, adapter, select_layers(settings.lens.heads, len(adapter.sites)))
+            if settings.lens.heads
+            else {}
+        )
+        attribution = find_attribution(self._model, adapter) if set(settings.lens.stats or ()) & set(ATTRIBUTIONS) else None
+        self._lens = Lens(
+            adapter, settings.lens, layers, taps, len(self._tracked), hidden, self._intervention, heads, attribution
+        )
         lens = {**adapter.certificate["lens"], "path": self._lens.path}
         if source.path is not None:
             lens |= {"kind": source.kind, "file": lens_digest(source)}
@@ -70,6 +82,10 @@ class Worker:
             "run_taps": list(taps),
             "device": str(self._device),
         }
+        if heads:
+            self.certificate["heads"] = certificate_of(heads)
+        if attribution is not None:
+            self.certificate["attribution"] = attribution.certificate
         if settings.edits:
             self.certificate["intervention"] = {"edits": len(settings.edits), "sources": self._intervention.digest}
         self._generation: Generation | None = None
@@ -83,16 +99,39 @@ class Worker:
         """The outcome of each prompt, failures of tokenization first, then batch by batch; exactly one a prompt."""
         ready: list[Tokenized] = []
         for prompt in prompts:
-            tokenized = self._tokenizer(prompt)
-            if isinstance(tokenized, Failure):
-                yield tokenized
-            elif (problem := self._intervention.problem(len(tokenized.ids))) is not None:
-                message = f"{len(tokenized.ids)} tokens: {problem}"
-                yield Failure(prompt.id, prompt.index, "input", message, prompt.metadata)
+            found = self.tokenize(prompt)
+            if isinstance(found, Failure):
+                yield found
             else:
-                ready.append(tokenized)
+                ready.append(found)
+        yield from self.read(ready)
+
+    def tokenize(self, prompt: Prompt) -> Tokenized | Failure:
+        """The prompt as ``read`` takes it, or why it cannot be read."""
+        found = self._tokenizer(prompt)
+        if isinstance(found, Failure):
+            return found
+        if (problem := self._intervention.problem(len(found.ids))) is not None:
+            return Failure(prompt.id, prompt.index, "input", f"{len(found.ids)} tokens: {problem}", prompt.metadata)
+        try:
+            return replace(found, tracked=self._tracked.of(prompt.metadata))
+        except Exception as error:  # noqa: BLE001  a tokenizer may raise anything; one bad prompt never stops a run
+            text = str(error) if isinstance(error, UsageError) else f"--track: {type(error).__name__}: {error}"
+            return Failure(prompt.id, prompt.index, "input", text[:500], prompt.metadata)
+
+    def read(self, ready: list[Tokenized]) -> Iterator[Record | Failure]:
+        """The outcome of each tokenized prompt, batch by batch."""
         for batch in self._batches(ready):
             yield from self._run_batch(batch)
+
+    def products(self, taps: tuple[str, ...], layers: tuple[int, ...]) -> int:
+        """Rows a token that are multiplied with the unembedding, were these taps and layers chosen."""
+        return self._lens.products(taps, layers)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the model's weights."""
+        return sum(weight.numel() * weight.element_size() for weight in self._model.parameters())
 
     def _batches(self, ready: list[Tokenized]) -> Iterator[list[Tokenized]]:
         most = self._settings.input.batch_tokens or DEFAULT_BATCH_TOKENS

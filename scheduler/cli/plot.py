@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     type=click.Choice([*KINDS, *CHARTS]),
     default="grid",
     show_default=True,
-    help="Of a prompt, grid: positions by layers; rank: layers by rank; trajectory: tokens over layers. Of a whole run, "
-    "aggregate: curves over layers; compare: what another run changes.",
+    help="Of a prompt, grid: positions by layers; rank: layers by rank; trajectory: tokens over layers; attribution: what each "
+    "write adds to a logit. Of a whole run, aggregate: curves over layers; compare: what another run changes.",
 )
-@click.option("--stat", help="What is shown: rank, prob, logprob, final_prob, final_logprob, entropy or kl, as the kind has it.")
+@click.option(
+    "--stat", help="What is shown: rank, prob, logprob, final_prob, final_logprob, entropy, kl, best or next, as the kind has it."
+)
 @click.option("--tap", help="The tap shown.")
 @click.option("--positions", metavar="A:B", help="Positions shown; the last 24 (grid) or the last one by default.")
 @click.option("--layer-step", type=click.IntRange(min=1), help="Every Nth layer, counted from the last one down.")
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
     "tokens",
     multiple=True,
     metavar="TEXT|id:N",
-    help="Token that a trajectory follows, may be repeated; or whose rank, prob or logprob colours a grid.",
+    help="Token that a trajectory follows, may be repeated; whose rank, prob or logprob colours a grid; whose logit, less "
+    "that of a second, an attribution takes apart.",
 )
 @click.option(
     "--important",
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
     "--pages",
     is_flag=True,
     help="In pages: NAME-1.png, NAME-2.png and so on, or one PDF. A grid then shows all positions unless told, 24 a page; "
-    "rank and trajectory one position a page.",
+    "rank, trajectory and attribution one position a page.",
 )
 @click.option("--against", metavar="RUN", help="The run that compare holds against this one.")
 @click.option("--by", metavar="KEY", help="Metadata key whose values an aggregate draws apart.")

@@ -16,6 +16,8 @@ from raylens.storage.errors import UsageError
 @store_option
 @click.option("--list", "only_list", is_flag=True, help="List the queries, and what each takes.")
 @click.option("--token", multiple=True, metavar="TOKEN", help="Text such as ' Paris', or id:N; several are a set.")
+@click.option("--to", metavar="TOKEN", help="Tracked token whose logit is taken apart.")
+@click.option("--minus", metavar="TOKEN", help="Tracked token whose attribution is taken off.")
 @click.option("--tap", help="One tap, or all.")
 @click.option("--layers", metavar="A:B", help="Layers from A to before B, or one.")
 @click.option("--positions", metavar="A:B", help="all, last, last:N, or from A to before B.")

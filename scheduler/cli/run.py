@@ -1,5 +1,6 @@
 """``raylens run``."""
 
+import contextlib
 import shlex
 import sys
 from pathlib import Path
@@ -92,16 +93,21 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
 @click.option("-k", "--top-k", type=int, default=10, help="Tokens kept a place.")
 @click.option("--layers", default="all", help="all, 0,5-10 or ::4.")
 @click.option("--taps", help="Comma list of resid_pre, attn_out, resid_mid, mlp_out, resid_post; the last four by default.")
+@click.option("--heads", metavar="LAYERS", help="Lens each attention head at these layers too, as taps head_0, head_1, ...")
 @click.option("--positions", default="last", help="last, all, last:N or A:B.")
 @click.option(
-    "--stats", help="Comma list of kl (to the final layer), next_logprob, next_rank (of the prompt's next token), or all."
+    "--stats",
+    help="Comma list of kl (to the final layer); next_logprob, next_rank (of the prompt's next token); best_logprob, best_rank "
+    "(of the final prediction); attribution (to the logits of tracked tokens), next_attribution, best_attribution "
+    "(docs/ATTRIBUTION.md); all (but attributions), which are stored anyway of resid_post if all its layers are lensed; none.",
 )
 @click.option(
     "--track",
     multiple=True,
     allow_from_autoenv=False,
     metavar="TOKEN",
-    help="Store rank and logprob of this token at each place: its text, such as ' Paris', or id:N; repeatable.",
+    help="Store rank and logprob of this token at each place: its text, such as ' Paris', or id:N; or field:NAME, what a "
+    "field of the prompt holds; repeatable.",
 )
 @generation_options
 @click.option("--samples", type=int, default=1, help="Texts to draw for each prompt, as records ID#1, ID#2, ...")
@@ -122,9 +128,14 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
     help="Who stores results; external: raylens writer, started by you on the machine of the store.",
 )
 @click.option(
+    "--writer-helpers",
+    type=int,
+    help="Processes that may store for the writer where results come faster than it stores; a quarter of the cores by default.",
+)
+@click.option(
     "--fresh", is_flag=True, allow_from_autoenv=False, help="Begin anew; an earlier run of the name is kept as NAME.old-1."
 )
-@click.option("--dry-run", is_flag=True, help="Say what the run would take, and stop.")
+@click.option("--dry-run", is_flag=True, help="Lens a sample, say what the whole run would take, and stop.")
 @click.option("--show-config", is_flag=True, help="Print each option's value and where it comes from, and stop.")
 @click.option("--json", "as_json", envvar="RAYLENS_RUN_JSON", is_flag=True, help="Events as JSON lines on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -149,7 +160,7 @@ def command(context: click.Context, /, show_config: bool, **options: Any) -> Non
         return
     corpus, settings = _corpus(options), _settings(options)
     if options["dry_run"]:
-        _dry_run(settings, corpus, options["as_json"])
+        _dry_run(settings, corpus, options["as_json"], options["quiet"])
         return
     try:
         outcome = run_from_command(settings, corpus, as_json=options["as_json"], quiet=options["quiet"])
@@ -198,9 +209,10 @@ def _settings(options: dict[str, Any]) -> Any:
             parse_taps(options["taps"]) if options["taps"] is not None else None,
             options["positions"],
             options["logprobs"],
-            parse_stats(options["stats"]) if options["stats"] is not None else (),
+            parse_stats(options["stats"]) if options["stats"] is not None else None,
             options["track"],
             options["lens"],
+            heads=options["heads"],
         ),
         InputSettings(template, options["max_tokens"], options["on_long"], options["batch_tokens"]),
         read_edits(options["intervene"]),
@@ -222,6 +234,7 @@ def _settings(options: dict[str, Any]) -> Any:
         ray=options["ray"],
         redis=options["redis"],
         writer=options["writer"],
+        writer_helpers=options["writer_helpers"],
         fresh=options["fresh"],
         intervention=options["intervene"],
     )
@@ -249,16 +262,19 @@ def _summary(store: str, ended: "RunResult", as_json: bool, quiet: bool) -> int:
     return sum(number for kind, number in counts["failures"].items() if kind != "skipped")
 
 
-def _dry_run(settings: Any, corpus: Any, as_json: bool) -> None:
+def _dry_run(settings: Any, corpus: Any, as_json: bool, quiet: bool) -> None:
     import orjson
 
-    from raylens.scheduler.estimate import estimate
+    from raylens.scheduler.dry_run.estimate import estimate
+    from raylens.scheduler.progress import choose
 
-    found = estimate(settings, corpus)
-    if as_json:
-        click.echo(orjson.dumps(found.to_dict()))
-    else:
-        click.echo("\n".join(found.lines()))
+    progress = choose(as_json=False, quiet=quiet)  # stdout is for the estimate
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints notices to stdout, where only our data belongs
+        try:
+            found = estimate(settings, corpus, progress)
+        finally:
+            progress.close()
+    click.echo(orjson.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
 
 
 def _say_how_to_resume(redis: str) -> None:

@@ -10,6 +10,7 @@ from raylens.scheduler.cli._options import open_run, print_table, store_option
 from raylens.storage.errors import UsageError
 from raylens.storage.important import THRESHOLD
 from raylens.storage.labels import label, text_label
+from raylens.storage.taps import is_head
 
 if TYPE_CHECKING:
     from raylens.storage.record import Record
@@ -132,7 +133,7 @@ def _show_steps(run: "Run", record: "Record", top: int, threshold: float) -> Non
 
 
 def _show_record(run: "Run", record: "Record", position: int | None, top: int) -> None:
-    from raylens.storage.record_view import stats_table, table
+    from raylens.storage.record_view import heads_table, stats_table, table
 
     chosen = record.positions[-1] if position is None else position
     if chosen not in record.positions:
@@ -141,7 +142,11 @@ def _show_record(run: "Run", record: "Record", position: int | None, top: int) -
         f"prompt {text_label(record.id)}, {len(record.token_ids)} tokens, after position {chosen}: {label(record.tokens[chosen])}"
     )
     click.echo(f"text: {text_label(record.text[-300:])}")
-    print_table(*table(record, run.vocabulary, record.positions.index(chosen), top))
+    at = record.positions.index(chosen)
+    print_table(*table(record, run.vocabulary, at, top))
+    if any(map(is_head, record.taps)):
+        click.echo()
+        print_table(*heads_table(record, run.vocabulary, at, top))
     if any(lens.stats for lens in record.taps.values()):
         click.echo()
-        print_table(*stats_table(record, run.vocabulary, record.positions.index(chosen)))
+        print_table(*stats_table(record, run.vocabulary, at))

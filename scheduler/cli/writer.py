@@ -12,8 +12,9 @@ from raylens.storage.errors import EXIT_STOPPED
 @click.argument("store", envvar="RAYLENS_STORE")
 @click.option("--redis", required=True, metavar="URL", help="The server that raylens run uses.")
 @click.option("--run", "name", help="Only this run, to its end; all that ask, until Ctrl-C, by default.")
+@click.option("--helpers", type=int, help="Processes that may store for a writer; a quarter of the cores by default.")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics at this port's /metrics.")
-def command(store: str, redis: str, name: str | None, metrics_port: int | None) -> None:
+def command(store: str, redis: str, name: str | None, helpers: int | None, metrics_port: int | None) -> None:
     """Store the results of runs that were started with --writer external, on the machine that holds STORE.
 
     The folder must be one that the driver sees too. Drivers may end and resume meanwhile. Exit code 0 when the run is
@@ -24,7 +25,7 @@ def command(store: str, redis: str, name: str | None, metrics_port: int | None) 
     from raylens.storage.layout import check_writable
 
     check_writable(Path(store))
-    service = WriterService(Path(store), redis, name, lambda text: click.echo(text, err=True))
+    service = WriterService(Path(store), redis, name, helpers, lambda text: click.echo(text, err=True))
     if metrics_port is not None:
         from raylens.scheduler.writer_metrics import WriterMetrics
 

@@ -13,7 +13,13 @@ from raylens.storage.vocabulary import Vocabulary, token_text
 
 _WORD = pa.dictionary(pa.int32(), pa.string())  # the same for many rows
 #: Columns of a place, repeated for each rank; null where a run has not got the statistic or a place no next token.
-_STATISTICS = {"kl": pa.float32(), "next_logprob": pa.float32(), "next_rank": pa.uint32()}
+_STATISTICS = {
+    "kl": pa.float32(),
+    "next_logprob": pa.float32(),
+    "next_rank": pa.uint32(),
+    "best_logprob": pa.float32(),
+    "best_rank": pa.uint32(),
+}
 ROWS = pa.schema(
     [
         ("prompt", pa.uint32()),

@@ -1,13 +1,13 @@
 """The pictures of a whole run, drawn by several processes."""
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from raylens.storage.cores import cores
 from raylens.storage.errors import UsageError
 from raylens.storage.layout import RunFolder
 from raylens.storage.plots import FORMATS, write
@@ -54,10 +54,9 @@ def plot_all(run: Run, job: Job, processes: int | None = None) -> Iterator[list[
         raise UsageError(f"{job.folder}: cannot be made: {error.strerror}; choose another folder") from error
     ids = [entry.id for entry in run.entries if entry.failure is None]
     width = len(str(max((entry.index for entry in run.entries), default=0)))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")  # not forked: the caller may have threads
     with ProcessPoolExecutor(
-        processes or min(cores, max(1, len(ids))), context, initializer=_begin, initargs=(run.folder.root, job, width)
+        processes or min(cores(), max(1, len(ids))), context, initializer=_begin, initargs=(run.folder.root, job, width)
     ) as pool:
         try:
             yield from pool.map(_draw, ids, chunksize=CHUNK)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import fit, text_label
 from raylens.storage.record import Record, TapLens
-from raylens.storage.taps import ALIASES, TAPS
+from raylens.storage.taps import ALIASES, TAPS, is_head, tap_order
 from raylens.storage.vocabulary import Vocabulary
 
 _PROMPT_CELLS = 240  # of the prompt in a caption: its end, which is what the position has read last
@@ -75,10 +75,10 @@ class Request:
         Raises:
             UsageError: not in the record.
         """
-        present = taps_of(record)
         if self.tap is None:
-            return present[-1]
+            return taps_of(record)[-1]
         tap = ALIASES.get(self.tap, self.tap)
+        present = [*taps_of(record), *sorted(filter(is_head, record.taps), key=tap_order)]
         if tap not in present:
             raise UsageError(f"tap {self.tap!r} is not in prompt {record.id!r}; it has {', '.join(present)}")
         return tap
@@ -144,7 +144,7 @@ def prediction(record: Record) -> Prediction:
 
 
 def taps_of(record: Record) -> list[str]:
-    """The taps with at least one layer, in block order.
+    """The taps with at least one layer, in block order, but for those of heads.
 
     Raises:
         UsageError: there is none.

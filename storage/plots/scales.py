@@ -22,6 +22,12 @@ def nats_scale(label: str) -> Scale:
     return Scale(label, 0, 12, "cividis_r", tuple((v, f"{v}") for v in range(0, 13, 3)))
 
 
+def logit_scale(label: str) -> Scale:
+    """Of what is added to a logit, or taken off: beyond 4 a write decides by itself, for e^4 is fifty-fold."""
+    ticks = tuple((v, f"{v:+d}" if v else "0") for v in range(-4, 5, 2))
+    return Scale(label, -4, 4, "PuOr_r", ticks)
+
+
 def rank_scale(label: str, k: int) -> Scale:
     """Of ranks among the k stored, and k + 1 for all beyond."""
     marked = [v for v in (1, 2, 5, 10, 20, 50, 100, 200, 500) if 1.4 * v <= k + 1]  # further right they would touch the last

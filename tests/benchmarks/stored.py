@@ -14,10 +14,11 @@ from raylens.storage.record import Prompt, Record, TapLens
 from raylens.storage.segments import SegmentBuilder
 from raylens.storage.store import Run, open_store
 from raylens.storage.vocabulary import Vocabulary, write_vocabulary
-from raylens.storage.writer import COMMIT_BYTES
 from raylens.workers.settings import InputSettings, LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.worker import Worker
 
+#: Of a full segment.
+SEGMENT_BYTES = 8 << 20
 #: Tokens of a generated prompt.
 LENGTH = 100
 TAPS = ("attn_out", "resid_mid", "mlp_out", "resid_post")
@@ -112,7 +113,7 @@ def write_run(store: Path, name: str, prompts: int, records: Iterable[Record], v
     ledger, segment = Ledger(folder), SegmentBuilder(manifest.uid)
     for record in records:
         segment.add(record)
-        if segment.size >= COMMIT_BYTES:
+        if segment.size >= SEGMENT_BYTES:
             _commit(folder, ledger, segment)
             segment = SegmentBuilder(manifest.uid)
     if len(segment):

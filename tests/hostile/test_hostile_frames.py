@@ -4,6 +4,7 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from raylens.storage.payload import decode_payload, encode_payload
 from raylens.storage.record import Failure, Record
 from raylens.storage.record_json import decode_outcome, encode_outcome
 from raylens.storage.server import EmbeddedServer
+from raylens.storage.statistics import STATISTICS
 from raylens.storage.store import Store
 from raylens.storage.stream import Stream
+from raylens.storage.tables import lens_table, prompts_table
 from raylens.storage.writer import Writer
 from tests.builders import VOCABULARY_SIZE, make_failure, make_frames, make_generated, make_record, make_run, same
 from tests.wire import Raw, close_payload, compress, declare, make_frame, open_payload, pack
@@ -190,8 +193,16 @@ class Forger:
 
     def _random_statistic(self, index: int) -> bytes:
         value, tap = self._tap(index)
-        name = self._random.choice([*tap["stats"], "../x", "a" * 100, "new"])
+        name = self._random.choice([*tap["stats"], *STATISTICS, "../x", "a" * 100, "new"])
         stat = tap["stats"].setdefault(name, {"shape": [1], "dtype": "uint32", "data": bytes(4)})
+        if self._random.randrange(2):  # arrays that fit the record, whether or not they fit the statistic
+            shape = [*tap["shape"][:2], *[len(value["head"].get("tracked", []))] * self._random.randrange(2)]
+            tap["stats"][name] = {
+                "shape": shape,
+                "dtype": self._random.choice(["float32", "uint32"]),
+                "data": bytes(4 * prod(shape)),
+            }
+            return self._framed(value["head"]["index"], close_payload(value))
         field = self._random.choice(["shape", "dtype", "data"])
         stat[field] = {
             "shape": [self._random.choice([0, 1, 2, 4, -1, 1 << 40]) for _ in range(self._random.randrange(5))],
@@ -258,6 +269,9 @@ def is_sound(outcome: Record | Failure) -> bool:
     assert same(decode_payload(encode_payload(outcome), outcome.index, VOCABULARY_SIZE), outcome)
     if not can_be_stored(outcome):
         return outcome.metadata != {}
+    assert len(prompts_table([outcome])) == 1
+    if isinstance(outcome, Record):
+        assert len(lens_table([outcome])) > 0
     return same(decode_outcome(encode_outcome(outcome)), outcome)
 
 

@@ -10,10 +10,11 @@ import pytest
 import raylens
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Ledger
+from raylens.storage.manifest import create_or_resume
 from raylens.storage.server import EmbeddedServer
 from raylens.storage.stream import Stream
 from raylens.storage.writer import Writer
-from tests.builders import make_frames, make_record, make_run
+from tests.builders import make_frames, make_manifest, make_record, make_run
 from tests.command import raylens_command
 from tests.running import Running
 from tests.tiny import sentences
@@ -82,6 +83,24 @@ def test_it_serves_only_runs_that_ask(server: EmbeddedServer, tmp_path: Path) ->
         writer.stop()
         assert writer.finish() == 130
     assert Ledger(other).refresh() == []
+    stream.drop()
+    stream.close()
+
+
+def test_a_run_begun_anew_under_its_name(server: EmbeddedServer, tmp_path: Path) -> None:
+    """A run that had stored nothing when it got other settings is another, which is written too."""
+    folder, _ = make_run(tmp_path, prompts=1)
+    folder.wants_external_writer.touch()
+    with Running(tmp_path / "log", "writer", str(tmp_path), "--redis", server.url, "--run", "demo") as writer:
+        wait_until(lambda: Ledger(folder).refresh(), "the writer takes over")
+        wanted = make_manifest(1, identity={"lens": {"top_k": 5}})
+        assert create_or_resume(folder, wanted, empty=True).uid == wanted.uid
+        stream = Stream(server.url, wanted.uid)
+        stream.create()
+        for data in make_frames(make_record(0), wanted.uid):
+            stream.publish(data)
+        assert writer.finish() == 0, writer.stderr()
+    assert len(writers_of(folder)) == 1
     stream.drop()
     stream.close()
 

@@ -91,10 +91,13 @@ def test_show_run_names_settings_and_failures(store: Path) -> None:
 
 
 def test_show_prompt_table_and_json(store: Path) -> None:
-    """A row a layer; the JSON has ids, token text, logprobs, probabilities and entropy of every place."""
+    """A row a layer, and one of what is known of the residual there by default; the JSON has every place's tokens and numbers."""
     table = show(store, "show", "r/plain", "--top", "2").splitlines()
     assert table[2].split() == ["layer", "resid_pre", "attn_out", "resid_post"]
-    assert [row.split()[0] for row in table[3:]] == ["0", "1"]
+    assert [row.split()[0] for row in table[3:5]] == ["0", "1"]
+    assert table[6].split() == ["layer", "tap", "kl", "next_logprob", "next_rank", "best_logprob", "best_rank"]
+    assert [row.split()[:2] for row in table[7:]] == [["0", "resid_post"], ["1", "resid_post"]]
+    assert table[8].split()[-1] == "1", "the last layer's best token is the final one"
     record = json.loads(show(store, "show", "r/plain", "--json"))
     assert (record["id"], record["text"], record["metadata"]) == ("plain", "call me ishmael", {"book": "moby dick"})
     places = len(record["token_ids"])

@@ -10,39 +10,30 @@ import platformdirs
 import pytest
 
 ROOT = Path(__file__).parents[2]
-#: In the order in which one reads on: a guide may ask a run that the README made.
-GUIDES = (
-    "README.md",
-    "docs/QUERIES.md",
-    "docs/PICTURES.md",
-    "docs/EXPORTS.md",
-    "docs/PAGES.md",
-    "docs/LENSES.md",
-    "docs/GENERATION.md",
-    "docs/INTERVENTIONS.md",
-    "docs/METRICS.md",
-    "docs/servers.md",
+#: What one reads on in one folder: a guide may ask a run that the one before it made.
+READINGS = (
+    ("README.md", "docs/EXPORTS.md", "docs/PAGES.md"),
+    ("docs/QUERIES.md", "docs/PICTURES.md"),
+    ("docs/LENSES.md",),
+    ("docs/GENERATION.md",),
+    ("docs/INTERVENTIONS.md",),
+    ("docs/METRICS.md",),
+    ("docs/ATTRIBUTION.md",),
+    ("docs/servers.md",),
 )
-BLOCKS = [
-    (guide, *block)
-    for guide in GUIDES
-    for block in re.findall(r"^```(sh|python)\n(.*?)^```", (ROOT / guide).read_text(), re.DOTALL | re.MULTILINE)
-]
+#: What ends every Ray of the machine, those of other tests too.
+ENDS_ALL = "ray stop"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("stranger")
+def blocks(guide: str) -> list[tuple[str, str]]:
+    """Language and source of each block of a guide."""
+    found = re.findall(r"^```(sh|python)\n(.*?)^```", (ROOT / guide).read_text(), re.DOTALL | re.MULTILINE)
+    assert "sh" in [language for language, _ in found], guide
+    return found
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    ("language", "source"),
-    [(language, source) for _, language, source in BLOCKS],
-    ids=[f"{Path(guide).stem}-{n}-{language}" for n, (guide, language, _) in enumerate(BLOCKS)],
-)
-def test_block_runs(folder: Path, language: str, source: str) -> None:
-    """The block ends without error; the blocks share a folder, as a reader's would."""
+def run_block(folder: Path, language: str, source: str) -> None:
+    """The block ends without error."""
     command = ["bash", "-euo", "pipefail", "-c", source] if language == "sh" else [sys.executable, "-c", source]
     bin_folder = str(Path(sys.executable).parent)
     environment = {
@@ -56,11 +47,21 @@ def test_block_runs(folder: Path, language: str, source: str) -> None:
     assert done.returncode == 0, f"{source}\n{done.stdout}\n{done.stderr}"
 
 
-def test_there_are_blocks() -> None:
-    """The pattern above finds the blocks of each."""
-    for guide in GUIDES:
-        languages = [language for name, language, _ in BLOCKS if name == guide]
-        assert "sh" in languages, guide
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("guides", READINGS, ids=lambda guides: "+".join(Path(guide).stem for guide in guides))
+def test_blocks_run(guides: tuple[str, ...], tmp_path: Path) -> None:
+    """The blocks share a folder, as a reader's would."""
+    for guide in guides:
+        for language, source in blocks(guide):
+            if ENDS_ALL not in source:
+                run_block(tmp_path, language, source)
+
+
+@pytest.mark.alone
+def test_the_block_that_ends_every_ray_runs(tmp_path: Path) -> None:
+    """The README's cluster, started and stopped."""
+    (block,) = [block for guides in READINGS for guide in guides for block in blocks(guide) if ENDS_ALL in block[1]]
+    run_block(tmp_path, *block)
 
 
 def test_set_up_commands_are_make_targets() -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import raylens
 from raylens.storage.record import Failure, Record
+from raylens.workers.metrics import ALL
 from raylens.workers.settings import ModelSettings
 from raylens.workers.source import resolve
 from tests.command import raylens_command
@@ -94,7 +95,8 @@ def test_statistics_and_tracked_tokens(store: Path, corpus: Path) -> None:
         twin = plain[record.id]
         assert isinstance(twin, Record)
         for tap, lens in record.taps.items():
-            assert set(lens.stats) == {"kl", "next_rank", "tracked_logprob", "tracked_rank"}
+            more = ALL if tap == "resid_post" else ()
+            assert set(lens.stats) == {"kl", "next_rank", "tracked_logprob", "tracked_rank", *more}
             assert lens.stats["tracked_rank"].shape == (30, len(record.positions), 2)
             first = lens.stats["next_rank"][:, :-1] == 1  # where the next token is the best, it is that of the list
             following = np.broadcast_to(np.array(record.token_ids[1:]), first.shape)

@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,18 @@ from raylens.storage import frame as frame_module
 from raylens.storage import server as server_module
 from raylens.storage import writer as writer_module
 from raylens.storage.errors import BrokerError, Fenced
-from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Ledger
-from raylens.storage.manifest import Manifest
 from raylens.storage.quarantine import Quarantine
-from raylens.storage.record import Failure, Record
+from raylens.storage.record import Record
 from raylens.storage.server import EmbeddedServer
 from raylens.storage.store import Store
 from raylens.storage.stream import Stream, connect
 from raylens.storage.writer import Orders, Writer
 from raylens.workers.publish import publish
-from tests.builders import make_failure, make_frames, make_large_record, make_record, make_run, same
+from tests.builders import make_failure, make_frames, make_large_record, make_record, make_run
 from tests.servers import RealServer
 from tests.waiting import wait_until
+from tests.writing import Bench, drain
 
 PROMPTS = 8
 #: Records of three full frames in the test of a full server, some 2.5 MB each.
@@ -46,53 +44,6 @@ def make_long_record(index: int, seed: int | None = None) -> Record:
 
 class Crashed(BaseException):
     """Stands for the end of the process: nothing in the product catches it."""
-
-
-@dataclass
-class Bench:
-    """One run on one server, with a stream to publish into and writers that read from their own."""
-
-    server: EmbeddedServer | RealServer
-    store: Path
-    folder: RunFolder
-    manifest: Manifest
-    open_stream: Callable[..., Stream]
-    stream: Stream = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.stream = self.open_stream(self.server.url, self.manifest.uid)
-        self.stream.create()
-
-    def publish(self, outcome: Record | Failure, attempt: bytes | None = None) -> list[str]:
-        """All frames of one attempt; the entries' ids."""
-        return [self.stream.publish(data) for data in make_frames(outcome, self.manifest.uid, attempt)]
-
-    def writer(self, stream: Stream | None = None) -> Writer:
-        """A new writer that has taken the run over."""
-        writer = Writer(self.folder, stream or self.open_stream(self.server.url, self.manifest.uid))
-        writer.take_over()
-        return writer
-
-    def stored(self) -> list[int]:
-        """The index of each entry of the ledger; one that is there twice is twice in the list."""
-        return sorted(entry.index for commit in Ledger(self.folder).refresh() for entry in commit.entries)
-
-    def assert_stored(self, *outcomes: Record | Failure) -> None:
-        """Exactly these are in the store, each once, and the stream is empty."""
-        assert self.stored() == sorted(outcome.index for outcome in outcomes)
-        run = Store(self.store)["demo"]
-        assert all(same(run[outcome.id], outcome) for outcome in outcomes)
-        assert self.stream.length() == 0
-
-    def assert_no_garbage(self) -> None:
-        """Each segment is named by a commit."""
-        named = {commit.segment for commit in Ledger(self.folder).refresh()}
-        assert {path.name for path in self.folder.records.iterdir()} <= named
-
-
-def make_bench(server: EmbeddedServer | RealServer, store: Path, open_stream: Callable[..., Stream]) -> Bench:
-    folder, manifest = make_run(store, prompts=PROMPTS)
-    return Bench(server, store, folder, manifest, open_stream)
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +68,7 @@ def never_commit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bench(server: EmbeddedServer, tmp_path: Path, open_stream: Callable[..., Stream]) -> Iterator[Bench]:
-    bench = make_bench(server, tmp_path, open_stream)
+    bench = Bench.on(server, tmp_path, open_stream, PROMPTS)
     yield bench
     bench.stream.drop()
 
@@ -125,14 +76,7 @@ def bench(server: EmbeddedServer, tmp_path: Path, open_stream: Callable[..., Str
 @pytest.fixture
 def own_bench(own_server: EmbeddedServer, tmp_path: Path, open_stream: Callable[..., Stream]) -> Bench:
     """A bench whose server the test may kill."""
-    return make_bench(own_server, tmp_path, open_stream)
-
-
-def drain(writer: Writer) -> None:
-    """Step until nothing is read any more, and commit."""
-    while writer.step():
-        pass
-    writer.commit()
+    return Bench.on(own_server, tmp_path, open_stream, PROMPTS)
 
 
 @pytest.mark.usefixtures("real_frames")
@@ -389,6 +333,30 @@ def test_a_take_over_leaves_a_newer_writers_segment_alone(bench: Bench, monkeypa
     bench.assert_stored(make_record(0))
 
 
+def test_what_a_repair_elsewhere_has_named_stays(bench: Bench) -> None:
+    """Locks hold on one machine only: a writer removes what no commit names in the end, not what it has not heard of."""
+    bench.publish(make_record(0))
+    drain(bench.writer())
+    ledger = Ledger(bench.folder)
+    commit = ledger.refresh()[-1]
+    assert commit.segment is not None
+    repaired = commit.segment.replace(commit.writer, "fedcba98")
+    writer = bench.writer()
+
+    def repair() -> bool:
+        for folder in (bench.folder.records, bench.folder.tables):
+            for path in folder.glob(f"*{commit.writer}*"):
+                path.rename(path.with_name(path.name.replace(commit.writer, "fedcba98")))
+        found = msgspec.structs.replace(commit, writer="fedcba98", segment=repaired)
+        ledger.path(commit.n).write_bytes(msgspec.json.encode(found))
+        (bench.folder.records / repaired.replace("fedcba98", "00000000")).write_bytes(b"of a helper that was fenced")
+        return True
+
+    writer.run(stopping=repair)
+    bench.assert_stored(make_record(0))
+    assert [path.name for path in bench.folder.records.iterdir()] == [repaired]
+
+
 def test_writers_that_take_over_at_once_end_as_one(bench: Bench) -> None:
     """Of several writers that take over at the same time all have a number of their own, and only the last can commit."""
     barrier = threading.Barrier(4)
@@ -573,7 +541,7 @@ def test_a_full_server_makes_actors_wait(
     """When memory is used up an actor's publish waits, the writer makes room, and nothing is dropped."""
     monkeypatch.setattr(server_module, "MAX_MEMORY", "5mb")
     with EmbeddedServer() as small:
-        bench = make_bench(small, tmp_path, open_stream)
+        bench = Bench.on(small, tmp_path, open_stream, PROMPTS)
         impatient = open_stream(small.url, bench.manifest.uid, 0)
         filled = fill(impatient, bench.manifest.uid)
         assert 0 < filled < LARGE
@@ -604,7 +572,7 @@ def test_incomplete_attempts_do_not_fill_a_server_for_good(
     monkeypatch.setattr(server_module, "MAX_MEMORY", "8mb")
     monkeypatch.setattr(writer_module, "STANDSTILL_SECONDS", 0.5)
     with EmbeddedServer() as small:
-        bench = make_bench(small, tmp_path, open_stream)
+        bench = Bench.on(small, tmp_path, open_stream, PROMPTS)
         for index in range(2):  # as by actors that died in the middle
             for data in make_frames(make_large_record(index), bench.manifest.uid)[:2]:
                 bench.stream.publish(data)
@@ -631,7 +599,7 @@ def test_incomplete_attempts_do_not_fill_a_server_for_good(
 def test_a_server_that_others_fill_costs_nothing(tmp_path: Path, open_stream: Callable[..., Stream]) -> None:
     """An incomplete attempt waits for the rest of it while another run's results leave it no room."""
     with RealServer("valkey9", "--port", "0", "--maxmemory", "20mb", "--maxmemory-policy", "noeviction") as shared:
-        bench = make_bench(shared, tmp_path, open_stream)
+        bench = Bench.on(shared, tmp_path, open_stream, PROMPTS)
         first, *rest = make_frames(make_large_record(0), bench.manifest.uid)
         bench.stream.publish(first)
         with connect(shared.url) as other, pytest.MonkeyPatch.context() as patch:

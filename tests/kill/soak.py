@@ -134,15 +134,15 @@ def _compare(stage: Stage, folder: Path, figures: Figures) -> Figures:
 
 def main() -> int:
     """Entry point; the exit code."""
+    names = {fault.__name__: fault for fault in FAULTS}
     parser = argparse.ArgumentParser(description="Faults at random times until a run is done.")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--prompts", type=int, default=3000)
-    parser.add_argument("--kinds", default="0:1", metavar="FIRST:STEP", help="of all kinds of faults, each STEP-th from FIRST on")
+    parser.add_argument("--kinds", nargs="+", default=list(names), choices=names, metavar="KIND", help=f"of {', '.join(names)}")
     parser.add_argument("--server", choices=KINDS, default=KINDS[0])
     options = parser.parse_args()
-    first, step = map(int, options.kinds.split(":"))
-    kinds = list(FAULTS)[first::step]
+    kinds = [names[name] for name in options.kinds]
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="raylens-soak-") as folder:
         figures = soak(Path(folder), options.seed, kinds, options.kills, options.prompts, options.server)

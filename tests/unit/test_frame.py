@@ -19,6 +19,7 @@ from raylens.storage.errors import FrameError
 from raylens.storage.frame import CHUNK_BYTES, MAX_CHUNKS, MAX_FRAME_BYTES, VERSION, decode_frame, split
 from raylens.storage.payload import MAX_ARRAY_BYTES, MAX_HEAD_BYTES, decode_payload, encode_payload
 from raylens.storage.record import Failure, Record
+from raylens.storage.taps import MAX_HEADS, TAPS, head_tap
 from tests.builders import VOCABULARY_SIZE, make_failure, make_frames, make_large_record, make_record, same
 from tests.strategies import failures, ids, records
 from tests.wire import Change, Raw, changed_payload, compress, declare, make_frame, open_payload, pack, shuffle
@@ -605,12 +606,15 @@ def every_tap(change: Change) -> Change:
     ("change", "reason"),
     [
         (stat(shape=[2, 3]), "shape .* of next_rank does not fit"),
-        (stat(shape=[2, 4, 3]), "shape .* of next_rank does not fit its tap and 2 tracked"),
+        (
+            every_tap(lambda stats: stats["next_rank"].update(shape=[2, 4, 3])),
+            "shape .* of next_rank does not fit its tap and 2 tracked",
+        ),
         (stat(shape=[1 << 40, 1 << 40]), "shape .* of next_rank does not fit"),
         (stat(dtype="float64"), "not a valid payload"),
         (stat(data=bytes(4)), "declares 4 bytes, its shape needs 32"),
-        (stat(dtype="float32"), "taps differ in their statistics"),
-        (lambda value: value["taps"]["attn_out"]["stats"].pop("next_rank"), "taps differ in their statistics"),
+        (stat(dtype="float32"), "taps differ in the type or axes of a statistic"),
+        (stat(shape=[2, 4, 2]), "taps differ in the type or axes of a statistic"),
         (stat("next_logprob", data=shuffle(np.full((2, 4), np.inf, np.float32))), "a statistic is infinite"),
         (lambda value: value["head"].update(tracked=[0, VOCABULARY_SIZE]), "outside the vocabulary"),
         (lambda value: value["head"].update(tracked=[0, -1]), "outside the vocabulary"),
@@ -619,11 +623,23 @@ def every_tap(change: Change) -> Change:
             every_tap(lambda stats: stats.update({"a/b": {"shape": [2, 4], "dtype": "uint32", "data": b""}})),
             "name of a statistic: 'a/b'",
         ),
+        (
+            every_tap(lambda stats: stats.update({f"s{n}": stats["next_rank"] for n in range(15)})),
+            "18 statistics, limit 16",
+        ),
     ],
 )
 def test_statistics_are_checked(change: Change, reason: str) -> None:
     """Names, shapes, types, sizes and values of statistics, and the tracked ids."""
     refused_payload(changed_payload(make_record(tracked=2, stats=True), change), reason)
+
+
+def test_as_many_taps_as_a_model_may_have() -> None:
+    """The residual's and one for each head; a head beyond the limit is none."""
+    taps = (*TAPS, *map(head_tap, range(MAX_HEADS)))
+    record = make_record(taps=taps, tokens=1, layers=(0,), k=1)
+    assert same(decode_payload(encode_payload(record), 0, VOCABULARY_SIZE), record)
+    refused_payload(encode_payload(make_record(taps=(head_tap(MAX_HEADS),))), f"unknown tap 'head_{MAX_HEADS}'")
 
 
 def test_frames_of_the_version_before_are_read() -> None:

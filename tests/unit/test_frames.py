@@ -59,6 +59,8 @@ def plain_row(record: Record, name: str, at: int, layer: int, column: int, posit
         "kl": None,
         "next_logprob": None if np.isnan(logprob) else float(logprob),
         "next_rank": next_rank or None,
+        "best_logprob": None,
+        "best_rank": None,
     }
 
 

@@ -45,7 +45,7 @@ def taps_of(adapter: Adapter) -> tuple[str, ...]:
 
 def lensed(model: Any, adapter: Adapter, intervention: Intervention, batch: Any = None, **settings: Any) -> list[Record]:
     settings = {"top_k": 10, "logprobs": "float32", **settings}
-    lens = Lens(adapter, LensSettings(**settings), LAYERS, taps_of(adapter), (), None, intervention)
+    lens = Lens(adapter, LensSettings(**settings), LAYERS, taps_of(adapter), 0, None, intervention)
     outcomes = lens(pad(prompts() if batch is None else batch, model.device))
     assert all(isinstance(outcome, Record) for outcome in outcomes)
     return [outcome for outcome in outcomes if isinstance(outcome, Record)]
@@ -165,6 +165,21 @@ def test_edits_in_order() -> None:
     vector = torch.tensor(VECTOR).double()
     both: dict[str, Callable[[Tensor], Tensor]] = {"attn_out": lambda x: (x + vector) * 3, "resid_mid": lambda x: x / 2}
     for prompt, record in zip(prompts(), lensed(model, adapter, opened(model, adapter, *edits)), strict=True):
+        found = FORWARD["llama"](model, prompt.ids, lambda tap, layer, x: both[tap](x) if layer == 1 and tap in both else x)
+        for one, lens in record.taps.items():
+            for layer in lens.layers:
+                compare(record, one, layer, torch.log_softmax(logits64("llama", model, found[one, layer]), dim=1))
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_edits_of_other_taps_act_as_the_model_computes(backwards: bool) -> None:
+    """In whatever order they are given: the sum is edited after the block's input that is part of it."""
+    model, adapter = built("llama")
+    edits = [{"tap": "resid_pre", "layers": 1, "add": {"values": VECTOR}}, {"tap": "resid_mid", "layers": 1, "scale": 0.25}]
+    vector = torch.tensor(VECTOR).double()
+    both: dict[str, Callable[[Tensor], Tensor]] = {"resid_pre": lambda x: x + vector, "resid_mid": lambda x: x / 4}
+    intervention = opened(model, adapter, *(edits[::-1] if backwards else edits))
+    for prompt, record in zip(prompts(), lensed(model, adapter, intervention), strict=True):
         found = FORWARD["llama"](model, prompt.ids, lambda tap, layer, x: both[tap](x) if layer == 1 and tap in both else x)
         for one, lens in record.taps.items():
             for layer in lens.layers:
@@ -503,7 +518,7 @@ def test_another_width_of_heads() -> None:
     adapter = adapt(model)
     intervention = opened(model, adapter, {"tap": "resid_pre", "layers": "1,3", "add": {"values": VECTOR}})
     both = [
-        Lens(one, LensSettings(10, logprobs="float32"), (2, 3), taps_of(adapter), (), None, intervention)(
+        Lens(one, LensSettings(10, logprobs="float32"), (2, 3), taps_of(adapter), 0, None, intervention)(
             pad(prompts(), model.device)
         )
         for one in (adapter, replace(adapter, walk=None))

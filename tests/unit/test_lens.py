@@ -67,9 +67,9 @@ def tokens(length: int, number: int = 0) -> list[int]:
     return [(place * 37 + 11 * length + number) % VOCABULARY for place in range(length)]
 
 
-def prompts(positions: str = "all", lengths: list[int] = LENGTHS) -> list[Tokenized]:
+def prompts(positions: str = "all", lengths: list[int] = LENGTHS, tracked: tuple[int, ...] = ()) -> list[Tokenized]:
     return [
-        Tokenized(Prompt(n, f"p{n}", metadata={"n": n}), "", tokens(size, n), select_positions(positions, size), None)
+        Tokenized(Prompt(n, f"p{n}", metadata={"n": n}), "", tokens(size, n), select_positions(positions, size), None, tracked)
         for n, size in enumerate(lengths)
     ]
 

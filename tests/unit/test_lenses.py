@@ -49,7 +49,7 @@ def opened(spec: str, taps: tuple[str, ...] = ("resid_post",), layers: tuple[int
 
 def records(model: Any, adapter: Adapter, hidden: HiddenLens | None, taps: tuple[str, ...], **settings: Any) -> list[Record]:
     settings = {"top_k": 10, "logprobs": "float32", **settings}
-    outcomes = Lens(adapter, LensSettings(**settings), LAYERS, taps, (), hidden)(pad(prompts(), model.device))
+    outcomes = Lens(adapter, LensSettings(**settings), LAYERS, taps, 0, hidden)(pad(prompts(), model.device))
     assert all(isinstance(outcome, Record) for outcome in outcomes)
     return [outcome for outcome in outcomes if isinstance(outcome, Record)]
 
@@ -163,7 +163,7 @@ def test_running_sums_are_for_the_logit_lens_only(tmp_path: Path) -> None:
     taps = ("attn_out", "resid_mid", "mlp_out", "resid_post")
     hidden = opened(f"tuned:{save_tuned(tmp_path / 'lens', translators(3, 32))}")
     assert "sums" in Lens(adapter, LensSettings(), LAYERS, taps).path
-    assert "sums" not in Lens(adapter, LensSettings(), LAYERS, taps, (), hidden).path
+    assert "sums" not in Lens(adapter, LensSettings(), LAYERS, taps, 0, hidden).path
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -20,10 +20,10 @@ from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.asked import Asked, Final, Tally
 from raylens.workers.batching import pad
 from raylens.workers.lens import Lens
-from raylens.workers.metrics import METRICS, STATS, Truth, metrics_of, parse_stats
+from raylens.workers.metrics import ALL, METRICS, Truth, metrics_of, parse_stats
 from raylens.workers.projection import Projection
 from raylens.workers.running import CompiledReadout
-from raylens.workers.settings import LensSettings
+from raylens.workers.settings import LensSettings, with_default_stats
 from raylens.workers.topk import RunningReadout
 from tests.models import FAMILIES, VOCABULARY, build, see
 from tests.unit.test_lens import DEVICES, NORMS, built, logits64, prompts
@@ -36,8 +36,8 @@ NEAR = 2e-4
 
 def records(model: Any, adapter: Adapter, k: int = 5, **settings: Any) -> list[Record]:
     taps = tuple(tap for tap in TAPS if tap not in adapter.certificate["refused"])
-    chosen = LensSettings(k, logprobs="float32", stats=STATS, **settings)
-    outcomes = Lens(adapter, chosen, (0, 1, 2), taps, TRACKED)(pad(prompts(), model.device))
+    chosen = LensSettings(**{"top_k": k, "logprobs": "float32", "stats": ALL, **settings})
+    outcomes = Lens(adapter, chosen, (0, 1, 2), taps, len(TRACKED))(pad(prompts(tracked=TRACKED), model.device))
     assert all(isinstance(outcome, Record) for outcome in outcomes)
     return [outcome for outcome in outcomes if isinstance(outcome, Record)]
 
@@ -58,7 +58,7 @@ def check(name: str, truth: Truth, found: Any) -> None:
     if found.dtype == np.float32:
         np.testing.assert_allclose(found, expected, atol=1e-4)
         return
-    tokens = truth.tracked if METRICS[name].needs == "tracked" else [truth.next]
+    tokens = {"tracked": truth.tracked, "next": [truth.next], "best": [truth.best]}[METRICS[name].needs]
     for rank, token in zip(np.atleast_1d(found), tokens, strict=True):
         surely = 1 + int((truth.logits > truth.logits[token] + NEAR).sum())
         perhaps = int((truth.logits >= truth.logits[token] - NEAR).sum())
@@ -70,7 +70,7 @@ def check_all(family: str, model: Any, adapter: Adapter) -> None:
     for record in records(model, adapter):
         assert record.tracked == list(TRACKED)
         for tap, lens in record.taps.items():
-            assert tuple(lens.stats) == metrics_of(STATS, tracked=True) == tuple(METRICS)
+            assert tuple(lens.stats) == metrics_of(ALL, tracked=True) == tuple(METRICS)
             for at, layer in enumerate(lens.layers):
                 for p, truth in enumerate(truths(family, model, record, tap, layer)):
                     for name in METRICS:
@@ -88,12 +88,14 @@ def test_every_metric_on_a_gpu(family: str, device: str) -> None:
     check_all(family, *built(family, device))
 
 
-@pytest.mark.parametrize("way", ["sums", "tap by tap", "plain", "segments"])
+@pytest.mark.parametrize("way", ["sums", "tap by tap", "plain", "segments", "final first"])
 @pytest.mark.parametrize("family", NORMS)
 def test_every_metric_against_its_definition(family: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows of the table at every tap, layer and position, for each kind of norm, softcap, factor and bias."""
     model, adapter = built(family)
-    if way not in ("sums", "segments"):
+    if way == "final first":  # as of batches whose rows do not fit in memory
+        monkeypatch.setattr(lens_module, "KEPT_BYTES", 0)
+    if way not in ("sums", "segments", "final first"):
         adapter = replace(adapter, walk=None)
     if way == "plain":
         monkeypatch.setattr(running, "is_compiled", lambda: False)
@@ -143,12 +145,31 @@ def test_the_end_is_no_distance_from_itself() -> None:
 def test_only_what_is_asked_is_stored() -> None:
     """Without questions there are no statistics, and of several only those named; tracking alone brings two."""
     model, adapter = built("llama")
-    for stats, tracked, names in [((), (), ()), (("kl",), (), ("kl",)), ((), (1,), ("tracked_logprob", "tracked_rank"))]:
-        lens = Lens(adapter, LensSettings(3, stats=stats), (2,), ("resid_post",), tracked)
-        (record, *_) = lens(pad(prompts(), model.device))
+    asked: list[tuple[tuple[str, ...], tuple[int, ...], tuple[str, ...]]] = [
+        ((), (), ()),
+        (("kl",), (), ("kl",)),
+        ((), (1,), ("tracked_logprob", "tracked_rank")),
+    ]
+    for stats, tracked, names in asked:
+        lens = Lens(adapter, LensSettings(3, stats=stats), (2,), ("resid_post",), len(tracked))
+        (record, *_) = lens(pad(prompts(tracked=tracked), model.device))
         assert isinstance(record, Record)
         assert tuple(record.taps["resid_post"].stats) == names
         assert record.tracked == list(tracked)
+
+
+@pytest.mark.parametrize(("kept", "passes"), [(lens_module.KEPT_BYTES, 1), (0, 2)])
+def test_the_final_prediction_is_waited_for(kept: int, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the rows of a batch fit in memory, comparing with the final layer takes no second forward pass."""
+    model, adapter = built("llama")
+    monkeypatch.setattr(lens_module, "KEPT_BYTES", kept)
+    runs: list[None] = []
+    hook = adapter.trunk.register_forward_hook(lambda *_: runs.append(None))
+    try:
+        records(model, adapter)
+    finally:
+        hook.remove()
+    assert len(runs) == passes
 
 
 def test_impossible_tokens_stay_finite() -> None:
@@ -230,7 +251,44 @@ def test_a_head_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_of_statistics() -> None:
     """A comma list or any iterable, each once and in the order of the table; an unknown name lists those there are."""
     assert parse_stats("next_rank, kl,kl") == parse_stats(["kl", "next_rank"]) == ("kl", "next_rank")
-    assert parse_stats("all") == parse_stats(["all"]) == STATS
+    assert parse_stats("all") == parse_stats(["all"]) == ALL
+    assert parse_stats("best_attribution, all") == (*ALL, "best_attribution")
     with pytest.raises(UsageError, match=r"--stats nothing: .* choose from kl, next_logprob, next_rank"):
         parse_stats("kl,nothing")
-    assert METRICS.keys() == {*STATS, "tracked_logprob", "tracked_rank"}
+    assert METRICS.keys() == {*ALL, "tracked_logprob", "tracked_rank"}
+
+
+@pytest.mark.parametrize("asked", [(), ("kl",), ("next_rank", "best_rank")])
+@pytest.mark.parametrize("walk", [True, False])
+def test_metrics_of_the_residual_only(walk: bool, asked: tuple[str, ...]) -> None:
+    """Other taps have what was asked and all of tracked tokens; numbers are those of all taps having all."""
+    model, adapter = built("llama")
+    adapter = adapter if walk else replace(adapter, walk=None)
+    whole = records(model, adapter)
+    more = tuple(name for name in ALL if name not in asked)
+    for some, every in zip(records(model, adapter, stats=asked, residual_stats=more), whole, strict=True):
+        for tap, lens in some.taps.items():
+            others = {name for name in METRICS if name in asked or METRICS[name].needs == "tracked"}
+            assert lens.stats.keys() == (METRICS.keys() if tap == "resid_post" else others)
+            for name, values in lens.stats.items():
+                np.testing.assert_allclose(values, every.taps[tap].stats[name], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lens", "expected"),
+    [
+        (LensSettings(stats=None), ((), ALL)),
+        (LensSettings(stats=None, taps=("resid_pre", "resid_post"), layers="0-2"), ((), ALL)),
+        (LensSettings(stats=None, lens="tuned:x"), ((), ALL)),
+        (LensSettings(stats=None, taps=("attn_out",)), ((), ())),
+        (LensSettings(stats=None, layers="::2"), ((), ())),
+        (LensSettings(stats=()), ((), ())),
+        (LensSettings(stats=("kl",)), (("kl",), ALL[1:])),
+        (LensSettings(stats=("kl",), layers="::2"), (("kl",), ())),
+        (LensSettings(stats=ALL), (ALL, ())),
+    ],
+)
+def test_which_come_by_default(lens: LensSettings, expected: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
+    """Of three layers: those that tell how a prediction is decided, of the residual, where all of its layers are lensed."""
+    found = with_default_stats(lens, 3)
+    assert (found.stats, found.residual_stats) == expected

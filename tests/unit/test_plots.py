@@ -26,7 +26,7 @@ from PIL import Image
 
 from raylens.storage.errors import UsageError
 from raylens.storage.fonts import choose_fonts
-from raylens.storage.plots import FORMATS, KINDS, canvas, files, grid, plot, rank, stats, trajectory
+from raylens.storage.plots import FORMATS, KINDS, attribution, canvas, files, grid, plot, rank, stats, trajectory
 from raylens.storage.plots.request import Request, coverage, spans
 from raylens.storage.record import Record, TapLens
 from raylens.storage.taps import DEFAULT_TAPS
@@ -35,7 +35,7 @@ from tests.pictured import ENGLISH, HOSTILE, MODEL, fixed, make, render
 
 def drawn(kind: str, record: Record, vocabulary: list[bytes | None], request: Request = MODEL) -> Figure:
     fonts = choose_fonts()
-    module = {"grid": grid, "rank": rank, "trajectory": trajectory}[kind]
+    module = {"attribution": attribution, "grid": grid, "rank": rank, "trajectory": trajectory}[kind]
     with canvas.settled(fonts):
         figure = files.written(module.draw(module.pages(record, vocabulary, request)[0], fonts))
         figure.canvas.draw()
@@ -43,7 +43,8 @@ def drawn(kind: str, record: Record, vocabulary: list[bytes | None], request: Re
 
 
 def test_kinds_and_their_stats() -> None:
-    assert KINDS == ("grid", "rank", "trajectory")
+    assert KINDS == ("attribution", "grid", "rank", "trajectory")
+    assert stats("attribution") == ("best", "next")
     assert stats("grid") == ("rank", "prob", "logprob", "entropy", "kl", "final_prob", "final_logprob")
     assert stats("rank") == ("prob",)
     assert stats("trajectory") == ("prob", "logprob", "rank")
@@ -291,8 +292,8 @@ def test_lines_of_a_rank_picture_lie_between_cells() -> None:
         ),
         ("trajectory", Request("m", tokens=range(9)), "9 tokens chosen: a trajectory picture shows 1 to 8"),
         ("rank", Request("m", stat="rank"), "stat 'rank': this picture can be coloured by prob"),
-        ("pie", Request("m"), "picture kind 'pie': choose from grid, rank, trajectory"),
-        ("canvas", Request("m"), "picture kind 'canvas': choose from grid, rank, trajectory"),
+        ("pie", Request("m"), "picture kind 'pie': choose from attribution, grid, rank, trajectory"),
+        ("canvas", Request("m"), "picture kind 'canvas': choose from attribution, grid, rank, trajectory"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(kind: str, request_: Request, message: str) -> None:
@@ -410,7 +411,7 @@ def test_values_that_are_no_numbers_are_drawn_grey() -> None:
     lens = record.taps["resid_post"]
     lens.logprobs[0, 0] = np.nan
     lens.logprobs[0, 1] = -np.inf
-    for kind in KINDS:
+    for kind in ("grid", "rank", "trajectory"):
         assert png_size(render(record, kind, "png", Request("m", stat="prob", positions=[0]), vocabulary=vocabulary))
     picture = grid.grid(record, vocabulary, Request("m", stat="prob"))
     assert picture.values[0, 1] == 0
@@ -486,7 +487,7 @@ def test_hostile_tokens(kind: str, suffix: str, caplog: pytest.LogCaptureFixture
     if suffix == "svg":
         root = ElementTree.fromstring(data)
         texts = {"".join(e.itertext()) for e in root.iter("{http://www.w3.org/2000/svg}text")}
-        assert {"$$", "]]>", "‹FF›"} <= texts or kind == "trajectory"  # which shows five
+        assert {"$$", "]]>", "‹FF›"} <= texts or kind in ("attribution", "trajectory")  # which show none, and five
         assert {e.tag.rpartition("}")[2] for e in root.iter()}.isdisjoint({"script", "b", "m"})
         assert not [c for c in data.decode() if c in "\x00\x1b\u202e\u2028"]
 

@@ -13,9 +13,10 @@ VIEWS = {
     "prompts": "run prompt id text tokens truncated_from metadata failure",
     "failures": "run prompt id kind message metadata",
     "positions": "run prompt position token_id token next_id next",
-    "metrics": "run prompt position tap layer top_id top_logprob final_rank entropy kl next_logprob next_rank",
+    "metrics": "run prompt position tap layer top_id top_logprob final_rank entropy kl next_logprob next_rank "
+    "best_logprob best_rank next_attribution best_attribution attribution_error",
     "topk": "run prompt position tap layer rank token_id token logprob",
-    "tracked": "run prompt position tap layer token_id token logprob rank",
+    "tracked": "run prompt position tap layer number token_id token logprob rank attribution",
     "decisions": "run prompt position final_id final_logprob before_id first stable",
 }
 

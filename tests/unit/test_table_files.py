@@ -1,5 +1,6 @@
 """Tables are what their segment's records give: verify names any that are not, repair makes them again, queries refuse them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,9 +19,10 @@ from hypothesis import strategies as st
 from raylens.storage.compaction import compact
 from raylens.storage.errors import OtherFormat, RaylensError, StoreError
 from raylens.storage.layout import RunFolder
+from raylens.storage.record import TapLens
 from raylens.storage.repair import repair
 from raylens.storage.store import Run, Store
-from raylens.storage.tables import ABOUT, KINDS
+from raylens.storage.tables import ABOUT, KINDS, lens_table
 from raylens.storage.verify import examine
 from tests.builders import commit_outcomes, make_failure, make_record, make_run
 
@@ -145,6 +148,20 @@ def test_damage_is_named_refused_and_mended(folder: RunFolder, name: str) -> Non
     assert repair(folder) == [], "nothing more to do"
 
 
+def test_a_text_that_only_duckdb_takes_for_bytes_is_named(folder: RunFolder) -> None:
+    """One bit of the type that a Parquet file states twice: Arrow goes by the other, and the rows hash alike."""
+    path = table(folder, 0, "prompts")
+    data = path.read_bytes()
+    stated = b"\x08metadata%\x00L"
+    assert data.count(stated) == 1
+    path.write_bytes(data.replace(stated, b"\x08metadata$\x00L"))
+    assert [(one.file, one.problem) for one in examine(folder).damage] == [
+        (f"tables/{path.name}", "DuckDB reads other rows than the records give; --repair makes it again")
+    ]
+    repair(folder)
+    assert path.read_bytes() == data
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_byte_of_a_table(made: RunFolder, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
@@ -168,6 +185,18 @@ def test_any_byte_of_a_table(made: RunFolder, tmp_path_factory: pytest.TempPathF
     repair(folder)
     assert examine(folder).damage == []
     assert contents(folder) == before
+
+
+def test_a_final_prediction_past_what_a_column_holds() -> None:
+    """Among more than 65,535 tokens its place there is not known to the table; up to there it is."""
+    ids = np.arange(70_000, dtype=np.uint32)
+    finals = [65_534, 65_535, 0]  # at ranks 65,535 and 65,536 of the first layer, and the best
+    last = np.stack([np.roll(ids, -final) for final in finals])
+    taken = np.stack([np.broadcast_to(ids, last.shape), last])
+    flat = np.zeros(taken.shape[:2], np.float32)
+    tap = TapLens((0, 1), taken, np.zeros(taken.shape, np.float32), flat, flat)
+    record = dataclasses.replace(make_record(0), positions=[0, 1, 2], layers=[0, 1], taps={"resid_post": tap})
+    assert lens_table([record])["final_rank"].to_pylist() == [65_535, None, 1, 1, 1, 1]
 
 
 def test_tables_go_with_their_segment(folder: RunFolder) -> None:

@@ -10,7 +10,7 @@ from raylens.workers.preflight import load_tokenizer
 from raylens.workers.settings import ModelSettings
 from raylens.workers.source import resolve
 from raylens.workers.token_bytes import vocabulary_bytes
-from raylens.workers.tracked import track_names, tracked_ids
+from raylens.workers.tracked import Tracked, track_names
 
 DEMO = ModelSettings("demo")
 
@@ -27,9 +27,9 @@ def vocabulary(tokenizer: object) -> Vocabulary:
 
 def test_texts_and_ids(tokenizer: object, vocabulary: Vocabulary) -> None:
     """A text with its leading space is another token than without; ids are taken as they are; each is tracked once."""
-    with_space, without, number = tracked_ids([" Paris", "Paris", "id:7", "id:7", " Paris"], tokenizer, vocabulary)
+    with_space, without, number = Tracked([" Paris", "Paris", "id:7", "id:7", " Paris"], tokenizer, vocabulary).of({})
     assert (vocabulary[with_space], vocabulary[without], number) == (b" Paris", b"Paris", 7)
-    assert tracked_ids(["<|im_end|>", "7"], tokenizer, vocabulary)[0] == vocabulary.index(b"<|im_end|>")
+    assert Tracked(["<|im_end|>", "7"], tokenizer, vocabulary).of({})[0] == vocabulary.index(b"<|im_end|>")
 
 
 @pytest.mark.parametrize(
@@ -37,20 +37,53 @@ def test_texts_and_ids(tokenizer: object, vocabulary: Vocabulary) -> None:
     [
         (" Parisian cafe", "no single token of this model: ·Par"),
         ("", "no single token of this model: nothing"),
-        ("id:49152", "--track id:49152: ids are from 0 to 49151"),
+        ("id:49152", "--track 'id:49152': ids are from 0 to 49151"),
         ("日本", "no single token"),
     ],
 )
 def test_what_is_no_token(name: str, message: str, tokenizer: object, vocabulary: Vocabulary) -> None:
     """The message shows the tokens a text comes to, which can then be named."""
     with pytest.raises(UsageError, match=re.escape(message)):
-        tracked_ids([name], tokenizer, vocabulary)
+        Tracked([name], tokenizer, vocabulary)
 
 
 def test_text_of_several_tokens(tokenizer: object) -> None:
     """Where two ids have the bytes of a text and the tokenizer makes neither of it, both are shown."""
     with pytest.raises(UsageError, match=r"several tokens: .*id:0\).*id:2\)"):
-        tracked_ids(["one two"], tokenizer, [b"one two", b"x", b"one two", *[None] * 49_149])
+        Tracked(["one two"], tokenizer, [b"one two", b"x", b"one two", *[None] * 49_149])
+
+
+def test_tokens_of_each_prompt(tokenizer: object, vocabulary: Vocabulary) -> None:
+    """A field of the prompt names one, by text or number, beside those of all prompts; two may be the same token."""
+    tracked = Tracked(["field:right", " Paris", "field:wrong"], tokenizer, vocabulary)
+    right, paris, wrong = tracked.of({"right": " Rome", "wrong": 7, "more": None})
+    assert (vocabulary[right], vocabulary[paris], wrong, len(tracked)) == (b" Rome", b" Paris", 7, 3)
+    assert tracked.of({"right": " Paris", "wrong": " Paris"}) == (paris, paris, paris)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "--track field:right: the prompt has no field 'right' beside its text"),
+        ({"right": " Parisian cafe"}, "--track field:right: ' Parisian cafe': no single token of this model: ·Par"),
+        ({"right": 49_152}, "--track field:right: 49152: ids are from 0 to 49151"),
+        ({"right": "id:" + "9" * 5000}, "ids are from 0 to 49151"),
+        ({"right": -1}, "--track field:right: -1: no single token of this model"),
+        ({"right": [" Rome"]}, "--track field:right: is a list; give the text of one token, or its id as a number"),
+        ({"right": True}, "--track field:right: is a bool"),
+    ],
+)
+def test_fields_that_name_no_token(fields: dict[str, object], message: str, tokenizer: object, vocabulary: Vocabulary) -> None:
+    """What is wrong is said of the prompt."""
+    with pytest.raises(UsageError, match=re.escape(message)):
+        Tracked(["field:right"], tokenizer, vocabulary).of(fields)
+
+
+def test_an_added_token_past_the_vocabulary(tokenizer: object, vocabulary: Vocabulary) -> None:
+    """The tokenizer may have more tokens than the model, which none of them is to it."""
+    rome = Tracked([" Rome"], tokenizer, vocabulary).of({})[0]
+    with pytest.raises(UsageError, match=f"no single token of this model: .*id:{rome}"):
+        Tracked(["field:right"], tokenizer, vocabulary[:rome]).of({"right": " Rome"})
 
 
 def test_names_from_python() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from raylens.storage.errors import ModelError
+from raylens.storage.taps import TAPS
 from raylens.workers.adapter import Adapter
 from raylens.workers.interventions.edits import Edit
 from raylens.workers.interventions.hooks import wide
@@ -42,7 +43,7 @@ def open_intervention(
     sources = Sources(adapter, edits, ids_of, device)
     placed = [
         place(adapter, edit.tap, layer, edit.positions, partial(_change, edit, layer, sources))
-        for edit in edits
+        for edit in sorted(edits, key=lambda one: TAPS.index(one.tap))  # as the model computes; at one tap in the order given
         if not _is_nothing(edit)
         for layer in select_layers(edit.layers, len(adapter.sites))
     ]

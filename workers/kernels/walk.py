@@ -44,6 +44,7 @@ def walk_block(
     slots: NDArray[np.int64],
     factor: Any,
     cap: Any,
+    asked: NDArray[np.bool_],
     weights: Floats,
     statistics: Doubles,
     values: Floats,
@@ -62,6 +63,7 @@ def walk_block(
         scales: [2, C, T] the norm's factor for each part itself, and for the sum up to it.
         slots: [2, C] where the read-out of either goes, from 0 to S-1; negative where it is not wanted.
         factor, cap: float32, the step after the head; a cap of 0 is none.
+        asked: [S] of which read-outs more is asked (asked.py) than their best tokens.
         weights: [T, B] probabilities of the final layer, or [T, 0].
         statistics, values, ids: [S, T, 3], [S, T, K], [S, T, K], the states (epilogue.py).
         targets, target_logits, above: [S, T, M] what is counted (asked.py).
@@ -83,5 +85,6 @@ def walk_block(
                         source = product if which == 0 else running
                         _logits(source, scales[which, c, t], constant[start:stop], factor, cap, logits)
                         take_row(logits, first + start, statistics[s, t], values[s, t], ids[s, t])
-                        count_above(logits, first + start, targets[s, t], target_logits[s, t], above[s, t])
-                        cross[s, t] += weighted_sum(logits, weights[t, start:stop])
+                        if asked[s]:
+                            count_above(logits, first + start, targets[s, t], target_logits[s, t], above[s, t])
+                            cross[s, t] += weighted_sum(logits, weights[t, start:stop])

@@ -5,6 +5,11 @@ const STAT_NAMES = {
   kl: "KL of the final prediction from here, nats",
   next_logprob: "logprob of the next token",
   next_rank: "rank of the next token",
+  best_logprob: "logprob of the final prediction",
+  best_rank: "rank of the final prediction",
+  next_attribution: "adds to the logit of the next token",
+  best_attribution: "adds to the logit of the final prediction",
+  attribution_error: "writes short of it by, in logits",
 };
 
 class Detail {

@@ -1,0 +1,21 @@
+"""What went wrong in an actor, from Ray's exceptions."""
+
+from ray.exceptions import RayTaskError
+
+from raylens.storage.errors import ModelError, RaylensError
+
+
+def cause(error: RayTaskError) -> RaylensError:
+    """The error of raylens's own that the actor raised, or one that names what else it was."""
+    found = error.cause if isinstance(error.cause, BaseException) else error
+    if isinstance(found, RaylensError):
+        return found
+    line = reason(found)
+    remedy = "try fewer --actors or --batch-tokens" if "memory" in line.lower() else "try it on another model or report it"
+    return ModelError(f"an actor failed: {type(found).__name__}: {line}; {remedy}")
+
+
+def reason(error: BaseException) -> str:
+    """The line of Ray's long message that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "low on memory" in line or "OOM" in line), lines[-1])[:200]

@@ -1,0 +1,112 @@
+"""What results take on disk: some of a run's, stored as its writer stores them."""
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+
+from raylens.storage.errors import FrameError, StoreError
+from raylens.storage.frame import split
+from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.payload import decode_payload, encode_payload
+from raylens.storage.record import Failure, Record
+from raylens.storage.segments import SegmentBuilder
+from raylens.storage.vocabulary import write_vocabulary
+from raylens.storage.writer import COMMIT_BYTES, COMMIT_SECONDS
+from raylens.workers.worker import Worker
+
+_RUN, _WRITER, _ATTEMPT = "0" * 16, "0" * 8, bytes(8)
+
+
+class Stored:
+    """Results in a temporary folder, and what storing them took.
+
+    Args:
+        folder: an empty one.
+        worker: whose results they are.
+
+    Attributes:
+        prompts, positions: of what is stored.
+        seconds: that a writer needs for it.
+        fixed_bytes: of a run of any length.
+        prompt_bytes, lens_bytes: of what there is for each prompt, and for the places of the lens.
+        sent_bytes: of the frames.
+    """
+
+    def __init__(self, folder: Path, worker: Worker) -> None:
+        self._folder = RunFolder(folder)
+        self._folder.create()
+        write_vocabulary(self._folder.vocabulary, worker.vocabulary)
+        self.fixed_bytes = self._folder.vocabulary.stat().st_size + len(orjson.dumps(worker.certificate))
+        self._size = len(worker.vocabulary)
+        self._ledger, self._segment = Ledger(self._folder), SegmentBuilder(_RUN)
+        self._bare = SegmentBuilder(_RUN)  # never written
+        self._waited, self._gathered = 0.0, 0
+        self.prompts = self.positions = self.prompt_bytes = self.lens_bytes = self.sent_bytes = 0
+        self.seconds = 0.0
+
+    def encode(self, outcomes: list[Record | Failure]) -> list[bytes]:
+        """The payloads, cut into frames too, as an actor does before it sends them."""
+        return [_payload(outcome) for outcome in outcomes]
+
+    def add(self, outcomes: list[Record | Failure], seconds: float) -> None:
+        """Store results that come so many seconds after the last ones."""
+        payloads = self.encode(outcomes)
+        began = time.perf_counter()
+        self._waited += seconds
+        if len(self._segment) and (self._waited >= COMMIT_SECONDS or self._gathered >= COMMIT_BYTES):
+            self._commit()
+        self._gathered += sum(map(len, payloads))
+        arrived = [decode_payload(payload, one.index, self._size) for payload, one in zip(payloads, outcomes, strict=True)]
+        for outcome in arrived:
+            with suppress(StoreError):  # nothing that JSON can hold: the writer refuses it
+                self._segment.add(outcome)
+        self.seconds += time.perf_counter() - began
+        for outcome in arrived:
+            with suppress(StoreError):
+                self._bare.add(_bare(outcome))
+        self.prompts += len(arrived)
+        self.positions += sum(len(one.positions) for one in arrived if isinstance(one, Record))
+        self.sent_bytes += sum(map(len, payloads))
+
+    def finish(self) -> None:
+        """Commit the rest, and count bytes."""
+        began = time.perf_counter()
+        if len(self._segment):
+            self._commit()
+        self.seconds += time.perf_counter() - began
+        folder = self._folder
+        tables = _bytes(folder.tables.glob("*.prompts.parquet"))
+        self.prompt_bytes = self._bare.size + tables + _bytes(folder.commits.iterdir())
+        self.lens_bytes = _bytes(folder.records.iterdir()) + _bytes(folder.tables.iterdir()) - self._bare.size - tables
+
+    def _commit(self) -> None:
+        n, size = self._ledger.next, self._segment.size
+        name, crc32, entries = self._segment.write(self._folder, n, _WRITER)
+        self._ledger.append(Commit(FORMAT, n, _WRITER, name, size, crc32, entries))
+        self._segment, self._waited, self._gathered = SegmentBuilder(_RUN), 0.0, 0
+
+
+def _payload(outcome: Record | Failure) -> bytes:
+    """What is sent for it; a record that is too large becomes a failure, as in publish."""
+    try:
+        payload = encode_payload(outcome)
+        split(payload, _RUN, outcome.index, _ATTEMPT)
+    except FrameError as error:
+        return encode_payload(Failure(outcome.id, outcome.index, "too_large", str(error), outcome.metadata))
+    return payload
+
+
+def _bare(outcome: Record | Failure) -> Record | Failure:
+    """The same without any position."""
+    if isinstance(outcome, Failure):
+        return outcome
+    return replace(outcome, positions=[], taps={name: tap.part(slice(0, 0)) for name, tap in outcome.taps.items()})
+
+
+def _bytes(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)

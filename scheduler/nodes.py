@@ -1,0 +1,66 @@
+"""Whether the other machines of a cluster have this raylens and what it needs, asked before an actor is placed on one.
+
+Ray would try to import the actor there for ever, and say so in a log.
+"""
+
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raylens import __version__
+from raylens.storage.errors import ClusterError
+
+#: Packages that an actor imports.
+NEEDED = ("torch", "transformers", "accelerate", "redis", "msgpack", "zstandard", "msgspec")
+#: Seconds to wait for an answer; a node that is too busy to give one is left to the actors.
+ANSWER_SECONDS = 60.0
+
+
+def check_nodes() -> None:
+    """Ask every node but this process's own.
+
+    Raises:
+        ClusterError: raylens is missing on one, or is another version, or lacks a package; naming each such node.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    asked = {_ask(node["NodeID"]): node["NodeManagerAddress"] for node in nodes}
+    if not asked:
+        return
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
+    problems = [f"{asked[call]} {problem}" for call in answered if (problem := _problem(call))]
+    if problems:
+        raise ClusterError(
+            f"nodes of the Ray cluster cannot run actors: {'; '.join(problems)}. "
+            f"Install raylens=={__version__} there with pip, or start Ray there from an environment that has it"
+        )
+
+
+def _ask(node: str) -> Any:
+    def installed(needed: tuple[str, ...]) -> tuple[str | None, list[str]]:
+        # sent as its code, since on that node there may be no module to import it from
+        from importlib import util
+
+        missing = [name for name in needed if util.find_spec(name) is None]
+        try:
+            import raylens
+        except ImportError:
+            return None, missing
+        return str(raylens.__version__), missing
+
+    task = ray.remote(num_cpus=0, max_retries=0)(installed)
+    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(NEEDED)
+
+
+def _problem(call: Any) -> str:
+    try:
+        version, missing = ray.get(call)
+    except RayError:  # it left meanwhile; Ray places actors elsewhere
+        return ""
+    if version is None:
+        return "has no raylens"
+    if version != __version__:
+        return f"has raylens {version}, and this is {__version__}"
+    return f"lacks {', '.join(missing)}" if missing else ""

@@ -1,0 +1,107 @@
+"""Segments made of payloads: in helper processes where batches fill up, since decoding, JSON and tables are most of writing."""
+
+import os
+import threading
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context, parent_process
+
+from raylens.storage.errors import FrameError, StoreError
+from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import FORMAT, Commit
+from raylens.storage.payload import decode_payload
+from raylens.storage.segments import SegmentBuilder
+
+
+@dataclass(slots=True)
+class Batch:
+    """Payloads for one segment.
+
+    Attributes:
+        payloads: of each prompt index.
+        entries: that each came in.
+        size: bytes of all.
+        since: when the first came, by the monotonic clock.
+    """
+
+    payloads: dict[int, bytes] = field(default_factory=dict)
+    entries: dict[int, set[str]] = field(default_factory=dict)
+    size: int = 0
+    since: float = 0.0
+
+    def add(self, index: int, payload: bytes, entries: set[str]) -> None:
+        """Take one more."""
+        if not self.payloads:
+            self.since = time.monotonic()
+        self.payloads[index], self.entries[index] = payload, entries
+        self.size += len(payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Makes the segments of one writer.
+
+    Attributes:
+        folder, run, vocabulary_size: of the run.
+        writer: id of the writer.
+    """
+
+    folder: RunFolder
+    run: str
+    vocabulary_size: int
+    writer: str
+
+    def make(self, n: int, payloads: dict[int, bytes]) -> "Made":
+        """Write the segment and tables of commit ``n`` durably."""
+        segment, refused = SegmentBuilder(self.run), {}
+        for index, payload in payloads.items():
+            try:
+                segment.add(decode_payload(payload, index, self.vocabulary_size))
+            except (FrameError, StoreError) as error:  # not a frame, or nothing that JSON can hold
+                refused[index] = str(error)
+        if not len(segment):
+            return Made(Commit(FORMAT, n, self.writer, None, 0, 0, []), refused)
+        name, crc32, entries = segment.write(self.folder, n, self.writer)
+        return Made(Commit(FORMAT, n, self.writer, name, segment.size, crc32, entries), refused)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The commit that is to name a segment, without one where no payload was good; and why others were refused, by prompt."""
+
+    commit: Commit
+    refused: dict[int, str]
+
+
+class Helpers:
+    """Processes that make segments, started as they are needed.
+
+    Args:
+        most: how many; 0 for none.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        spawn = get_context("spawn")  # a fork would share the writer's connection
+        self._pool = ProcessPoolExecutor(most, mp_context=spawn, initializer=_end_with_parent) if most else None
+
+    def make(self, maker: Maker, n: int, batch: Batch, full: bool) -> "Future[Made]":
+        """Begin to make a segment: in a helper where batches fill up, which is seldom worth one otherwise, else here and now."""
+        if self._pool is not None and full:
+            return self._pool.submit(maker.make, n, batch.payloads)
+        made: Future[Made] = Future()
+        made.set_result(maker.make(n, batch.payloads))
+        return made
+
+
+def _end_with_parent() -> None:
+    """A helper whose writer is killed would wait for work for ever: it holds both ends of its own queue."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

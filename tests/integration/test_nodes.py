@@ -1,0 +1,177 @@
+"""Nodes of a cluster: those that lack raylens or have another one, and those that join and leave while a run goes on."""
+
+import json
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+import raylens
+from raylens import __version__
+from raylens.storage.layout import RunFolder
+from raylens.storage.pulse import Pulse, read_pulse
+from tests.command import raylens_command
+from tests.running import Running
+from tests.servers import free_port
+from tests.started import TOOLS, started
+from tests.tiny import sentences
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+HUNG = 120
+
+
+def other_python(folder: Path, version: str | None) -> str:
+    """An interpreter that has all packages of this one but raylens, or another raylens."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    # a folder of a .pth file is searched, but its own .pth files, of which raylens's editable install is one, are not read
+    (packages / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    if version is not None:
+        (packages / "raylens").mkdir()
+        (packages / "raylens" / "__init__.py").write_text(f"__version__ = {version!r}\n")
+    return str(folder / "bin" / "python")
+
+
+def pulse(folder: Path) -> Pulse:
+    found = read_pulse(RunFolder(folder / "st" / "runs" / "grown"))
+    assert found is not None, "the driver lives"
+    return found
+
+
+def own_env(folder: Path) -> dict[str, str]:
+    """Without the Ray and the home of whoever runs the tests."""
+    env = {name: value for name, value in TOOLS.items() if not name.startswith("RAY_")}
+    return env | {"HOME": str(folder), "XDG_CACHE_HOME": str(platformdirs.user_cache_path()), "PYTHONPATH": str(ROOT)}
+
+
+@contextmanager
+def node(log: Path, env: dict[str, str], *arguments: str, python: str = sys.executable, cpus: int = 1) -> Iterator[None]:
+    """``ray start ARGUMENTS``, once it is up."""
+    ports = [word for name in ("dashboard-agent-listen", "metrics-export") for word in (f"--{name}-port", str(free_port()))]
+    command = [python, "-m", "ray.scripts.scripts", "start", *arguments, *ports, "--num-cpus", str(cpus)]
+    with started(log, [*command, "--disable-usage-stats", "--block"], env):
+        wait_until(lambda: "Ray runtime started" in log.read_text(), f"{log.stem} is up", HUNG)
+        yield
+
+
+def head(folder: Path, port: int, env: dict[str, str], cpus: int = 1) -> AbstractContextManager[None]:
+    return node(folder / "head.log", env, "--head", "--port", str(port), "--include-dashboard", "false", cpus=cpus)
+
+
+@pytest.mark.timeout(400)
+def test_nodes_without_this_raylens(tmp_path: Path, tiny: Path) -> None:
+    """The run ends with each node's address, what it lacks and the remedy; no actor was begun."""
+    port, env = free_port(), own_env(tmp_path)
+    del env["PYTHONPATH"]
+    others = {"none": None, "old": "0.0.1"}
+    with ExitStack() as stack:
+        stack.enter_context(head(tmp_path, port, env))
+        for name, version in others.items():
+            python = other_python(tmp_path / name, version)
+            stack.enter_context(node(tmp_path / f"{name}.log", env, "--address", f"127.0.0.1:{port}", python=python))
+        arguments = ["--text", "hi", "-m", str(tiny), "--ray", f"127.0.0.1:{port}"]
+        done = raylens_command("run", *arguments, cwd=tmp_path, env={"HOME": str(tmp_path)})
+    assert done.returncode == 5, done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert re.search(r"[0-9.]+ has no raylens", error), error
+    assert re.search(rf"[0-9.]+ has raylens 0\.0\.1, and this is {re.escape(__version__)}", error), error
+    assert f"Install raylens=={__version__} there with pip" in error
+    assert "loading the model" not in done.stderr, "no actor was begun"
+
+
+@pytest.mark.timeout(400)
+def test_a_node_that_joins_and_one_that_leaves(tmp_path: Path, tiny: Path) -> None:
+    """An actor begins on the new node while the run goes on; when that node is taken away the run still goes on.
+
+    A node at another address, which may be another machine, gets none: it would not reach the embedded server.
+    """
+    port, env = free_port(), own_env(tmp_path)
+    corpus, count = tmp_path / "c.jsonl", 1500
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(count, 40)))
+    options = [
+        "-m",
+        str(tiny),
+        "-o",
+        str(tmp_path / "st"),
+        "--positions",
+        "all",
+        "--batch-tokens",
+        "64",
+        "--name",
+        "grown",
+        "--json",
+    ]
+    with ExitStack() as stack:
+        stack.enter_context(head(tmp_path, port, env))
+        address = f"127.0.0.1:{port}"
+        run = stack.enter_context(Running(tmp_path / "run.log", "run", str(corpus), *options, "--ray", address, env=env))
+        run.until("progress")
+        assert (pulse(tmp_path).actors, pulse(tmp_path).ready) == (1, 1)
+        elsewhere = ("--address", address, "--node-ip-address", "127.0.0.3")
+        stack.enter_context(node(tmp_path / "elsewhere.log", env, *elsewhere))
+        with node(tmp_path / "node.log", env, "--address", address):
+            run.until("waiting", "the cluster has grown: loading the model in 1 more actor")
+            wait_until(lambda: pulse(tmp_path).ready == 2, "both actors are ready", HUNG)
+            assert pulse(tmp_path).actors == 2
+        wait_until(lambda: pulse(tmp_path).deaths == 1, "the actor of the node that left is missed", HUNG)
+        run.until("progress")
+        run.stop()  # to the end of so many prompts it is a while
+        assert run.finish() == 130, run.stderr()
+    stored = raylens.open(tmp_path / "st")["grown"]
+    outcomes = [outcome.id for outcome in stored]
+    assert 0 < len(outcomes) == len(set(outcomes)) < count, stored.counts()
+    assert list(stored.failures()) == []
+
+
+@pytest.mark.timeout(400)
+def test_a_run_begins_when_the_first_node_joins(tmp_path: Path, tiny: Path) -> None:
+    """A head without CPUs holds no actors: the run says what it waits for, to monitors too, and can be cancelled."""
+    port, env = free_port(), own_env(tmp_path)
+    arguments = ["run", "--text", "hi", "-m", str(tiny), "-o", str(tmp_path / "st"), "--name", "grown", "--json"]
+    arguments += ["--ray", f"127.0.0.1:{port}"]
+    with ExitStack() as stack:
+        stack.enter_context(head(tmp_path, port, env, cpus=0))
+        first = stack.enter_context(Running(tmp_path / "first.log", *arguments, env=env))
+        first.until("stage", "waiting for a node of the cluster that may hold actors")
+        wait_until(lambda: pulse(tmp_path).waiting == "waiting for a node of the cluster", "status says so")
+        assert raylens_command("cancel", str(tmp_path / "st"), "grown").returncode == 0
+        assert first.finish() == 130, first.stderr()
+        second = stack.enter_context(Running(tmp_path / "second.log", *arguments, env=env))
+        second.until("stage", "waiting for a node of the cluster that may hold actors")
+        stack.enter_context(node(tmp_path / "node.log", env, "--address", f"127.0.0.1:{port}"))
+        assert second.finish() == 0, second.stderr()
+    assert len(raylens.open(tmp_path / "st")["grown"]) == 1
+
+
+NO_NODE = """
+import ray
+from raylens.scheduler import cluster
+from raylens.storage.errors import ClusterError
+
+cluster.NODE_SECONDS = 1
+ray.init("local", num_cpus=0, include_dashboard=False, log_to_driver=False)
+try:
+    with cluster.cluster("local", print):
+        print("a node has come")
+except ClusterError as error:
+    print(error)
+"""
+
+
+@pytest.mark.timeout(240)
+def test_no_node_joins(tmp_path: Path) -> None:
+    """A program of its own, as Ray's token stays with the process that has had one."""
+    command = [sys.executable, "-c", NO_NODE]
+    done = subprocess.run(command, env=own_env(tmp_path), capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    waiting, error = done.stdout.splitlines()
+    assert waiting == "waiting for a node of the cluster that may hold actors, 1 s at most"
+    assert error == "no node of the Ray cluster has a CPU for actors; start one, with ray start --address HEAD:PORT"

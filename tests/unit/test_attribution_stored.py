@@ -1,0 +1,237 @@
+"""Attributions and heads of a real small model, stored: what queries, pictures and tables make of them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raylens.storage.errors import UsageError
+from raylens.storage.payload import decode_payload, encode_payload
+from raylens.storage.plots import render
+from raylens.storage.plots.attribution import attribution
+from raylens.storage.plots.request import Request
+from raylens.storage.record import Failure, Prompt, Record
+from raylens.storage.record_view import heads_table, table
+from raylens.storage.store import Run, open_store
+from raylens.storage.tables import LATER, LENS, About, by_tap, write_table
+from raylens.storage.verify import examine
+from raylens.storage.vocabulary import write_vocabulary
+from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
+from raylens.workers.worker import Worker
+from tests.builders import commit_outcomes, make_record, make_run
+from tests.command import raylens_command
+from tests.tiny import WORDS, save_word_llama, sentences
+
+TRACK = ("field:right", "id:7", "field:wrong")
+STATS = ("attribution", "next_attribution", "best_attribution")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    model = save_word_llama(tmp_path_factory.mktemp("model"), layers=3)
+    lens = LensSettings(
+        3, positions="all", stats=STATS, track=TRACK, heads="0,2", taps=("resid_pre", "attn_out", "mlp_out", "resid_post")
+    )
+    worker = Worker(WorkerSettings(ModelSettings(str(model), dtype="float32"), lens))
+    fields = [{"right": WORDS[n], "wrong": n, "k": f"k{n % 2}"} for n in range(5)]
+    prompts = [Prompt(n, f"p{n}", text, metadata=fields[n]) for n, text in enumerate(sentences(5, 4))]
+    outcomes = list(
+        worker.run([*prompts, Prompt(5, "p5", "call me"), Prompt(6, "p6", "call me", metadata={"right": "nobody", "wrong": 1})])
+    )
+    identity = {"lens": {"top_k": 3, "track": list(TRACK), "stats": list(STATS)}}
+    folder, _ = make_run(tmp_path_factory.mktemp("store"), 7, identity=identity, vocabulary_size=len(worker.vocabulary))
+    folder.vocabulary.unlink()
+    write_vocabulary(folder.vocabulary, worker.vocabulary)
+    sent = [decode_payload(encode_payload(one), one.index, len(worker.vocabulary)) for one in outcomes]
+    commit_outcomes(folder, *sent)
+    return open_store(folder.root.parents[1])["demo"]
+
+
+def records(run: Run) -> list[Record]:
+    return list(run.records())
+
+
+def test_each_prompt_has_its_own_tracked_tokens(run: Run) -> None:
+    """A prompt without the field, or whose field is no token, is one failure that says so; the others are not touched."""
+    assert [record.tracked for record in records(run)] == [[WORDS.index(WORDS[n]), 7, n] for n in range(5)]
+    failures = {failure.id: failure for failure in run.failures()}
+    assert failures.keys() == {"p5", "p6"}
+    assert failures["p5"].kind == failures["p6"].kind == "input"
+    assert failures["p5"].message == "--track field:right: the prompt has no field 'right' beside its text"
+    assert "field:right: 'nobody': no single token of this model" in failures["p6"].message
+
+
+def terms(run: Run, number: int, minus: int | None = None) -> dict[tuple[str, int], list[float]]:
+    found: dict[tuple[str, int], list[float]] = {}
+    for record in records(run):
+        for tap, lens in record.taps.items():
+            for at, layer in enumerate(lens.layers):
+                values = lens.stats["attribution"][at].astype(np.float64)
+                found.setdefault((tap, layer), []).extend(values[:, number] - (0 if minus is None else values[:, minus]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("asked", "number", "minus"),
+    [
+        ({"to": "field:right"}, 0, None),
+        ({"to": "field:right", "minus": "field:wrong"}, 0, 2),
+        ({"to": 7, "minus": "field:wrong"}, 1, 2),
+        ({"to": WORDS[7]}, 1, None),
+    ],
+)
+def test_the_query_against_the_records(run: Run, asked: dict[str, Any], number: int, minus: int | None) -> None:
+    """Mean, interval and share above 0 by tap and layer; heads come after the taps of their layer."""
+    rows = run.query("attribution", **asked).rows()
+    wanted = terms(run, number, minus)
+    assert [(row["layer"], row["tap"]) for row in rows[:8]] == [
+        (0, tap) for tap in ("resid_pre", "attn_out", "mlp_out", "resid_post", "head_0", "head_1", "head_2", "head_3")
+    ]
+    assert {(row["tap"], row["layer"]) for row in rows} == wanted.keys()
+    for row in rows:
+        values = np.array(wanted[row["tap"], row["layer"]])
+        half = 1.96 * values.std(ddof=1) / len(values) ** 0.5
+        assert row["places"] == len(values) == 20
+        np.testing.assert_allclose(
+            [row["attribution"], row["low"], row["high"]], values.mean() + np.array([0, -half, half]), rtol=1e-5, atol=1e-6
+        )
+        assert row["positive"] == pytest.approx((values > 0).mean())
+        assert row["error"] is None if row["tap"] not in ("resid_post",) else row["error"] < 1e-4
+
+
+def test_the_query_of_best_tokens(run: Run) -> None:
+    """Without a token it is about the model's own; split and places as of other queries."""
+    rows = run.query("attribution", tap="head_2", layers="2", positions="last", by="k").rows()
+    for row, key in zip(rows, ("k0", "k1"), strict=True):
+        values = [float(one.taps["head_2"].stats["best_attribution"][1, -1]) for one in records(run) if one.metadata["k"] == key]
+        assert (row["split"], row["places"], row["attribution"]) == (key, len(values), pytest.approx(np.mean(values)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"to": "field:other"}, "not a tracked token of run 'demo'; it tracks 'field:right', 'id:7', 'field:wrong'"),
+        ({"to": "id:8"}, "not a tracked token"),
+        ({"minus": "id:7"}, "taken off the attribution --to another token"),
+        ({"tap": "head_9"}, "it has resid_pre, attn_out, mlp_out, resid_post, head_0"),
+    ],
+)
+def test_questions_that_cannot_be(run: Run, asked: dict[str, Any], words: str) -> None:
+    """Each names what the run has."""
+    with pytest.raises(UsageError, match=words):
+        run.query("attribution", **asked).rows()
+
+
+def test_a_run_without_attributions(tmp_path: Path) -> None:
+    """Is told what it lacks."""
+    folder, _ = make_run(tmp_path, 1, identity={"lens": {"track": ["id:1"]}})
+    commit_outcomes(folder, make_record(0))
+    bare = open_store(tmp_path)["demo"]
+    for asked, words in (({}, "--stats best_attribution is not"), ({"to": 1}, "--stats attribution is not")):
+        with pytest.raises(UsageError, match=words):
+            bare.query("attribution", **asked).rows()
+
+
+def test_sql_and_arrays(run: Run) -> None:
+    """The view of tracked tokens has a row a name, in the order of --track, and xarray the axis."""
+    rows = run.sql(
+        "SELECT number, token_id, attribution FROM tracked "
+        "WHERE prompt = 3 AND position = 2 AND tap = 'head_1' AND layer = 2 ORDER BY number"
+    ).rows()
+    record = records(run)[3]
+    assert [(row["number"], row["token_id"]) for row in rows] == [(1, record.tracked[0]), (2, 7), (3, 3)]
+    assert [row["attribution"] for row in rows] == record.taps["head_1"].stats["attribution"][1, 2].tolist()
+    array = record.to_xarray()["attribution"].sel(tap="head_1", layer=2, position=2)
+    assert array.values.tolist() == [row["attribution"] for row in rows]
+
+
+def test_tables_from_before_there_were_attributions(tmp_path: Path) -> None:
+    """They lack columns, are not damaged for it, and are asked together with others."""
+    folder, _ = make_run(tmp_path, 2)
+    commit_outcomes(folder, make_record(0))
+    (path,) = folder.tables.glob("*.lens.parquet")
+    old_schema = pa.schema([field for field in LENS if field.name not in LATER])
+    about = msgspec.json.decode(pq.read_metadata(path).metadata[b"raylens"], type=About)
+    rows = pq.read_table(path).select(old_schema.names).cast(old_schema)
+    path.unlink()
+    write_table(path, by_tap(rows), old_schema, about)
+    commit_outcomes(folder, make_record(1))
+    old = open_store(tmp_path)["demo"]
+    assert old.sql("SELECT count(*) AS places, count(best_attribution) AS some FROM metrics").rows() == [
+        {"places": 32, "some": 0}
+    ]
+    assert examine(folder).damage == []
+
+
+def test_the_picture_against_the_record(run: Run) -> None:
+    """A column a write, heads last, grey where a layer has none; of one token, of one less another, of the best one."""
+    record, vocabulary = records(run)[2], run.vocabulary
+    drawn = attribution(record, vocabulary, Request("m", tokens=[2, 7], positions=[1]))
+    assert (drawn.layers, drawn.taps) == ((0, 1, 2), ("resid_pre", "attn_out", "mlp_out", "head_0", "head_1", "head_2", "head_3"))
+    stats = record.taps["head_1"].stats["attribution"]
+    assert drawn.values[2, 4] == stats[1, 1, 0] - stats[1, 1, 1]
+    assert np.isnan(drawn.values[1, 3:]).all()
+    assert np.isnan(drawn.values[1:, 0]).all()
+    assert not np.isnan(drawn.values[:, 1:3]).any()
+    best = attribution(record, vocabulary, Request("m"))
+    assert best.values[1, 2] == record.taps["mlp_out"].stats["best_attribution"][1, -1]
+    following = attribution(record, vocabulary, Request("m", stat="next", positions=[0], tap="mlp_out"))
+    assert following.values[:, 0].tolist() == record.taps["mlp_out"].stats["next_attribution"][:, 0].tolist()
+
+
+@pytest.mark.parametrize("kind", ["grid", "rank", "trajectory", "attribution"])
+def test_a_head_may_be_drawn_as_any_tap(run: Run, kind: str) -> None:
+    """By its own name, of the layers it has; and a tap by LogitLens4LLMs's name."""
+    for tap in ("head_3", "mlp_output"):
+        (data,) = render(records(run)[2], kind, "svg", Request("m", tap=tap), vocabulary=run.vocabulary)
+        assert data.startswith(b"<?xml")
+    with pytest.raises(UsageError, match=r"tap 'head_9' is not in prompt 'p2'; it has resid_pre, .*, head_3"):
+        render(records(run)[2], kind, "svg", Request("m", tap="head_9"), vocabulary=run.vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Request("m", tokens=[9]), "was not tracked with --stats attribution"),
+        (Request("m", tokens=[1, 2, 7]), "3 tokens chosen"),
+        (Request("m", stat="next"), "no token follows position 3"),
+        (Request("m", stat="rank"), "can be coloured by best, next"),
+    ],
+)
+def test_pictures_that_cannot_be(run: Run, request_: Request, words: str) -> None:
+    """Each is refused with what to choose."""
+    with pytest.raises(UsageError, match=words):
+        attribution(records(run)[2], run.vocabulary, request_)
+
+
+def test_commands(run: Run, tmp_path: Path) -> None:
+    """show has a table of heads, which are no columns among the taps; plot draws, query prints."""
+    store = ["--store", str(run.folder.root.parents[1])]
+    shown = raylens_command("show", "demo/p1", *store)
+    assert shown.returncode == 0, shown.stderr
+    assert "layer  head    tokens" in shown.stdout
+    picture = tmp_path / "a.png"
+    drawn = raylens_command("plot", "demo/p1", "--kind", "attribution", "--token", "id:7", "-o", str(picture), *store)
+    assert (drawn.returncode, picture.read_bytes()[:4]) == (0, b"\x89PNG"), drawn.stderr
+    asked = raylens_command("query", "demo", "attribution", "--to", "id:7", "--minus", "field:wrong", "--json", *store)
+    assert (asked.returncode, len(asked.stdout.splitlines())) == (0, 18), asked.stderr
+    header, rows = heads_table(records(run)[1], run.vocabulary, 3, 1)
+    assert (header, len(rows), [row[:2] for row in rows[:2]]) == (
+        ["layer", "head", "tokens"],
+        8,
+        [["0", "head_0"], ["0", "head_1"]],
+    )
+    assert table(records(run)[1], run.vocabulary, 3, 1)[0] == ["layer", "resid_pre", "attn_out", "mlp_out", "resid_post"]
+
+
+def test_outcomes_are_those_of_the_worker(run: Run) -> None:
+    """What was stored reads back, with heads and attributions, to the last bit."""
+    assert all(not isinstance(run[one.id], Failure) for one in records(run))
+    one = records(run)[0]
+    assert replace(one, vocabulary=None).taps["head_3"].layers == (0, 2)
+    assert tuple(one.taps["head_3"].stats) == ("tracked_logprob", "tracked_rank", *STATS, "attribution_error")

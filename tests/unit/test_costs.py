@@ -1,0 +1,60 @@
+"""From calls to the cost of a token and a position, and from these to a run."""
+
+import math
+from array import array
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raylens.scheduler.corpus import Corpus
+from raylens.scheduler.dry_run.costs import fit
+from raylens.scheduler.dry_run.extent import Extent, sample
+from raylens.scheduler.dry_run.rehearsal import Call
+from raylens.workers.settings import ModelSettings, WorkerSettings
+
+SECONDS = st.floats(1e-6, 10)
+COUNTS = st.integers(1, 5000)
+WORKER = WorkerSettings(ModelSettings("any"))
+
+
+@given(st.lists(COUNTS, min_size=2, max_size=6), SECONDS, SECONDS)
+def test_what_calls_were_made_of_is_found(tokens: list[int], token: float, position: float) -> None:
+    """Calls that take exactly so much a token and a position; one with few positions beside those with many."""
+    calls = [Call(count, count, token * count + position * count) for count in tokens]
+    calls.append(Call(tokens[0] + 7, 1, token * (tokens[0] + 7) + position))
+    found = fit(calls)
+    for call in calls:
+        assert found[0] * call.tokens + found[1] * call.positions == pytest.approx(call.seconds, rel=1e-6)
+
+
+@given(st.lists(st.builds(Call, COUNTS, COUNTS, SECONDS), max_size=6))
+def test_costs_are_never_below_nothing(calls: list[Call]) -> None:
+    """Whatever was measured, both are finite numbers from 0, and one of them is more than 0 if there are calls."""
+    found = fit(calls)
+    assert all(math.isfinite(value) and value >= 0 for value in found)
+    assert (max(found) > 0) == bool(calls)
+
+
+def extent(lengths: list[int]) -> Extent:
+    return Extent(len(lengths), lengths.count(0), sum(lengths), sum(lengths), sum(lengths), 1, array("I", lengths))
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=200), st.integers(1, 64))
+def test_a_sample_is_of_every_length(lengths: list[int], most: int) -> None:
+    """No prompt twice, no more than asked for, the same each time; its lengths are spread as those of the corpus."""
+    corpus = Corpus.from_rows([{"id": f"p{number}", "text": "word " * length} for number, length in enumerate(lengths)])
+    found = [prompt.index for prompt in sample(corpus, extent(lengths), WORKER, most)]
+    assert len(found) == len(set(found)) == min(most, len(lengths))
+    assert found == [prompt.index for prompt in sample(corpus, extent(lengths), WORKER, most)]
+    ordered, chosen = sorted(lengths), sorted(lengths[index] for index in found)
+    for number, length in enumerate(chosen):  # one of each part of equal size
+        low, high = (int(edge * len(lengths) / len(chosen)) for edge in (number, number + 1))
+        assert ordered[low] <= length <= ordered[min(high, len(lengths) - 1)]
+
+
+def test_the_beginning_of_a_sample_is_spread_too() -> None:
+    """Of 64 lengths the first seven are an eighth apart."""
+    corpus = Corpus.from_rows([{"id": f"p{number}", "text": "word"} for number in range(64)])
+    found = [prompt.index for prompt in sample(corpus, extent(list(range(64))), WORKER, 64)]
+    assert sorted(found[:7]) == [8, 16, 24, 32, 40, 48, 56]
