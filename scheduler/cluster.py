@@ -129,14 +129,14 @@ def _init(address: str | None) -> None:
     # Ray's notice about accelerator variables is a FutureWarning printed by every worker
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-    if address is not None:
-        ray.init(address=address, **quiet)
-        return
-    # Ray guards a local cluster by a token; without a file of ours it would write one to the user's home, which every
-    # later cluster would then enforce
-    os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token_file()))
     # Ray puts the driver's working folder on its workers' path, where a redis.py of the user's would be imported
     with contextlib.chdir("/"):
+        if address is not None:
+            ray.init(address=address, **quiet)
+            return
+        # Ray guards a local cluster by a token; without a file of ours it would write one to the user's home, which every
+        # later cluster would then enforce
+        os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token_file()))
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
 
 
@@ -210,7 +210,7 @@ def share(actors: int | None, gpus_per_actor: float) -> Share:
     if cpus <= 0:  # the nodes that were there have left
         raise ClusterError("no node of the Ray cluster has a CPU for actors any more")
     if actors is None:
-        actors = max(1, int(gpus / per_actor)) if per_actor else len([node for node in nodes if node.get("CPU", 0.0) > 0])
+        actors = _gpu_places(nodes, per_actor) if per_actor else len([node for node in nodes if node.get("CPU", 0.0) > 0])
     smallest = min(node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0)
     return Share(actors, min(cpus / actors, smallest) if cpus < actors or not gpus else 1.0, per_actor)
 
@@ -219,5 +219,10 @@ def room(parts: Share, hosts: frozenset[str] | None) -> int:
     """How many actors of such a share the nodes that are there now have room for; only those of some hosts, where given."""
     nodes = _resources(hosts)
     if parts.gpus:
-        return sum(int(node.get("GPU", 0.0) / parts.gpus) for node in nodes)
+        return _gpu_places(nodes, parts.gpus)
     return sum(node.get("CPU", 0.0) >= parts.cpus for node in nodes)
+
+
+def _gpu_places(nodes: list[dict[str, float]], each: float) -> int:
+    """Actors of so many GPUs that the nodes hold: none is spread over two."""
+    return sum(int(node.get("GPU", 0.0) / each) for node in nodes)

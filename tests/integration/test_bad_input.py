@@ -12,6 +12,8 @@ import raylens
 from raylens.storage.errors import UsageError
 from tests.command import raylens_command
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 GOOD = '{"text": "hello"}\n'
 
 
@@ -70,10 +72,11 @@ def test_missing_column_lists_the_columns(tmp_path: Path, tiny: Path) -> None:
         (("-m", "TINY", "--positions", "first"), 2, ("--positions 'first'", "last, all, last:N or A:B")),
         (("-m", "TINY", "--taps", "attn,mlp"), 2, ("--taps", "unknown tap 'attn'", "resid_post")),
         (("-m", "TINY", "--name", "../up"), 2, ("--name", "letters")),
+        (("-m", "TINY", "--gpus-per-actor", "1.5"), 2, ("--gpus-per-actor 1.5", "whole number")),
         (("-m", "TINY", "--redis", "http://x"), 5, ("--redis http://x", "redis://")),
         (("-m", "TINY", "--redis", "redis://:hunter2@127.0.0.1:1/0"), 5, ("--redis redis://***@127.0.0.1:1", "running")),
     ],
-    ids=["model", "layers", "layer-range", "top-k", "top-k-0", "positions", "taps", "name", "redis-url", "redis-away"],
+    ids=["model", "layers", "layer-range", "top-k", "top-k-0", "positions", "taps", "name", "gpus", "redis-url", "redis-away"],
 )
 def test_bad_options(tmp_path: Path, tiny: Path, arguments: tuple[str, ...], code: int, parts: tuple[str, ...]) -> None:
     """An option that cannot be used is named with what would do; a password in a URL is never shown."""
@@ -158,10 +161,11 @@ def test_python_values_of_the_wrong_type(tmp_path: Path, tiny: Path, arguments: 
     assert not (tmp_path / "st").exists()
 
 
-def test_files_of_the_working_folder_are_not_imported(tmp_path: Path, tiny: Path) -> None:
-    """A redis.py beside the corpus is the user's, not ours to run."""
+@pytest.mark.parametrize("ray", ["local", "auto"])
+def test_files_of_the_working_folder_are_not_imported(tmp_path: Path, tiny: Path, ray: str) -> None:
+    """A redis.py beside the corpus is the user's, not ours to run; neither by a Ray of ours nor by one that is joined."""
     (tmp_path / "c.jsonl").write_text(GOOD)
     (tmp_path / "redis.py").write_text("raise SystemExit('the wrong redis was imported')\n")
-    command = [str(Path(sys.executable).with_name("raylens")), "run", "c.jsonl", "-m", str(tiny)]
+    command = [str(Path(sys.executable).with_name("raylens")), "run", "c.jsonl", "-m", str(tiny), "--ray", ray]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr

@@ -447,6 +447,23 @@ def test_short_types() -> None:
     assert blocks[1].mlp.dtype == torch.bfloat16
 
 
+def test_short_types_of_prompts() -> None:
+    """What prompts hold in bfloat16 is subtracted and scaled in float32, and rounded once with the sum."""
+    model, adapter = built("llama", "cpu", torch.bfloat16)
+    edit = {"tap": "attn_out", "layers": 1, "add": {"difference": ["one", "two"], "scale": 0.3}}
+    intervention = opened(model, adapter, edit)
+    plain, one, two = (see(model, FAMILIES["llama"], torch.tensor([ids]))[0][1].attn for ids in (tokens(4), *OTHERS.values()))
+    with intervention.during([Span(4, 0, 4)], 4):
+        blocks, _ = see(model, FAMILIES["llama"], torch.tensor([tokens(4)]))
+    assert plain is not None
+    assert one is not None
+    assert two is not None
+    assert blocks[1].attn is not None
+    exact = plain.double() + 0.3 * (one[-1].double() - two[-1].double())
+    half = 2.0 ** (exact.abs().log2().floor() - 8)  # of the last place of bfloat16's eight binary digits
+    assert ((blocks[1].attn.double() - exact).abs() <= 1.001 * half).all()
+
+
 def test_statistics_are_against_the_edited_model() -> None:
     """kl is the distance to the prediction that the edited model makes, so 0 at its last block."""
     model, adapter = built("llama")

@@ -98,5 +98,5 @@ def _each(vectors: Tensor, positions: list[int], rows: Tensor) -> Tensor:
     """The vector of each position; tokens that are generated after the prompt have none and stay as they are."""
     changed = rows.clone()
     held = [number for number, position in enumerate(positions) if position < len(vectors)]
-    changed[held] = vectors.to(rows.device)[[positions[number] for number in held]]
+    changed[held] = vectors.to(rows)[[positions[number] for number in held]]
     return changed

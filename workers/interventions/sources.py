@@ -12,6 +12,7 @@ from raylens.storage.errors import ModelError
 from raylens.workers.adapter import Adapter
 from raylens.workers.capture import Site, capture
 from raylens.workers.interventions.edits import Add, Edit
+from raylens.workers.interventions.hooks import wide
 from raylens.workers.selection import select_layers
 
 #: (prompt, tap, layer).
@@ -81,9 +82,9 @@ class Sources:
         tap, at = source_place(edit, layer)
         rows = [self._rows[prompt, tap, at] for prompt in edit.prompts]
         found = rows if source.position == "each" else [one[-1 if source.position == "last" else source.position] for one in rows]
-        whole = found[0] - found[1] if len(found) > 1 else found[0]
+        whole = wide(found[0]) - wide(found[1]) if len(found) > 1 else found[0]
         factor = site_of(self._adapter, tap, at).scale / scale * (source.scale if isinstance(source, Add) else 1.0)
-        return whole if factor == 1.0 else whole * factor
+        return whole if factor == 1.0 else wide(whole) * factor  # rounded once, where it is put into the model
 
     def digest(self) -> str | None:
         """The first 16 hex digits of SHA-256 over all that was read, as float32; None where nothing was."""
