@@ -16,6 +16,8 @@ import raylens
 from raylens.storage.store import Store
 from tests.command import raylens_command
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 TEXTS = ["call me ishmael", "some years ago, never mind “how long” 日本", "<i>it</i>\n is a damp november\\"]
 
 

@@ -20,6 +20,8 @@ from tests.running import Running
 from tests.tiny import sentences
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 PROMPTS = 200
 
 

@@ -17,6 +17,8 @@ from tests.command import raylens_command
 from tests.running import Running
 from tests.tiny import sentences
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 DRAWN = ("--generate", "6", "--temperature", "1.5", "--top-p", "0.9", "--seed", "3", "--samples", "2")
 PROMPTS = 7
 #: Of a run that is broken in its middle.
@@ -94,7 +96,7 @@ def test_a_killed_actor_and_a_stop_lose_nothing(made: Path, tiny: Path) -> None:
     """An actor killed in mid-generation, then Ctrl-C, then the same command: each record once, with the text it has unbroken."""
     prompts = corpus(made / "long.jsonl", LONG)
     options = ("--generate", "12", "--temperature", "1.0", "--actors", "1")
-    broken = command(made, prompts, tiny, *options, "--name", "broken")
+    broken = command(made, prompts, tiny, *options, "--ray", "local", "--name", "broken")  # whose actor is a child
     with Running(made / "log", *broken, "--batch-tokens", "45") as running:
         assert 0 < running.until("progress")["done"] < LONG
         (actor,) = running.children("ray::LensActor")
@@ -209,6 +211,7 @@ def test_from_python(made: Path, tiny: Path) -> None:
         top_p=0.9,
         seed=3,
         samples=2,
+        ray="local",
         quiet=True,
     )
     by_command = records(raylens.open(made / "st")["one"])

@@ -15,6 +15,8 @@ from raylens.storage.record import Record
 from tests.command import raylens_command
 from tests.tiny import sentences
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 PROMPTS = 5
 #: Of the second of two layers, whose middle residual is the first thing that changes.
 EDIT = "edits: [{tap: attn_out, layers: 1, positions: last, add: {prompt: the watery part, scale: 2}}]"
@@ -75,12 +77,14 @@ def test_compare_shows_the_effect_by_layer(place: Path) -> None:
     rows = [json.loads(line) for line in shown.stdout.splitlines()]
     before, after = ([row for row in rows if row["layer"] == layer] for layer in (0, 1))
     assert {row["tap"] for row in after} == {"attn_out", "resid_mid", "mlp_out", "resid_post"}
+    none = pytest.approx(0, abs=1e-6)  # how rows are shared out among threads shows in the last bits
     for row in before:
-        assert (row["agreement"], row["overlap"], row["logprob_change"], row["next_logprob_change"]) == (1, 1, 0, 0)
+        assert (row["agreement"], row["overlap"]) == (1, 1)
+        assert (row["logprob_change"], row["next_logprob_change"]) == (none, none)
     for row in after:
         assert row["agreement"] < 1
-        assert row["logprob_change"] != 0
-        assert row["next_logprob_change"] == 0  # of positions that have a next token none is edited
+        assert row["logprob_change"] != none
+        assert row["next_logprob_change"] == none  # of positions that have a next token none is edited
     drawn = raylens_command(*("plot", "plain", "--kind", "compare", "--against", "steered", "-s", "st", "-o", "c.svg"), cwd=place)
     assert drawn.returncode == 0, drawn.stderr
     picture = (place / "c.svg").read_text()
@@ -169,7 +173,7 @@ def test_prompts_of_another_length(place: Path, tiny: Path) -> None:
     """What cannot be patched position by position is a failure with its reason, and the run goes on."""
     edits = {"edits": [{"tap": "resid_post", "layers": 0, "patch": {"prompt": "call me ishmael", "position": "each"}}]}
     texts = [{"id": "fits", "text": "call me ishmael"}, {"id": "long", "text": "call me ishmael some years ago"}]
-    found = raylens.run(texts, model=str(tiny), store=place / "st", name="patched", intervene=edits, actors=1, quiet=True)
+    found = raylens.run(texts, model=str(tiny), store=place / "st", name="patched", intervene=edits, ray="local", quiet=True)
     assert isinstance(found["fits"], Record)
     (failure,) = found.failures()
     assert (failure.id, failure.kind) == ("long", "input")

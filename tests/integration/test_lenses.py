@@ -17,6 +17,8 @@ from tests.command import raylens_command
 from tests.lens_files import matrices, save_tuned, translators
 from tests.tiny import sentences
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 PROMPTS = 6
 
 

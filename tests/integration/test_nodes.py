@@ -6,11 +6,9 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
-import platformdirs
 import pytest
 
 import raylens
@@ -18,14 +16,11 @@ from raylens import __version__
 from raylens.storage.layout import RunFolder
 from raylens.storage.pulse import Pulse, read_pulse
 from tests.command import raylens_command
+from tests.rays import HUNG, head, node, own_env
 from tests.running import Running
 from tests.servers import free_port
-from tests.started import TOOLS, started
 from tests.tiny import sentences
 from tests.waiting import wait_until
-
-ROOT = Path(__file__).parents[2]
-HUNG = 120
 
 
 def other_python(folder: Path, version: str | None) -> str:
@@ -44,26 +39,6 @@ def pulse(folder: Path) -> Pulse:
     found = read_pulse(RunFolder(folder / "st" / "runs" / "grown"))
     assert found is not None, "the driver lives"
     return found
-
-
-def own_env(folder: Path) -> dict[str, str]:
-    """Without the Ray and the home of whoever runs the tests."""
-    env = {name: value for name, value in TOOLS.items() if not name.startswith("RAY_")}
-    return env | {"HOME": str(folder), "XDG_CACHE_HOME": str(platformdirs.user_cache_path()), "PYTHONPATH": str(ROOT)}
-
-
-@contextmanager
-def node(log: Path, env: dict[str, str], *arguments: str, python: str = sys.executable, cpus: int = 1) -> Iterator[None]:
-    """``ray start ARGUMENTS``, once it is up."""
-    ports = [word for name in ("dashboard-agent-listen", "metrics-export") for word in (f"--{name}-port", str(free_port()))]
-    command = [python, "-m", "ray.scripts.scripts", "start", *arguments, *ports, "--num-cpus", str(cpus)]
-    with started(log, [*command, "--disable-usage-stats", "--block"], env):
-        wait_until(lambda: "Ray runtime started" in log.read_text(), f"{log.stem} is up", HUNG)
-        yield
-
-
-def head(folder: Path, port: int, env: dict[str, str], cpus: int = 1) -> AbstractContextManager[None]:
-    return node(folder / "head.log", env, "--head", "--port", str(port), "--include-dashboard", "false", cpus=cpus)
 
 
 @pytest.mark.timeout(400)
@@ -175,3 +150,23 @@ def test_no_node_joins(tmp_path: Path) -> None:
     waiting, error = done.stdout.splitlines()
     assert waiting == "waiting for a node of the cluster that may hold actors, 1 s at most"
     assert error == "no node of the Ray cluster has a CPU for actors; start one, with ray start --address HEAD:PORT"
+
+
+UNEVEN = """
+from ray.cluster_utils import Cluster
+from raylens.scheduler.cluster import cluster, share
+
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 3})
+nodes.add_node(num_cpus=1, num_gpus=3)
+with cluster(nodes.address):
+    print([share(None, each).actors for each in (0.5, 1, 2, 3)])
+"""
+
+
+@pytest.mark.timeout(240)
+def test_no_actor_is_spread_over_nodes(tmp_path: Path) -> None:
+    """Two nodes of three GPUs have room for two actors of two, not for three. The GPUs are made up."""
+    command = [sys.executable, "-c", UNEVEN]
+    done = subprocess.run(command, env=own_env(tmp_path), capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[12, 6, 2, 2]"

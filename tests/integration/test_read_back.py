@@ -11,6 +11,8 @@ from PIL import Image
 
 from tests.command import raylens_command
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 HOSTILE_ID = "../../<script>alert('id')</script>/" + "long" * 75
 HOSTILE = "<img src=x onerror=alert(1)> $$x^2$ \u202egnirts\u202c \x00\x1b[31m \U0001f389 مرحبا بالعالم שלום 日本語 \u200b"
 ROWS = [

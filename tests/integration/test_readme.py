@@ -21,6 +21,8 @@ READINGS = (
     ("docs/ATTRIBUTION.md",),
     ("docs/servers.md",),
 )
+#: Readings whose commands start Ray themselves, as a reader's would; those of others join one.
+STARTING_RAY = ("README.md", "docs/servers.md")
 #: What ends every Ray of the machine, those of other tests too.
 ENDS_ALL = "ray stop"
 
@@ -32,8 +34,8 @@ def blocks(guide: str) -> list[tuple[str, str]]:
     return found
 
 
-def run_block(folder: Path, language: str, source: str) -> None:
-    """The block ends without error."""
+def run_block(folder: Path, language: str, source: str, **more: str) -> None:
+    """The block ends without error, in such an environment."""
     command = ["bash", "-euo", "pipefail", "-c", source] if language == "sh" else [sys.executable, "-c", source]
     bin_folder = str(Path(sys.executable).parent)
     environment = {
@@ -42,6 +44,7 @@ def run_block(folder: Path, language: str, source: str) -> None:
         "RAYLENS": str(ROOT),  # the checkout of which a guide takes files
         "HOME": str(folder),  # without the token that another Ray may have left in the user's home
         "XDG_CACHE_HOME": str(platformdirs.user_cache_path()),  # but with the converted demo model
+        **more,
     }
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, f"{source}\n{done.stdout}\n{done.stderr}"
@@ -49,12 +52,13 @@ def run_block(folder: Path, language: str, source: str) -> None:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("guides", READINGS, ids=lambda guides: "+".join(Path(guide).stem for guide in guides))
-def test_blocks_run(guides: tuple[str, ...], tmp_path: Path) -> None:
+def test_blocks_run(guides: tuple[str, ...], tmp_path: Path, ray_address: str) -> None:
     """The blocks share a folder, as a reader's would."""
+    more = {} if guides[0] in STARTING_RAY else {"RAY_ADDRESS": ray_address}
     for guide in guides:
         for language, source in blocks(guide):
             if ENDS_ALL not in source:
-                run_block(tmp_path, language, source)
+                run_block(tmp_path, language, source, **more)
 
 
 @pytest.mark.alone

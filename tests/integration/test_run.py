@@ -18,6 +18,8 @@ from tests.command import raylens_command
 from tests.reference import assert_record_is_exact
 from tests.tiny import sentences
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 PROMPTS = sentences(64, 4)
 PROMPT_ID = "p1"
 #: One prompt a forward pass, on one thread: the forward is then the very same as the reference's.
@@ -175,11 +177,11 @@ def test_demo_as_json(tmp_path: Path) -> None:
 def test_python_run_open_and_iterate(tmp_path: Path, tiny: Path) -> None:
     """raylens.run takes rows, gives the open run, and resumes when called again."""
     rows = [{"id": "one", "text": "call me ishmael"}, "some years ago"]
-    run = raylens.run(rows, model=str(tiny), store=tmp_path / "st", positions="last:2", quiet=True)
+    run = raylens.run(rows, model=str(tiny), store=tmp_path / "st", positions="last:2", ray="local", quiet=True)
     assert [type(outcome).__name__ for outcome in run] == ["Record", "Record"]
     record = run["one"]
     assert isinstance(record, Record)
     assert len(record.positions) == 2
-    again = raylens.run(rows, model=str(tiny), store=tmp_path / "st", positions="last:2", quiet=True)
+    again = raylens.run(rows, model=str(tiny), store=tmp_path / "st", positions="last:2", ray="local", quiet=True)
     assert again.manifest == run.manifest
     assert again.counts()["complete"]

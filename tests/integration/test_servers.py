@@ -21,6 +21,8 @@ from tests.command import raylens_command
 from tests.servers import ACCESSES, INFRA, KINDS, PASSWORD, RealServer, acl_server, reach, secure_with, tls_server
 from tests.tiny import save_word_llama, sentences
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 WAYS = [(kind, access) for kind in KINDS for access in ACCESSES]
 
 

@@ -26,6 +26,8 @@ from tests.servers import RealServer
 from tests.tiny import sentences
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 PROMPTS = 12
 
 

@@ -11,6 +11,8 @@ from tests.builders import same
 from tests.command import raylens_command
 from tests.tiny import sentences
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 
 def test_a_damaged_segment_costs_only_its_records(tmp_path: Path, tiny: Path) -> None:
     """Flip a byte: verify exits 6 and names the segment; --repair keeps the rest, run computes one, verify is clean."""

@@ -1,0 +1,36 @@
+"""Nodes of a Ray cluster as their users start them."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import platformdirs
+
+from tests.servers import free_port
+from tests.started import TOOLS, started
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[1]
+#: Seconds after which a node counts as hung.
+HUNG = 120
+
+
+def own_env(folder: Path) -> dict[str, str]:
+    """Without the Ray and the home of whoever runs the tests."""
+    env = {name: value for name, value in TOOLS.items() if not name.startswith("RAY_")}
+    return env | {"HOME": str(folder), "XDG_CACHE_HOME": str(platformdirs.user_cache_path()), "PYTHONPATH": str(ROOT)}
+
+
+@contextmanager
+def node(log: Path, env: dict[str, str], *arguments: str, python: str = sys.executable, cpus: int = 1) -> Iterator[None]:
+    """``ray start ARGUMENTS``, once it is up."""
+    ports = [word for name in ("dashboard-agent-listen", "metrics-export") for word in (f"--{name}-port", str(free_port()))]
+    command = [python, "-m", "ray.scripts.scripts", "start", *arguments, *ports, "--num-cpus", str(cpus)]
+    with started(log, [*command, "--disable-usage-stats", "--block"], env):
+        wait_until(lambda: "Ray runtime started" in log.read_text(), f"{log.stem} is up", HUNG)
+        yield
+
+
+def head(folder: Path, port: int, env: dict[str, str], cpus: int = 1) -> AbstractContextManager[None]:
+    return node(folder / "head.log", env, "--head", "--port", str(port), "--include-dashboard", "false", cpus=cpus)
