@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 	$(BIN)/raylens demo
 
 test: $(VENV)/installed check
-	$(BIN)/pytest -n 2 --dist worksteal -m "not alone"
+	$(BIN)/pytest -n 2 --dist worksteal --durations 40 -m "not alone"
 	$(BIN)/pytest -m alone
 
 # Three hundred faults over three thousand prompts, for about an hour: make soak SOAK="--seed 1 --server redis7"

@@ -177,10 +177,13 @@ class Dispatch:
         if self._pool.placed or waited < PLACE_SECONDS:
             return
         if waited >= MAX_PLACE_SECONDS:
-            raise ClusterError("the Ray cluster found no place for any actor; is something else using its CPUs or GPUs?")
+            raise ClusterError(
+                "no actor has started; does something else use the cluster's CPUs or GPUs, or do Ray's logs on its nodes "
+                "(/tmp/ray/session_latest/logs) say why their processes end?"
+            )
         if not self._told_waiting:
             self._told_waiting = True
-            self._wait("waiting for the Ray cluster to place the actors")
+            self._wait("waiting for the Ray cluster to place and start the actors")
 
     def _tell(self, commits: list[Commit]) -> None:
         for commit in commits:

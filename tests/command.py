@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-#: Seconds after which a command counts as hung.
-HUNG = 240
+from tests.waiting import HUNG
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["raylens.scheduler.cli.run", "raylens.scheduler.pool", "raylens.workers.worker"])

@@ -12,8 +12,6 @@ from tests.started import TOOLS, started
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
-#: Seconds after which a node counts as hung.
-HUNG = 120
 
 
 def own_env(folder: Path) -> dict[str, str]:
@@ -28,7 +26,7 @@ def node(log: Path, env: dict[str, str], *arguments: str, python: str = sys.exec
     ports = [word for name in ("dashboard-agent-listen", "metrics-export") for word in (f"--{name}-port", str(free_port()))]
     command = [python, "-m", "ray.scripts.scripts", "start", *arguments, *ports, "--num-cpus", str(cpus)]
     with started(log, [*command, "--disable-usage-stats", "--block"], env):
-        wait_until(lambda: "Ray runtime started" in log.read_text(), f"{log.stem} is up", HUNG)
+        wait_until(lambda: "Ray runtime started" in log.read_text(), f"{log.stem} is up")
         yield
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from tests.command import HUNG
+from tests.waiting import HUNG
 
 
 class Running:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.waiting import HUNG
+
 #: The environment with the programs of this virtual environment first.
 TOOLS = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
@@ -22,7 +24,7 @@ def started(log: Path, command: list[str], env: dict[str, str]) -> Iterator["sub
     finally:
         process.terminate()
         try:
-            process.wait(timeout=60)
+            process.wait(timeout=HUNG)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

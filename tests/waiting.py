@@ -4,10 +4,12 @@ import threading
 import time
 from collections.abc import Callable
 
+#: Seconds after which whatever is waited for counts as hung; many times what it takes, for the machine may be busy.
+HUNG = 600
 _PAUSE_SECONDS = 0.02
 
 
-def wait_until(predicate: Callable[[], object], description: str, seconds: float = 30) -> None:
+def wait_until(predicate: Callable[[], object], description: str, seconds: float = HUNG) -> None:
     """Return as soon as the predicate holds.
 
     Raises:

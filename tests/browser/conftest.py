@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.browser.viewing import Site, viewing
 from tests.browser.watched import Watched
+from tests.waiting import HUNG
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
     def open_one(url: str, width: int = 1280, colours: str = "light") -> Page:
         context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=colours)  # type: ignore[arg-type]
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(1000 * HUNG)
         page = context.new_page()
         watched.append(Watched(page, url))
         page.goto(url)

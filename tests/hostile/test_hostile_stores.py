@@ -20,6 +20,7 @@ from raylens.storage.verify import examine
 from tests.builders import commit_outcomes, make_failure, make_record, make_run, same
 from tests.command import raylens_command
 from tests.strategies import ids
+from tests.waiting import HUNG
 
 FILES = {
     "manifest": "run.json",
@@ -230,7 +231,7 @@ def test_two_readers_a_writer_and_a_compaction_at_once(tmp_path: Path) -> None:
         for script in scripts
     ]
     for process in started:
-        _, problems = process.communicate(timeout=200)
+        _, problems = process.communicate(timeout=HUNG)
         assert process.returncode == 0, problems
     assert examine(folder).damage == []
     assert len(list(folder.records.iterdir())) == 1

@@ -36,8 +36,6 @@ OPTIONS = [
     "--json",
 ]
 
-pytestmark = pytest.mark.timeout(600)
-
 
 class Watched(Running):
     """A run all of whose events are kept."""

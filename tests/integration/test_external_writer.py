@@ -30,7 +30,6 @@ def writers_of(folder: RunFolder) -> list[str]:
     return [commit.writer for commit in Ledger(folder).refresh() if commit.entries]
 
 
-@pytest.mark.timeout(600)
 def test_one_writer_outlives_its_drivers(server: EmbeddedServer, tmp_path: Path, tiny: Path) -> None:
     """Begun before the run, it goes on while the driver is killed and comes back, and ends with the run."""
     corpus, store = tmp_path / "c.jsonl", tmp_path / "st"

@@ -19,7 +19,7 @@ from raylens.storage.errors import UsageError
 from tests.command import raylens_command
 from tests.started import TOOLS, started
 from tests.tiny import save_word_llama, sentences
-from tests.waiting import wait_until
+from tests.waiting import HUNG, wait_until
 
 SIZES = ("--tokens", "600", "--batch-tokens", "64")
 
@@ -116,7 +116,7 @@ def test_ctrl_c_leaves_nothing(place: Path) -> None:
     with started(log, [sys.executable, "-m", "raylens", "fit-lens", *arguments], TOOLS) as process:
         wait_until(lambda: "fitting 3 maps on 600 tokens" in log.read_text(), "the fit has begun", seconds=120)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=120) == 130, log.read_text()
+        assert process.wait(timeout=HUNG) == 130, log.read_text()
     assert "stopped" in log.read_text().splitlines()
     assert {path.name for path in place.iterdir()} == before | {"stopped.log"}
 

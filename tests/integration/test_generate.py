@@ -91,7 +91,6 @@ def test_actors_batches_and_order_do_not_change_the_text(made: Path, tiny: Path)
     assert len({record.text for record in one.values()}) == 2 * PROMPTS
 
 
-@pytest.mark.timeout(600)
 def test_a_killed_actor_and_a_stop_lose_nothing(made: Path, tiny: Path) -> None:
     """An actor killed in mid-generation, then Ctrl-C, then the same command: each record once, with the text it has unbroken."""
     prompts = corpus(made / "long.jsonl", LONG)

@@ -11,15 +11,14 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
-import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 import raylens
-from tests.command import HUNG, raylens_command
+from tests.command import raylens_command
 from tests.servers import free_port
 from tests.started import TOOLS, started
-from tests.waiting import wait_until
+from tests.waiting import HUNG, wait_until
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -119,7 +118,6 @@ class Composed:
         return lambda: subprocess.run(command, env=self.env, capture_output=True, timeout=HUNG, check=False).returncode == 0
 
 
-@pytest.mark.timeout(600)
 def test_composed_services_do_a_run(tmp_path: Path) -> None:
     """Server, head, worker and writer come up by their own commands and health checks, and a run through them is stored."""
     composed = Composed(tmp_path)
@@ -128,7 +126,7 @@ def test_composed_services_do_a_run(tmp_path: Path) -> None:
             command = composed.command(service, *(["--num-cpus", "1"] if service == "worker" else []))
             assert not composed.healthy(service)() or service in {"worker", "writer"}, "they ask the head and the server"
             stack.enter_context(started(tmp_path / f"{service}.log", command, composed.env))
-            wait_until(composed.healthy(service), f"{service} is healthy", HUNG)
+            wait_until(composed.healthy(service), f"{service} is healthy")
         store = tmp_path / "store"
         run = ["run", "--text", "The sky is", "--model", "demo", "--store", str(store), "--writer", "external", "--name", "r"]
         done = raylens_command(*run, env=composed.env)
@@ -145,7 +143,6 @@ exec "$@"
 """
 
 
-@pytest.mark.timeout(600)
 def test_slurm_script_does_a_run_on_one_node(tmp_path: Path) -> None:
     """As Slurm would start it, on an allocation of this machine; srun starts the command here."""
     programs = tmp_path / "bin"

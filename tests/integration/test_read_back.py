@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.command import raylens_command
+from tests.waiting import HUNG
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
@@ -56,7 +57,7 @@ def test_reading_imports_no_torch_ray_or_redis(store: Path, tmp_path: Path) -> N
         f"for command in {commands!r}: group(command, standalone_mode=False)\n"
         "heavy = {'torch', 'ray', 'redis', 'transformers'} & set(sys.modules); assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=HUNG)
     assert done.returncode == 0, done.stderr
 
 
@@ -187,6 +188,6 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'torch', 'ray', 'redis', 'transformers', 'matplotlib', 'numpy', 'pyarrow', 'duckdb'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=HUNG)
     assert done.returncode == 0, done.stderr
     assert "Lens a corpus into a store" in done.stdout

@@ -9,6 +9,8 @@ from pathlib import Path
 import platformdirs
 import pytest
 
+from tests.waiting import HUNG
+
 ROOT = Path(__file__).parents[2]
 #: What one reads on in one folder: a guide may ask a run that the one before it made.
 READINGS = (
@@ -46,11 +48,11 @@ def run_block(folder: Path, language: str, source: str, **more: str) -> None:
         "XDG_CACHE_HOME": str(platformdirs.user_cache_path()),  # but with the converted demo model
         **more,
     }
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HUNG, check=False)
     assert done.returncode == 0, f"{source}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("guides", READINGS, ids=lambda guides: "+".join(Path(guide).stem for guide in guides))
 def test_blocks_run(guides: tuple[str, ...], tmp_path: Path, ray_address: str) -> None:
     """The blocks share a folder, as a reader's would."""

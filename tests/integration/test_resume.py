@@ -128,7 +128,6 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[St
             )
 
 
-@pytest.mark.timeout(600)
 def test_ctrl_c_twice_ends_at_once(stopped: Stopped) -> None:
     """No process outlives it; what is stored stays, and the hint for resuming does not throw it away."""
     assert stopped.code == 130
@@ -138,7 +137,6 @@ def test_ctrl_c_twice_ends_at_once(stopped: Stopped) -> None:
     assert "--fresh" not in stopped.stderr
 
 
-@pytest.mark.timeout(600)
 def test_another_machine_resumes_a_copied_store(stopped: Stopped, tmp_path: Path) -> None:
     """Store, model and corpus at other paths, another home and temporary folder: nothing is computed twice.
 

@@ -20,7 +20,7 @@ from raylens.storage.status import status
 from raylens.storage.stream import Stream
 from raylens.storage.writer import Writer
 from tests.builders import make_failure, make_frames, make_record, make_run
-from tests.command import HUNG, raylens_command
+from tests.command import raylens_command
 from tests.running import Running
 from tests.servers import RealServer
 from tests.tiny import sentences
@@ -39,7 +39,6 @@ def told(store: str, *arguments: str) -> dict[str, Any]:
     return dict(one)
 
 
-@pytest.mark.timeout(600)
 def test_a_run_is_watched_cancelled_killed_and_finished(server: EmbeddedServer, tmp_path: Path, tiny: Path) -> None:
     """Without a writer it stands still where a test can look at it; it goes on after a cancellation, and after a kill."""
     store, corpus = str(tmp_path / "store"), tmp_path / "prompts.txt"
@@ -50,7 +49,7 @@ def test_a_run_is_watched_cancelled_killed_and_finished(server: EmbeddedServer, 
 
     with Running(tmp_path / "first", *waits) as driver:
         published = lambda: (now := read_pulse(folder)) and now.unstored_prompts == PROMPTS  # noqa: E731
-        wait_until(published, "all is published, and nobody stores it", HUNG)
+        wait_until(published, "all is published, and nobody stores it")
         found = told(store)
         assert (found["state"], found["stored"], found["prompts"]) == ("running", 0, PROMPTS)
         pulse = found["driver"]
@@ -76,7 +75,7 @@ def test_a_run_is_watched_cancelled_killed_and_finished(server: EmbeddedServer, 
     assert "no driver is at work on this run; there is nothing to cancel" in again.stderr
 
     with Running(tmp_path / "second", *waits) as driver:
-        wait_until(lambda: read_pulse(folder), "the driver is at work again", HUNG)
+        wait_until(lambda: read_pulse(folder), "the driver is at work again")
         os.kill(driver.process.pid, signal.SIGKILL)
         driver.process.wait()
         assert told(store)["state"] == "died"

@@ -27,7 +27,7 @@ from raylens.storage.writer import Orders, Writer
 from raylens.workers.publish import publish
 from tests.builders import make_failure, make_frames, make_large_record, make_record, make_run
 from tests.servers import RealServer
-from tests.waiting import wait_until
+from tests.waiting import HUNG, wait_until
 from tests.writing import Bench, drain
 
 PROMPTS = 8
@@ -516,7 +516,7 @@ def test_an_actor_waits_for_a_server_that_is_away(own_bench: Bench) -> None:
     actor.start()
     own_bench.server.restart()
     own_bench.stream.create()
-    actor.join(timeout=60)
+    actor.join(timeout=HUNG)
     assert len(receipts) == 1
     drain(own_bench.writer())
     own_bench.assert_stored(make_record(0))
@@ -628,5 +628,5 @@ def test_a_fenced_writer_process_ends_with_its_exit_code(bench: Bench) -> None:
         wait_until(lambda: len(list(bench.folder.commits.glob("*.json"))) == 1, "the writer owns the run")
         (bench.folder.commits / "000000001.json").write_bytes(b"a rival's")
         bench.publish(make_record(0))
-        assert process.wait(timeout=60) == 6
+        assert process.wait(timeout=HUNG) == 6
         assert b"another writer took over" in process.stderr.read()

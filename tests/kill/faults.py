@@ -12,6 +12,7 @@ import psutil
 
 from raylens.storage.writer import Orders
 from tests.kill.stage import RATE, Stage
+from tests.waiting import HUNG
 
 
 def _hold(seconds: float) -> None:
@@ -112,7 +113,7 @@ def full_disk(stage: Stage, rng: Random) -> None:
     assert driver is not None
     with suppress(psutil.NoSuchProcess):
         stage.disk.fill(writer)
-    driver.wait(timeout=240)
+    driver.wait(timeout=HUNG)
     stage.disk.free()
 
 

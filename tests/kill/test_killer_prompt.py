@@ -57,7 +57,6 @@ def killer_model(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.timeout(600)
 def test_a_killer_prompt_ends_as_one_failure(tmp_path: Path, killer_model: Path) -> None:
     """Its actor dies four times, the last two on it alone; then it is a failure `crash`, and its shard-mates are records."""
     texts = sentences(PROMPTS, 6)

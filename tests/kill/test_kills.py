@@ -16,6 +16,7 @@ from raylens.storage.store import Run
 from tests.kill.comparing import same_results, times_entered
 from tests.running import Running, command_line
 from tests.tiny import sentences
+from tests.waiting import HUNG
 
 PROMPTS = 320
 OPTIONS = ["--positions", "all", "--logprobs", "float32", "--actors", "2", "--batch-tokens", "64", "--name", "killed", "--json"]
@@ -86,7 +87,6 @@ def assert_same_records(run: Run, other: Run) -> None:
         assert same_results(record, twin), record.id
 
 
-@pytest.mark.timeout(600)
 def test_run_mends_itself(tmp_path: Path, corpus: Path, tiny: Path, undisturbed: Run) -> None:
     """The run goes on without an actor, the writer and the server; the same command again finds nothing to do."""
     store = tmp_path / "store"
@@ -103,7 +103,6 @@ def test_run_mends_itself(tmp_path: Path, corpus: Path, tiny: Path, undisturbed:
     assert_each_prompt_once(store)
 
 
-@pytest.mark.timeout(600)
 def test_driver_is_killed_and_the_same_command_resumes(tmp_path: Path, corpus: Path, tiny: Path, undisturbed: Run) -> None:
     """After SIGKILL of the driver its processes end; the same command does the rest, and nothing twice."""
     store = tmp_path / "store"
@@ -112,7 +111,7 @@ def test_driver_is_killed_and_the_same_command_resumes(tmp_path: Path, corpus: P
         family = running.family("valkey", "raylens.storage.writer", "LensActor")
         assert len(family) >= 4, "server with its guard, writer and actors"
         os.kill(running.process.pid, signal.SIGKILL)
-        _, alive = psutil.wait_procs(family, timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=HUNG)
         assert not alive, f"outlived the driver: {alive}"
     stored = raylens.open(store)["killed"].counts()["records"]
     assert 0 < stored < PROMPTS
@@ -123,7 +122,6 @@ def test_driver_is_killed_and_the_same_command_resumes(tmp_path: Path, corpus: P
     assert_same_records(assert_each_prompt_once(store), undisturbed)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_stop_drains_and_can_be_resumed(tmp_path: Path, corpus: Path, tiny: Path, number: signal.Signals) -> None:
     """The run ends with exit code 130 and the command that goes on; what was published is stored."""

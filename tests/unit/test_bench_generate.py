@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.benchmarks.peers.seed import NEW_TOKENS
 from tests.tiny import save_tiny_llama
+from tests.waiting import HUNG
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +21,7 @@ def test_three_ways_read_the_same(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=HUNG,
         check=False,
     )
     assert done.returncode == 0, done.stderr

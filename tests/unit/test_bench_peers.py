@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from tests.benchmarks.corpus import PROMPTS
 from tests.tiny import save_tiny_llama
+from tests.waiting import HUNG
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +30,7 @@ def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HUNG,
         check=False,
     )
 

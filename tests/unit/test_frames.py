@@ -16,6 +16,7 @@ from raylens.storage.record import Record
 from raylens.storage.store import Run, Store
 from raylens.storage.vocabulary import token_text
 from tests.builders import commit_outcomes, make_failure, make_record, make_run, make_vocabulary
+from tests.waiting import HUNG
 
 TAPS = ("resid_pre", "attn_out", "resid_post")
 HOSTILE = 'a,"b"\n=1+1 <script>'
@@ -135,7 +136,7 @@ def test_reading_imports_none_of_them(run: Run) -> None:
         "run.to_arrow(), run._repr_html_(), run['prompt-2']._repr_html_()\n"
         "found = {'polars', 'xarray', 'datasets', 'torch', 'ray', 'redis'} & set(sys.modules); assert not found, found"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=HUNG)
     assert done.returncode == 0, done.stderr
 
 
