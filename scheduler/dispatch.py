@@ -171,6 +171,8 @@ class Dispatch:
         elif prompts:
             waiting = f"waiting for the writer to store {prompts:,} published prompts, {size / 1e6:,.1f} MB"
             self._wait(f"{waiting}{self._writer.remedy}")
+        elif self._pool.deaths and not self._pool.ready:
+            self._wait("no actor is ready any more; Ray starts them again on nodes that have room, or that join")
 
     def _check_placed(self) -> None:
         waited = time.monotonic() - self._began

@@ -102,11 +102,14 @@ def test_a_node_that_joins_and_one_that_leaves(tmp_path: Path, tiny: Path) -> No
     assert list(stored.failures()) == []
 
 
-def test_a_run_begins_when_the_first_node_joins(tmp_path: Path, tiny: Path) -> None:
-    """A head without CPUs holds no actors: the run says what it waits for, to monitors too, and can be cancelled."""
-    port, env = free_port(), own_env(tmp_path)
-    arguments = ["run", "--text", "hi", "-m", str(tiny), "-o", str(tmp_path / "st"), "--name", "grown", "--json"]
-    arguments += ["--ray", f"127.0.0.1:{port}"]
+def test_a_run_waits_for_a_node_and_outlives_it(tmp_path: Path, tiny: Path) -> None:
+    """A head without CPUs holds no actors: the run says what it waits for, to monitors too, and can be cancelled. When the only
+    node leaves, it says so, and goes on with the next that joins."""
+    port, env, count = free_port(), own_env(tmp_path), 20_000
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(count, 40)))
+    arguments = ["run", str(corpus), "-m", str(tiny), "-o", str(tmp_path / "st"), "--name", "grown", "--json"]
+    arguments += ["--batch-tokens", "64", "--ray", f"127.0.0.1:{port}"]
     with ExitStack() as stack:
         stack.enter_context(head(tmp_path, port, env, cpus=0))
         first = stack.enter_context(Running(tmp_path / "first.log", *arguments, env=env))
@@ -116,9 +119,16 @@ def test_a_run_begins_when_the_first_node_joins(tmp_path: Path, tiny: Path) -> N
         assert first.finish() == 130, first.stderr()
         second = stack.enter_context(Running(tmp_path / "second.log", *arguments, env=env))
         second.until("stage", "waiting for a node of the cluster that may hold actors")
-        stack.enter_context(node(tmp_path / "node.log", env, "--address", f"127.0.0.1:{port}"))
-        assert second.finish() == 0, second.stderr()
-    assert len(raylens.open(tmp_path / "st")["grown"]) == 1
+        with node(tmp_path / "left.log", env, "--address", f"127.0.0.1:{port}"):
+            assert 0 < second.until("progress")["done"] < count
+        second.until("waiting", "no actor is ready any more")
+        stack.enter_context(node(tmp_path / "next.log", env, "--address", f"127.0.0.1:{port}"))
+        wait_until(lambda: pulse(tmp_path).ready == 1, "an actor is on the node that joined")
+        second.until("progress")
+        second.stop()
+        assert second.finish() == 130, second.stderr()
+    outcomes = [outcome.id for outcome in raylens.open(tmp_path / "st")["grown"]]
+    assert 0 < len(outcomes) == len(set(outcomes)) < count
 
 
 NO_NODE = """
