@@ -46,11 +46,12 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What each of ``actors`` actors gets."""
+    """What each of ``actors`` actors gets, and the one machine on which they may be; None for any."""
 
     actors: int
     cpus: float
     gpus: float
+    host: str | None = None
 
 
 @contextmanager
@@ -175,9 +176,9 @@ def _nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _resources(hosts: frozenset[str] | None = None) -> list[dict[str, float]]:
-    """Of each node that is there now; only of those of some hosts, where given."""
-    return [node["Resources"] for node in _nodes() if hosts is None or node["NodeManagerAddress"] in hosts]
+def _resources(host: str | None = None) -> list[dict[str, float]]:
+    """Of each node that is there now; only of those of one machine, where given."""
+    return [node["Resources"] for node in _nodes() if host in (None, node["NodeManagerAddress"])]
 
 
 def _cluster() -> Cluster:
@@ -195,13 +196,18 @@ def check_reached(redis: str, ours: Cluster) -> None:
         raise ClusterError("the Ray cluster has other machines, which the embedded server does not reach; give --redis URL")
 
 
-def share(actors: int | None, gpus_per_actor: float) -> Share:
+def share(actors: int | None, gpus_per_actor: float, host: str | None = None) -> Share:
     """How the cluster is divided: by GPUs where it has any, else one actor a node.
+
+    Args:
+        actors: how many; None for as many as there is room for.
+        gpus_per_actor: of each, where there are GPUs.
+        host: the machine on which they may be; None for any.
 
     Raises:
         ClusterError: no node has what one actor needs.
     """
-    nodes = _resources()
+    nodes = _resources(host)
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     per_actor = gpus_per_actor if gpus else 0.0
@@ -212,12 +218,12 @@ def share(actors: int | None, gpus_per_actor: float) -> Share:
     if actors is None:
         actors = _gpu_places(nodes, per_actor) if per_actor else len([node for node in nodes if node.get("CPU", 0.0) > 0])
     smallest = min(node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0)
-    return Share(actors, min(cpus / actors, smallest) if cpus < actors or not gpus else 1.0, per_actor)
+    return Share(actors, min(cpus / actors, smallest) if cpus < actors or not gpus else 1.0, per_actor, host)
 
 
-def room(parts: Share, hosts: frozenset[str] | None) -> int:
-    """How many actors of such a share the nodes that are there now have room for; only those of some hosts, where given."""
-    nodes = _resources(hosts)
+def room(parts: Share) -> int:
+    """How many actors of such a share the nodes that are there now have room for."""
+    nodes = _resources(parts.host)
     if parts.gpus:
         return _gpu_places(nodes, parts.gpus)
     return sum(node.get("CPU", 0.0) >= parts.cpus for node in nodes)

@@ -80,7 +80,7 @@ class Pool:
     """
 
     def __init__(self, settings: WorkerSettings, run: str, redis: str, share: Share) -> None:
-        self._start = partial(start_actor, settings, run, redis, share.cpus, share.gpus)
+        self._start = partial(start_actor, settings, run, redis, share.cpus, share.gpus, share.host)
         self._slots: list[_Slot] = []
         self._placed = False
         self.deaths = 0

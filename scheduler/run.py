@@ -145,7 +145,8 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         stack.callback(stream.close)
         writer = stack.push(_writer(plan, broker.url))
         worker = settled(settings.worker, plan.facts, ours.gpus)
-        parts = share(settings.actors, settings.gpus_per_actor)
+        host = next(iter(ours.hosts)) if settings.redis == "embedded" else None  # no machine that joins would reach it
+        parts = share(settings.actors, settings.gpus_per_actor, host)
         progress.stage(f"loading the model in {parts.actors} actor{'s' if parts.actors > 1 else ''}")
         pool = stack.enter_context(Pool(worker, run, broker.url, parts))
         fresh = cut(_remaining(plan), plan.manifest.prompts, parts.actors, worker)
@@ -155,8 +156,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         tracker = Tracker(fresh, plan.ledger, stream, give_up, positions, open_bytes(broker.memory().limit))
         metrics = RunMetrics(plan.manifest.name, plan.manifest.prompts)
         loaded = partial(_keep_certificate, plan.folder)
-        within = ours.hosts if settings.redis == "embedded" else None  # no other machine that joins would reach it
-        grown = partial(room, parts, within) if settings.actors is None else None
+        grown = partial(room, parts) if settings.actors is None else None
         Dispatch(pool, tracker, writer, broker, progress, heartbeat, metrics, loaded, ended, grown).run()
         progress.stage("finishing")
         pool.stop()

@@ -60,7 +60,10 @@ class LensActor:
         return self._worker
 
 
-def start_actor(settings: WorkerSettings, run: str, redis: str, cpus: float, gpus: float) -> Any:
-    """A new actor on the cluster. Ray restarts it when it dies; what it was doing is the driver's to resubmit."""
-    options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
+def start_actor(settings: WorkerSettings, run: str, redis: str, cpus: float, gpus: float, host: str | None) -> Any:
+    """A new actor on the cluster, or on one machine of it. Ray restarts it when it dies; what it was doing is the driver's to
+    resubmit."""
+    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
+    if host is not None:
+        options["resources"] = {f"node:{host}": 0.001}  # every node of that machine has one such, by Ray's own
     return ray.remote(LensActor).options(**options).remote(settings, run, redis, max(1, int(cpus)))
