@@ -1,5 +1,7 @@
 """Real servers of each kind, started as their users start them: on a socket, with a password, with TLS, with an ACL."""
 
+import itertools
+import os
 import shutil
 import signal
 import socket
@@ -7,7 +9,7 @@ import ssl
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +26,9 @@ KINDS = ("valkey9", "redis7", "redis8")
 ACCESSES = ("socket", "password", "tls", "acl")
 #: A password that a careless message would show.
 PASSWORD = "sEcReT"
+
+#: A range for each process of a test session, so that none takes what another is about to use.
+_PORTS = itertools.count(20_000 + 1_500 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) + os.getpid() % 1_000)
 
 #: What is shipped for servers.
 INFRA = Path(__file__).parent.parent / "infra"
@@ -99,10 +104,12 @@ class RealServer:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on now, of those that nobody is given by the system or by Ray."""
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("endless")
 
 
 @contextmanager

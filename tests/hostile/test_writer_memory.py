@@ -72,7 +72,7 @@ def write_until(run: Path, url: str, done: Callable[[], bool]) -> int:
     assert writer.stdin is not None
     writer.stdin.write(msgspec.json.encode(Orders(str(run), url)) + b"\n")
     writer.stdin.flush()
-    wait_until(done, "the writer is through", seconds=240)
+    wait_until(done, "the writer is through")
     writer.stdin.close()
     _, status, usage = os.wait4(writer.pid, 0)
     writer.returncode = os.waitstatus_to_exitcode(status)

@@ -15,6 +15,7 @@ from raylens.storage.stream import connect
 from tests.running import Running
 from tests.servers import RealServer
 from tests.tiny import sentences
+from tests.waiting import wait_until
 
 PROMPTS = 240
 #: Bytes that the server may hold, and that may be open then.
@@ -124,7 +125,8 @@ def test_a_full_server(server: RealServer, tmp_path: Path, tiny: Path) -> None:
         other.set("ballast", bytes(LIMIT))
         other.config_set("maxmemory", str(LIMIT))
         run.until("waiting", "the server is full")
-        assert [commit.entries for commit in Ledger(run.folder).refresh()] == [[]], "nothing but the writer's fence"
+        wait_until(lambda: Ledger(run.folder).refresh(), "the writer has taken over")
+        assert [commit.entries for commit in Ledger(run.folder).refresh()] == [[]], "nothing but its fence"
         other.delete("ballast")
         run.until("progress")
         other.config_set("maxmemory", "1")

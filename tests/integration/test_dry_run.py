@@ -205,7 +205,7 @@ def test_ctrl_c_leaves_nothing(place: Path, tmp_path_factory: pytest.TempPathFac
     """Exit code 130, no temporary folder of ours, no process."""
     log = place / "stopped.log"
     with Running(log, "run", str(place / "c.jsonl"), "-m", str(place / "model"), "--positions", "all", "--dry-run") as running:
-        wait_until(lambda: "loading the model" in log.read_text(), "the model is being loaded", seconds=120)
+        wait_until(lambda: "loading the model" in log.read_text(), "the model is being loaded")
         running.stop()
         assert running.process.wait(timeout=HUNG) == 130
         assert running.stderr().splitlines()[-1] == "stopped"

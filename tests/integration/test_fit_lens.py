@@ -114,7 +114,7 @@ def test_ctrl_c_leaves_nothing(place: Path) -> None:
     arguments = ["c.jsonl", "-m", "m", "--column", "words", "-o", "stopped", *SIZES, "--steps", "1000000"]
     log = place / "stopped.log"
     with started(log, [sys.executable, "-m", "raylens", "fit-lens", *arguments], TOOLS) as process:
-        wait_until(lambda: "fitting 3 maps on 600 tokens" in log.read_text(), "the fit has begun", seconds=120)
+        wait_until(lambda: "fitting 3 maps on 600 tokens" in log.read_text(), "the fit has begun")
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=HUNG) == 130, log.read_text()
     assert "stopped" in log.read_text().splitlines()

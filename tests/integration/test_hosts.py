@@ -20,8 +20,8 @@ from tests.waiting import HUNG, wait_until
 
 PROMPTS = 700
 RAY, REDIS = 6399, 6400
-#: Ray takes a node that does not answer for dead after three seconds in place of half a minute.
-HEALTH = {"initial_delay_ms": 0, "period_ms": 1000, "timeout_ms": 1000, "failure_threshold": 3}
+#: Ray takes a node that does not answer for dead after ten seconds in place of half a minute.
+HEALTH = {"initial_delay_ms": 0, "period_ms": 1000, "timeout_ms": 1000, "failure_threshold": 10}
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -85,7 +85,7 @@ def test_a_node_that_joins_and_one_that_leaves(tmp_path: Path, tiny: Path) -> No
         address = f"127.0.0.1:{port}"
         run = stack.enter_context(Running(tmp_path / "run.log", "run", str(corpus), *options, "--ray", address, env=env))
         run.until("progress")
-        assert (pulse(tmp_path).actors, pulse(tmp_path).ready) == (1, 1)
+        wait_until(lambda: (pulse(tmp_path).actors, pulse(tmp_path).ready) == (1, 1), "the only actor is told to be ready")
         elsewhere = ("--address", address, "--node-ip-address", "127.0.0.3")
         stack.enter_context(node(tmp_path / "elsewhere.log", env, *elsewhere))
         with node(tmp_path / "node.log", env, "--address", address):

@@ -146,6 +146,7 @@ def test_rates_failures_and_refusals_are_told(server: EmbeddedServer, tmp_path: 
     ):
         assert expected in words
     assert "\x1b" not in words
+    write_pulse(folder, make_pulse())
     table = raylens_command("status", str(tmp_path)).stdout.splitlines()
     assert table[1].split()[:4] == ["demo", "running", "3", "10"]
     for age, path in zip((4000, 3000), commits, strict=True):

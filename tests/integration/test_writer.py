@@ -557,7 +557,7 @@ def test_a_full_server_makes_actors_wait(
         thread = threading.Thread(target=actor)
         thread.start()
         writer = bench.writer()
-        wait_until(lambda: not writer.step() and not thread.is_alive(), "everything is sent", seconds=60)
+        wait_until(lambda: not writer.step() and not thread.is_alive(), "everything is sent")
         thread.join()
         assert sent == list(range(filled, LARGE))
         drain(writer)
@@ -584,7 +584,7 @@ def test_incomplete_attempts_do_not_fill_a_server_for_good(
         thread = threading.Thread(target=actor)
         thread.start()
         writer = bench.writer()
-        wait_until(lambda: not writer.step() and not thread.is_alive(), "it is sent", seconds=60)
+        wait_until(lambda: not writer.step() and not thread.is_alive(), "it is sent")
         thread.join()
         drain(writer)
         assert bench.stored() == [2]

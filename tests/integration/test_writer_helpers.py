@@ -130,7 +130,7 @@ def test_a_death_costs_nothing(bench: Bench, victim: str) -> None:
         wait_until(lambda: not any(one.is_running() and command_line(one) for one in helpers), "its helpers are gone")
         wait_until(lambda: process.ensure_alive() or process.restarts, "the writer is started again")
         ledger = Ledger(bench.folder)
-        wait_until(lambda: ledger.refresh() is not None and ledger.count == PROMPTS, "all is stored", seconds=20)
+        wait_until(lambda: ledger.refresh() is not None and ledger.count == PROMPTS, "all is stored")
         assert process.restarts == 1
     bench.assert_stored(*(make_large_record(index) for index in range(PROMPTS)))
     bench.assert_no_garbage()
