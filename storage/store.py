@@ -112,14 +112,16 @@ class Run(Frames):
         return self._read(prompt_id, read_line)
 
     def _read(self, prompt_id: str, read: Callable[[Path, Entry], T]) -> T:
-        path, entry = self._place(prompt_id)
-        try:
-            return read(path, entry)
-        except StoreError:
-            if path.exists():
-                raise
-        del self._places  # compacted since it was read: the ledger names another segment now
-        return read(*self._place(prompt_id))
+        while True:
+            path, entry = self._place(prompt_id)
+            try:
+                return read(path, entry)
+            except StoreError:
+                if path.exists():
+                    raise
+                del self._places  # compacted since it was read: the ledger names another segment now
+                if self._place(prompt_id)[0] == path:
+                    raise
 
     def _place(self, prompt_id: str) -> tuple[Path, Entry]:
         if prompt_id not in self._places:
