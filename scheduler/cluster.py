@@ -86,7 +86,7 @@ def _joined(address: str) -> Iterator[None]:
             _check_reachable(target)
         with _own_signals():
             _init(target)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # of a node that is not up within half a minute, Ray raises a bare one
         text = " ".join(str(error).split())[:300]
         remedy = f"is it up, of Ray {ray.__version__}, and if a token guards it, RAY_AUTH_MODE=token set?"
         if "AF_UNIX" in text:  # of a local Ray, whose sockets are in the temporary folder
