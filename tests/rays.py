@@ -25,8 +25,9 @@ def node(log: Path, env: dict[str, str], *arguments: str, python: str = sys.exec
     """``ray start ARGUMENTS``, once it is up."""
     ports = [word for name in ("dashboard-agent-listen", "metrics-export") for word in (f"--{name}-port", str(free_port()))]
     command = [python, "-m", "ray.scripts.scripts", "start", *arguments, *ports, "--num-cpus", str(cpus)]
-    with started(log, [*command, "--disable-usage-stats", "--block"], env):
-        wait_until(lambda: "Ray runtime started" in log.read_text(), f"{log.stem} is up")
+    with started(log, [*command, "--disable-usage-stats", "--block"], env) as process:
+        wait_until(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, f"{log.stem} is up")
+        assert process.poll() is None, log.read_text()
         yield
 
 

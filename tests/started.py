@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.waiting import HUNG
@@ -16,7 +16,7 @@ TOOLS = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.en
 
 @contextmanager
 def started(log: Path, command: list[str], env: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """A program in the log's folder with all its descendants in a group, ended at the end."""
+    """A program in the log's folder, told to end at the end, and with it what it has left in its group."""
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=log.parent, env=env, stdout=output, stderr=output, start_new_session=True)
     try:
@@ -26,5 +26,5 @@ def started(log: Path, command: list[str], env: dict[str, str]) -> Iterator["sub
         try:
             process.wait(timeout=HUNG)
         finally:
-            if process.poll() is None:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("shared_ray")
 DRAWN = ("--generate", "6", "--temperature", "1.5", "--top-p", "0.9", "--seed", "3", "--samples", "2")
 PROMPTS = 7
 #: Of a run that is broken in its middle.
-LONG = 40
+LONG = 120
 
 
 def corpus(path: Path, count: int, *, backwards: bool = False) -> Path:
