@@ -6,17 +6,24 @@ Shapes: N rows, D width, V vocabulary, B entries of a block.
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from raylens.workers.blocks import device_of
+from raylens.workers.running import is_compiled
 from raylens.workers.terms import SHORT, split_terms
-from raylens.workers.threads import FEWEST_ROWS
 
-#: Entries of a block that is laid out for oneDNN: with 512 rows its logits stay in the cache.
-ENTRIES = 1024
+if TYPE_CHECKING:
+    from raylens.workers.kernels.panels import Panels
+
+#: Types whose weights may be laid out for our own product.
+OURS = (torch.float32, torch.bfloat16)
+#: Rows below which a core of its own does not pay where torch multiplies: small products are far from a core's full speed.
+FEWEST_ROWS = 64
+#: Entries on which a faster product is tried.
+TRIED = 1024
 #: Largest difference from float64 of a product of normed rows, relative to the largest product.
 ALLOWED = 1e-5
 
@@ -33,30 +40,33 @@ class Unembedding:
         head: the output embedding; its weights are in memory while products are made.
 
     Attributes:
-        packed: whether products are oneDNN's, on a copy of the weight laid out for it.
+        panels: the weight as our own product reads it (kernels/panels.py), where that is used.
         terms: whether a short weight is multiplied as it is, by two terms of each row (terms.py), instead of being widened.
     """
 
     def __init__(self, head: nn.Linear) -> None:
         self.head = head
         self.terms = False
-        self._packed: list[Tensor] = []
+        self.panels: Panels | None = None
 
-    @property
-    def packed(self) -> bool:
-        """See the class."""
-        return bool(self._packed)
+    def workers(self, rows: int) -> int:
+        """How many threads take part in the products of that many rows, each with its own: all that torch has, or one.
+
+        One lets torch spread each product over all cores as it would by itself.
+        """
+        threads = torch.get_num_threads()
+        fewest = FEWEST_ROWS if self.panels is None else _tile_rows()
+        return threads if rows >= threads * fewest else 1
 
     def blocks(self, rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
         """The first entry of each block, and [N, B] products with it, which are good until the next is asked for.
 
         Args:
             rows: [N, D] float32, on the head's device.
-            size: B, where the weight is not laid out in blocks of its own.
+            size: B; with panels, as many of them as hold so many entries.
         """
-        if self._packed and len(rows) >= FEWEST_ROWS:
-            for number, block in enumerate(self._packed):
-                yield number * ENTRIES, packed_product(rows, block)
+        if self.panels is not None and torch.get_num_threads() == 1:  # torch divides a product among threads, ours does not
+            yield from panel_products(rows, self.panels, len(self.head.weight), size)
             return
         weight = self.head.weight
         memory = rows.new_empty(len(rows) * min(size, len(weight)))  # one for all blocks
@@ -79,11 +89,11 @@ class Unembedding:
         weight = self.head.weight
         if weight.is_cuda and weight.dtype in SHORT:
             self._try_terms(rows)
-        elif weight.dtype == torch.float32 and not weight.is_meta and device_of(self.head, weight.device).type == "cpu":
-            self._try_packed(rows)
+        elif weight.dtype in OURS and not weight.is_meta and device_of(self.head, weight.device).type == "cpu":
+            self._try_panels(rows)
 
     def _try_terms(self, rows: Tensor) -> None:
-        block = self.head.weight[:ENTRIES]
+        block = self.head.weight[:TRIED]
         found = rows.new_empty(len(rows), len(block))
         try:  # torch before 2.8 has no product of short types that comes out in float32
             terms_product(*split_terms(rows, block.dtype), block, found)
@@ -91,23 +101,29 @@ class Unembedding:
             return
         self.terms = _right(found, rows, block)
 
-    def _try_packed(self, rows: Tensor) -> None:
-        """Lay a float32 weight out for oneDNN where that is known to be faster and is found to be right.
+    def _try_panels(self, rows: Tensor) -> None:
+        """Lay the weight out for our own product where that is known to be faster and is found to be right.
 
         The copy takes as much memory as the weight. Which way is taken does not depend on a clock, so that the same machine
-        gives the same numbers every time. Faster than ``torch.mm`` by a tenth on AMD's processors with AVX-512
-        (docs/decisions/0007); others keep ``torch.mm``.
+        gives the same numbers every time (docs/decisions/0017).
         """
+        if vendor() != "AuthenticAMD" or not is_compiled():
+            return
+        from raylens.workers.kernels.panels import SHAPE, SUPPORTED, lay_out
+
+        if not SUPPORTED:
+            return
         weight = self.head.weight
-        if torch.backends.cpu.get_cpu_capability() != "AVX512" or vendor() != "AuthenticAMD":
-            return
-        try:  # operators of torch's own compiler, which another version may lack or change
-            packed = [_laid_out(block) for block in torch.split(weight, ENTRIES)]
-            found = packed_product(rows, packed[0])
-        except (AttributeError, RuntimeError, TypeError):
-            return
-        if _right(found, rows, weight[:ENTRIES]):
-            self._packed = packed
+        few = weight[:TRIED]
+        _, found = next(panel_products(rows, lay_out(few, SHAPE.entries), len(few), len(few)))
+        if _right(found, rows, few):
+            self.panels = lay_out(weight, SHAPE.entries)
+
+
+def _tile_rows() -> int:
+    from raylens.workers.kernels.panels import SHAPE
+
+    return SHAPE.rows
 
 
 def vendor() -> str:
@@ -132,12 +148,21 @@ def terms_product(first: Tensor, second: Tensor, factor: Tensor, block: Tensor, 
     out *= factor.unsqueeze(1)
 
 
-def _laid_out(block: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(block.contiguous())
-    return packed
+def panel_products(rows: Tensor, panels: "Panels", entries: int, size: int) -> Iterator[tuple[int, Tensor]]:
+    """The first entry of each block, and [N, B] products of [N, D] rows with it, on one core.
 
+    Args:
+        rows, size: as for Unembedding.blocks.
+        panels: [P, D, S] entries, laid out.
+        entries: how many there are, without what fills up the last panel.
+    """
+    from raylens.workers.kernels.panels import SHAPE, lay_out, multiply
 
-def packed_product(rows: Tensor, block: Tensor) -> Tensor:
-    """[N, B] products of [N, D] rows with a block that was laid out."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, block, None, "none", [], "")
-    return product
+    left = lay_out(rows, SHAPE.rows)
+    step = min(-(-size // SHAPE.entries), len(panels))
+    memory = rows.new_empty(len(left) * SHAPE.rows * step * SHAPE.entries)
+    for first in range(0, len(panels), step):
+        right, start = panels[first : first + step], first * SHAPE.entries
+        out = memory[: len(left) * SHAPE.rows * len(right) * SHAPE.entries].view(-1, len(right) * SHAPE.entries)
+        multiply(left, right, out.numpy())
+        yield start, out[: len(rows), : entries - start].contiguous()

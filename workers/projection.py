@@ -19,7 +19,7 @@ from raylens.workers.logits import Logits, SlicedLogits, WholeLogits
 from raylens.workers.product import Unembedding, is_plain_linear
 from raylens.workers.running import MOST_FUSED, block_size, running_readout
 from raylens.workers.steps import AfterHead
-from raylens.workers.threads import each, workers_for
+from raylens.workers.threads import each
 from raylens.workers.topk import Readout, joined
 
 #: Rows read out at once by a thread; with the block size this bounds its logits in memory to 16 MiB.
@@ -60,7 +60,7 @@ class Projection:
             return "the head's own product, then float32"
         if self.unembedding.terms:
             return "product by vocabulary block of two terms of each row, float32 sums"
-        return f"float32 product by vocabulary block{', by oneDNN' if self.unembedding.packed else ''}"
+        return f"float32 product by vocabulary block{', by panels' if self.unembedding.panels is not None else ''}"
 
     def read(self, rows: Tensor, k: int, asked: Asked | None = None) -> Readout:
         """The k best tokens, logsumexp and entropy of each of [N, D] rows, and what else is asked of them.
@@ -69,7 +69,7 @@ class Projection:
         """
         if self.fused and k <= MOST_FUSED:
             return self._read_fused(rows, k, asked)
-        workers = workers_for(len(rows)) if rows.device.type == "cpu" and self.unembedding else 1
+        workers = self.unembedding.workers(len(rows)) if rows.device.type == "cpu" and self.unembedding else 1
         with self._weights():
             parts = each(
                 lambda part: self._read_chunk(rows[part], k, asked and asked.part(part)), _chunks(len(rows), workers), workers

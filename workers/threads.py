@@ -12,20 +12,8 @@ from typing import TypeVar
 
 import torch
 
-#: Rows below which a core of its own does not pay: small products are far from a core's full speed.
-FEWEST_ROWS = 64
-
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-
-
-def workers_for(rows: int) -> int:
-    """How many threads take part: all that torch has, or one where the rows are too few to be divided.
-
-    One thread lets torch spread each product over all cores as it would by itself.
-    """
-    threads = torch.get_num_threads()
-    return threads if rows >= threads * FEWEST_ROWS else 1
 
 
 def each(work: Callable[[_T], _R], parts: Sequence[_T], workers: int) -> list[_R]:

@@ -21,7 +21,7 @@ from raylens.workers.product import Unembedding
 from raylens.workers.projection import ROWS
 from raylens.workers.running import States, block_size
 from raylens.workers.steps import AfterHead
-from raylens.workers.threads import each, workers_for
+from raylens.workers.threads import each
 from raylens.workers.topk import Readout, joined
 
 #: (tap, layer).
@@ -73,7 +73,7 @@ class Walk:
         if not places or not tokens:
             return {}
         rows = tokens * len(parts)
-        workers = workers_for(rows)
+        workers = self._unembedding.workers(rows)
         tiles = min(tokens, workers * -(-rows // (ROWS * workers)))
         edges = [tokens * tile // tiles for tile in range(tiles + 1)]
         slices = [slice(start, stop) for start, stop in pairwise(edges)]

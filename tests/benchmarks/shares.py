@@ -21,9 +21,8 @@ from unittest.mock import patch
 import torch
 
 from raylens.storage.record import Prompt
-from raylens.workers import product
 from raylens.workers.batching import Batch
-from raylens.workers.kernels import epilogue, walk
+from raylens.workers.kernels import epilogue, panels, walk
 from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.worker import Worker
 from tests.benchmarks.corpus import PROMPTS
@@ -31,7 +30,7 @@ from tests.benchmarks.rounds import FOUR
 
 ROUNDS = 3
 #: Of each share: the functions inside which time counts.
-INSIDE = {"product": [(torch, "mm"), (product, "packed_product")], "epilogue": [(walk, "walk_block"), (epilogue, "take_block")]}
+INSIDE = {"product": [(torch, "mm"), (panels, "multiply")], "epilogue": [(walk, "walk_block"), (epilogue, "take_block")]}
 
 _Clock = dict[int, float]
 

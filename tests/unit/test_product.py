@@ -8,19 +8,25 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from raylens.workers.product import ENTRIES, Unembedding
-from raylens.workers.threads import FEWEST_ROWS
+from raylens.workers.kernels import panels as kernel
+from raylens.workers.product import FEWEST_ROWS, Unembedding
 
-#: Whether oneDNN's products are taken on this processor once it says that it is AMD's.
-TAKEN = torch.backends.cpu.get_cpu_capability() == "AVX512"
+#: Rows and entries on either side of what a tile and a panel hold.
+ROWS, ENTRIES = kernel.SHAPE.rows, kernel.SHAPE.entries
+TYPES = st.sampled_from([torch.float32, torch.bfloat16])
+#: Size of blocks: not a whole number of panels.
+SIZE = 9 * ENTRIES + 3
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _amd() -> Iterator[None]:
-    """Both ways are tested on any maker's processor."""
+def _one_thread_of_amd() -> Iterator[None]:
+    """Both ways are tested on any maker's processor, as each of several threads takes them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raylens.workers.product.vendor", lambda: "AuthenticAMD")
         yield
+    torch.set_num_threads(threads)
 
 
 def linear(vocabulary: int, width: int, dtype: torch.dtype = torch.float32) -> nn.Linear:
@@ -29,7 +35,7 @@ def linear(vocabulary: int, width: int, dtype: torch.dtype = torch.float32) -> n
     return head.requires_grad_(False)
 
 
-def product(unembedding: Unembedding, rows: Tensor, size: int = 300) -> Tensor:
+def product(unembedding: Unembedding, rows: Tensor, size: int = SIZE) -> Tensor:
     """[N, V] put together from the blocks, which must follow each other."""
     found = []
     for start, block in unembedding.blocks(rows, size):
@@ -38,45 +44,58 @@ def product(unembedding: Unembedding, rows: Tensor, size: int = 300) -> Tensor:
     return torch.cat(found, dim=1)
 
 
+def laid_out(head: nn.Linear) -> Unembedding:
+    """Products by panels."""
+    unembedding = Unembedding(head)
+    unembedding.try_faster(torch.randn(3, head.in_features, generator=torch.Generator().manual_seed(0)))
+    assert unembedding.panels is not None
+    return unembedding
+
+
 @given(
-    vocabulary=st.integers(1, 2 * ENTRIES + 70),
+    vocabulary=st.integers(1, 21 * ENTRIES),
     width=st.integers(1, 97),
-    rows=st.integers(1, 2 * FEWEST_ROWS),
-    packed=st.booleans(),
+    rows=st.integers(1, 3 * ROWS + 1),
+    dtype=TYPES,
+    panels=st.booleans(),
 )
-@example(vocabulary=ENTRIES + 1, width=97, rows=FEWEST_ROWS, packed=True)
-@example(vocabulary=2 * ENTRIES, width=64, rows=FEWEST_ROWS - 1, packed=True)
-def test_either_way_is_the_product(vocabulary: int, width: int, rows: int, packed: bool) -> None:
-    """Vocabularies that end inside a block, odd widths, few rows and many."""
-    unembedding = Unembedding(linear(vocabulary, width))
+@example(vocabulary=SIZE + 1, width=97, rows=ROWS, dtype=torch.float32, panels=True)
+@example(vocabulary=2 * ENTRIES, width=64, rows=ROWS - 1, dtype=torch.bfloat16, panels=True)
+def test_either_way_is_the_product(vocabulary: int, width: int, rows: int, dtype: torch.dtype, panels: bool) -> None:
+    """Vocabularies that end inside a panel or a block, odd widths, few rows and many."""
+    head = linear(vocabulary, width, dtype)
+    unembedding = laid_out(head) if panels else Unembedding(head)
     hidden = torch.randn(rows, width, generator=torch.Generator().manual_seed(rows))
-    if packed:
-        unembedding.try_faster(hidden)
-        assert unembedding.packed == TAKEN
-    expected = hidden.double() @ unembedding.head.weight.double().T
+    expected = hidden.double() @ head.weight.double().T
     torch.testing.assert_close(product(unembedding, hidden).double(), expected, rtol=0, atol=1e-5 * width**0.5)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_equal_entries_tie(packed: bool) -> None:
+@given(rows=st.integers(1, 40), first=st.integers(0, 39), dtype=TYPES, size=st.integers(1, 300))
+def test_a_product_is_the_same_in_any_company(rows: int, first: int, dtype: torch.dtype, size: int) -> None:
+    """By panels a row's products have the same bits whatever rows it is multiplied with, and in whatever blocks."""
+    unembedding = laid_out(linear(5 * ENTRIES + 7, 75, dtype))
+    hidden = torch.randn(40, 75, generator=torch.Generator().manual_seed(1))
+    part = slice(first, first + rows)
+    assert torch.equal(product(unembedding, hidden[part], size), product(unembedding, hidden)[part])
+
+
+@pytest.mark.parametrize("panels", [False, True])
+def test_equal_entries_tie(panels: bool) -> None:
     """Two tokens of one embedding get the very same product wherever they are, so that the lower id comes first."""
-    head = linear(2 * ENTRIES + 33, 75)
-    head.weight[[5, ENTRIES - 1, ENTRIES, 2 * ENTRIES + 32]] = head.weight[700].clone()
-    unembedding = Unembedding(head)
+    last = 20 * ENTRIES + 2
+    head = linear(last + 1, 75)
+    head.weight[[5, ENTRIES - 1, ENTRIES, last]] = head.weight[70].clone()
     rows = torch.randn(FEWEST_ROWS, 75, generator=torch.Generator().manual_seed(0))
-    if packed:
-        unembedding.try_faster(rows)
-    found = product(unembedding, rows, size=ENTRIES)
-    assert bool((found[:, [5, ENTRIES - 1, ENTRIES, 2 * ENTRIES + 32]] == found[:, [700]]).all())
+    found = product(laid_out(head) if panels else Unembedding(head), rows)
+    assert bool((found[:, [5, ENTRIES - 1, ENTRIES, last]] == found[:, [70]]).all())
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_numbers_that_are_not_finite_stay_in_their_row(packed: bool) -> None:
+@pytest.mark.parametrize("panels", [False, True])
+def test_numbers_that_are_not_finite_stay_in_their_row(panels: bool) -> None:
     """A row of NaN and one of infinities change no other row."""
-    unembedding = Unembedding(linear(ENTRIES + 5, 64))
+    head = linear(SIZE + 5, 64)
+    unembedding = laid_out(head) if panels else Unembedding(head)
     rows = torch.randn(FEWEST_ROWS, 64, generator=torch.Generator().manual_seed(0))
-    if packed:
-        unembedding.try_faster(rows)
     expected = product(unembedding, rows)
     rows[3], rows[7] = torch.nan, torch.inf
     found = product(unembedding, rows)
@@ -85,37 +104,47 @@ def test_numbers_that_are_not_finite_stay_in_their_row(packed: bool) -> None:
     assert bool((found[others] == expected[others]).all())
 
 
+def test_threads_share_rows_where_that_pays() -> None:
+    """By panels a tile of rows is enough for a thread; torch's own products divide better among its threads when rows are few."""
+    head = linear(300, 64)
+    plain, ours = Unembedding(head), laid_out(head)
+    torch.set_num_threads(2)
+    try:
+        assert [ours.workers(rows) for rows in (2 * ROWS - 1, 2 * ROWS)] == [1, 2]
+        assert [plain.workers(rows) for rows in (2 * FEWEST_ROWS - 1, 2 * FEWEST_ROWS)] == [1, 2]
+        rows = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(product(ours, rows), product(plain, rows))  # one thread that leaves dividing to torch
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_kept_to_what_is_known_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short weights, other processors, other makers and a torch without the operators keep ``torch.mm``."""
-    rows = torch.randn(FEWEST_ROWS, 64)
-    short = Unembedding(linear(300, 64, torch.bfloat16))
-    short.try_faster(rows)
-    assert not short.packed
-    for capability in ("DEFAULT", "AVX2"):
-        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda capability=capability: capability)
-        other = Unembedding(linear(300, 64))
-        other.try_faster(rows)
-        assert not other.packed
-    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
-    for maker in ("GenuineIntel", ""):
+    """Halves of another kind, other makers, processors that do not multiply and add at once, and no numba keep ``torch.mm``."""
+
+    def taken(dtype: torch.dtype = torch.float32) -> bool:
+        unembedding = Unembedding(linear(300, 64, dtype))
+        unembedding.try_faster(torch.randn(3, 64))
+        return unembedding.panels is not None
+
+    assert taken()
+    assert not taken(torch.float16)
+    for name, other in (
+        ("raylens.workers.product.vendor", lambda: "GenuineIntel"),
+        ("raylens.workers.product.vendor", str),
+        ("raylens.workers.product.is_compiled", bool),
+        ("raylens.workers.kernels.panels.SUPPORTED", False),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr("raylens.workers.product.vendor", lambda maker=maker: maker)
-            theirs = Unembedding(linear(300, 64))
-            theirs.try_faster(rows)
-            assert not theirs.packed
-    monkeypatch.setattr("raylens.workers.product._laid_out", lambda block: block.no_such_operator)
-    lacking = Unembedding(linear(300, 64))
-    lacking.try_faster(rows)
-    assert not lacking.packed
+            patch.setattr(name, other)
+            assert not taken()
 
 
 def test_a_wrong_product_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What another version of torch might compute is compared with float64 before it is relied on."""
-    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr("raylens.workers.product.packed_product", lambda rows, block: torch.zeros(len(rows), 300))
+    """What a compiler may make of it is compared with float64 before it is relied on."""
+    monkeypatch.setattr(kernel, "multiply", lambda rows, entries, out: out.fill(1))
     unembedding = Unembedding(linear(300, 64))
-    unembedding.try_faster(torch.randn(FEWEST_ROWS, 64))
-    assert not unembedding.packed
+    unembedding.try_faster(torch.randn(3, 64))
+    assert unembedding.panels is None
 
 
 @pytest.mark.cuda

@@ -1,0 +1,76 @@
+"""Products of float32 rows with the unembedding on one core, from copies of both that lie as the innermost loop reads them.
+
+Shapes: N rows, V entries, D width, P panels, S rows or entries of a panel.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from llvmlite import binding
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raylens.workers.kernels.compiled import compiled
+from raylens.workers.kernels.floats import Floats
+from raylens.workers.kernels.tile import NARROW, WIDE, register_tile
+
+#: [P, D, S] of float32, or of the upper halves of float32 numbers, which is what bfloat16 is.
+Panels = NDArray[Any]
+
+_FEATURES = binding.get_host_cpu_features()
+#: Whether this processor multiplies and adds at once; elsewhere each pair would be a call of the C library.
+SUPPORTED = bool(_FEATURES.get("fma"))
+SHAPE = WIDE if _FEATURES.get("avx512f") else NARROW
+_LOWER = np.uint32(16)
+_tile = register_tile(SHAPE)
+
+
+def lay_out(matrix: Tensor, size: int) -> Panels:
+    """[N, D] float32 or bfloat16 as [P, D, S] panels of S rows, the same number of all side by side; zeros fill up the last."""
+    width = matrix.shape[1]
+    filled = F.pad(matrix, (0, 0, 0, -len(matrix) % size))
+    panels = filled.view(-1, size, width).transpose(1, 2).contiguous()
+    numbers: Panels = (panels.view(torch.uint16) if panels.dtype == torch.bfloat16 else panels).numpy()
+    return numbers
+
+
+@compiled()
+def _multiply_panel(rows: Floats, right: Floats, out: Floats, first: int, width: int) -> None:
+    panels, depth, high = rows.shape
+    for r in range(panels):
+        _tile(rows[r].reshape(-1), right, depth, out, r * high * width + first, width)
+
+
+def multiply(rows: Floats, entries: Panels, out: Floats) -> None:
+    """Put all products of rows with entries into ``out``.
+
+    A panel of entries meets all rows before the next one, and so comes from memory but once.
+
+    Args:
+        rows: [P, D, S] panels of ``SHAPE.rows`` rows.
+        entries: [P, D, S] panels of ``SHAPE.entries`` entries.
+        out: [N, V] contiguous, both filled up as the panels are.
+    """
+    if entries.dtype == np.float32:
+        _multiply(rows, entries, out)
+    else:
+        _multiply_short(rows, entries, out)
+
+
+@compiled()
+def _multiply(rows: Floats, entries: Floats, out: Floats) -> None:
+    for e in range(entries.shape[0]):
+        _multiply_panel(rows, entries[e].reshape(-1), out.reshape(-1), e * entries.shape[2], out.shape[1])
+
+
+@compiled()
+def _multiply_short(rows: Floats, entries: NDArray[np.uint16], out: Floats) -> None:
+    """Each panel becomes float32, which is exact, before rows meet it."""
+    right = np.empty(entries.shape[1] * entries.shape[2], np.float32)
+    for e in range(entries.shape[0]):
+        halves = entries[e].reshape(-1)
+        for i in range(right.shape[0]):
+            right[i] = np.uint32(np.uint32(halves[i]) << _LOWER).view(np.float32)
+        _multiply_panel(rows, right, out.reshape(-1), e * entries.shape[2], out.shape[1])
