@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from raylens.workers.asked import Tally, nothing_asked
+from raylens.workers.kernels.floats import PIECE
 from raylens.workers.topk import Readout, RunningReadout
 
 #: Keeping the best by insertion takes time that grows with k; beyond this selecting, as the plain form does, is faster.
@@ -35,7 +36,9 @@ def may_compile(device: torch.device, k: int) -> bool:
 
 def block_size(rows: int, device: torch.device, k: int) -> int:
     """How many vocabulary entries a block of that many rows should have; few rows are multiplied at one go."""
-    return max(256, (COMPILED_LOGITS if may_compile(device, k) else PLAIN_LOGITS) // max(1, rows))
+    if may_compile(device, k):
+        return max(PIECE, COMPILED_LOGITS // max(1, rows) // PIECE * PIECE)
+    return max(256, PLAIN_LOGITS // max(1, rows))
 
 
 class States:

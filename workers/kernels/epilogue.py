@@ -17,36 +17,44 @@ from raylens.workers.kernels.compiled import compiled
 from raylens.workers.kernels.floats import ANY_ORDER, FUSED, ONE, PIECE, ZERO, Doubles, Floats, Ids
 
 #: Logits passed over by one comparison.
-_STRETCH = 64
+_STRETCH = 128
 
-#: exp below this is a subnormal number in float32; it counts as 0.
-_SMALLEST = np.float32(-87.0)
-# exp(y) = 2**n * exp(y - n ln 2) with the polynomial of Cephes' expf; ln 2 in two parts, so that the difference is exact
-_LOG2_E = np.float32(1.4426950408889634)
-_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-_P0, _P1, _P2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
-_P3, _P4, _P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+#: exp of this or less is 0: n below is -127 then, and the bits of 2**n are those of 0.
+_SMALLEST = np.float32(-88.0)
+# exp(y) = 2**n * exp(f), where f = y - n ln 2 and n is a whole number; the polynomial is the one of degree 5, 1 at 0, that is
+# nearest to exp(f) relative to it, 9e-8 off, for |f| <= ln 2 / 2
+_LOG2_E, _LN2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
+_P1, _P2, _P3 = np.float32(0.9999997062974008), np.float32(0.4999914781032279), np.float32(0.1666763816232427)
+_P4, _P5 = np.float32(0.04189816381584903), np.float32(0.008290271349497093)
 #: Adding it rounds a float32 to a whole number, which then stands in the lowest bits; unlike a conversion it lets NaN pass.
 _ROUND = np.float32(12582912.0)
-_BIAS, _MANTISSA = np.int32(127), np.int32(23)
+_MANTISSA = np.int32(23)
 _SIGN_SHIFT, _ALL_BUT_SIGN = np.int32(31), np.int32(0x7FFFFFFF)
 _LEAST = np.int32(-0x80000000)
 
 
+@compiled()
+def _not_too_small(y: Any) -> Any:
+    return _SMALLEST if y < _SMALLEST else y  # lets NaN pass
+
+
 @compiled(FUSED)
+def _power(y: Any) -> Any:
+    """exp of a float32 from -88 to 0."""
+    shifted = y * _LOG2_E + _ROUND
+    f = y - (shifted - _ROUND) * _LN2
+    p = ((((_P5 * f + _P4) * f + _P3) * f + _P2) * f + _P1) * f + ONE
+    scale = np.int32((np.float32(shifted).view(np.int32) << _MANTISSA) + np.float32(ONE).view(np.int32))
+    return p * scale.view(np.float32)
+
+
+@compiled()
 def exp(y: Any) -> Any:
-    """exp of a float32 at most 0, within 2e-7 of its value; 0 below -87, NaN of NaN.
+    """exp of a float32 at most 0, within 4e-7 of its value, 2e-7 from -20 up; 0 from -88 down, NaN of NaN.
 
     Own code, because numba's is a library call for each number, which keeps the loops around it from being vectorised.
     """
-    shifted = y * _LOG2_E + _ROUND
-    n = shifted - _ROUND
-    f = y - n * _LN2_HIGH - n * _LN2_LOW
-    p = ((((_P0 * f + _P1) * f + _P2) * f + _P3) * f + _P4) * f + _P5
-    p = p * (f * f) + f + ONE
-    bits = np.int32(np.int32(np.float32(shifted).view(np.int32)) + _BIAS)
-    power = np.int32(bits << _MANTISSA).view(np.float32)
-    return ZERO if y < _SMALLEST else p * power
+    return _power(_not_too_small(y))
 
 
 @compiled()
@@ -67,60 +75,63 @@ def _sums(row: Floats, maximum: Any) -> Any:
     """The sums of exp(logit - maximum) and of (logit - maximum) times that."""
     total, weighted = ZERO, ZERO
     for i in range(row.shape[0]):
-        below = row[i] - maximum
-        weight = exp(below)
+        below = _not_too_small(row[i] - maximum)  # also because 0 times infinity is not 0
+        weight = _power(below)
         total += weight
-        weighted += weight * (_SMALLEST if below < _SMALLEST else below)  # 0 times infinity is not 0
+        weighted += weight * below
     return total, weighted
 
 
 @compiled()
-def _any_above(row: Floats, threshold: Any) -> bool:
+def _any_above(row: Floats, start: int, stop: int, threshold: Any) -> bool:
     count = np.int32(0)
-    for i in range(row.shape[0]):
+    for i in range(start, stop):
         count += np.int32(row[i] > threshold)
     return bool(count > 0)
 
 
 @compiled()
-def _insert(values: Floats, ids: Ids, filled: int, value: Any, token: int) -> None:
+def _insert(values: Floats, ids: Ids, n: int, filled: int, value: Any, token: int) -> None:
     """Put a value behind all that are as large; they have lower ids."""
-    place = min(filled, values.shape[0] - 1)
-    while place > 0 and value > values[place - 1]:
-        values[place], ids[place] = values[place - 1], ids[place - 1]
+    place = min(filled, values.shape[1] - 1)
+    while place > 0 and value > values[n, place - 1]:
+        values[n, place], ids[n, place] = values[n, place - 1], ids[n, place - 1]
         place -= 1
-    values[place], ids[place] = value, token
+    values[n, place], ids[n, place] = value, token
 
 
 @compiled()
-def _keep_best(row: Floats, first: int, values: Floats, ids: Ids) -> None:
-    k = values.shape[0]
+def _keep_best(row: Floats, first: int, values: Floats, ids: Ids, n: int) -> None:
+    k = values.shape[1]
     filled = min(first, k)
     for start in range(0, row.shape[0], _STRETCH):
-        stretch = row[start : start + _STRETCH]
-        if filled == k and not _any_above(stretch, values[k - 1]):
+        stop = min(start + _STRETCH, row.shape[0])
+        if filled == k and not _any_above(row, start, stop, values[n, k - 1]):
             continue
-        for i in range(stretch.shape[0]):
-            if filled < k or stretch[i] > values[k - 1]:
-                _insert(values, ids, filled, stretch[i], first + start + i)
+        for i in range(start, stop):
+            if filled < k or row[i] > values[n, k - 1]:
+                _insert(values, ids, n, filled, row[i], first + i)
                 filled = min(filled + 1, k)
 
 
 @compiled()
-def take_row(row: Floats, first: int, statistics: Doubles, values: Floats, ids: Ids) -> None:
-    """Take [B] logits of tokens ``first`` and up into the state of their row."""
+def take_row(row: Floats, first: int, statistics: Doubles, values: Floats, ids: Ids, n: int) -> None:
+    """Take [B] logits of tokens ``first`` and up into the state of row n.
+
+    The states come whole, with a number: to cut a row out of each costs as much as reading hundreds of logits.
+    """
     largest = _largest(row)
-    if largest > statistics[0] or np.isnan(largest):
-        fall = statistics[0] - np.float64(largest)
+    if largest > statistics[n, 0] or np.isnan(largest):
+        fall = statistics[n, 0] - np.float64(largest)
         scale = math.exp(fall)
-        statistics[2] = scale * (statistics[2] + fall * statistics[1])
-        statistics[1] *= scale
-        statistics[0] = largest
-    total, weighted = _sums(row, np.float32(statistics[0]))
-    statistics[1] += total
-    statistics[2] += weighted
-    if first < values.shape[0] or largest > values[-1]:
-        _keep_best(row, first, values, ids)
+        statistics[n, 2] = scale * (statistics[n, 2] + fall * statistics[n, 1])
+        statistics[n, 1] *= scale
+        statistics[n, 0] = largest
+    total, weighted = _sums(row, np.float32(statistics[n, 0]))
+    statistics[n, 1] += total
+    statistics[n, 2] += weighted
+    if first < values.shape[1] or largest > values[n, -1]:
+        _keep_best(row, first, values, ids, n)
 
 
 @compiled()
@@ -151,6 +162,6 @@ def take_block(
     for n in range(logits.shape[0]):
         for start in range(0, logits.shape[1], PIECE):
             row = logits[n, start : start + PIECE]
-            take_row(row, first + start, statistics[n], values[n], ids[n])
+            take_row(row, first + start, statistics, values, ids, n)
             count_above(row, first + start, targets[n], target_logits[n], above[n])
             cross[n] += weighted_sum(row, weights[token[n], start : start + PIECE])

@@ -70,11 +70,14 @@ def walk_block(
         cross: [S, T] sums of logits times weights.
     """
     parts, tokens, width = products.shape
+    read_outs = statistics.shape[0] * tokens  # each is row s * tokens + t of the states
+    rows, k = statistics.reshape(read_outs, 3), values.shape[2]
+    best, best_ids = values.reshape(read_outs, k), ids.reshape(read_outs, k)
     memory, logits_memory = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
     for t in range(tokens):
         for start in range(0, width, PIECE):
             stop = min(start + PIECE, width)
-            running, logits = memory[: stop - start], logits_memory[: stop - start]
+            running, logits, added = memory[: stop - start], logits_memory[: stop - start], constant[start:stop]
             running[:] = ZERO
             for c in range(parts):
                 product = products[c, t, start:stop]
@@ -83,8 +86,8 @@ def walk_block(
                     s = slots[which, c]
                     if s >= 0:
                         source = product if which == 0 else running
-                        _logits(source, scales[which, c, t], constant[start:stop], factor, cap, logits)
-                        take_row(logits, first + start, statistics[s, t], values[s, t], ids[s, t])
+                        _logits(source, scales[which, c, t], added, factor, cap, logits)
+                        take_row(logits, first + start, rows, best, best_ids, s * tokens + t)
                         if asked[s]:
                             count_above(logits, first + start, targets[s, t], target_logits[s, t], above[s, t])
                             cross[s, t] += weighted_sum(logits, weights[t, start:stop])
