@@ -51,6 +51,10 @@ class ModelError(RaylensError):
     exit_code = 4
 
 
+class DeviceError(ModelError):
+    """A GPU refuses all further work of this process, as after an access out of bounds; the process must end."""
+
+
 class BrokerError(RaylensError):
     """The Redis or Valkey server cannot be reached or must not be used."""
 

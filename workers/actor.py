@@ -1,10 +1,13 @@
 """The Ray actor: a worker that publishes what it finds. The only module of workers that knows Ray."""
 
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import ray
 
+from raylens.storage.errors import DeviceError
 from raylens.storage.record import Prompt
 from raylens.storage.stream import Stream
 from raylens.workers.publish import Receipt, decode_prompts, encode_receipts, publish
@@ -48,7 +51,12 @@ class LensActor:
         Raises:
             BrokerError: the server is away for longer than the client waits.
         """
-        return encode_receipts(list(self._work(decode_prompts(prompts))))
+        try:
+            return encode_receipts(list(self._work(decode_prompts(prompts))))
+        except DeviceError as error:  # Ray starts another process, and the driver tries each prompt again
+            sys.stderr.write(f"raylens: {error}\n")
+            sys.stderr.flush()
+            os._exit(1)
 
     def _work(self, prompts: list[Prompt]) -> Iterator[Receipt]:
         for outcome in self._ready().run(prompts):

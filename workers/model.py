@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import torch
 
-from raylens.storage.errors import ModelError, UsageError
+from raylens.storage.errors import DeviceError, ModelError, UsageError
 from raylens.workers.preflight import load_tokenizer
 from raylens.workers.settings import ModelSettings
 from raylens.workers.source import resolve
@@ -59,3 +59,17 @@ def _device_map(settings: ModelSettings) -> str | dict[str, int | str] | None:
         return msgspec.json.decode(text, type=dict[str, int | str])
     except msgspec.DecodeError as error:
         raise UsageError(f"--device-map {text!r}: {error}; write auto, or a JSON object from module to device") from error
+
+
+def require_device(device: torch.device) -> None:
+    """See that a GPU still works.
+
+    Raises:
+        DeviceError: it does not, and never will in this process: what one kernel did wrong is then told to all that follow.
+    """
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"{device} has failed and is lost to this process; start it anew ({str(error).splitlines()[0]})"
+        ) from None

@@ -22,7 +22,7 @@ from raylens.workers.lenses.interface import Shape
 from raylens.workers.lenses.opening import open_lens
 from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
 from raylens.workers.metrics import ATTRIBUTIONS
-from raylens.workers.model import load_model
+from raylens.workers.model import load_model, require_device
 from raylens.workers.selection import select_layers
 from raylens.workers.settings import WorkerSettings
 from raylens.workers.token_bytes import vocabulary_bytes
@@ -96,7 +96,11 @@ class Worker:
             self.certificate["generation"] = self._generation.certificate
 
     def run(self, prompts: Sequence[Prompt]) -> Iterator[Record | Failure]:
-        """The outcome of each prompt, failures of tokenization first, then batch by batch; exactly one a prompt."""
+        """The outcome of each prompt, failures of tokenization first, then batch by batch; exactly one a prompt.
+
+        Raises:
+            DeviceError: a prompt broke the GPU, which would fail all that follow it.
+        """
         ready: list[Tokenized] = []
         for prompt in prompts:
             found = self.tokenize(prompt)
@@ -164,6 +168,8 @@ class Worker:
             failed = error.with_traceback(None)
         if isinstance(failed, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
+        for device in {weight.device for weight in self._model.parameters() if weight.is_cuda}:
+            require_device(device)
         return failed
 
     def _failure(self, tokenized: Tokenized, error: Exception) -> Failure:

@@ -18,8 +18,10 @@ from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.capture import capture
 from raylens.workers.lens import Lens
 from raylens.workers.model import load_model
+from raylens.workers.product import Unembedding
 from raylens.workers.running import CompiledReadout, block_size
 from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
+from raylens.workers.threads import each
 from raylens.workers.topk import RunningReadout
 from raylens.workers.worker import Worker
 from tests.benchmarks.corpus import PROMPTS
@@ -95,6 +97,37 @@ def products(model: Any, adapter: Adapter, rows: Tensor, rounds: int) -> None:
         measure(works, rounds, "float32 product alone")
 
 
+def product_rates(head: Any, rounds: int) -> None:
+    """Products alone, all cores: torch's, which it divides among them, and our own, each core with rows of its own."""
+    from raylens.workers.kernels.panels import SHAPE, SUPPORTED, lay_out
+
+    plain, ours = Unembedding(head), Unembedding(head)
+    if SUPPORTED:
+        ours.panels = lay_out(head.weight.detach(), SHAPE.entries)
+    print("| rows | torch.mm, GFLOP/s | panels, GFLOP/s | median of the ratio |\n|---|---|---|---|")
+    for count in (16, 64, 256, 1024):
+        rows = torch.randn(count, head.in_features, generator=torch.Generator().manual_seed(0))
+        flops = 2 * count * head.weight.numel() / 1e9
+        rates = [[flops / _seconds(one, rows) for one in (plain, ours)] for _ in range(rounds + 1)][1:]
+        both = [statistics.median(rate) for rate in zip(*rates, strict=True)]
+        ratio = statistics.median(rate[1] / rate[0] for rate in rates)
+        print(f"| {count} | {both[0]:.0f} | {both[1]:.0f} | {ratio:.2f} |", flush=True)
+    print()
+
+
+def _seconds(unembedding: Unembedding, rows: Tensor) -> float:
+    """Of all products of the rows, divided as ``Projection.read`` divides them."""
+    workers = unembedding.workers(len(rows))
+
+    def multiply(part: Tensor) -> None:
+        for _ in unembedding.blocks(part, block_size(len(part), part.device, K)):
+            pass
+
+    start = time.perf_counter()
+    each(multiply, torch.tensor_split(rows, workers), workers)
+    return time.perf_counter() - start
+
+
 def end_to_end(model: Any, tokenizer: Any, adapter: Adapter, rounds: int) -> None:
     """Texts to records, four taps of every layer at every position."""
     lens = LensSettings(K, positions="all")
@@ -130,6 +163,7 @@ def main() -> None:
     print(f"transformers {transformers.__version__}, SmolLM2-135M in float32\n")
     model, tokenizer = load_model(ModelSettings("demo", dtype="float32"))
     adapter = adapt(model)
+    product_rates(model.lm_head, 9)
     products(model, adapter, hidden_rows(model, tokenizer, adapter, 240), 5)
     products(model, adapter, hidden_rows(model, tokenizer, adapter, 1024), 3)
     end_to_end(model, tokenizer, adapter, 2)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 import raylens
@@ -29,7 +30,10 @@ class KillerModel(LlamaModel):
         if input_ids is not None and bool((input_ids == self.config.killing_token).any()):
             with open(self.config.deaths, "a") as file:
                 file.write(f"{input_ids.shape[0]} {os.getpid()}\\n")
-            os._exit(11)
+            if self.config.broken_gpu:
+                input_ids.new_zeros(2)[input_ids + 5]  # out of bounds: an assertion on the device, which fails all that follows
+            else:
+                os._exit(11)
         return super().forward(input_ids=input_ids, **rest)
 
 class KillerForCausalLM(LlamaForCausalLM):
@@ -40,8 +44,15 @@ class KillerForCausalLM(LlamaForCausalLM):
 """
 
 
-@pytest.fixture
-def killer_model(tmp_path: Path) -> Path:
+#: Whether the GPU is broken instead of the process.
+WAYS = [
+    False,
+    pytest.param(True, marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")]),
+]
+
+
+@pytest.fixture(params=WAYS, ids=["exit", "gpu"])
+def killer_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The small Llama as a model with remote code, which writes each death into ``tmp_path/deaths``."""
     folder = save_tiny_llama(tmp_path / "killer")
     token = AutoTokenizer.from_pretrained(folder)(WORD)["input_ids"][-1]
@@ -51,6 +62,7 @@ def killer_model(tmp_path: Path) -> Path:
         "architectures": ["KillerForCausalLM"],
         "auto_map": {"AutoModelForCausalLM": "modeling_killer.KillerForCausalLM"},
         "killing_token": token,
+        "broken_gpu": request.param,
         "deaths": str(tmp_path / "deaths"),
     }
     (folder / "config.json").write_text(json.dumps(config))
