@@ -113,7 +113,7 @@ class Unembedding:
 
         if not SUPPORTED:
             return
-        weight = self.head.weight
+        weight = self.head.weight.detach()
         few = weight[:TRIED]
         _, found = next(panel_products(rows, lay_out(few, SHAPE.entries), len(few), len(few)))
         if _right(found, rows, few):

@@ -119,6 +119,7 @@ def _seconds(unembedding: Unembedding, rows: Tensor) -> float:
     """Of all products of the rows, divided as ``Projection.read`` divides them."""
     workers = unembedding.workers(len(rows))
 
+    @torch.inference_mode()
     def multiply(part: Tensor) -> None:
         for _ in unembedding.blocks(part, block_size(len(part), part.device, K)):
             pass
