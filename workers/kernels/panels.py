@@ -31,7 +31,7 @@ def lay_out(matrix: Tensor, size: int) -> Panels:
     """[N, D] float32 or bfloat16 as [P, D, S] panels of S rows, the same number of all side by side; zeros fill up the last."""
     width = matrix.shape[1]
     filled = F.pad(matrix, (0, 0, 0, -len(matrix) % size))
-    panels = filled.view(-1, size, width).transpose(1, 2).contiguous()
+    panels = filled.reshape(-1, size, width).transpose(1, 2).contiguous()
     numbers: Panels = (panels.view(torch.uint16) if panels.dtype == torch.bfloat16 else panels).numpy()
     return numbers
 
