@@ -48,6 +48,8 @@ class LensActor:
     def work(self, prompts: bytes) -> bytes:
         """Lens and publish prompts; the receipts.
 
+        Ends the process where a prompt broke the GPU.
+
         Raises:
             BrokerError: the server is away for longer than the client waits.
         """

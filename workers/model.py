@@ -70,6 +70,4 @@ def require_device(device: torch.device) -> None:
     try:
         torch.cuda.synchronize(device)
     except RuntimeError as error:
-        raise DeviceError(
-            f"{device} has failed and is lost to this process; start it anew ({str(error).splitlines()[0]})"
-        ) from None
+        raise DeviceError(f"{device} has failed and is lost to this process; start it anew ({str(error)[:200]})") from None

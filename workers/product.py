@@ -49,14 +49,18 @@ class Unembedding:
         self.terms = False
         self.panels: Panels | None = None
 
-    def workers(self, rows: int) -> int:
-        """How many threads take part in the products of that many rows, each with its own: all that torch has, or one.
+    def workers(self, rows: int, shares: int) -> int:
+        """How many threads take part in products, each with rows of its own: all that torch has, or one.
 
         One lets torch spread each product over all cores as it would by itself.
+
+        Args:
+            rows: that are multiplied.
+            shares: in how many parts they may be divided at most.
         """
         threads = torch.get_num_threads()
         fewest = FEWEST_ROWS if self.panels is None else _tile_rows()
-        return threads if rows >= threads * fewest else 1
+        return threads if rows >= threads * fewest and shares >= threads else 1
 
     def blocks(self, rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
         """The first entry of each block, and [N, B] products with it, which are good until the next is asked for.
@@ -102,20 +106,23 @@ class Unembedding:
         self.terms = _right(found, rows, block)
 
     def _try_panels(self, rows: Tensor) -> None:
-        """Lay the weight out for our own product where that is known to be faster and is found to be right.
+        """Lay the weight out for our own product on processors of the maker on whose it was faster, if it is found to be right.
 
         The copy takes as much memory as the weight. Which way is taken does not depend on a clock, so that the same machine
         gives the same numbers every time (docs/decisions/0017).
         """
         if vendor() != "AuthenticAMD" or not is_compiled():
             return
-        from raylens.workers.kernels.panels import SHAPE, SUPPORTED, lay_out
-
-        if not SUPPORTED:
-            return
         weight = self.head.weight.detach()
         few = weight[:TRIED]
-        _, found = next(panel_products(rows, lay_out(few, SHAPE.entries), len(few), len(few)))
+        try:
+            from raylens.workers.kernels.panels import SHAPE, SUPPORTED, lay_out
+
+            if not SUPPORTED:
+                return
+            _, found = next(panel_products(rows, lay_out(few, SHAPE.entries), len(few), len(few)))
+        except Exception:  # noqa: BLE001  another version of the compiler may raise anything; the other path is there
+            return
         if _right(found, rows, few):
             self.panels = lay_out(weight, SHAPE.entries)
 

@@ -69,7 +69,7 @@ class Projection:
         """
         if self.fused and k <= MOST_FUSED:
             return self._read_fused(rows, k, asked)
-        workers = self.unembedding.workers(len(rows)) if rows.device.type == "cpu" and self.unembedding else 1
+        workers = self.unembedding.workers(len(rows), len(rows)) if rows.device.type == "cpu" and self.unembedding else 1
         with self._weights():
             parts = each(
                 lambda part: self._read_chunk(rows[part], k, asked and asked.part(part)), _chunks(len(rows), workers), workers

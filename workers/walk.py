@@ -73,7 +73,7 @@ class Walk:
         if not places or not tokens:
             return {}
         rows = tokens * len(parts)
-        workers = self._unembedding.workers(rows)
+        workers = self._unembedding.workers(rows, tokens)
         tiles = min(tokens, workers * -(-rows // (ROWS * workers)))
         edges = [tokens * tile // tiles for tile in range(tiles + 1)]
         slices = [slice(start, stop) for start, stop in pairwise(edges)]

@@ -124,7 +124,7 @@ class Worker:
             return Failure(prompt.id, prompt.index, "input", text[:500], prompt.metadata)
 
     def read(self, ready: list[Tokenized]) -> Iterator[Record | Failure]:
-        """The outcome of each tokenized prompt, batch by batch."""
+        """The outcome of each tokenized prompt, batch by batch; raises what ``run`` does."""
         for batch in self._batches(ready):
             yield from self._run_batch(batch)
 

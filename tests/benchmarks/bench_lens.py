@@ -117,7 +117,7 @@ def product_rates(head: Any, rounds: int) -> None:
 
 def _seconds(unembedding: Unembedding, rows: Tensor) -> float:
     """Of all products of the rows, divided as ``Projection.read`` divides them."""
-    workers = unembedding.workers(len(rows))
+    workers = unembedding.workers(len(rows), len(rows))
 
     @torch.inference_mode()
     def multiply(part: Tensor) -> None:

@@ -110,8 +110,9 @@ def test_threads_share_rows_where_that_pays() -> None:
     plain, ours = Unembedding(head), laid_out(head)
     torch.set_num_threads(2)
     try:
-        assert [ours.workers(rows) for rows in (2 * ROWS - 1, 2 * ROWS)] == [1, 2]
-        assert [plain.workers(rows) for rows in (2 * FEWEST_ROWS - 1, 2 * FEWEST_ROWS)] == [1, 2]
+        assert [ours.workers(rows, rows) for rows in (2 * ROWS - 1, 2 * ROWS)] == [1, 2]
+        assert [plain.workers(rows, rows) for rows in (2 * FEWEST_ROWS - 1, 2 * FEWEST_ROWS)] == [1, 2]
+        assert ours.workers(2 * ROWS, 1) == 1, "the many parts of one token's sum stay together"
         rows = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
         assert torch.equal(product(ours, rows), product(plain, rows))  # one thread that leaves dividing to torch
     finally:

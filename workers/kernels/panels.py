@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from llvmlite import binding
+from numba import config
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +21,8 @@ Panels = NDArray[Any]
 
 _FEATURES = binding.get_host_cpu_features()
 #: Whether this processor multiplies and adds at once; elsewhere each pair would be a call of the C library.
-SUPPORTED = bool(_FEATURES.get("fma"))
+#: Nor where numba was told to compile for another processor than this.
+SUPPORTED = bool(_FEATURES.get("fma")) and not (config.CPU_NAME or config.CPU_FEATURES)
 SHAPE = WIDE if _FEATURES.get("avx512f") else NARROW
 _LOWER = np.uint32(16)
 _tile = register_tile(SHAPE)
@@ -29,9 +30,11 @@ _tile = register_tile(SHAPE)
 
 def lay_out(matrix: Tensor, size: int) -> Panels:
     """[N, D] float32 or bfloat16 as [P, D, S] panels of S rows, the same number of all side by side; zeros fill up the last."""
-    width = matrix.shape[1]
-    filled = F.pad(matrix, (0, 0, 0, -len(matrix) % size))
-    panels = filled.reshape(-1, size, width).transpose(1, 2).contiguous()
+    width, whole = matrix.shape[1], len(matrix) // size
+    panels = matrix.new_zeros(-(-len(matrix) // size), width, size)
+    panels[:whole] = matrix[: whole * size].reshape(whole, size, width).transpose(1, 2)
+    if rest := len(matrix) % size:
+        panels[whole, :, :rest] = matrix[whole * size :].T
     numbers: Panels = (panels.view(torch.uint16) if panels.dtype == torch.bfloat16 else panels).numpy()
     return numbers
 
