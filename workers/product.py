@@ -59,7 +59,7 @@ class Unembedding:
             shares: in how many parts they may be divided at most.
         """
         threads = torch.get_num_threads()
-        fewest = FEWEST_ROWS if self.panels is None else _tile_rows()
+        fewest = FEWEST_ROWS if self.panels is None else self.panels.fewest_rows
         return threads if rows >= threads * fewest and shares >= threads else 1
 
     def blocks(self, rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
@@ -70,7 +70,7 @@ class Unembedding:
             size: B; with panels, as many of them as hold so many entries.
         """
         if self.panels is not None and torch.get_num_threads() == 1:  # torch divides a product among threads, ours does not
-            yield from panel_products(rows, self.panels, len(self.head.weight), size)
+            yield from self.panels.blocks(rows, size)
             return
         weight = self.head.weight
         memory = rows.new_empty(len(rows) * min(size, len(weight)))  # one for all blocks
@@ -116,21 +116,15 @@ class Unembedding:
         weight = self.head.weight.detach()
         few = weight[:TRIED]
         try:
-            from raylens.workers.kernels.panels import SHAPE, SUPPORTED, lay_out
+            from raylens.workers.kernels.panels import SUPPORTED, Panels
 
             if not SUPPORTED:
                 return
-            _, found = next(panel_products(rows, lay_out(few, SHAPE.entries), len(few), len(few)))
+            _, found = next(Panels(few).blocks(rows, len(few)))
         except Exception:  # noqa: BLE001  another version of the compiler may raise anything; the other path is there
             return
         if _right(found, rows, few):
-            self.panels = lay_out(weight, SHAPE.entries)
-
-
-def _tile_rows() -> int:
-    from raylens.workers.kernels.panels import SHAPE
-
-    return SHAPE.rows
+            self.panels = Panels(weight)
 
 
 def vendor() -> str:
@@ -153,23 +147,3 @@ def terms_product(first: Tensor, second: Tensor, factor: Tensor, block: Tensor, 
     torch.mm(first, block.T, out_dtype=torch.float32, out=out)
     torch.addmm(out, second, block.T, out_dtype=torch.float32, out=out)
     out *= factor.unsqueeze(1)
-
-
-def panel_products(rows: Tensor, panels: "Panels", entries: int, size: int) -> Iterator[tuple[int, Tensor]]:
-    """The first entry of each block, and [N, B] products of [N, D] rows with it, on one core.
-
-    Args:
-        rows, size: as for Unembedding.blocks.
-        panels: [P, D, S] entries, laid out.
-        entries: how many there are, without what fills up the last panel.
-    """
-    from raylens.workers.kernels.panels import SHAPE, lay_out, multiply
-
-    left = lay_out(rows, SHAPE.rows)
-    step = min(-(-size // SHAPE.entries), len(panels))
-    memory = rows.new_empty(len(left) * SHAPE.rows * step * SHAPE.entries)
-    for first in range(0, len(panels), step):
-        right, start = panels[first : first + step], first * SHAPE.entries
-        out = memory[: len(left) * SHAPE.rows * len(right) * SHAPE.entries].view(-1, len(right) * SHAPE.entries)
-        multiply(left, right, out.numpy())
-        yield start, out[: len(rows), : entries - start].contiguous()

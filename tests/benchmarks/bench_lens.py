@@ -4,6 +4,7 @@ Everything runs in one process and in turns, so that what else the machine does 
 seconds; CPU seconds, of all threads together, suffer least from neighbours.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -99,19 +100,21 @@ def products(model: Any, adapter: Adapter, rows: Tensor, rounds: int) -> None:
 
 def product_rates(head: Any, rounds: int) -> None:
     """Products alone, all cores: torch's, which it divides among them, and our own, each core with rows of its own."""
-    from raylens.workers.kernels.panels import SHAPE, SUPPORTED, lay_out
+    from raylens.workers.kernels.panels import SUPPORTED, Panels
 
-    plain, ours = Unembedding(head), Unembedding(head)
-    if SUPPORTED:
-        ours.panels = lay_out(head.weight.detach(), SHAPE.entries)
-    print("| rows | torch.mm, GFLOP/s | panels, GFLOP/s | median of the ratio |\n|---|---|---|---|")
-    for count in (16, 64, 256, 1024):
-        rows = torch.randn(count, head.in_features, generator=torch.Generator().manual_seed(0))
-        flops = 2 * count * head.weight.numel() / 1e9
-        rates = [[flops / _seconds(one, rows) for one in (plain, ours)] for _ in range(rounds + 1)][1:]
-        both = [statistics.median(rate) for rate in zip(*rates, strict=True)]
-        ratio = statistics.median(rate[1] / rate[0] for rate in rates)
-        print(f"| {count} | {both[0]:.0f} | {both[1]:.0f} | {ratio:.2f} |", flush=True)
+    print("| weights | rows | torch.mm, GFLOP/s | panels, GFLOP/s | median of the ratio |\n|---|---|---|---|---|")
+    for dtype in (torch.float32, torch.bfloat16):
+        weights = copy.deepcopy(head).to(dtype)
+        plain, ours = Unembedding(weights), Unembedding(weights)
+        if SUPPORTED:
+            ours.panels = Panels(weights.weight.detach())
+        for count in (16, 64, 256, 1024):
+            rows = torch.randn(count, head.in_features, generator=torch.Generator().manual_seed(0))
+            flops = 2 * count * head.weight.numel() / 1e9
+            rates = [[flops / _seconds(one, rows) for one in (plain, ours)] for _ in range(rounds + 1)][1:]
+            first, second = (statistics.median(rate) for rate in zip(*rates, strict=True))
+            ratio = statistics.median(rate[1] / rate[0] for rate in rates)
+            print(f"| {str(dtype)[6:]} | {count} | {first:.0f} | {second:.0f} | {ratio:.2f} |", flush=True)
     print()
 
 

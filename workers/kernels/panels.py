@@ -3,6 +3,7 @@
 Shapes: N rows, V entries, D width, P panels, S rows or entries of a panel.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,6 @@ from raylens.workers.kernels.compiled import compiled
 from raylens.workers.kernels.floats import Floats
 from raylens.workers.kernels.tile import NARROW, WIDE, register_tile
 
-#: [P, D, S] of float32, or of the upper halves of float32 numbers, which is what bfloat16 is.
-Panels = NDArray[Any]
-
 _FEATURES = binding.get_host_cpu_features()
 #: Whether this processor multiplies and adds at once; elsewhere each pair would be a call of the C library.
 #: Nor where numba was told to compile for another processor than this.
@@ -28,14 +26,17 @@ _LOWER = np.uint32(16)
 _tile = register_tile(SHAPE)
 
 
-def lay_out(matrix: Tensor, size: int) -> Panels:
-    """[N, D] float32 or bfloat16 as [P, D, S] panels of S rows, the same number of all side by side; zeros fill up the last."""
+def lay_out(matrix: Tensor, size: int) -> NDArray[Any]:
+    """[N, D] as [P, D, S] panels of S rows, the same number of all side by side; zeros fill up the last.
+
+    float32 stays so; of bfloat16 come the bits, uint16, which are the upper halves of float32 numbers.
+    """
     width, whole = matrix.shape[1], len(matrix) // size
     panels = matrix.new_zeros(-(-len(matrix) // size), width, size)
     panels[:whole] = matrix[: whole * size].reshape(whole, size, width).transpose(1, 2)
     if rest := len(matrix) % size:
         panels[whole, :, :rest] = matrix[whole * size :].T
-    numbers: Panels = (panels.view(torch.uint16) if panels.dtype == torch.bfloat16 else panels).numpy()
+    numbers: NDArray[Any] = (panels.view(torch.uint16) if panels.dtype == torch.bfloat16 else panels).numpy()
     return numbers
 
 
@@ -46,7 +47,7 @@ def _multiply_panel(rows: Floats, right: Floats, out: Floats, first: int, width:
         _tile(rows[r].reshape(-1), right, depth, out, r * high * width + first, width)
 
 
-def multiply(rows: Floats, entries: Panels, out: Floats) -> None:
+def multiply(rows: Floats, entries: NDArray[Any], out: Floats) -> None:
     """Put all products of rows with entries into ``out``.
 
     A panel of entries meets all rows before the next one, and so comes from memory but once.
@@ -77,3 +78,34 @@ def _multiply_short(rows: Floats, entries: NDArray[np.uint16], out: Floats) -> N
         for i in range(right.shape[0]):
             right[i] = np.uint32(np.uint32(halves[i]) << _LOWER).view(np.float32)
         _multiply_panel(rows, right, out.reshape(-1), e * entries.shape[2], out.shape[1])
+
+
+class Panels:
+    """A matrix of [V, D] float32 or bfloat16 entries, laid out once for many products; V * D numbers of memory.
+
+    Attributes:
+        fewest_rows: of a product, from which on a core of its own pays.
+    """
+
+    fewest_rows = SHAPE.rows
+
+    def __init__(self, entries: Tensor) -> None:
+        self._count = len(entries)
+        self._panels = lay_out(entries, SHAPE.entries)
+
+    def blocks(self, rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+        """The first entry of each block, and [N, B] products of [N, D] float32 rows with it, good until the next is asked for.
+
+        Args:
+            rows: on the CPU.
+            size: entries of a block; as many panels are taken as hold them.
+        """
+        left = lay_out(rows, SHAPE.rows)
+        high, step = len(left) * SHAPE.rows, min(-(-size // SHAPE.entries), len(self._panels))
+        memory = rows.new_empty(high * step * SHAPE.entries)  # one for all blocks
+        for first in range(0, len(self._panels), step):
+            right, start = self._panels[first : first + step], first * SHAPE.entries
+            width = len(right) * SHAPE.entries
+            out = memory[: high * width].view(high, width)
+            multiply(left, right, out.numpy())
+            yield start, out[: len(rows), : self._count - start].contiguous()
