@@ -26,18 +26,21 @@ PROCESSORS = [(NARROW, name) for name in ("haswell", "skylake", "znver1", "znver
 def multiplier(shape: Shape) -> Callable[..., None]:
     tile = register_tile(shape)
 
-    @numba.njit("void(f4[::1], f4[::1], i8, f4[::1], i8, i8)")  # type: ignore[untyped-decorator, unused-ignore]
-    def multiply(left: Any, right: Any, depth: Any, out: Any, at: Any, stride: Any) -> None:
-        tile(left, right, depth, out, at, stride)
+    @numba.njit("void(f4[::1], f4[::1], i8, i8, f4[::1], i8, i8)")  # type: ignore[untyped-decorator, unused-ignore]
+    def multiply(left: Any, right: Any, start: Any, stop: Any, out: Any, at: Any, stride: Any) -> None:
+        tile(left, right, start, stop, out, at, stride)
 
     return multiply  # type: ignore[no-any-return, unused-ignore]
 
 
-def product(shape: Shape, rows: NDArray[np.float32], entries: NDArray[np.float32], at: int, gap: int) -> NDArray[np.float32]:
-    """[rows, entries], which must be all that is written of a larger matrix."""
+def product(
+    shape: Shape, rows: NDArray[np.float32], entries: NDArray[np.float32], cut: int, at: int, gap: int
+) -> NDArray[np.float32]:
+    """[rows, entries], which must be all that is written of a larger matrix; the sums up to ``cut`` and from it on are added."""
     stride = shape.entries + gap
     out = np.full(at + shape.rows * stride, 7.0, np.float32)
-    multiplier(shape)(rows.T.ravel(), entries.T.ravel(), rows.shape[1], out, at, stride)
+    for start, stop in ((0, cut), (cut, rows.shape[1])):
+        multiplier(shape)(rows.T.ravel(), entries.T.ravel(), start, stop, out, at, stride)
     assert (out[:at] == 7).all()
     found = out[at:].reshape(shape.rows, stride)
     assert (found[:, shape.entries :] == 7).all()
@@ -45,17 +48,18 @@ def product(shape: Shape, rows: NDArray[np.float32], entries: NDArray[np.float32
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@given(depth=st.integers(0, 67), at=st.integers(0, 5), gap=st.integers(0, 5), seed=st.integers(0, 9))
-def test_a_tile_is_a_product(shape: Shape, depth: int, at: int, gap: int, seed: int) -> None:
+@given(cut=st.integers(1, 67), more=st.integers(0, 67), at=st.integers(0, 5), gap=st.integers(0, 5), seed=st.integers(0, 9))
+def test_a_tile_is_a_product(shape: Shape, cut: int, more: int, at: int, gap: int, seed: int) -> None:
     """Of any depth, anywhere in a matrix; each sum is made in the order of the depth, by fused additions, whatever the shape."""
+    depth = cut + more
     generator = np.random.default_rng(seed)
     rows, entries = (generator.normal(size=(size, depth)).astype(np.float32) for size in (shape.rows, shape.entries))
-    found = product(shape, rows, entries, at, gap)
+    found = product(shape, rows, entries, cut, at, gap)
     exact = rows.astype(np.float64) @ entries.T.astype(np.float64)
-    np.testing.assert_allclose(found, exact, rtol=0, atol=3e-6 * max(1, depth) ** 0.5)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=3e-6 * depth**0.5)
     few = [np.zeros((size, depth), np.float32) for size in (NARROW.rows, NARROW.entries)]
     few[0][0], few[1][0] = rows[0], entries[0]
-    assert product(NARROW, few[0], few[1], 0, 0)[0, 0] == found[0, 0]
+    assert product(NARROW, few[0], few[1], cut, 0, 0)[0, 0] == found[0, 0]
 
 
 @pytest.mark.parametrize(("shape", "processor"), PROCESSORS, ids=str)

@@ -22,6 +22,9 @@ _FEATURES = binding.get_host_cpu_features()
 #: Nor where numba was told to compile for another processor than this.
 SUPPORTED = bool(_FEATURES.get("fma")) and not (config.CPU_NAME or config.CPU_FEATURES)
 SHAPE = WIDE if _FEATURES.get("avx512f") else NARROW
+#: Products that are added up one after the other; these sums are added then, which rounds less than one sum of a whole width
+#: (docs/decisions/0017).
+CHAIN = 128
 _LOWER = np.uint32(16)
 _tile = register_tile(SHAPE)
 
@@ -44,7 +47,9 @@ def lay_out(matrix: Tensor, size: int) -> NDArray[Any]:
 def _multiply_panel(rows: Floats, right: Floats, out: Floats, first: int, width: int) -> None:
     panels, depth, high = rows.shape
     for r in range(panels):
-        _tile(rows[r].reshape(-1), right, depth, out, r * high * width + first, width)
+        left = rows[r].reshape(-1)
+        for start in range(0, depth, CHAIN):
+            _tile(left, right, start, min(start + CHAIN, depth), out, r * high * width + first, width)
 
 
 def multiply(rows: Floats, entries: NDArray[Any], out: Floats) -> None:

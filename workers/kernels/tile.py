@@ -39,23 +39,25 @@ NARROW, WIDE = Shape(6, 16, 8), Shape(12, 32, 16)
 def register_tile(shape: Shape) -> Callable[..., None]:
     """A function, for compiled code only, that multiplies one tile.
 
-    It takes ``left`` [D * rows], ``right`` [D * entries], D, ``out``, the place in ``out`` where the tile begins and the distance
-    between its rows there, and puts the sum over d of ``left[d * rows + i] * right[d * entries + j]`` into its place of row i and
-    entry j. The sum of each is made in the order of d, whatever the shape, so every shape gives the same bits.
+    It takes ``left`` [D * rows], ``right`` [D * entries], the first d and the one behind the last, ``out``, the place in
+    ``out`` where the tile begins and the distance between its rows there. The sum over d of
+    ``left[d * rows + i] * right[d * entries + j]`` is added to what its place of row i and entry j holds, or takes that place
+    if the first d is 0. The sum of each is made in the order of d, whatever the shape, so every shape gives the same bits.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def tile(_context: Any, left: Any, right: Any, depth: Any, out: Any, at: Any, stride: Any) -> Any:
+    def tile(_context: Any, left: Any, right: Any, start: Any, stop: Any, out: Any, at: Any, stride: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            left, right, out = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 1, 3))
+            left, right, out = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 1, 4))
+            _, _, start, stop, _, at, stride = args
             code = _Code(builder, shape, left, right)
-            sums = [ir.Constant(code.vector, [0.0] * shape.lanes)] * (shape.rows * shape.entries // shape.lanes)
-            done, sums = code.loop(_LONG(0), args[2], _UNROLLED, sums)
-            _, sums = code.loop(done, args[2], 1, sums)
-            code.store(sums, builder.gep(out, [args[4]]), args[5])
+            sums = [code.zero] * (shape.rows * shape.entries // shape.lanes)
+            done, sums = code.loop(start, stop, _UNROLLED, sums)
+            _, sums = code.loop(done, stop, 1, sums)
+            code.store(sums, builder.gep(out, [at]), stride, builder.icmp_signed("==", start, _LONG(0)))
             return context.get_dummy_value()
 
-        return types.void(left, right, depth, out, at, stride), build
+        return types.void(left, right, start, stop, out, at, stride), build
 
     return tile  # type: ignore[no-any-return]
 
@@ -71,6 +73,7 @@ class _Code:
 
     def __init__(self, builder: Any, shape: Shape, left: Any, right: Any) -> None:
         self.vector = ir.VectorType(_FLOAT, shape.lanes)
+        self.zero = ir.Constant(self.vector, [0.0] * shape.lanes)
         self._builder, self._shape, self._left, self._right = builder, shape, left, right
         signature = ir.FunctionType(self.vector, [self.vector] * 3)
         self._fma = cgutils.get_or_insert_function(builder.module, signature, f"llvm.fma.v{shape.lanes}f32")
@@ -108,13 +111,15 @@ class _Code:
             added += [builder.call(self._fma, [number, vector, next(held)]) for vector in vectors]
         return added
 
-    def store(self, sums: list[Any], out: Any, stride: Any) -> None:
-        """Put the sums into their places, from ``out`` on."""
+    def store(self, sums: list[Any], out: Any, stride: Any, first: Any) -> None:
+        """Add the sums to what their places hold, from ``out`` on; if they are the first, put them there."""
         vectors = self._shape.entries // self._shape.lanes
         for number, held in enumerate(sums):
             row, vector = divmod(number, vectors)
             place = self._builder.add(self._builder.mul(stride, _LONG(row)), _LONG(vector * self._shape.lanes))
-            self._builder.store(held, self._vector_at(out, place), align=4)
+            pointer = self._vector_at(out, place)
+            before = self._builder.select(first, self.zero, self._load(pointer))
+            self._builder.store(self._builder.fadd(before, held), pointer, align=4)
 
     def _vector_at(self, pointer: Any, place: Any) -> Any:
         return self._builder.bitcast(self._builder.gep(pointer, [place]), self.vector.as_pointer())
