@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raylens.workers.asked import Asked
+from raylens.workers.memory import heap_trimmed
 from raylens.workers.projection import Projection
 from raylens.workers.topk import Readout
 from raylens.workers.walk import Part, Place, Walk
@@ -73,10 +74,12 @@ class DirectReader:
             return
         device = self._pending[-1][1].device  # under a device map the last layer's, nearest to the head
         places = [place for place, _ in self._pending]
-        # all places of a token lie together, for they are compared with one and the same final prediction
-        rows = torch.stack([rows.to(device) for _, rows in self._pending], dim=1).flatten(0, 1)
-        self._pending, self._bytes = [], 0
-        read = _kept(self._projection.read(rows, self._k, self._asked and self._asked.repeated(len(places))))
+        with heap_trimmed(device, self._bytes):
+            # all places of a token lie together, for they are compared with one and the same final prediction
+            rows = torch.stack([rows.to(device) for _, rows in self._pending], dim=1).flatten(0, 1)
+            self._pending, self._bytes = [], 0
+            read = _kept(self._projection.read(rows, self._k, self._asked and self._asked.repeated(len(places))))
+            del rows
         for number, place in enumerate(places):
             self.done[place] = Read(*(getattr(read, field.name)[number :: len(places)] for field in fields(Read)))
 
@@ -137,9 +140,12 @@ class WalkReader:
 
     def flush(self) -> None:
         """Read out the segment so far."""
-        parts, self._parts, self._bytes = self._parts, [], 0
-        if parts:
-            self.done |= {place: _kept(read) for place, read in self._walk.read(parts, self._k, self._asked).items()}
+        if not self._parts:
+            return
+        with heap_trimmed(self._parts[0].rows.device, self._bytes):
+            found = self._walk.read(self._parts, self._k, self._asked)
+            self.done |= {place: _kept(read) for place, read in found.items()}
+            self._parts, self._bytes = [], 0
 
     def _begin(self, residual: Tensor, wanted: Place | None) -> None:
         self._sum = residual.clone()
