@@ -80,14 +80,13 @@ def test_a_product_is_the_same_in_any_company(rows: int, first: int, dtype: torc
 
 
 @pytest.mark.parametrize("width", [576, 4096])
-@pytest.mark.parametrize("panels", [False, True])
-def test_wide_sums_round_little(width: int, panels: bool) -> None:
-    """Not one long sum, which would be several times as far from float64 (1.4e-6 and 3.6e-6)."""
+def test_wide_sums_round_little(width: int) -> None:
+    """By panels no number is one long sum, which would be several times as far from float64 (1.4e-6 and 3.6e-6)."""
     head = linear(200, width)
     head.weight.abs_()  # sums that only grow are rounded most
     rows = torch.rand(60, width, generator=torch.Generator().manual_seed(0)) + 0.5
     exact = rows.double() @ head.weight.double().T
-    found = product(laid_out(head) if panels else Unembedding(head), rows)
+    found = product(laid_out(head), rows)
     assert float((found / exact - 1).abs().max()) < 1e-6
 
 
