@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raylens.workers.asked import Asked
-from raylens.workers.memory import heap_trimmed
+from raylens.workers.heap import heap_trimmed
 from raylens.workers.projection import Projection
 from raylens.workers.topk import Readout
 from raylens.workers.walk import Part, Place, Walk
@@ -79,7 +79,7 @@ class DirectReader:
             rows = torch.stack([rows.to(device) for _, rows in self._pending], dim=1).flatten(0, 1)
             self._pending, self._bytes = [], 0
             read = _kept(self._projection.read(rows, self._k, self._asked and self._asked.repeated(len(places))))
-            del rows
+            del rows  # free when the heap is trimmed again
         for number, place in enumerate(places):
             self.done[place] = Read(*(getattr(read, field.name)[number :: len(places)] for field in fields(Read)))
 

@@ -3,7 +3,7 @@
 import psutil
 import torch
 
-from raylens.workers.memory import LARGE, heap_trimmed
+from raylens.workers.heap import LARGE, heap_trimmed
 
 CPU = torch.device("cpu")
 _MIB = 1 << 20
