@@ -93,8 +93,8 @@ class Writer:
             break
         remove_garbage(self._folder, n, self._named)
 
-    def step(self) -> bool:
-        """Read once, commit if due; whether anything was read.
+    def step(self) -> int:
+        """Read once, commit if due; how many entries were read.
 
         Raises:
             Fenced: another writer took over.
@@ -105,14 +105,18 @@ class Writer:
         for entry, data in entries:
             self._accept(entry, data)
         full = self._batch.size >= COMMIT_BYTES
-        if self._batch.payloads and (full or time.monotonic() - self._batch.since >= COMMIT_SECONDS):
+        if self._batch.payloads and (full or self._has_all() or time.monotonic() - self._batch.since >= COMMIT_SECONDS):
             self._make(full)
         while self._making and self._making[0][1].done():
             self._commit_next()
         if not entries:
             self._end_standstill()
         self._delete_spent()
-        return bool(entries)
+        return len(entries)
+
+    def _has_all(self) -> bool:
+        """Whether every prompt that is not stored is here: nothing more is to come that a commit could wait for."""
+        return self._ledger.count + len(self._ready) == self._prompts
 
     def commit(self) -> None:
         """Make the waiting records durable, enter them in the ledger, and only then delete their entries."""
@@ -233,12 +237,20 @@ class Writer:
             Fenced: another writer took over.
         """
         self.take_over()
-        while True:
-            last = stopping()
-            if not self.step() and last:
-                break
+        while not stopping():
+            self.step()
+        self._read_left()
         self.commit()
         remove_garbage(self._folder, self._ledger.next - 1, self._named)
+
+    def _read_left(self) -> None:
+        """Read what the stream holds now. Actors of an external server may go on adding to it; that is the next writer's."""
+        try:
+            left = self._stream.length()
+        except BrokerError:  # what was read before is committed without it
+            return
+        while left > 0 and (read := self.step()):
+            left -= read
 
 
 class Orders(msgspec.Struct, frozen=True):

@@ -1,5 +1,7 @@
 """The command line: a command is a module of this folder, imported only when it is used, so that ``--help`` is quick."""
 
+import atexit
+import gc
 import importlib
 import pkgutil
 from typing import Any
@@ -77,4 +79,5 @@ def group() -> None:
 
 def main() -> None:
     """Entry point of the ``raylens`` command."""
+    atexit.register(gc.freeze)  # or Python looks for garbage among all objects of torch once more when it ends: a second or two
     group()

@@ -438,10 +438,45 @@ def test_an_attempt_that_changes_its_chunk_count_is_refused(bench: Bench) -> Non
 def test_a_writer_told_to_stop_commits_what_is_complete(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of its input lets a writer read what is there, commit it and return."""
     monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 1e9)
-    for index in range(PROMPTS):
+    for index in range(PROMPTS - 1):
         bench.publish(make_record(index))
     Writer(bench.folder, bench.open_stream(bench.server.url, bench.manifest.uid)).run(stopping=lambda: True)
-    bench.assert_stored(*(make_record(index) for index in range(PROMPTS)))
+    bench.assert_stored(*(make_record(index) for index in range(PROMPTS - 1)))
+
+
+class NeverEmpty(Stream):
+    """A stream to which an actor adds something each time that the writer has read from it."""
+
+    def read(self, after: str, block_ms: int) -> list[tuple[str, bytes]]:
+        entries = super().read(after, block_ms)
+        self.publish(b"more")
+        return entries
+
+
+def test_a_writer_told_to_stop_leaves_what_comes_later(bench: Bench) -> None:
+    """Actors that go on, on a server that others keep, do not hold a writer back from ending."""
+    bench.publish(make_record(0))
+    stream = NeverEmpty(bench.server.url, bench.manifest.uid)
+    Writer(bench.folder, stream).run(stopping=lambda: True)
+    stream.close()
+    assert bench.stored() == [0]
+    assert bench.stream.length() == 1
+
+
+def test_the_last_prompts_are_committed_without_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once everything that is not stored has come there is nothing to wait for."""
+    monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 1e9)
+    outcomes = [make_record(index) for index in range(PROMPTS)]
+    bench.publish(outcomes[0])
+    writer = bench.writer()
+    drain(writer)
+    for outcome in outcomes[1:-1]:
+        bench.publish(outcome)
+    writer.step()
+    assert bench.stored() == [0]
+    bench.publish(outcomes[-1])
+    writer.step()
+    bench.assert_stored(*outcomes)
 
 
 def test_a_full_segment_is_committed_without_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
