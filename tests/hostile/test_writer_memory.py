@@ -5,8 +5,9 @@ import secrets
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -27,6 +28,8 @@ from tests.wire import Raw, close_payload, compress, declare, make_frame, open_p
 
 PROMPTS = 24
 FORGED = 10_000
+#: Times that every bomb is sent, each to a prompt of its own; of several at one prompt a writer tries one after the other.
+BOMBED, BOMBS = 8, 13
 #: Resident memory that the hostile entries may add: a head of the largest size is inflated before it is found to be none.
 ALLOWED = MAX_HEAD_BYTES + (64 << 20)
 #: Beginnings of attempts that never end.
@@ -35,25 +38,23 @@ ORPHANS, ORPHAN_BYTES = 300, 100_000
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
-def bombs(run: str) -> list[bytes]:
-    """Small entries that ask for gigabytes, each in another way; those of msgpack with and without a frame around them."""
-    value = open_payload(encode_payload(make_record(0)))
-    head, tap = value["head"], value["taps"]["resid_post"]
+def bombs(run: str, prompts: Iterator[int]) -> list[bytes]:
+    """Small entries that ask for gigabytes, each in another way and at a prompt of its own; those of msgpack also without a
+    frame around them."""
     zeros = zstandard.compress(bytes(512 << 20), 1)[: CHUNK_BYTES // 2]
-    small = {
-        "a head that declares 16 EiB": lambda: value.update(head=Raw(declare(compress(b"{}"), (1 << 64) - 1))),
-        "a head of zeros at the limit": lambda: value.update(head=Raw(zstandard.compress(bytes(MAX_HEAD_BYTES), 1))),
-        "an array that inflates to 512 MiB": lambda: tap.update(ids=Raw(declare(zeros, 96))),
-        "a shape of 4096 x 4096 x 500": lambda: tap.update(shape=[4096, 4096, 500]),
-        "a shape over 64 bits": lambda: tap.update(shape=[1 << 62, 1 << 62, 1]),
-    }
+    ways: list[Callable[[dict[str, Any], dict[str, Any]], None]] = [
+        lambda value, _: value.update(head=Raw(declare(compress(b"{}"), (1 << 64) - 1))),
+        lambda value, _: value.update(head=Raw(zstandard.compress(bytes(MAX_HEAD_BYTES), 1))),
+        lambda _, tap: tap.update(ids=Raw(declare(zeros, 96))),
+        lambda _, tap: tap.update(shape=[4096, 4096, 500]),
+        lambda _, tap: tap.update(shape=[1 << 62, 1 << 62, 1]),
+    ]
     made = []
-    for change in small.values():
-        value["head"], value["taps"]["resid_post"] = head, dict(tap)
-        kept, tap = tap, value["taps"]["resid_post"]
-        change()
-        made.append(make_frame(run, close_payload(value), attempt=secrets.token_bytes(8)))
-        tap = kept
+    for change in ways:
+        index = next(prompts)
+        value = open_payload(encode_payload(make_record(index)))
+        change(value, value["taps"]["resid_post"])
+        made.append(make_frame(run, close_payload(value), index=index, attempt=secrets.token_bytes(8)))
     lengths = [
         b"\xdd\xff\xff\xff\xff",
         b"\xdf\xff\xff\xff\xff",
@@ -62,8 +63,8 @@ def bombs(run: str) -> list[bytes]:
         b"\xc9\xff\xff\xff\xff\x01",
     ]
     nested = [b"\x91" * 500_000, b"\x81\xa1a" * 200_000, b"\xdc\x00\x01" * 300_000]
-    msgpacks = lengths + nested
-    return made + msgpacks + [make_frame(run, body, attempt=secrets.token_bytes(8)) for body in msgpacks]
+    framed = [make_frame(run, body, index=next(prompts), attempt=secrets.token_bytes(8)) for body in lengths + nested]
+    return made + lengths + nested + framed
 
 
 def write_until(run: Path, url: str, done: Callable[[], bool]) -> int:
@@ -86,22 +87,25 @@ def test_ten_thousand_hostile_entries_do_not_grow_the_writer(
     """The writer's peak is that of one that stores the same records in peace, but for what one entry may ask for."""
     peaks = []
     for hostile in (False, True):
-        folder, manifest = make_run(tmp_path / str(hostile), prompts=PROMPTS)
+        folder, manifest = make_run(tmp_path / str(hostile), prompts=PROMPTS + BOMBED * BOMBS)
         stream = open_stream(server.url, manifest.uid)
         stream.create()
         forger = Forger(7, manifest.uid)
         if hostile:  # prompt 0 is left alone: a harmless change may pass for a record
             for number in range(FORGED):
                 stream.publish(forger.entry(1 + number % (PROMPTS - 1)))
-            for data in 8 * bombs(manifest.uid):
-                stream.publish(data)
+            prompts = iter(range(PROMPTS, PROMPTS + BOMBED * BOMBS))
+            for _ in range(BOMBED):
+                for data in bombs(manifest.uid, prompts):
+                    stream.publish(data)
         for data in make_frames(make_record(0), manifest.uid):
             stream.publish(data)
         peaks.append(write_until(folder.root, server.url, lambda stream=stream: stream.length() == 0))  # type: ignore[misc]
         run = Store(tmp_path / str(hostile))["demo"]
         assert same(run["prompt-0"], make_record(0))
         if hostile:
-            assert len(run.quarantine()) > FORGED // 4
+            assert len(run.quarantine()) > FORGED // 4 + BOMBED * BOMBS
+            assert len(run) < PROMPTS + 1
         stream.drop()
     assert peaks[1] - peaks[0] < ALLOWED, f"{peaks} bytes"
 
@@ -142,7 +146,7 @@ def test_chunks_that_never_complete_are_forgotten(
     assert peak < ORPHANS * ORPHAN_BYTES // 2
     monkeypatch.setattr(gathering_module, "MAX_BYTES", 1 << 30)
     monkeypatch.setattr(writer_module, "REWIND_SECONDS", 0.0)
-    wait_until(lambda: writer.step() is False and len(Store(tmp_path)["demo"]) == 1, "read again, the record is complete")
+    wait_until(lambda: not writer.step() and len(Store(tmp_path)["demo"]) == 1, "read again, the record is complete")
     assert same(Store(tmp_path)["demo"]["prompt-0"], record)
     assert stream.length() == 0
     stream.drop()
