@@ -17,8 +17,9 @@ from raylens.storage.token_names import token_ids
 _END = 1 << 31
 _SPAN = re.compile(r"([0-9]{0,9}):([0-9]{0,9})")
 _PLAIN = re.compile(r"[0-9]{1,9}")
-#: Options that choose places; the others are parameters of the statement.
+#: Options that choose places; the others but --token, whose places say what is wanted, are parameters of the statement.
 CHOOSING = ("tap", "layers", "positions", "by")
+_FIELD = "field:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,25 @@ class Lensed:
     def final(self) -> bool:
         """Whether the model's last block was lensed, so that its prediction is known."""
         return self.taps.get("resid_post", [-1])[-1] == self.layers - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The tokens that --token names: the same in all prompts, or each prompt's own.
+
+    Attributes:
+        ids: of those that are the same.
+        tracked: which of the tracked tokens, from 1, the others are.
+    """
+
+    ids: list[int]
+    tracked: list[int]
+
+    @property
+    def sql(self) -> str:
+        """Their list, each once, for a prompt's row of ``asked``."""
+        own = ", ".join(f"tracked[{number}]" for number in self.tracked)
+        return f"list_distinct(list_concat({self.ids}::UINTEGER[], [{own}]))" if own else f"{self.ids}::UINTEGER[]"
 
 
 def lensed(run: Run, database: Database) -> Lensed:
@@ -88,7 +108,8 @@ def select(run: Run, database: Database, query: NamedQuery, given: Mapping[str, 
     )
     if set(query.needs) | set(CHOOSING[:3]) & set(values) or "places" in query.sql:
         _define_places(database, query, lensed(run, database), run, values)
-    return {name: value for name, value in values.items() if name not in CHOOSING} | ({"by": by} if "$by" in query.sql else {})
+    parameters = {name: value for name, value in values.items() if name not in (*CHOOSING, "token")}
+    return parameters | ({"by": by} if "$by" in query.sql else {})
 
 
 def _options(query: NamedQuery, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,15 +140,16 @@ def _define_places(database: Database, query: NamedQuery, has: Lensed, run: Run,
         raise UsageError(f"--layers {first}:{end if end < _END else ''}: none of them was lensed in run {run.name!r}")
     if (first, end) != (0, _END):
         conditions.append(f"layer >= {first} AND layer < {end}")
+    wanted = values.get("token")
     # The join is left out where it changes nothing, because it is of every place.
-    joined = values.get("by") is not None or values.get("positions", (0, _END)) != (0, _END)
+    joined = values.get("by") is not None or values.get("positions", (0, _END)) != (0, _END) or bool(wanted and wanted.tracked)
     if joined:
         conditions.append("position BETWEEN lowest AND highest")
     final = "" if has.final else " REPLACE (NULL::USMALLINT AS final_rank)"
     database.define(
         "places",
-        f"SELECT lens.*{final}, {'split' if joined else 'NULL::VARCHAR AS split'} FROM lens "  # noqa: S608  numbers and literals
-        f"{'JOIN asked USING (prompt) ' if joined else ''}{'WHERE ' if conditions else ''}{' AND '.join(conditions)}",
+        f"SELECT lens.*{final}, {'split' if joined else 'NULL::VARCHAR AS split'}"  # noqa: S608  numbers and literals
+        f"{f', {wanted.sql} AS wanted' if wanted else ''} FROM lens {'JOIN asked USING (prompt) ' if joined else ''}{'WHERE ' if conditions else ''}{' AND '.join(conditions)}",
     )
 
 
@@ -224,9 +246,9 @@ def _tracked(option: str) -> Callable[[Any, Run], int]:
         names = list(dict.fromkeys(run.manifest.identity.get("lens", {}).get("track", ())))
         if value in names:
             return names.index(value) + 1
-        wanted = [] if not isinstance(value, int | str) or str(value).startswith("field:") else token_ids(value, run.vocabulary)
+        wanted = [] if not isinstance(value, int | str) or str(value).startswith(_FIELD) else token_ids(value, run.vocabulary)
         for number, name in enumerate(names, start=1):
-            if not name.startswith("field:") and token_ids(name, run.vocabulary) == wanted:
+            if not name.startswith(_FIELD) and token_ids(name, run.vocabulary) == wanted:
                 return number
         has = f"it tracks {', '.join(map(repr, names))}" if names else "it tracks none"
         raise UsageError(f"--{option} {value!r}: not a tracked token of run {run.name!r}; {has}")
@@ -234,9 +256,17 @@ def _tracked(option: str) -> Callable[[Any, Run], int]:
     return read
 
 
+def _wanted(value: Any, run: Run) -> Wanted:
+    each = list(value) if isinstance(value, list | tuple) else [value]
+    own = [name for name in each if str(name).startswith(_FIELD)]
+    same = [name for name in each if name not in own]
+    ids = token_ids(same, run.vocabulary) if same or not own else []
+    return Wanted(ids, [_tracked("token")(name, run) for name in own])
+
+
 #: Option -> what its value means.
 _READ: dict[str, Callable[[Any, Run], Any]] = {
-    "token": lambda value, run: token_ids(value, run.vocabulary),
+    "token": _wanted,
     "to": _tracked("to"),
     "minus": _tracked("minus"),
     "tap": _tap,

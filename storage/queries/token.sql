@@ -1,5 +1,5 @@
 -- Places where one of the tokens is among the best.
--- token: the tokens looked for, by text or as id:N
+-- token: the tokens looked for, by text, as id:N, or as field:NAME as --track named it
 -- tap = resid_post: where they are looked for, or all
 -- layers = all: which layers, as N or A:B
 -- positions = all: which positions: all, last, last:N or A:B
@@ -9,9 +9,9 @@
 -- needs: rank
 SELECT asked.split, id, position, input.token AS input, tap, layer, rank, named.token, logprob
 FROM (
-    SELECT prompt, position, tap, layer, wanted AS token_id, list_position(ids, wanted) AS rank, logprobs[rank] AS logprob
-    FROM places, (SELECT unnest($token::UINTEGER[]) AS wanted)
-    WHERE list_position(ids, wanted) BETWEEN 1 AND $rank
+    SELECT prompt, position, tap, layer, token_id, list_position(ids, token_id) AS rank, logprobs[rank] AS logprob
+    FROM (SELECT prompt, position, tap, layer, ids, logprobs, unnest(wanted) AS token_id FROM places)
+    WHERE list_position(ids, token_id) BETWEEN 1 AND $rank
 ) AS found
 JOIN asked USING (prompt)
 LEFT JOIN tokens AS input ON input.token_id = token_ids[position + 1]

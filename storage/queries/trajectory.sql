@@ -1,23 +1,23 @@
 -- A token, or a set of tokens taken as one, by layer and tap: how often it is among the k best, its rank and its probability.
--- token: the tokens, by text or as id:N
+-- token: the tokens, by text, as id:N, or as field:NAME as --track named it
 -- tap = resid_post: which tap, or all
 -- layers = all: which layers, as N or A:B
 -- positions = all: which positions: all, last, last:N or A:B
 -- by = none: metadata key to split by
 WITH told AS (  -- prompts, which say what was tracked, are joined only where something was
-    SELECT split, tap, layer, ids, logprobs, NULL::UINTEGER[] AS tracked, NULL::UINTEGER[] AS tracked_rank, NULL::FLOAT[] AS tracked_logprob
+    SELECT split, tap, layer, ids, logprobs, wanted, NULL::UINTEGER[] AS tracked, NULL::UINTEGER[] AS tracked_rank, NULL::FLOAT[] AS tracked_logprob
     FROM places
     WHERE tracked_rank IS NULL
     UNION ALL
-    SELECT split, tap, layer, ids, logprobs, tracked, tracked_rank, tracked_logprob
+    SELECT split, tap, layer, ids, logprobs, wanted, tracked, tracked_rank, tracked_logprob
     FROM places
     JOIN (SELECT prompt, tracked FROM asked) USING (prompt)
     WHERE tracked_rank IS NOT NULL
 ),
 followed AS (
     SELECT
-        *, tracked IS NOT NULL AND tracked_logprob IS NOT NULL AND list_has_all(tracked, $token::UINTEGER[]) AS exact,
-        [nullif(list_position(CASE WHEN exact THEN tracked ELSE ids END, wanted), 0) FOR wanted IN $token::UINTEGER[]] AS found
+        *, tracked IS NOT NULL AND tracked_logprob IS NOT NULL AND list_has_all(tracked, wanted) AS exact,
+        [nullif(list_position(CASE WHEN exact THEN tracked ELSE ids END, one), 0) FOR one IN wanted] AS found
     FROM told
 ),
 ranked AS (

@@ -66,6 +66,47 @@ def test_each_prompt_has_its_own_tracked_tokens(run: Run) -> None:
     assert "field:right: 'nobody': no single token of this model" in failures["p6"].message
 
 
+@pytest.mark.parametrize(("names", "numbers"), [("field:wrong", [2]), (["field:wrong", "id:7"], [2, 1])])
+def test_trajectory_of_a_token_of_each_prompt(run: Run, names: str | list[str], numbers: list[int]) -> None:
+    """--token field:NAME is what was tracked of each prompt, exact at every place; beside others it is one of a set."""
+    wanted: dict[int, list[tuple[int, float]]] = {}
+    for record in records(run):
+        lens = record.taps["resid_post"]
+        ranks, logprobs = (lens.stats[name][..., numbers] for name in ("tracked_rank", "tracked_logprob"))
+        for at, layer in enumerate(lens.layers):
+            both = zip(ranks[at].min(axis=1), np.log(np.exp(logprobs[at].astype(np.float64)).sum(axis=1)), strict=True)
+            wanted.setdefault(layer, []).extend((int(rank), float(logprob)) for rank, logprob in both)
+    rows = run.query("trajectory", token=names).rows()
+    assert [row["layer"] for row in rows] == sorted(wanted)
+    for row in rows:
+        of_layer = sorted(rank for rank, _ in wanted[row["layer"]])
+        assert row["exact"]
+        assert row["places"] == len(of_layer)
+        assert row["median_rank"] == of_layer[(len(of_layer) - 1) // 2]
+        assert row["share"] == pytest.approx(sum(rank <= 3 for rank in of_layer) / len(of_layer))
+        assert row["logprob"] == pytest.approx(np.mean([logprob for _, logprob in wanted[row["layer"]]]), abs=1 / 32)
+
+
+def test_places_of_a_token_of_each_prompt(run: Run) -> None:
+    """Every place at which the prompt's own token is among the best."""
+    wanted = [
+        (record.id, record.positions[place], layer, WORDS[record.tracked[2]])
+        for record in records(run)
+        for at, layer in enumerate(record.taps["resid_post"].layers)
+        for place, ids in enumerate(record.taps["resid_post"].ids[at].tolist())
+        if record.tracked[2] in ids
+    ]
+    rows = run.query("token", token="field:wrong", rank=3).rows()
+    assert wanted
+    assert sorted((row["id"], row["position"], row["layer"], row["token"]) for row in rows) == sorted(wanted)
+
+
+def test_a_field_that_was_not_tracked(run: Run) -> None:
+    """A prompt's field is known to a query only where --track named it."""
+    with pytest.raises(UsageError, match="--token 'field:other': not a tracked token of run 'demo'; it tracks 'field:right', 'id:7'"):
+        run.query("trajectory", token="field:other").rows()
+
+
 def terms(run: Run, number: int, minus: int | None = None) -> dict[tuple[str, int], list[float]]:
     found: dict[tuple[str, int], list[float]] = {}
     for record in records(run):

@@ -385,7 +385,9 @@ def test_headers_say_what_statements_take(name: str) -> None:
     assert options <= set(OPTIONS)
     assert set(found.needs) <= set(NEEDS)
     used = set(re.findall(r"\$(\w+)", found.sql))
-    assert options - set(CHOOSING) == used - set(CHOOSING)
+    chosen = {*CHOOSING, "token"}
+    assert options - chosen == used - chosen
+    assert ("token" in options) == ("wanted" in found.sql)
     assert used <= set(OPTIONS)
 
 
