@@ -15,7 +15,12 @@ from raylens.storage.errors import UsageError
 @click.argument("name", metavar="[NAME]", required=False)
 @store_option
 @click.option("--list", "only_list", is_flag=True, help="List the queries, and what each takes.")
-@click.option("--token", multiple=True, metavar="TOKEN", help="Text such as ' Paris', id:N, or field:NAME as it was tracked; several are a set.")
+@click.option(
+    "--token",
+    multiple=True,
+    metavar="TOKEN",
+    help="Text such as ' Paris', id:N, or field:NAME as it was tracked; several are a set.",
+)
 @click.option("--to", metavar="TOKEN", help="Tracked token whose logit is taken apart.")
 @click.option("--minus", metavar="TOKEN", help="Tracked token whose attribution is taken off.")
 @click.option("--tap", help="One tap, or all.")

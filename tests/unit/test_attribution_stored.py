@@ -103,7 +103,9 @@ def test_places_of_a_token_of_each_prompt(run: Run) -> None:
 
 def test_a_field_that_was_not_tracked(run: Run) -> None:
     """A prompt's field is known to a query only where --track named it."""
-    with pytest.raises(UsageError, match="--token 'field:other': not a tracked token of run 'demo'; it tracks 'field:right', 'id:7'"):
+    with pytest.raises(
+        UsageError, match="--token 'field:other': not a tracked token of run 'demo'; it tracks 'field:right', 'id:7'"
+    ):
         run.query("trajectory", token="field:other").rows()
 
 
