@@ -6,8 +6,8 @@
     -- needs: what the run must have, of NEEDS in storage/selection.py
 
 In the statement ``places`` are the rows of ``lens`` that --tap, --layers and --positions leave, ``asked`` the prompts with the
-positions asked for, and ``split`` is the value of the metadata key of --by. With --token each of the places has ``wanted``, the ids
-that are looked for in its prompt. Other options are parameters: ``$rank``.
+positions asked for, and ``split`` is the value of the metadata key of --by. With --token each of the places has ``wanted``, the
+ids that are looked for in its prompt. Other options are parameters: ``$rank``.
 """
 
 import re

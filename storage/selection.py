@@ -145,11 +145,14 @@ def _define_places(database: Database, query: NamedQuery, has: Lensed, run: Run,
     joined = values.get("by") is not None or values.get("positions", (0, _END)) != (0, _END) or bool(wanted and wanted.tracked)
     if joined:
         conditions.append("position BETWEEN lowest AND highest")
-    final = "" if has.final else " REPLACE (NULL::USMALLINT AS final_rank)"
+    columns = ["lens.*" if has.final else "lens.* REPLACE (NULL::USMALLINT AS final_rank)"]
+    columns.append("split" if joined else "NULL::VARCHAR AS split")
+    if wanted:
+        columns.append(f"{wanted.sql} AS wanted")
     database.define(
         "places",
-        f"SELECT lens.*{final}, {'split' if joined else 'NULL::VARCHAR AS split'}"  # noqa: S608  numbers and literals
-        f"{f', {wanted.sql} AS wanted' if wanted else ''} FROM lens {'JOIN asked USING (prompt) ' if joined else ''}{'WHERE ' if conditions else ''}{' AND '.join(conditions)}",
+        f"SELECT {', '.join(columns)} FROM lens {'JOIN asked USING (prompt) ' if joined else ''}"  # noqa: S608  numbers and literals
+        f"{'WHERE ' if conditions else ''}{' AND '.join(conditions)}",
     )
 
 
