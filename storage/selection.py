@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from raylens.storage.database import Database
@@ -11,7 +12,7 @@ from raylens.storage.named_queries import NamedQuery
 from raylens.storage.store import Run
 from raylens.storage.table_files import text_literal
 from raylens.storage.taps import parse_taps, tap_order
-from raylens.storage.token_names import token_ids
+from raylens.storage.wanted import tracked_number, wanted
 
 #: Beyond every layer and position.
 _END = 1 << 31
@@ -19,7 +20,6 @@ _SPAN = re.compile(r"([0-9]{0,9}):([0-9]{0,9})")
 _PLAIN = re.compile(r"[0-9]{1,9}")
 #: Options that choose places; the others but --token, whose places say what is wanted, are parameters of the statement.
 CHOOSING = ("tap", "layers", "positions", "by")
-_FIELD = "field:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +43,6 @@ class Lensed:
     def final(self) -> bool:
         """Whether the model's last block was lensed, so that its prediction is known."""
         return self.taps.get("resid_post", [-1])[-1] == self.layers - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """The tokens that --token names: the same in all prompts, or each prompt's own.
-
-    Attributes:
-        ids: of those that are the same.
-        tracked: which of the tracked tokens, from 1, the others are.
-    """
-
-    ids: list[int]
-    tracked: list[int]
-
-    @property
-    def sql(self) -> str:
-        """Their list, each once, for a prompt's row of ``asked``."""
-        own = ", ".join(f"tracked[{number}]" for number in self.tracked)
-        return f"list_distinct(list_concat({self.ids}::UINTEGER[], [{own}]))" if own else f"{self.ids}::UINTEGER[]"
 
 
 def lensed(run: Run, database: Database) -> Lensed:
@@ -140,15 +121,15 @@ def _define_places(database: Database, query: NamedQuery, has: Lensed, run: Run,
         raise UsageError(f"--layers {first}:{end if end < _END else ''}: none of them was lensed in run {run.name!r}")
     if (first, end) != (0, _END):
         conditions.append(f"layer >= {first} AND layer < {end}")
-    wanted = values.get("token")
+    tokens = values.get("token")
     # The join is left out where it changes nothing, because it is of every place.
-    joined = values.get("by") is not None or values.get("positions", (0, _END)) != (0, _END) or bool(wanted and wanted.tracked)
+    joined = values.get("by") is not None or values.get("positions", (0, _END)) != (0, _END) or bool(tokens and tokens.own)
     if joined:
         conditions.append("position BETWEEN lowest AND highest")
     columns = ["lens.*" if has.final else "lens.* REPLACE (NULL::USMALLINT AS final_rank)"]
     columns.append("split" if joined else "NULL::VARCHAR AS split")
-    if wanted:
-        columns.append(f"{wanted.sql} AS wanted")
+    if tokens:
+        columns.append(f"{tokens.sql} AS wanted")
     database.define(
         "places",
         f"SELECT {', '.join(columns)} FROM lens {'JOIN asked USING (prompt) ' if joined else ''}"  # noqa: S608  numbers and literals
@@ -242,36 +223,11 @@ def _count(option: str) -> Callable[[Any, Run], int]:
     return read
 
 
-def _tracked(option: str) -> Callable[[Any, Run], int]:
-    """The number, from 1, of a tracked token, by the name that the run was given for it or by another."""
-
-    def read(value: Any, run: Run) -> int:
-        names = list(dict.fromkeys(run.manifest.identity.get("lens", {}).get("track", ())))
-        if value in names:
-            return names.index(value) + 1
-        wanted = [] if not isinstance(value, int | str) or str(value).startswith(_FIELD) else token_ids(value, run.vocabulary)
-        for number, name in enumerate(names, start=1):
-            if not name.startswith(_FIELD) and token_ids(name, run.vocabulary) == wanted:
-                return number
-        has = f"it tracks {', '.join(map(repr, names))}" if names else "it tracks none"
-        raise UsageError(f"--{option} {value!r}: not a tracked token of run {run.name!r}; {has}")
-
-    return read
-
-
-def _wanted(value: Any, run: Run) -> Wanted:
-    each = list(value) if isinstance(value, list | tuple) else [value]
-    own = [name for name in each if str(name).startswith(_FIELD)]
-    same = [name for name in each if name not in own]
-    ids = token_ids(same, run.vocabulary) if same or not own else []
-    return Wanted(ids, [_tracked("token")(name, run) for name in own])
-
-
 #: Option -> what its value means.
 _READ: dict[str, Callable[[Any, Run], Any]] = {
-    "token": _wanted,
-    "to": _tracked("to"),
-    "minus": _tracked("minus"),
+    "token": wanted,
+    "to": partial(tracked_number, "to"),
+    "minus": partial(tracked_number, "minus"),
     "tap": _tap,
     "layers": lambda value, _: _span("layers", value),
     "positions": _positions,

@@ -1,6 +1,6 @@
 """Tokens by name: the exact bytes of a text, or ``id:`` and a number."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from raylens.storage.errors import UsageError
@@ -11,19 +11,12 @@ _ID = "id:"
 _SUGGESTED = 6
 
 
-def token_ids(names: str | int | Sequence[str | int], vocabulary: Vocabulary) -> list[int]:
-    """The ids, each once, in the order given. A text that several ids have the bytes of is all of them.
+def token_ids(name: Any, vocabulary: Vocabulary) -> list[int]:
+    """The ids of the name. A text that several ids have the bytes of is all of them.
 
     Raises:
         UsageError: a text that no single token is, with tokens near it; an id outside the vocabulary.
     """
-    each = list(names) if isinstance(names, list | tuple) else [names]
-    if not each:
-        raise UsageError("--token: name at least one token, by its text or as id:N")
-    return list(dict.fromkeys(number for name in each for number in _ids(name, vocabulary)))
-
-
-def _ids(name: Any, vocabulary: Vocabulary) -> list[int]:
     number = str(name).removeprefix(_ID)
     if (isinstance(name, int) or number != name) and number.isascii() and number.isdigit():
         if int(number) >= len(vocabulary):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,12 @@ def write_run(
     name: str = "demo",
     prompts: int = 7,
     lens_seed: int | None = None,
+    track: Sequence[str] = (),
     **changes: Any,
 ) -> Run:
-    """A run of two commits with odd ids and metadata, and failures; ``lens_seed`` gives the same tokens another lens."""
-    folder, _ = make_run(store, prompts + 2, name=name)
+    """A run of two commits with odd ids and metadata, and failures; ``lens_seed`` gives the same tokens another lens, and
+    ``track`` says what its two tracked tokens were named."""
+    folder, _ = make_run(store, prompts + 2, name=name, **({"identity": {"lens": {"track": list(track)}}} if track else {}))
     settings: dict[str, Any] = {
         "layers": tuple(range(layers)),
         "taps": ALL_TAPS,

@@ -1,6 +1,5 @@
 """``raylens plot``."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from raylens.storage.plots import FORMATS, KINDS, write
 if TYPE_CHECKING:
     from raylens.storage.plots.request import Request
     from raylens.storage.store import Run
+    from raylens.storage.wanted import Wanted
 
 
 @click.command("plot")
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     "--token",
     "tokens",
     multiple=True,
-    metavar="TEXT|id:N",
+    metavar="TEXT|id:N|field:NAME",
     help="Token that a trajectory follows, may be repeated; whose rank, prob or logprob colours a grid; whose logit, less "
     "that of a second, an attribution takes apart.",
 )
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object that names the picture, or with --pages the pictures.")
 def command(address: str, store: str, every: bool, output: str, as_json: bool, **options: Any) -> None:
     """Draw one prompt of a run, all of them, or the run as a whole, from the store alone."""
-    from raylens.storage.plots.request import positions_of
+    from raylens.storage.plots.request import for_record
 
     run, prompt = open_run(store, address)
     kind = options["kind"]
@@ -86,16 +86,15 @@ def command(address: str, store: str, every: bool, output: str, as_json: bool, *
         _refuse(options, ("important", "threshold"), f"--kind {kind}")
     else:
         _refuse(options, ("tokens",), "--kind rank")
-    request = _request(run, options)
+    request, tokens = _request(run, options), _tokens(run, options)
     if every:
         if prompt is not None:
             raise UsageError(f"--all draws every record of a run; {address!r} names a prompt: give the run alone")
-        _plot_all(run, request, output, as_json, options)
+        _plot_all(run, request, tokens, output, as_json, options)
         return
     _refuse(options, ("suffix",), "one prompt, whose --output ends in .png, .svg or .pdf")
     _, record = open_record(store, address)
-    if options["positions"] is not None:
-        request = replace(request, positions=positions_of(record, options["positions"]))
+    request = for_record(request, record, options["positions"], tokens)
     paths = write(record, kind, output, request, vocabulary=run.vocabulary, font=options["font"])
     if as_json:
         files = {"files": [str(path) for path in paths]} if options["pages"] else {"file": str(paths[0])}
@@ -118,18 +117,22 @@ _NAMES = {
 
 def _request(run: "Run", options: dict[str, Any]) -> "Request":
     from raylens.storage.plots.request import Request
-    from raylens.storage.token_names import token_ids
 
     return Request(
         model=run.manifest.title,
         stat=options["stat"],
         tap=options["tap"],
         layer_step=options["layer_step"] or 1,
-        tokens=token_ids(options["tokens"], run.vocabulary) if options["tokens"] else None,
         important=options["important"],
         threshold=options["threshold"],
         pages=options["pages"],
     )
+
+
+def _tokens(run: "Run", options: dict[str, Any]) -> "Wanted | None":
+    from raylens.storage.wanted import wanted
+
+    return wanted(options["tokens"], run) if options["tokens"] else None
 
 
 def _refuse(options: dict[str, Any], names: tuple[str, ...], what: str) -> None:
@@ -150,10 +153,12 @@ def _plot_run(run: "Run", store: str, output: str, as_json: bool, options: dict[
     click.echo(orjson.dumps({"file": str(path), "kind": kind, "run": run.name}) if as_json else path)
 
 
-def _plot_all(run: "Run", request: "Request", output: str, as_json: bool, options: dict[str, Any]) -> None:
+def _plot_all(
+    run: "Run", request: "Request", tokens: "Wanted | None", output: str, as_json: bool, options: dict[str, Any]
+) -> None:
     from raylens.storage.plots.many import Job, plot_all
 
-    job = Job(options["kind"], options["suffix"] or "png", request, Path(output), options["positions"], options["font"])
+    job = Job(options["kind"], options["suffix"] or "png", request, Path(output), options["positions"], tokens, options["font"])
     total = sum(entry.failure is None for entry in run.entries)
     count = sum(len(paths) for paths in with_bar(plot_all(run, job), "drawing", total))
     if as_json:

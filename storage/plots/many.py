@@ -4,16 +4,17 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from raylens.storage.cores import cores
 from raylens.storage.errors import UsageError
 from raylens.storage.layout import RunFolder
 from raylens.storage.plots import FORMATS, write
-from raylens.storage.plots.request import Request, positions_of
+from raylens.storage.plots.request import Request, for_record
 from raylens.storage.record import Record
 from raylens.storage.store import Run
+from raylens.storage.wanted import Wanted
 
 #: Prompts that a process is handed at a time: few, so that the bar moves and no process is left with the rest.
 CHUNK = 8
@@ -26,6 +27,7 @@ class Job:
     Attributes:
         kind, suffix, request, font: as of ``write``.
         positions: those to show, as on the command line, or None.
+        tokens: those to show, or None.
         folder: where pictures go, each named by its prompt's index: an id may be any text.
     """
 
@@ -34,6 +36,7 @@ class Job:
     request: Request
     folder: Path
     positions: str | None = None
+    tokens: Wanted | None = None
     font: str | None = None
 
 
@@ -78,6 +81,6 @@ def _begin(root: Path, job: Job, width: int) -> None:
 def _draw(prompt: str) -> list[Path]:
     record = _run[prompt]
     assert isinstance(record, Record)
-    request = _job.request if _job.positions is None else replace(_job.request, positions=positions_of(record, _job.positions))
+    request = for_record(_job.request, record, _job.positions, _job.tokens)
     path = _job.folder / f"{record.index:0{_width}}.{_job.suffix}"
     return write(record, _job.kind, path, request, vocabulary=_run.vocabulary, font=_job.font)

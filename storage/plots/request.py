@@ -11,6 +11,7 @@ from raylens.storage.labels import fit, text_label
 from raylens.storage.record import Record, TapLens
 from raylens.storage.taps import ALIASES, TAPS, is_head, tap_order
 from raylens.storage.vocabulary import Vocabulary
+from raylens.storage.wanted import Wanted
 
 _PROMPT_CELLS = 240  # of the prompt in a caption: its end, which is what the position has read last
 
@@ -188,6 +189,17 @@ def coverage(record: Record, shown: Sequence[int]) -> str:
     if record.truncated_from is not None:
         words.append(f"prompt cut from {record.truncated_from} to {read} tokens before the model read it")
     return "; ".join(words)
+
+
+def for_record(request: Request, record: Record, positions: str | None, tokens: Wanted | None) -> Request:
+    """The request with what is said of all records alike, of positions and tokens, put in this record's terms.
+
+    Raises:
+        UsageError: a position that it lacks.
+    """
+    if positions is not None:
+        request = replace(request, positions=positions_of(record, positions))
+    return request if tokens is None else replace(request, tokens=tokens.of(record))
 
 
 def positions_of(record: Record, text: str) -> list[int]:

@@ -28,7 +28,7 @@ View = Callable[..., Site]
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of the same nine prompts, two of which failed."""
     folder = tmp_path_factory.mktemp("store")
-    write_run(folder, name="first")
+    write_run(folder, name="first", track=("id:1", "field:own"))
     write_run(folder, name="second", lens_seed=5)
     return folder
 
@@ -134,6 +134,20 @@ def test_a_token_is_found_and_leads_to_its_place(site: Site, store: Path, open_p
     chosen = page.locator("td[aria-selected]").get_attribute("aria-label") or ""
     assert chosen.startswith(f"layer {found[1]['layer']}, position {found[1]['position']}")
     assert page.locator("#of").input_value() == "3"
+
+
+def test_a_token_of_each_prompt_is_found(site: Site, store: Path, open_page: Open) -> None:
+    """What was tracked by a field is found in each prompt; a link leads to the place."""
+    found = open_store(store)["first"].query("token", token="field:own", rank=3).rows()
+    page = open_page(site.url("/runs/first/tokens?token=field:own&rank=3"))
+    rows = page.locator("tbody tr")
+    assert found
+    expect(rows).to_have_count(len(found))
+    assert "each prompt's own token" in page.get_by_role("status").first.inner_text()
+    rows.first.locator("a").click()
+    page.wait_for_selector("html[data-ready]")
+    chosen = page.locator("td[aria-selected]").get_attribute("aria-label") or ""
+    assert chosen.startswith(f"layer {found[0]['layer']}, position {found[0]['position']}")
 
 
 def test_a_token_that_is_none_is_answered_with_near_ones(site: Site, open_page: Open) -> None:

@@ -101,6 +101,20 @@ def test_places_of_a_token_of_each_prompt(run: Run) -> None:
     assert sorted((row["id"], row["position"], row["layer"], row["token"]) for row in rows) == sorted(wanted)
 
 
+def test_pictures_of_a_token_of_each_prompt(run: Run, tmp_path: Path) -> None:
+    """One command draws each prompt's own tokens, as if they had been named prompt by prompt, in the order given."""
+    store = ["--store", str(run.folder.root.parents[1])]
+    both = ["--token", "id:7", "--token", "field:wrong"]
+    for kind in ("trajectory", "attribution"):
+        all_drawn = raylens_command("plot", "demo", "--kind", kind, "--all", *both, "-o", str(tmp_path / kind), *store)
+        assert all_drawn.returncode == 0, all_drawn.stderr
+        assert [path.name for path in sorted((tmp_path / kind).iterdir())] == [f"{n}.png" for n in range(5)]
+        record = records(run)[2]
+        request = Request(run.manifest.title, tokens=[7, record.tracked[2]])
+        (picture,) = render(record, kind, "png", request, vocabulary=run.vocabulary)
+        assert (tmp_path / kind / "2.png").read_bytes() == picture
+
+
 def test_a_field_that_was_not_tracked(run: Run) -> None:
     """A prompt's field is known to a query only where --track named it."""
     with pytest.raises(

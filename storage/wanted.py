@@ -1,0 +1,79 @@
+"""The tokens that a question is about: the same in all prompts, or in each the one that was tracked of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raylens.storage.errors import UsageError
+from raylens.storage.record import Record
+from raylens.storage.store import Run
+from raylens.storage.token_names import token_ids
+
+_FIELD = "field:"
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """The token of each prompt that is the ``number``-th of its tracked ones, from 1."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Tokens in the order in which they were named.
+
+    Attributes:
+        tokens: an id, which is the same in all prompts, or what each prompt has of its own.
+    """
+
+    tokens: tuple[int | Own, ...]
+
+    @property
+    def own(self) -> bool:
+        """Whether prompts differ in them."""
+        return any(isinstance(token, Own) for token in self.tokens)
+
+    def of(self, record: Record) -> list[int]:
+        """Their ids in a prompt, each once."""
+        ids = (record.tracked[token.number - 1] if isinstance(token, Own) else token for token in self.tokens)
+        return list(dict.fromkeys(ids))
+
+    @property
+    def sql(self) -> str:
+        """Their ids in a row that has the prompt's ``tracked``, each once, as a list."""
+        ids = ", ".join(f"tracked[{token.number}]" if isinstance(token, Own) else str(token) for token in self.tokens)
+        return f"list_distinct([{ids}]::UINTEGER[])" if self.own else f"[{ids}]::UINTEGER[]"
+
+
+def wanted(names: str | int | Sequence[str | int], run: Run) -> Wanted:
+    """The tokens by text, as ``id:N``, or as ``field:NAME`` where the run tracked that field.
+
+    Raises:
+        UsageError: no token, several, or a field that was not tracked.
+    """
+    each = list(names) if isinstance(names, list | tuple) else [names]
+    if not each:
+        raise UsageError("--token: name at least one token, by its text or as id:N")
+    tokens: list[int | Own] = []
+    for name in each:
+        own = isinstance(name, str) and name.startswith(_FIELD)
+        tokens += [Own(tracked_number("token", name, run))] if own else token_ids(name, run.vocabulary)
+    return Wanted(tuple(dict.fromkeys(tokens)))
+
+
+def tracked_number(option: str, value: Any, run: Run) -> int:
+    """Which of the tracked tokens it is, from 1, by the name that the run was given for it or by another.
+
+    Raises:
+        UsageError: none of them.
+    """
+    names = list(dict.fromkeys(run.manifest.identity.get("lens", {}).get("track", ())))
+    if value in names:
+        return names.index(value) + 1
+    ids = [] if not isinstance(value, int | str) or str(value).startswith(_FIELD) else token_ids(value, run.vocabulary)
+    for number, name in enumerate(names, start=1):
+        if not name.startswith(_FIELD) and token_ids(name, run.vocabulary) == ids:
+            return number
+    has = f"it tracks {', '.join(map(repr, names))}" if names else "it tracks none"
+    raise UsageError(f"--{option} {value!r}: not a tracked token of run {run.name!r}; {has}")
