@@ -4,6 +4,7 @@ import atexit
 import gc
 import importlib
 import pkgutil
+import sys
 from typing import Any
 
 import click
@@ -79,5 +80,14 @@ def group() -> None:
 
 def main() -> None:
     """Entry point of the ``raylens`` command."""
-    atexit.register(gc.freeze)  # or Python looks for garbage among all objects of torch once more when it ends: a second or two
+    atexit.register(_spare_torch)
     group()
+
+
+def _spare_torch() -> None:
+    """At the end Python looks for garbage once more, among the objects of torch for a second or two: they are left out.
+
+    Not where DuckDB was used, whose bindings print a page about each object that is left.
+    """
+    if "torch" in sys.modules and "_duckdb" not in sys.modules:
+        gc.freeze()

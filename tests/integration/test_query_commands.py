@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -49,6 +50,19 @@ def test_one_result_in_every_form(store: Path, tmp_path: Path, question: tuple[s
     shown = ask(store, *question).splitlines()
     assert shown[0].split() == names
     assert len(shown) == 1 + min(len(rows), 500)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [*QUESTIONS, ("runs",), ("show", "one"), ("status",), ("compact", "one"),
+     ("plot", "one", "--kind", "aggregate", "-o", "aggregate.png")],
+    ids=lambda arguments: arguments[0] + "-" + arguments[-1][:12],
+)  # fmt: skip
+def test_a_process_of_its_own_says_no_more_than_its_answer(store: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Whatever a process does when it ends, stderr stays empty."""
+    shutil.copytree(store, tmp_path / "raylens-store")
+    done = raylens_command(*arguments, env={}, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_long_table_is_cut_and_says_so(store: Path) -> None:
