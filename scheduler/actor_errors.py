@@ -18,4 +18,4 @@ def cause(error: RayTaskError) -> RaylensError:
 def reason(error: BaseException) -> str:
     """The line of Ray's long message that says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if "low on memory" in line or "OOM" in line), lines[-1])[:200]
+    return next((line.partition(". ")[0] for line in lines if "low on memory" in line or "OOM" in line), lines[-1])[:200]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from raylens.scheduler.actor_errors import cause, reason
 from raylens.scheduler.cluster import Share
@@ -89,5 +89,5 @@ class Fitters:
             return ray.get(answer)
         except RayTaskError as error:
             raise cause(error) from None
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:  # the second where Ray itself ended it, to save its node
             raise ClusterError(f"an actor died ({reason(error)}); is there memory for the model? Try fewer --actors") from None

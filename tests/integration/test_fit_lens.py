@@ -108,6 +108,16 @@ def test_refused_before_anything_starts(place: Path, output: str, arguments: tup
     assert sorted(path.name for path in place.iterdir()) == before
 
 
+def test_a_node_short_of_memory(place: Path) -> None:
+    """An actor that Ray ends to save its node is told in one line with a remedy."""
+    arguments = ("fit-lens", "c.jsonl", "-m", "m", "--column", "words", "-o", "short", *SIZES)
+    done = raylens_command(*arguments, cwd=place, env={"RAY_memory_usage_threshold": "0.001"})
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: an actor died (")
+    assert done.stderr.endswith("running low on memory); is there memory for the model? Try fewer --actors\n")
+    assert not (place / "short").exists()
+
+
 def test_ctrl_c_leaves_nothing(place: Path) -> None:
     """While it is training: exit code 130, and neither the folder nor what was to become it."""
     before = {path.name for path in place.iterdir()}
