@@ -59,8 +59,11 @@ class Adapter:
 
 
 @torch.inference_mode()
-def adapt(model: Any) -> Adapter:
+def adapt(model: Any, k: int = 10) -> Adapter:
     """Find and measure what the lens needs.
+
+    Args:
+        k: tokens of a place that will be kept.
 
     Raises:
         ModelError: the lens of the last block cannot be made equal to the model's logits, or batches not to single prompts.
@@ -73,7 +76,7 @@ def adapt(model: Any) -> Adapter:
     projection.try_faster(last)
     lens["path"] = projection.path
     if device_of(projection.head, torch.device("cpu")).type == "cuda":
-        lens |= {"kernel": try_fused(projection, last), "path": projection.path}
+        lens |= {"kernel": try_fused(projection, last, k), "path": projection.path}
     found = [measure_block(block, probe, model.config) for block, probe in zip(stack, probes, strict=True)]
     refused = _refusals(found)
     sites = [{**block.sites, "resid_post": Site(module, "")} for block, module in zip(found, stack, strict=True)]

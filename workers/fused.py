@@ -11,10 +11,11 @@ from torch import Tensor
 from raylens.workers.asked import Asked, Final
 from raylens.workers.blocks import device_of
 from raylens.workers.projection import Projection
+from raylens.workers.running import MOST_FUSED
 from raylens.workers.tolerances import of_logits
 from raylens.workers.topk import Readout
 
-#: Rows and tokens kept of the trial.
+#: Rows of the trial, and the fewest tokens kept.
 ROWS, K = 1024, 10
 #: Rows of the trial of which all there is is asked.
 ASKED = 64
@@ -22,23 +23,25 @@ ASKED = 64
 ALLOWED = 2e-4
 
 
-def try_fused(projection: Projection, rows: Tensor) -> str:
+def try_fused(projection: Projection, rows: Tensor, k: int = K) -> str:
     """Let the projection use the kernel if it is right and faster; what was found, for the certificate.
 
     Args:
         projection: of the model, which reads by block until now.
         rows: [N, D] hidden rows of the model.
+        k: tokens that will be kept: longer lists are another kernel, which may not fit a device that the one of shorter fits.
     """
+    k = max(k, K) if k <= MOST_FUSED else K
     if projection.unembedding is None:
         return "not used: the head is no plain linear layer"
     many = rows.repeat(-(-ROWS // len(rows)), 1)[:ROWS].to(device_of(projection.head, rows.device))  # as in a run
-    expected, by_block = _timed(projection, many)
+    expected, by_block = _timed(projection, many, k)
     asked = _question(expected, many[:ASKED])
-    answers = projection.read(many[:ASKED], K, asked)
+    answers = projection.read(many[:ASKED], k, asked)
     projection.fused = True
     try:
-        found, fused = _timed(projection, many)
-        found_answers = projection.read(many[:ASKED], K, asked)
+        found, fused = _timed(projection, many, k)
+        found_answers = projection.read(many[:ASKED], k, asked)
     except Exception as failure:  # noqa: BLE001  a compiler may raise anything; the other path is there
         projection.fused = False
         return f"the Triton kernel does not run here: {type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
@@ -75,12 +78,12 @@ def _question(read: Readout, rows: Tensor) -> Asked:
     return Asked(targets, torch.arange(len(rows)), Final(*(number.roll(-1, 0) for number in numbers)))
 
 
-def _timed(projection: Projection, rows: Tensor) -> tuple[Readout, float]:
+def _timed(projection: Projection, rows: Tensor, k: int) -> tuple[Readout, float]:
     """A read-out, and the seconds of a second one, when everything is compiled."""
-    read = projection.read(rows, K)
+    read = projection.read(rows, k)
     _wait(projection)
     began = time.perf_counter()
-    projection.read(rows, K)
+    projection.read(rows, k)
     _wait(projection)
     return read, time.perf_counter() - began
 

@@ -47,7 +47,7 @@ class Worker:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._model, tokenizer = load_model(settings.model)
-        adapter = adapt(self._model)
+        adapter = adapt(self._model, settings.lens.top_k)
         if settings.lens.logprobs == "float32":  # running sums are within 2e-4, and each tap read by itself within 1e-4
             adapter = replace(adapter, walk=None)
         source = parse_lens(settings.lens.lens)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -465,9 +466,9 @@ def test_kernel_is_measured_when_a_model_loads(name: str, monkeypatch: pytest.Mo
         assert projection.path.startswith("float32 product by vocabulary block")
 
 
-def by_clock(projection: Projection, rows: Tensor) -> tuple[Readout, float]:
+def by_clock(projection: Projection, rows: Tensor, k: int) -> tuple[Readout, float]:
     """As a trial where the kernel is the faster way, which the interpreter is not."""
-    return projection.read(rows, fused.K), 1.0 if projection.fused else 2.0
+    return projection.read(rows, k), 1.0 if projection.fused else 2.0
 
 
 def test_kernel_that_is_right_and_faster_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,6 +508,23 @@ def test_kernel_that_is_wrong_is_not_used(spoil: Callable[[Readout], Readout], m
     monkeypatch.setattr(triton_readout, "readout", lambda rows, **options: spoil(readout(rows, **options)))
     try_fused(projection, rows)
     assert not projection.fused
+
+
+@pytest.mark.parametrize(("k", "used"), [(1, True), (10, True), (50, False), (MOST_FUSED + 1, True)])
+def test_kernel_is_tried_with_the_tokens_that_will_be_kept(k: int, used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is right for short lists only, it is not used for long ones; more than it can keep are never read by it."""
+    monkeypatch.setattr(fused, "_timed", by_clock)
+    monkeypatch.setattr(fused, "ROWS", 48)
+    projection, rows = projection_of("llama")
+
+    def short(rows: Tensor, k: int, **options: Any) -> Readout:
+        if k > 16:
+            raise RuntimeError("out of resource: shared memory")
+        return readout(rows, k=k, **options)
+
+    monkeypatch.setattr(triton_readout, "readout", short)
+    said = try_fused(projection, rows, k)
+    assert projection.fused == used, said
 
 
 def test_kernel_that_breaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
