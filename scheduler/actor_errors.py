@@ -16,6 +16,7 @@ def cause(error: RayTaskError) -> RaylensError:
 
 
 def reason(error: BaseException) -> str:
-    """The line of Ray's long message that says why."""
+    """The line of Ray's long message that says why; of a node short of memory its first sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line.partition(". ")[0] for line in lines if "low on memory" in line or "OOM" in line), lines[-1])[:200]
+    short = [line.partition(". ")[0].rstrip(".") for line in lines if "low on memory" in line]
+    return (short or [line for line in lines if "OOM" in line] or lines[-1:])[0][:200]

@@ -123,9 +123,10 @@ def _define_places(database: Database, query: NamedQuery, has: Lensed, run: Run,
         conditions.append(f"layer >= {first} AND layer < {end}")
     tokens = values.get("token")
     # The join is left out where it changes nothing, because it is of every place.
-    joined = values.get("by") is not None or values.get("positions", (0, _END)) != (0, _END) or bool(tokens and tokens.own)
+    tracked = tokens.least if tokens else 0
+    joined = values.get("by") is not None or values.get("positions", (0, _END)) != (0, _END) or tracked > 0
     if joined:
-        conditions.append("position BETWEEN lowest AND highest")
+        conditions += ["position BETWEEN lowest AND highest", f"len(tracked) >= {tracked}"]
     columns = ["lens.*" if has.final else "lens.* REPLACE (NULL::USMALLINT AS final_rank)"]
     columns.append("split" if joined else "NULL::VARCHAR AS split")
     if tokens:

@@ -30,20 +30,25 @@ class Wanted:
     tokens: tuple[int | Own, ...]
 
     @property
-    def own(self) -> bool:
-        """Whether prompts differ in them."""
-        return any(isinstance(token, Own) for token in self.tokens)
+    def least(self) -> int:
+        """How many tracked tokens a prompt must have."""
+        return max((token.number for token in self.tokens if isinstance(token, Own)), default=0)
 
     def of(self, record: Record) -> list[int]:
-        """Their ids in a prompt, each once."""
-        ids = (record.tracked[token.number - 1] if isinstance(token, Own) else token for token in self.tokens)
-        return list(dict.fromkeys(ids))
+        """Their ids in a prompt, in order; two may be the same there.
+
+        Raises:
+            UsageError: the record has fewer tracked tokens than its run.
+        """
+        if len(record.tracked) < self.least:
+            raise UsageError(f"prompt {record.id!r} has only {len(record.tracked)} of the tracked tokens of its run")
+        return [record.tracked[token.number - 1] if isinstance(token, Own) else token for token in self.tokens]
 
     @property
     def sql(self) -> str:
         """Their ids in a row that has the prompt's ``tracked``, each once, as a list."""
         ids = ", ".join(f"tracked[{token.number}]" if isinstance(token, Own) else str(token) for token in self.tokens)
-        return f"list_distinct([{ids}]::UINTEGER[])" if self.own else f"[{ids}]::UINTEGER[]"
+        return f"list_distinct([{ids}]::UINTEGER[])" if self.least else f"[{ids}]::UINTEGER[]"
 
 
 def wanted(names: str | int | Sequence[str | int], run: Run) -> Wanted:

@@ -53,7 +53,7 @@ def trajectories(record: Record, vocabulary: Vocabulary, request: Request) -> Tr
     position = request.chosen_position(record, "the trajectory picture")
     column = record.positions.index(position)
     lens = record.taps[tap]
-    tokens = request.tokens if request.tokens is not None else [int(token) for token in _best(record, column)[:MOST]]
+    tokens = list(dict.fromkeys(_best(record, column)[:MOST] if request.tokens is None else request.tokens))
     if not 1 <= len(tokens) <= LIMIT:
         raise UsageError(f"{len(tokens)} tokens chosen: a trajectory picture shows 1 to {LIMIT}")
     chosen = request.chosen_layers(lens)

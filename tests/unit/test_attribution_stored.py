@@ -14,13 +14,15 @@ from raylens.storage.errors import UsageError
 from raylens.storage.payload import decode_payload, encode_payload
 from raylens.storage.plots import render
 from raylens.storage.plots.attribution import attribution
-from raylens.storage.plots.request import Request
+from raylens.storage.plots.request import Request, for_record
+from raylens.storage.plots.trajectory import trajectories
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.record_view import heads_table, table
 from raylens.storage.store import Run, open_store
 from raylens.storage.tables import LATER, LENS, About, by_tap, write_table
 from raylens.storage.verify import examine
 from raylens.storage.vocabulary import write_vocabulary
+from raylens.storage.wanted import wanted
 from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.worker import Worker
 from tests.builders import commit_outcomes, make_record, make_run
@@ -113,6 +115,28 @@ def test_pictures_of_a_token_of_each_prompt(run: Run, tmp_path: Path) -> None:
         request = Request(run.manifest.title, tokens=[7, record.tracked[2]])
         (picture,) = render(record, kind, "png", request, vocabulary=run.vocabulary)
         assert (tmp_path / kind / "2.png").read_bytes() == picture
+
+
+def test_a_pair_that_is_one_token_in_some_prompt(run: Run) -> None:
+    """Its lead over itself is nothing, as the query has it; a trajectory follows it once."""
+    record = records(run)[2]
+    both = for_record(Request("m"), record, None, wanted(["field:wrong", "field:right"], run))
+    assert both.tokens == [2, 2]
+    picture = attribution(record, run.vocabulary, both)
+    assert not np.nan_to_num(picture.values).any()
+    assert trajectories(record, run.vocabulary, both).names == (WORDS[2],)
+
+
+def test_a_record_with_fewer_tracked_tokens_than_its_run(tmp_path: Path) -> None:
+    """A frame may say what it likes: a picture of it is refused, and no query counts it among the exact ones."""
+    folder, _ = make_run(tmp_path, 2, identity={"lens": {"track": ["id:1", "field:own"]}})
+    commit_outcomes(folder, make_record(0, tracked=2, stats=True), make_record(1, tracked=0))
+    odd = open_store(tmp_path)["demo"]
+    of_own = wanted("field:own", odd)
+    with pytest.raises(UsageError, match="has only 0 of the tracked tokens of its run"):
+        for_record(Request("m"), list(odd.records())[1], None, of_own)
+    (first, _) = odd.records()
+    assert {row["places"] for row in odd.query("trajectory", token="field:own", tap="all").rows()} == {len(first.positions)}
 
 
 def test_a_field_that_was_not_tracked(run: Run) -> None:
