@@ -55,7 +55,7 @@ def fit_corpus(
         summary = corpus.scan(_ends(stopping))
         progress.stage("reading the model's configuration")
         facts = inspect_model(WorkerSettings(settings.model))
-        check_chat(summary, facts)
+        check_chat(summary, facts, "give texts instead")
         settings = msgspec.structs.replace(settings, model=pinned(settings.model, facts))
         # imported here, so that bad input is told before torch's and Ray's seconds of import
         from raylens.workers.fitting.rows import places

@@ -134,7 +134,8 @@ class Database:
                 f"SQL: {problem}; ask again if the run was just compacted; raylens verify STORE names a damaged file"
             )
         if problem.startswith("Out of Memory Error"):
-            return UsageError(f"SQL: {problem.splitlines()[0]}; ask for less, or set {MEMORY} to more, such as 2GB")
+            more = f"set {MEMORY} to more" if MEMORY in os.environ else "use a machine with more memory"
+            return UsageError(f"SQL: {problem.splitlines()[0]}; ask for less, or {more}")
         return UsageError(f"SQL: {problem}")
 
     def close(self) -> None:

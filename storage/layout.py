@@ -149,9 +149,9 @@ def check_writable(store: Path) -> None:
     try:
         runs_folder(store).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"--store {store}: cannot be written ({error.strerror}); choose another folder") from error
+        raise StoreError(f"{store}: cannot be written ({error.strerror}); choose another folder for the store") from error
     if not os.access(runs_folder(store), os.W_OK):
-        raise StoreError(f"--store {store}: cannot be written (Permission denied); choose another folder")
+        raise StoreError(f"{store}: cannot be written (Permission denied); choose another folder for the store")
 
 
 def runs_folder(store: Path) -> Path:

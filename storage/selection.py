@@ -186,7 +186,7 @@ NEEDS: dict[str, Callable[[Lensed, Mapping[str, Any]], str]] = {
 def _tap(value: Any, _: Run) -> str | None:
     if value == "all":
         return None
-    taps = parse_taps(value)
+    taps = parse_taps(value, "--tap")
     if len(taps) > 1:
         raise UsageError(f"--tap {value}: name one tap, or all")
     return taps[0]

@@ -45,7 +45,7 @@ def tap_order(tap: str) -> int:
     return TAPS.index(tap) if tap in TAPS else len(TAPS) + int(tap.removeprefix("head_"))
 
 
-def parse_taps(spec: str | Sequence[str]) -> tuple[str, ...]:
+def parse_taps(spec: str | Sequence[str], option: str = "--taps") -> tuple[str, ...]:
     """Canonical tap names from names or a comma-separated list of them, in order and without repeats.
 
     Raises:
@@ -56,5 +56,5 @@ def parse_taps(spec: str | Sequence[str]) -> tuple[str, ...]:
     unknown = sorted(tap for tap in chosen if not is_tap(tap))
     if unknown or not chosen:
         wrong = f"unknown tap {unknown[0]!r}" if unknown else "no tap named"
-        raise UsageError(f"--taps {spec!r}: {wrong}; choose from {', '.join(TAPS)}")
+        raise UsageError(f"{option} {spec!r}: {wrong}; choose from {', '.join(TAPS)}")
     return tuple(sorted(chosen, key=tap_order))

@@ -11,7 +11,7 @@ _ID = "id:"
 _SUGGESTED = 6
 
 
-def token_ids(name: Any, vocabulary: Vocabulary) -> list[int]:
+def token_ids(name: Any, vocabulary: Vocabulary, option: str = "token") -> list[int]:
     """The ids of the name. A text that several ids have the bytes of is all of them.
 
     Raises:
@@ -20,15 +20,17 @@ def token_ids(name: Any, vocabulary: Vocabulary) -> list[int]:
     number = str(name).removeprefix(_ID)
     if (isinstance(name, int) or number != name) and number.isascii() and number.isdigit():
         if int(number) >= len(vocabulary):
-            raise UsageError(f"--token {_ID}{number[:20]}: ids are from 0 to {len(vocabulary) - 1}")
+            raise UsageError(f"--{option} {_ID}{number[:20]}: ids are from 0 to {len(vocabulary) - 1}")
         return [int(number)]
     if not isinstance(name, str):
-        raise UsageError(f"--token {name}: a token is named by its text or its id")
+        raise UsageError(f"--{option} {name}: a token is named by its text or its id")
     data = name.encode(errors="surrogateescape")
     found = [number for number, token in enumerate(vocabulary) if token == data]
     if not found:
         near = ", ".join(f"{token_label(vocabulary, number)} (id:{number})" for number in _near(data, vocabulary))
-        raise UsageError(f"--token {name!r}: no single token of this run; near it are {near or 'none'}; a leading space counts")
+        raise UsageError(
+            f"--{option} {name!r}: no single token of this run; near it are {near or 'none'}; a leading space counts"
+        )
     return found
 
 

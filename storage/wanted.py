@@ -76,7 +76,7 @@ def tracked_number(option: str, value: Any, run: Run) -> int:
     names = list(dict.fromkeys(run.manifest.identity.get("lens", {}).get("track", ())))
     if value in names:
         return names.index(value) + 1
-    ids = [] if not isinstance(value, int | str) or str(value).startswith(_FIELD) else token_ids(value, run.vocabulary)
+    ids = [] if not isinstance(value, int | str) or str(value).startswith(_FIELD) else token_ids(value, run.vocabulary, option)
     for number, name in enumerate(names, start=1):
         if not name.startswith(_FIELD) and token_ids(name, run.vocabulary) == ids:
             return number

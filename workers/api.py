@@ -46,7 +46,9 @@ def read(worker: Worker, text: str) -> Record:
     """
     (outcome,) = worker.run([Prompt(0, "0", text)])
     if isinstance(outcome, Failure):
-        raise RaylensError(f"cannot lens this text ({outcome.kind}): {outcome.message}")
+        long = outcome.kind == "too_long"  # whose remedy is of runs
+        why = f"{outcome.message.partition(';')[0]}; shorten it" if long else outcome.message
+        raise RaylensError(f"cannot lens this text ({outcome.kind}): {why}")
     return replace(outcome, vocabulary=worker.vocabulary)
 
 
@@ -56,6 +58,8 @@ def lens(
     model: str = "demo",
     revision: str | None = None,
     dtype: DType = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
     top_k: int = 10,
     layers: str = "all",
     taps: str | Sequence[str] | None = None,
@@ -76,15 +80,17 @@ def lens(
     Args:
         text: the prompt.
         model: a folder, GGUF file, hub id, or ``demo``.
-        revision, dtype, top_k, layers, taps: as the options of ``raylens run``; logprobs are float32.
+        revision, dtype, device_map, trust_remote_code, top_k, layers, taps: as the options of ``raylens run``; logprobs are
+            float32.
         positions: all by default, or with ``generate`` its steps.
-        heads, stats, track, lens, intervene, generate, temperature, top_p, sample_top_k, seed: as of ``raylens.run``.
+        stats: as of ``raylens.run``, but none by default.
+        heads, track, lens, intervene, generate, temperature, top_p, sample_top_k, seed: as of ``raylens.run``.
 
     Raises:
         RaylensError: the model cannot be used, or the text cannot be lensed.
     """
     settings = WorkerSettings(
-        ModelSettings(model, revision, dtype),
+        ModelSettings(model, revision, dtype, device_map, trust_remote_code),
         LensSettings(
             top_k,
             layers,

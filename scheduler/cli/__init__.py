@@ -41,6 +41,18 @@ def _failed(error: RaylensError) -> click.ClickException:
     return failed
 
 
+def _name_variables(command: click.Command, module: str) -> None:
+    """Name each option's variable of the environment by the option; click would by its parameter, which may be called otherwise.
+
+    An option that may be repeated has none: click would take a text apart at its spaces.
+    """
+    for option in command.params:
+        if isinstance(option, click.Option) and option.envvar is None and option.allow_from_autoenv:
+            long = max(option.opts, key=len).removeprefix("--")
+            option.allow_from_autoenv = False
+            option.envvar = None if option.multiple else f"RAYLENS_{module}_{long}".upper().replace("-", "_")
+
+
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return sorted(
@@ -50,7 +62,9 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}").command
+        module = cmd_name.replace("-", "_")
+        command: click.Command = importlib.import_module(f"{__name__}.{module}").command
+        _name_variables(command, module)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -74,7 +88,7 @@ def group() -> None:
 
     Results go to stdout, progress to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 finished with failed prompts,
     4 model or input not loadable, 5 Ray or Redis unreachable, 6 store damaged or locked, 130 stopped.
-    Every option can be set as RAYLENS_COMMAND_OPTION, such as RAYLENS_RUN_TOP_K.
+    Options can be set as RAYLENS_COMMAND_OPTION too, such as RAYLENS_RUN_TOP_K; not --fresh, nor those that may be repeated.
     """
 
 

@@ -1,5 +1,6 @@
 """What several commands share: the store option, addresses, tables."""
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,6 +46,11 @@ def model_options(function: F, required: bool = True) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def layers_option(function: F) -> F:
+    """``--layers``."""
+    return click.option("--layers", default="all", show_default=True, help="all, 0,5-10 or ::4.")(function)
 
 
 def lens_option(function: F) -> F:
@@ -133,6 +139,11 @@ def open_record(store: str, address: str) -> "tuple[Run, Record]":
     if not isinstance(outcome, Record):
         raise UsageError(f"prompt {prompt!r} has no record: it failed ({outcome.kind}): {outcome.message}")
     return run, outcome
+
+
+def show_command(store: str | Path, run: str, *options: str) -> str:
+    """The command that shows the run, for the user to copy."""
+    return shlex.join(["raylens", "show", run, *options, "--store", str(store)])
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,13 +1,12 @@
 """``raylens demo``."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import orjson
 
-from raylens.scheduler.cli._options import open_store, print_table
+from raylens.scheduler.cli._options import open_store, print_table, show_command
 from raylens.scheduler.cli._running import run_from_command
 from raylens.scheduler.demo import PROMPTS
 from raylens.storage.errors import UsageError
@@ -56,7 +55,7 @@ def command(output: str, as_json: bool, quiet: bool) -> None:
     click.echo()
     for name, path in _write_out(run, folder).items():
         click.echo(f"{name:13} {path}")
-    click.echo(f"{'look further':13} raylens show demo/{SHOWN} --store {shlex.quote(str(folder))}")
+    click.echo(f"{'look further':13} {show_command(folder, f'demo/{SHOWN}')}")
 
 
 def _row(run: "Run", record: "Record") -> list[str]:

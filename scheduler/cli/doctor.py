@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import lens_option, model_options, model_settings, store_option
+from raylens.scheduler.cli._options import layers_option, lens_option, model_options, model_settings, store_option
 
 if TYPE_CHECKING:
     from raylens.scheduler.doctor import Finding
@@ -18,6 +18,7 @@ _SIGNS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 @click.command("doctor")
 @partial(model_options, required=False)
 @lens_option
+@layers_option
 @store_option
 @click.option("--redis", default="embedded", show_default=True, help="embedded, or the URL of a server.")
 @click.option("--ray", default="auto", show_default=True, help="auto, local, or the address of a cluster.")
@@ -53,7 +54,7 @@ def _print_certificate(options: dict[str, Any], as_json: bool) -> None:
     from raylens.workers.settings import LensSettings, WorkerSettings
     from raylens.workers.worker import Worker
 
-    settings = WorkerSettings(model_settings(options), LensSettings(lens=options["lens"]))
+    settings = WorkerSettings(model_settings(options), LensSettings(layers=options["layers"], lens=options["lens"]))
     inspect_model(settings)
     certificate = Worker(settings).certificate
     if as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import open_record, open_run, store_option, write_bytes
+from raylens.scheduler.cli._options import open_record, open_run, show_command, store_option, write_bytes
 from raylens.storage.errors import UsageError
 from raylens.storage.exports import FORMATS
 
@@ -46,7 +46,7 @@ def command(address: str, store: str, kind: str, positions: str | None, output: 
         return
     run, prompt = open_run(store, address)
     if prompt is not None and kind != "logitlens4llms":
-        raise UsageError(f"{address!r} names a prompt; name a run, or use: raylens show {address} --json")
+        raise UsageError(f"{address!r} names a prompt; name a run, or use: {show_command(store, address, '--json')}")
     if positions is not None:
         raise UsageError(f"--positions: does not go with --format {kind}; leave it out")
     only = None if prompt is None else [open_record(store, address)[1]]

@@ -1,6 +1,7 @@
 """``raylens fit-lens``."""
 
 import contextlib
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,13 +74,13 @@ def command(**options: Any) -> None:
     if options["as_json"]:
         click.echo(msgspec.json.encode(report))
     else:
-        _print(report)
+        _print(report, options["model"])
 
 
-def _print(report: "FitReport") -> None:
+def _print(report: "FitReport", model: str) -> None:
     rows = [[one.tap, str(one.layer), f"{one.kl_before:.4f}", f"{one.kl_after:.4f}", one.chosen] for one in report.layers]
     print_table(["tap", "layer", "KL before", "KL after", "chosen"], rows)
     parts = ", ".join(f"{part.replace('_', ' ')} {count:,}" for part, count in report.tokens.items())
     skipped = f"; {report.prompts['skipped']:,} prompts skipped" if report.prompts["skipped"] else ""
     click.echo(f"tokens: {parts}{skipped}")
-    click.echo(f"next: raylens run CORPUS --lens {report.lens}", err=True)
+    click.echo(f"next: raylens run CORPUS --model {shlex.quote(model)} --lens {shlex.quote(report.lens)}", err=True)

@@ -5,7 +5,14 @@ from typing import Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import generation_options, intervene_option, lens_option, model_options, model_settings
+from raylens.scheduler.cli._options import (
+    generation_options,
+    intervene_option,
+    layers_option,
+    lens_option,
+    model_options,
+    model_settings,
+)
 from raylens.storage.errors import UsageError
 
 
@@ -16,8 +23,14 @@ from raylens.storage.errors import UsageError
 @intervene_option
 @generation_options
 @click.option("-k", "--top-k", type=int, default=10, show_default=True, help="Tokens kept at each place.")
+@layers_option
 @click.option("--tap", default="resid_post", show_default=True, help="The tap shown.")
-@click.option("--stat", default="rank", show_default=True, help="What colours the cells: rank, prob or entropy.")
+@click.option(
+    "--stat",
+    default="rank",
+    show_default=True,
+    help="What colours the cells: rank, prob, logprob, entropy, kl, final_prob or final_logprob.",
+)
 @click.option("--layer-step", type=click.IntRange(min=1), default=1, show_default=True, help="Every Nth layer, and the last.")
 @click.option("--json", "as_json", is_flag=True, help="The record, with every tap, as one JSON object.")
 def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json: bool, **options: Any) -> None:
@@ -39,14 +52,15 @@ def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json
 
     if stat not in STATS:
         raise UsageError(f"--stat {stat}: choose from {', '.join(STATS)}")
-    shown = parse_taps(tap)
+    shown = parse_taps(tap, "--tap")
     if len(shown) != 1:
         raise UsageError(f"--tap {tap}: name one tap")
-    lens_taps(parse_lens(options["lens"]), shown)
+    lens_taps(parse_lens(options["lens"]), shown, "--tap")
     drawn = (options["temperature"], options["top_p"], options["sample_top_k"], options["seed"])
     generation = generation_settings(options["generate"], *drawn)
     positions = "all" if generation is None else "last"
-    asked = LensSettings(top_k, positions=positions, logprobs="float32", lens=options["lens"])
+    stats = ("kl",) if stat == "kl" else ()
+    asked = LensSettings(top_k, options["layers"], positions=positions, logprobs="float32", stats=stats, lens=options["lens"])
     settings = WorkerSettings(model_settings(options), asked, edits=read_edits(options["intervene"]), generation=generation)
     with Console(stderr=True).status("loading the model"):
         worker = loaded(settings)

@@ -12,9 +12,11 @@ from raylens.scheduler.cli._options import (
     DEFAULT_STORE,
     generation_options,
     intervene_option,
+    layers_option,
     lens_option,
     model_options,
     model_settings,
+    show_command,
 )
 from raylens.scheduler.cli._running import run_from_command
 from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED, UsageError
@@ -69,11 +71,10 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
 @intervene_option
 @click.option("-o", "--store", default=DEFAULT_STORE, envvar="RAYLENS_STORE", help="Folder of runs, made if absent.")
 @click.option("--name", help="Name of the run; from model and corpus by default.")
-@click.option("--text", multiple=True, allow_from_autoenv=False, help="A prompt given here; repeatable.")
+@click.option("--text", multiple=True, help="A prompt given here; repeatable.")
 @click.option(
     "--format",
     "kind",
-    envvar="RAYLENS_RUN_FORMAT",
     type=click.Choice(_FORMATS),
     default="auto",
     help="Of the corpus; auto goes by extension.",
@@ -91,7 +92,7 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
     "--on-long", type=click.Choice(["truncate", "skip", "error"]), default="error", help="What a longer prompt comes to."
 )
 @click.option("-k", "--top-k", type=int, default=10, help="Tokens kept a place.")
-@click.option("--layers", default="all", help="all, 0,5-10 or ::4.")
+@layers_option
 @click.option("--taps", help="Comma list of resid_pre, attn_out, resid_mid, mlp_out, resid_post; the last four by default.")
 @click.option("--heads", metavar="LAYERS", help="Lens each attention head at these layers too, as taps head_0, head_1, ...")
 @click.option("--positions", default="last", help="last, all, last:N or A:B.")
@@ -104,7 +105,6 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
 @click.option(
     "--track",
     multiple=True,
-    allow_from_autoenv=False,
     metavar="TOKEN",
     help="Store rank and logprob of this token at each place: its text, such as ' Paris', or id:N; or field:NAME, what a "
     "field of the prompt holds; repeatable.",
@@ -137,7 +137,7 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
 )
 @click.option("--dry-run", is_flag=True, help="Lens a sample, say what the whole run would take, and stop.")
 @click.option("--show-config", is_flag=True, help="Print each option's value and where it comes from, and stop.")
-@click.option("--json", "as_json", envvar="RAYLENS_RUN_JSON", is_flag=True, help="Events as JSON lines on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.option(
     "--config",
@@ -258,7 +258,7 @@ def _summary(store: str, ended: "RunResult", as_json: bool, quiet: bool) -> int:
         if quarantined:
             words.append(f"{quarantined} entries in quarantine")
         click.echo(f"{name}: {', '.join(words)}")
-        click.echo(f"next: raylens show {name} --store {shlex.quote(store)}", err=True)
+        click.echo(f"next: {show_command(store, name)}", err=True)
     return sum(number for kind, number in counts["failures"].items() if kind != "skipped")
 
 

@@ -6,7 +6,7 @@ import click
 import msgspec
 import orjson
 
-from raylens.scheduler.cli._options import open_run, print_table, store_option
+from raylens.scheduler.cli._options import open_run, print_table, show_command, store_option
 from raylens.storage.errors import UsageError
 from raylens.storage.important import THRESHOLD
 from raylens.storage.labels import label, text_label
@@ -100,7 +100,8 @@ def _show_run(run: "Run", as_json: bool) -> None:
         lens, taps = run.certificate["lens"], ", ".join(run.certificate["run_taps"])
         click.echo(f"taps: {taps}; last lens against the model's logits: {lens['error']:.1e}; {lens['path']}")
     if refused := len(run.quarantine()):
-        click.echo(f"quarantine: {refused} entries refused; raylens show {run.name} --quarantine lists them")
+        quarantined = show_command(run.folder.root.parents[1], run.name, "--quarantine")
+        click.echo(f"quarantine: {refused} entries refused; {quarantined} lists them")
     for number, failure in enumerate(run.failures()):
         if number == MAX_FAILURES:
             click.echo("more failures: --json lists all")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import DEFAULT_STORE, open_store, print_table
+from raylens.scheduler.cli._options import DEFAULT_STORE, open_store, print_table, show_command
 from raylens.storage.errors import RaylensError, StoreError, UsageError
 from raylens.storage.labels import text_label
 
@@ -42,7 +42,7 @@ def command(store: str | None, run: str | None, redis: str | None, healthy_withi
         value: dict[str, Any] = {"runs": [one.to_dict() for one in found]}
         click.echo(orjson.dumps(value | ({"server": server.to_dict()} if server is not None else {})))
     else:
-        _print(found, run is not None, server)
+        _print(found, store, run is not None, server)
     if damaged:
         raise StoreError("; ".join(damaged))
     ill = [one.run for one in found if healthy_within is not None and not one.healthy(healthy_within)]
@@ -71,9 +71,9 @@ def _server(url: str | None, uids: list[str] | None) -> "ServerStatus | None":
     return server_status(url, uids)
 
 
-def _print(found: "list[Status]", whole: bool, server: "ServerStatus | None") -> None:
+def _print(found: "list[Status]", store: str | None, whole: bool, server: "ServerStatus | None") -> None:
     if whole and found:
-        click.echo("\n".join(f"{name:<10} {text}" for name, text in _lines(found[0])))
+        click.echo("\n".join(f"{name:<10} {text}" for name, text in _lines(found[0], str(store))))
     elif found:
         header = ["run", "state", "stored", "prompts", "failures", "prompts/s", "to go", "in flight"]
         print_table(header, [_cells(one) for one in found])
@@ -95,7 +95,7 @@ def _cells(one: "Status") -> list[str]:
     return [one.run, one.state, *numbers, f"{one.prompts_per_second:,.1f}", _duration(one.seconds_left), in_flight]
 
 
-def _lines(one: "Status") -> list[tuple[str, str]]:
+def _lines(one: "Status", store: str) -> list[tuple[str, str]]:
     share = one.stored / one.prompts if one.prompts else 1.0
     failures = ", ".join(f"{number:,} {kind}" for kind, number in one.failures.items()) or "no"
     lines = [
@@ -114,7 +114,7 @@ def _lines(one: "Status") -> list[tuple[str, str]]:
     if one.seconds_since_commit is not None:
         lines.append(("stored", f"last {_duration(one.seconds_since_commit)} ago"))
     if one.quarantined:
-        lines.append(("refused", f"{one.quarantined:,} entries; raylens show {one.run} --quarantine"))
+        lines.append(("refused", f"{one.quarantined:,} entries; {show_command(store, one.run, '--quarantine')}"))
     pulse = one.driver
     if pulse is None:
         return lines

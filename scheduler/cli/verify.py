@@ -7,7 +7,7 @@ import click
 import msgspec
 import orjson
 
-from raylens.scheduler.cli._options import DEFAULT_STORE, print_table
+from raylens.scheduler.cli._options import DEFAULT_STORE, print_table, show_command
 from raylens.storage.errors import StoreError
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def _print(runs: "list[tuple[RunFolder, Findings]]") -> None:
         if (more := len(found.leftovers) - MAX_LEFTOVERS) > 0:
             click.echo(f"{more:,} more leftovers in {folder.root}: --json lists all")
         if found.quarantined:
-            click.echo(f"quarantine of {folder.root.name}: {found.quarantined:,} entries; raylens show {found.run} --quarantine")
+            listing = show_command(folder.root.parents[1], found.run, "--quarantine")
+            click.echo(f"quarantine of {folder.root.name}: {found.quarantined:,} entries; {listing}")
 
 
 def _row(found: "Findings") -> list[str]:

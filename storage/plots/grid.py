@@ -71,7 +71,7 @@ def grid(record: Record, vocabulary: Vocabulary, request: Request) -> Grid:
     subject = _subject(record, vocabulary, request, stat, final)
     parts = [(f"layer {layer}", tap, row) for row, layer in request.chosen_layers(record.taps[tap])]
     embedding = record.taps.get("resid_pre")
-    has_embedding = embedding is not None and 0 in embedding.layers
+    has_embedding = embedding is not None and 0 in embedding.layers and (stat != "kl" or "kl" in embedding.stats)
     if embedding is not None and has_embedding:
         parts = [("emb", "resid_pre", embedding.layers.index(0)), *(parts if tap != "resid_pre" else [])]
     taps = {name: (record.taps[name], _values(record, record.taps[name], stat, subject)) for _, name, _ in parts}

@@ -106,7 +106,10 @@ def test_a_store_that_cannot_be_written(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "c.jsonl").write_text(GOOD)
     (tmp_path / "store").write_text("a file")
     check(
-        raylens_command("run", "c.jsonl", "-m", str(tiny), "-o", "store", cwd=tmp_path), 6, "--store store", "cannot be written"
+        raylens_command("run", "c.jsonl", "-m", str(tiny), "-o", "store", cwd=tmp_path),
+        6,
+        "store: cannot be written",
+        "choose another folder for the store",
     )
 
 

@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "c.jsonl").write_text("".join(json.dumps({"words": text}) + "\n" for text in sentences(160, 9)))
     done = fit(place, "tuned", *SIZES, "--steps", "2", "--actors", "2", "--quiet")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines() == ["next: raylens run CORPUS --lens tuned:tuned"]
+    assert done.stderr.splitlines() == ["next: raylens run CORPUS --model m --lens tuned:tuned"]
     (place / "table.txt").write_text(done.stdout)
     return place
 

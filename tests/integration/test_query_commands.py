@@ -65,6 +65,15 @@ def test_a_process_of_its_own_says_no_more_than_its_answer(store: Path, tmp_path
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_variables_are_named_as_the_options_are(store: Path) -> None:
+    """RAYLENS_COMMAND_OPTION, whatever the option's parameter is called in the code; what may be repeated has none."""
+    ask = ("sql", "SELECT 1 AS one", "--store", str(store))
+    assert raylens_command(*ask, env={"RAYLENS_SQL_JSON": "1"}).stdout == '{"one":1}\n'
+    assert raylens_command(*ask, env={"RAYLENS_SQL_RUN": "none"}).returncode != 0
+    asked = raylens_command("query", "one", "token", "--store", str(store), env={"RAYLENS_QUERY_TOKEN": "id:1"})
+    assert (asked.returncode, "needs --token" in asked.stderr) == (2, True)
+
+
 def test_a_long_table_is_cut_and_says_so(store: Path) -> None:
     """Five hundred rows for people, and how to get all."""
     done = raylens_command("sql", "SELECT * FROM range(501)", "--store", str(store))

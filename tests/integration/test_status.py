@@ -139,7 +139,7 @@ def test_rates_failures_and_refusals_are_told(server: EmbeddedServer, tmp_path: 
     for expected in (
         "3 of 10 stored (30%)",
         "2 deaths of actors; 16 prompts submitted again",
-        "1 entries; raylens show demo --quarantine",
+        f"1 entries; raylens show demo --quarantine --store {tmp_path}",
         "3 of 4 actors up",
         "the server is full",
         "5.0 MB, of which 1.0 MB (7 prompts) wait",

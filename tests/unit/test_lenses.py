@@ -202,7 +202,7 @@ def test_only_chosen_layers_are_wanted_of_a_file(tmp_path: Path) -> None:
     """A file with some layers serves a run of these; any other layer is refused with those there are."""
     torch.save({"J": {0: torch.eye(32)}}, tmp_path / "lens.pt")
     opened(f"jacobian:{tmp_path / 'lens.pt'}", layers=(0, 2))
-    with pytest.raises(ModelError, match=r"lens.pt: has no matrix for layer 1; choose --layers 0,2"):
+    with pytest.raises(ModelError, match=r"lens.pt: has no matrix for layer 1; choose layers 0,2 \(--layers\)"):
         opened(f"jacobian:{tmp_path / 'lens.pt'}")
 
 

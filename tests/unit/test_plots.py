@@ -194,6 +194,9 @@ def test_grid_of_logprob_and_kl() -> None:
     kl = np.array([[1, 2, 3], [0, 0, 0]], np.float32)
     record = replace(record, taps={"resid_post": replace(record.taps["resid_post"], stats={"kl": kl})})
     np.testing.assert_array_equal(grid.grid(record, vocabulary, Request("m", "kl")).values, kl)
+    both = replace(record, taps={"resid_pre": replace(record.taps["resid_post"], stats={}), **record.taps})
+    assert not grid.grid(both, vocabulary, Request("m", "kl")).has_embedding  # it has no kl to show
+    assert grid.grid(both, vocabulary, Request("m", "entropy")).has_embedding
 
 
 # --- what a rank picture shows

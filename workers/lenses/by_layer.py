@@ -34,7 +34,7 @@ def read_maps(
         missing = [layer for layer in chosen if layer not in layers and layer != shape.layers - 1]
         if missing:
             listed = ",".join(map(str, [*layers, *([shape.layers - 1] if shape.layers - 1 not in layers else [])]))
-            raise bad_file(path, f"has no matrix for layer {missing[0]}", f"choose --layers {listed}")
+            raise bad_file(path, f"has no matrix for layer {missing[0]}", f"choose layers {listed} (--layers)")
         maps = {}
         for layer in chosen:
             if layer in layers:

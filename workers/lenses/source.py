@@ -59,7 +59,7 @@ def parse_lens(spec: str) -> LensSource:
     return LensSource(kind, Path(path).expanduser() if path else None)
 
 
-def lens_taps(source: LensSource, asked: tuple[str, ...] | None) -> tuple[str, ...] | None:
+def lens_taps(source: LensSource, asked: tuple[str, ...] | None, option: str = "--taps") -> tuple[str, ...] | None:
     """The taps of a run with this lens; None leaves the choice to the model.
 
     Raises:
@@ -71,7 +71,7 @@ def lens_taps(source: LensSource, asked: tuple[str, ...] | None) -> tuple[str, .
     for tap in asked or ():
         if tap not in readable:
             raise UsageError(
-                f"--taps {tap}: the {source.kind} lens does not read it, for {_REASONS[source.kind]}; "
+                f"{option} {tap}: the {source.kind} lens does not read it, for {_REASONS[source.kind]}; "
                 f"choose from {', '.join(readable)}, or --lens logit"
             )
     return asked or tuple(tap for tap in DEFAULT_TAPS if tap in readable)
