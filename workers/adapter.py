@@ -17,7 +17,7 @@ from raylens.workers.blocks import device_of, find_stack, flat_rows
 from raylens.workers.calibrate import find_projection
 from raylens.workers.capture import Site
 from raylens.workers.certify_walk import find_walk
-from raylens.workers.fused import try_fused
+from raylens.workers.fused import K, try_fused
 from raylens.workers.probe import probe_blocks, probe_ids
 from raylens.workers.projection import Projection
 from raylens.workers.sums import BlockSums, measure_block
@@ -59,7 +59,7 @@ class Adapter:
 
 
 @torch.inference_mode()
-def adapt(model: Any, k: int = 10) -> Adapter:
+def adapt(model: Any, k: int = K) -> Adapter:
     """Find and measure what the lens needs.
 
     Args:

@@ -64,7 +64,7 @@ def rank(record: Record, vocabulary: Vocabulary, request: Request) -> RankPictur
     shown, rule = important_layers(record, request, column)
     places = [place for place in places if place[0] in shown]
     if not places:
-        hiding = "--layer-step" if request.tap is None else "--tap and --layer-step"
+        hiding = "--layer-step" if request.tap is None else "--tap or --layer-step"
         raise UsageError(f"none of the important layers is shown; leave {hiding} out")
     places.sort(key=lambda place: place[0])
     rows = tuple((layer, tap) for layer, tap, _ in places)
