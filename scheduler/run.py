@@ -25,13 +25,14 @@ from raylens.scheduler.settled import settled, with_stats
 from raylens.scheduler.shards import cut, estimated_positions
 from raylens.scheduler.tracker import Tracker, open_bytes
 from raylens.scheduler.writer_process import WriterProcess
-from raylens.storage.durable import write_file
+from raylens.storage.durable import store_errors, write_file
 from raylens.storage.errors import BrokerError, InputError, StoreError
 from raylens.storage.layout import RunFolder, check_writable, runs_folder
 from raylens.storage.ledger import Ledger
-from raylens.storage.manifest import FORMAT, Manifest, create_or_resume, read_manifest
+from raylens.storage.manifest import FORMAT, Manifest, check_kept, create_or_resume, read_manifest
 from raylens.storage.record import Prompt
 from raylens.storage.stream import RETRIES, Stream, stream_key
+from raylens.storage.tally import Tally
 from raylens.storage.vocabulary import write_vocabulary
 from raylens.workers.interventions.edits import identity as edits_identity
 from raylens.workers.lenses.source import parse_lens
@@ -87,15 +88,13 @@ def run_corpus(
     if settings.fresh and folder.root.exists():
         _move_aside(folder, settings.redis, progress)
     with folder.lock():
-        ledger = Ledger(folder)
-        failed = 0
-        for commit in ledger.follow():  # one at a time: a ledger may hold millions of entries
-            failed += sum(entry.failure is not None for entry in commit.entries)
-        ledger.check_whole()
-        manifest = create_or_resume(folder, wanted, empty=ledger.count == 0)
-        if not folder.vocabulary.exists():
-            write_vocabulary(folder.vocabulary, facts.vocabulary)
-        progress.start(manifest.name, manifest.prompts, ledger.count, failed)
+        tally = Tally.of(folder)
+        tally.follow()
+        ledger, before = tally.ledger, _uid(folder)
+        manifest = _opened(folder, ledger, wanted, facts)
+        if before not in {None, manifest.uid} and settings.redis != "embedded":  # nothing of that one was stored
+            _drop(settings.redis, str(before), progress, retries=0)
+        progress.start(manifest.name, manifest.prompts, ledger.count, tally.failures.total())
         complete = was_complete = ledger.count == manifest.prompts
         if not complete and not stopping():
             with Heartbeat(folder) as heartbeat:
@@ -105,12 +104,30 @@ def run_corpus(
     return RunResult(manifest.name, complete)
 
 
+def _opened(folder: RunFolder, ledger: Ledger, wanted: Manifest, facts: ModelFacts) -> Manifest:
+    """The manifest of the run, new or as it was begun, with the vocabulary beside it."""
+    ledger.check_whole()
+    if ledger.count:
+        check_kept(folder)
+    with store_errors(folder.root):
+        manifest = create_or_resume(folder, wanted, empty=ledger.count == 0)
+        if not folder.vocabulary.exists():
+            write_vocabulary(folder.vocabulary, facts.vocabulary)
+    return manifest
+
+
 def _move_aside(folder: RunFolder, redis: str, progress: Progress) -> None:
     aside = folder.move_aside()
     progress.stage(f"the earlier run {folder.root.name} is now {aside.root.name}")
-    if redis != "embedded":
-        with suppress(StoreError):  # a manifest that cannot be read, which may be why the user begins anew
-            _drop(redis, read_manifest(aside).uid, progress, retries=0)
+    if redis != "embedded" and (uid := _uid(aside)) is not None:
+        _drop(redis, uid, progress, retries=0)
+
+
+def _uid(folder: RunFolder) -> str | None:
+    """What names the run's stream; None without a manifest, or with a damaged one, which may be why the user begins anew."""
+    with suppress(StoreError):
+        return read_manifest(folder).uid
+    return None
 
 
 def _scanned(progress: Progress, stopping: Callable[[], bool]) -> Callable[[int], None]:
@@ -149,7 +166,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         parts = share(settings.actors, settings.gpus_per_actor, host)
         progress.stage(f"loading the model in {parts.actors} actor{'s' if parts.actors > 1 else ''}")
         pool = stack.enter_context(Pool(worker, run, broker.url, parts))
-        fresh = cut(_remaining(plan), plan.manifest.prompts, parts.actors, worker)
+        fresh = cut(_remaining(plan), plan.manifest.prompts - plan.ledger.count, parts.actors, worker)
         new = generation.tokens if generation else 0
         give_up = partial(publish, stream, run)
         positions = partial(estimated_positions, new=new, all_positions=settings.worker.lens.positions != "last")
@@ -253,7 +270,9 @@ def _remaining(plan: _Plan) -> Iterator[Prompt]:
 
 
 def _keep_certificate(folder: RunFolder, certificate: dict[str, object]) -> None:
-    if not folder.certificate.exists():
+    with store_errors(folder.certificate):
+        if folder.certificate.exists():
+            return
         write_file(folder.certificate, orjson.dumps(certificate, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 

@@ -7,6 +7,7 @@ from types import TracebackType
 import msgspec
 
 from raylens.storage.cores import cores
+from raylens.storage.durable import not_through_links, store_errors
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.log import last_message
@@ -45,10 +46,13 @@ class WriterProcess:
         orders = Orders(str(folder.root.resolve()), redis, helpers_here(helpers))
         self._orders = msgspec.json.encode(orders) + b"\n"
         self._deaths = self.restarts = 0
+        self._log_before = 0  # bytes of the log before this process's own
         self._process = self._start()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        with self._folder.writer_log.open("ab") as log:
+        path = self._folder.writer_log
+        with store_errors(path), open(path, "ab", opener=not_through_links) as log:
+            self._log_before = log.tell()
             # -P: a redis.py in the working folder is not ours to import
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "raylens.storage.writer"],
@@ -78,7 +82,8 @@ class WriterProcess:
         self._deaths += 1
         if code == StoreError.exit_code or self._deaths >= MAX_DEATHS:
             log = self._folder.writer_log
-            raise StoreError(f"the writer ended with code {code}: {last_message(log)} (see {log})")
+            said = last_message(log, self._log_before) or "it could not write its log; is the disk full?"
+            raise StoreError(f"the writer ended with code {code}: {said} (see {log})")
         if self._process.stdin is not None:
             self._process.stdin.close()
         self.restarts += 1

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from raylens.scheduler.settings import check_helpers
 from raylens.scheduler.writer_process import WriterProcess
@@ -18,15 +19,18 @@ from raylens.storage.tally import Tally
 LOOK_SECONDS = 1.0
 
 
+class _Request(NamedTuple):
+    """What tells one wish for a writer from the next: ``run --fresh`` makes another run.json, each driver asks anew."""
+
+    inode: int
+    asked: int
+
+
 @dataclass(slots=True)
 class _Served:
-    """A run that has a writer of ours. ``ledger`` is followed by the service, ``tally`` by whoever asks for metrics.
+    """A run that has a writer of ours. ``ledger`` is followed by the service, ``tally`` by whoever asks for metrics."""
 
-    Attributes:
-        inode: of its run.json.
-    """
-
-    inode: int | None
+    request: _Request | None
     folder: RunFolder
     prompts: int
     ledger: Ledger
@@ -53,7 +57,7 @@ class WriterService:
         check_server(redis)
         self._runs, self._redis, self._only, self._helpers, self._say = runs_folder(store), redis, only, helpers, say
         self._served: dict[str, _Served] = {}
-        self._left: dict[str, int] = {}  # runs that are complete or cannot be written, and the inode of their run.json
+        self._left: dict[str, _Request] = {}  # runs that are complete or cannot be written, and what was asked of us then
 
     def run(self, stopping: Callable[[], bool]) -> bool:
         """Serve until told to stop, or until the one run is complete, which is then said.
@@ -88,47 +92,49 @@ class WriterService:
         return sorted(
             name
             for name in marked
-            if self._only in {None, name} and name not in self._served and (inode := self._inode(name)) is not None
-            if self._left.get(name) != inode
+            if self._only in {None, name} and name not in self._served and (request := self._request(name)) is not None
+            if self._left.get(name) != request
         )
 
-    def _inode(self, name: str) -> int | None:
-        """Which run has this name: ``run --fresh`` may give it to another. None while there is no run.json."""
+    def _request(self, name: str) -> _Request | None:
+        """None while there is no run.json, or nobody asks any more."""
+        folder = RunFolder(self._runs / name)
         try:
-            return RunFolder(self._runs / name).manifest.stat().st_ino
+            return _Request(folder.manifest.stat().st_ino, folder.wants_external_writer.stat().st_mtime_ns)
         except OSError:
             return None
 
-    def _leave(self, name: str, inode: int | None) -> None:
-        if inode is not None:
-            self._left[name] = inode
+    def _leave(self, name: str, request: _Request | None) -> None:
+        if request is not None:
+            self._left[name] = request
 
     def _guarded(self, name: str, act: Callable[[str], None]) -> None:
         """A run that cannot be written does not end the others."""
-        inode = self._served[name].inode if name in self._served else self._inode(name)
+        request = self._served[name].request if name in self._served else self._request(name)
         try:
             act(name)
         except RaylensError as error:
             self._served.pop(name, None)
             if self._only is not None:
                 raise
-            self._leave(name, inode)
+            self._leave(name, request)
             self._say(f"{name}: left out: {error}")
 
     def _begin(self, name: str) -> None:
-        folder, inode = RunFolder(self._runs / name), self._inode(name)
+        folder, request = RunFolder(self._runs / name), self._request(name)
         prompts, ledger = read_manifest(folder).prompts, Ledger(folder)
         if self._follow(ledger) == prompts:
-            self._complete(name, inode, prompts)
+            self._complete(name, request, prompts)
             return
         ledger.check_whole()
         writer = WriterProcess(folder, self._redis, self._helpers)
-        self._served[name] = _Served(inode, folder, prompts, ledger, writer, Tally.of(folder))
+        self._served[name] = _Served(request, folder, prompts, ledger, writer, Tally.of(folder))
         self._say(f"{name}: writing, {ledger.count:,} of {prompts:,} prompts are stored")
 
     def _look_after(self, name: str) -> None:
         one = self._served[name]
-        if self._inode(name) not in {None, one.inode}:  # begun anew with other settings: it gets a writer that knows them
+        request = self._request(name)
+        if request and one.request and request.inode != one.request.inode:  # begun anew: it gets a writer that knows its settings
             self._served.pop(name).writer.finish()
             return
         before = one.ledger.count
@@ -136,7 +142,7 @@ class WriterService:
             one.writer.committed()
         if one.ledger.count == one.prompts:
             self._served.pop(name).writer.finish()
-            self._complete(name, one.inode, one.prompts)
+            self._complete(name, self._request(name), one.prompts)
             return
         one.writer.ensure_alive()
 
@@ -145,8 +151,8 @@ class WriterService:
             pass
         return ledger.count
 
-    def _complete(self, name: str, inode: int | None, prompts: int) -> None:
-        self._leave(name, inode)
+    def _complete(self, name: str, request: _Request | None, prompts: int) -> None:
+        self._leave(name, request)
         self._say(f"{name}: complete, {prompts:,} prompts are stored")
 
     def _end_all(self, *seconds: float) -> None:

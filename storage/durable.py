@@ -2,6 +2,8 @@
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +19,27 @@ TEMPORARY = ".tmp"
 
 #: Bytes of a file that is read whole; larger ones are damaged, and are not read.
 MAX_FILE_BYTES = 1 << 30
+
+
+def not_through_links(path: str, flags: int) -> int:
+    """An ``opener`` for files that are written under a fixed name, where a store from elsewhere may have a link."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+
+
+@contextmanager
+def store_errors(place: Path) -> Iterator[None]:
+    """Have a full disk, missing permission and the like told in one line.
+
+    Args:
+        place: named where the error names no file.
+
+    Raises:
+        StoreError: for any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or place}: {error.strerror or error}") from error
 
 
 class _Versioned(msgspec.Struct):

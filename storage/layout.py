@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from raylens.storage.durable import not_through_links, store_errors
 from raylens.storage.errors import StoreError
 
 
@@ -81,12 +82,13 @@ class RunFolder:
         """Hold the run for one driver; the kernel lets go when the process dies.
 
         Raises:
-            StoreError: another process on this machine is doing this run.
+            StoreError: another process on this machine is doing this run, or its folder cannot be written.
         """
         self.create()
         with self._hold("lock", fcntl.LOCK_EX, "run is being done by process {holder}; wait for it or stop it") as descriptor:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            with store_errors(self.root):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             yield
 
     @contextmanager
@@ -115,7 +117,7 @@ class RunFolder:
         Raises:
             StoreError: a driver or writer is at work in it.
         """
-        with self.alone():
+        with self.alone(), store_errors(self.root):
             self.wants_external_writer.unlink(missing_ok=True)
             number = 1
             while (target := self.root.with_name(f"{self.root.name}.old-{number}")).exists():
@@ -126,7 +128,8 @@ class RunFolder:
     @contextmanager
     def _hold(self, name: str, kind: int, refusal: str) -> Iterator[int]:
         path = self.root / name
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with store_errors(path):
+            descriptor = not_through_links(str(path), os.O_RDWR | os.O_CREAT)
         try:
             try:
                 fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -152,6 +155,12 @@ def check_writable(store: Path) -> None:
         raise StoreError(f"{store}: cannot be written ({error.strerror}); choose another folder for the store") from error
     if not os.access(runs_folder(store), os.W_OK):
         raise StoreError(f"{store}: cannot be written (Permission denied); choose another folder for the store")
+
+
+def named_run(store: Path, name: str) -> RunFolder | None:
+    """The run of exactly this name, which may be anything; None if there is none."""
+    folder = RunFolder(runs_folder(store) / name)
+    return folder if folder.root.name == name and folder.root.parent == runs_folder(store) and folder.manifest.exists() else None
 
 
 def runs_folder(store: Path) -> Path:

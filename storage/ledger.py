@@ -146,7 +146,9 @@ class Ledger:
         path = self.path(n)
         try:
             data = read_file(path)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if path.is_symlink():  # its number is taken, so no writer could go on
+                raise StoreError(f"{path}: a link to a file that is not there") from error
             return None
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error

@@ -45,11 +45,17 @@ def about(**fields: Any) -> dict[str, Any]:
     return {"fields": fields}
 
 
-def last_message(log: Path) -> str:
-    """What the last line of a log says; a line that is none of ours, such as of a traceback, is given as it is."""
-    lines = log.read_text(errors="replace").strip().splitlines()
+def last_message(log: Path, start: int) -> str:
+    """What the last line of a log says; a line that is none of ours, such as of a traceback, is given as it is.
+
+    Args:
+        start: bytes that are not looked at; if nothing is after them, the message is empty.
+    """
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").strip().splitlines()
     if not lines:
-        return "no message"
+        return ""
     try:
         return str(json.loads(lines[-1])["message"])[-300:]
     except (ValueError, KeyError, TypeError):

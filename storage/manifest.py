@@ -60,6 +60,17 @@ def read_manifest(folder: RunFolder) -> Manifest:
     return decode_json(folder.manifest, data, Manifest, FORMAT)
 
 
+def check_kept(folder: RunFolder) -> None:
+    """Refuse to go on with a run that has records, but lost its manifest.
+
+    Raises:
+        StoreError: naming the file.
+    """
+    if not folder.manifest.exists():
+        why = "missing, and nothing else says what the records are of"
+        raise StoreError(f"{folder.manifest}: {why}; restore it, or begin anew with raylens run --fresh")
+
+
 def create_or_resume(folder: RunFolder, wanted: Manifest, empty: bool = False) -> Manifest:
     """The manifest of the run: the wanted one, or the one an earlier call left if it agrees.
 

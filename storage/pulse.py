@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import msgspec
 
-from raylens.storage.durable import TEMPORARY, decode_json, read_file
+from raylens.storage.durable import TEMPORARY, decode_json, not_through_links, read_file, store_errors
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 
@@ -56,7 +56,8 @@ def write_pulse(folder: RunFolder, pulse: Pulse) -> None:
     """Replace the last pulse. A disk that is full or away is not this file's to complain of."""
     temporary = folder.pulse.with_name(f".{folder.pulse.name}{TEMPORARY}")
     with suppress(OSError):
-        temporary.write_bytes(msgspec.json.encode(pulse))
+        with open(temporary, "wb", opener=not_through_links) as file:
+            file.write(msgspec.json.encode(pulse))
         temporary.replace(folder.pulse)
 
 
@@ -72,19 +73,20 @@ def ask_to_stop(folder: RunFolder) -> Pulse:
     """Ask the driver of a run to stop, as Ctrl-C would, on whichever machine it is; its last pulse.
 
     Raises:
-        StoreError: no driver is at work.
+        StoreError: no driver is at work, or the folder cannot be written.
     """
     pulse = read_pulse(folder)
     if pulse is None or pulse.state(time.time()) == "died":
         raise StoreError(f"{folder.root}: no driver is at work on this run; there is nothing to cancel")
-    folder.cancel.touch()
+    with store_errors(folder.cancel):
+        folder.cancel.touch()
     return pulse
 
 
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # a file that is not ours may name a process that cannot be
         return False
     except PermissionError:  # another user's
         return True

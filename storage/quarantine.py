@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from raylens.storage.durable import read_file
+from raylens.storage.durable import not_through_links, read_file
 from raylens.storage.layout import RunFolder
 
 #: Bytes kept of one entry, and entries kept of one run; more are only counted.
@@ -30,14 +30,14 @@ class Quarantine:
         self._list = self._folder / "reasons.jsonl"
 
     def add(self, entry: str, reason: str, data: bytes, index: int | None = None) -> None:
-        """Keep one refused entry."""
+        """Keep one refused entry, whose id is digits and a dash."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         line = msgspec.json.encode(Quarantined(entry, reason[:500], len(data), now, index))
-        with self._list.open("ab") as file:
+        with open(self._list, "ab", opener=not_through_links) as file:
             file.write(line + b"\n")
         if sum(1 for _ in self._folder.glob("*.bin")) < MAX_ENTRIES:
-            # stream ids are digits and a dash, made by the server: safe as a name
-            (self._folder / f"{entry}.bin").write_bytes(data[:MAX_KEPT_BYTES])
+            with open(self._folder / f"{entry}.bin", "wb", opener=not_through_links) as file:
+                file.write(data[:MAX_KEPT_BYTES])
 
     def entries(self) -> list[Quarantined]:
         """All refused entries, oldest first."""

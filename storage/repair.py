@@ -132,11 +132,11 @@ def _replace(folder: RunFolder, path: Path, n: int, writer: str, kept: SegmentBu
         name, crc32, entries = kept.write(folder, n, writer, first)
         new = Commit(FORMAT, n, writer, name, kept.size, crc32, entries)
     data = msgspec.json.encode(new)
-    if not path.exists():
+    if not os.path.lexists(path):
         if not create_file(path, data):
             raise Fenced(f"{folder.root}: another writer took over at commit {n}")
         return
-    if path.is_dir():
+    if path.is_dir() or path.is_symlink():
         path.rename(_free(folder.damaged / path.name))
     else:
         os.link(path, _free(folder.damaged / path.name))

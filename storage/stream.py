@@ -4,6 +4,7 @@ Only commands of Redis 6.2 are used, so Redis and Valkey of any current version 
 what is done: a server may lose everything at any time.
 """
 
+import re
 import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -33,6 +34,8 @@ FRAME_ROOM = 3 << 20
 
 #: The consumer group that ``create`` makes, as no other command makes an empty stream; nobody reads through it.
 GROUP = "raylens"
+#: What a server calls an entry.
+_ID = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
 
 _WAIT_FOR = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, redis.exceptions.OutOfMemoryError)
 
@@ -215,12 +218,19 @@ class Stream:
         return bytes(entry).decode()
 
     def read(self, after: str, block_ms: int) -> list[tuple[str, bytes]]:
-        """Up to ``READ_COUNT`` entries after an id, waiting ``block_ms`` milliseconds for the first."""
+        """Up to ``READ_COUNT`` entries after an id, waiting ``block_ms`` milliseconds for the first.
+
+        Raises:
+            BrokerError: the server cannot be reached, or is none: an id of its own making would become a file's name.
+        """
         try:
             reply: Any = self._client.xread({self._key: after}, count=READ_COUNT, block=block_ms)
         except redis.RedisError as error:
             raise BrokerError(f"{self._url}: {error}") from error
-        return [(entry_id.decode(), fields.get(b"f", b"")) for _, entries in reply or [] for entry_id, fields in entries]
+        found = [(entry_id, fields.get(b"f", b"")) for _, entries in reply or [] for entry_id, fields in entries]
+        if not all(_ID.fullmatch(entry_id) for entry_id, _ in found):
+            raise BrokerError(f"{self._url}: gives entries ids that no Redis gives")
+        return [(entry_id.decode("ascii"), frame) for entry_id, frame in found]
 
     def missing(self, entry_ids: Sequence[str]) -> set[str]:
         """Those of the ids that are no longer in the stream."""

@@ -4,7 +4,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import Ledger
+from raylens.storage.ledger import Indexes, Ledger
 
 #: Commits of which the numbers are kept, for a rate.
 LAST = 1000
@@ -12,7 +12,7 @@ LAST = 1000
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """One commit: its number, and the prompts and tokens that it stored."""
+    """One commit: its number, and the prompts and tokens that were new in it."""
 
     n: int
     prompts: int
@@ -35,6 +35,7 @@ class Tally:
     tokens: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     last: deque[Counted] = field(default_factory=lambda: deque(maxlen=LAST))
+    _seen: Indexes = field(default_factory=Indexes)
 
     @classmethod
     def of(cls, folder: RunFolder) -> "Tally":
@@ -50,10 +51,14 @@ class Tally:
         grown = False
         for commit in self.ledger.follow():
             grown = True
-            tokens = sum(entry.tokens for entry in commit.entries)  # of a failure they are 0
-            failures = [entry.failure for entry in commit.entries if entry.failure is not None]
-            self.records += len(commit.entries) - len(failures)
+            # a merged segment has its prompts again, where compaction was killed or is at work
+            new = [entry for entry in commit.entries if entry.index not in self._seen]
+            for entry in new:
+                self._seen.add(entry.index)
+            tokens = sum(entry.tokens for entry in new)  # of a failure they are 0
+            failures = [entry.failure for entry in new if entry.failure is not None]
+            self.records += len(new) - len(failures)
             self.tokens += tokens
             self.failures.update(failures)
-            self.last.append(Counted(commit.n, len(commit.entries), tokens))
+            self.last.append(Counted(commit.n, len(new), tokens))
         return grown

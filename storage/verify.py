@@ -23,10 +23,26 @@ from raylens.storage.vocabulary import read_vocabulary
 
 #: Commits that may be missing before another; a file further away does not belong to the ledger.
 MAX_GAP = 10_000
+#: Readings of a run that changes meanwhile, before what is found is believed.
+_READINGS = 3
 
 
 def examine(folder: RunFolder) -> Findings:
-    """Read all of a run."""
+    """Read all of a run; once more where it looks damaged and commits were made meanwhile, for it may be compacted just now."""
+    for _ in range(_READINGS):
+        before = _changed(folder)
+        found = _examine(folder)
+        if not found.damage or _changed(folder) == before:
+            break
+    return found
+
+
+def _changed(folder: RunFolder) -> int:
+    """When a commit was last made or replaced, in nanoseconds."""
+    return folder.commits.stat().st_mtime_ns if folder.commits.exists() else 0
+
+
+def _examine(folder: RunFolder) -> Findings:
     found = Findings(folder.root.name)
     ledger = Ledger(folder)
     numbers = ledger.numbers()

@@ -7,16 +7,18 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from raylens.storage.layout import named_run
 from raylens.storage.store import Run, Store
 from raylens.storage.tally import Tally
 
 
 @dataclass(slots=True)
 class _Followed:
-    """A run, and what its ledger came to so far."""
+    """A run, what its ledger came to so far, and when files of it were last moved aside."""
 
     run: Run
     tally: Tally
+    repaired: int
 
 
 class Shelf:
@@ -60,12 +62,23 @@ class Shelf:
             }
 
     def _follow(self, name: str) -> _Followed:
-        if name not in self.store.names():
+        folder = named_run(self.store.path, name)  # without a look at all others, of which there may be a thousand
+        if folder is None:
             raise HTTPException(404, f"there is no run {name!r} in this store")
-        run = self.store[name]
+        run = Run(folder)
         one = self._followed.get(name)
-        if one is None or one.run.manifest.uid != run.manifest.uid:  # new, or a fresh run took the name
-            one = self._followed[name] = _Followed(run, Tally.of(run.folder))
+        repaired = _repaired(run)
+        # new, or a fresh run took the name, or commits that were read have been replaced
+        if one is None or one.run.manifest.uid != run.manifest.uid or one.repaired != repaired:
+            one = self._followed[name] = _Followed(run, Tally.of(run.folder), repaired)
         if one.tally.follow():
             one.run = run
         return one
+
+
+def _repaired(run: Run) -> int:
+    """When ``verify --repair`` last moved something aside, in nanoseconds; 0 if it never did."""
+    try:
+        return run.folder.damaged.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 import raylens
+from raylens.scheduler.external_writer import ExternalWriter
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import create_or_resume
+from raylens.storage.repair import repair
 from raylens.storage.server import EmbeddedServer
+from raylens.storage.store import Store
 from raylens.storage.stream import Stream
 from raylens.storage.writer import Writer
 from tests.builders import make_frames, make_manifest, make_record, make_run
@@ -137,6 +140,35 @@ def test_a_damaged_run_is_left_out(server: EmbeddedServer, tmp_path: Path) -> No
         writer.stop()
         assert writer.finish() == 130
         assert "broken: left out" in writer.stderr()
+
+
+def test_a_run_that_is_done_or_was_left_out_may_ask_again(server: EmbeddedServer, tmp_path: Path) -> None:
+    """A driver that comes back after a repair, or after a rival, is served by the writer that runs already."""
+    folder, manifest = make_run(tmp_path, prompts=2)
+    ExternalWriter(folder)
+    stream = Stream(server.url, manifest.uid)
+    stream.create()
+
+    def publish(index: int) -> None:
+        for data in make_frames(make_record(index), manifest.uid):
+            stream.publish(data)
+
+    with Running(tmp_path / "log", "writer", str(tmp_path), "--redis", server.url) as writer:
+        publish(0)
+        publish(1)
+        wait_until(lambda: "demo: complete" in writer.stderr(), "it is complete")
+        damaged = Ledger(folder).refresh()[-1]
+        path = folder.records / str(damaged.segment)
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        assert list(repair(folder)) != []
+        ExternalWriter(folder)
+        for index in {0, 1} - {entry.index for commit in Ledger(folder).refresh() for entry in commit.entries}:
+            publish(index)
+        wait_until(lambda: Store(tmp_path)["demo"].counts()["complete"], "it is whole again")
+        writer.stop()
+        assert writer.finish() == 130
+    stream.drop()
+    stream.close()
 
 
 def test_wrong_use(tmp_path: Path) -> None:

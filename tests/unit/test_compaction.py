@@ -19,6 +19,7 @@ from raylens.storage.repair import repair
 from raylens.storage.server import EmbeddedServer
 from raylens.storage.store import Run, Store
 from raylens.storage.stream import Stream
+from raylens.storage.tally import Tally
 from raylens.storage.verify import examine
 from raylens.storage.writer import Writer
 from tests.builders import commit_all, commit_outcomes, make_failure, make_record, make_run, same
@@ -144,6 +145,11 @@ def all_steps(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> int:
 STEPS = 36
 
 
+def counted(tally: Tally) -> tuple[int, int, int]:
+    """Records, failures and tokens."""
+    return tally.records, tally.failures.total(), tally.tokens
+
+
 def test_the_steps_are_all_of_them(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test below goes through every step."""
     assert all_steps(folder, monkeypatch) == STEPS
@@ -158,9 +164,16 @@ def test_killed_at_any_step(
     step: int,
 ) -> None:
     """Wherever a compaction is killed, nothing is lost or twice; a writer takes over as ever, and the next one ends it."""
+    earlier = Tally.of(folder)
+    earlier.follow()
+    whole = counted(earlier)
     with killed_at(monkeypatch, step), pytest.raises(Killed):
         compact(folder)
     assert_whole(folder)
+    now = Tally.of(folder)
+    now.follow()
+    earlier.follow()
+    assert counted(now) == counted(earlier) == whole
     Writer(folder, open_stream(server.url, open_run(folder).manifest.uid)).take_over()
     assert_whole(folder)
     commit_outcomes(folder, outcome_of(9))
@@ -272,3 +285,19 @@ def test_a_missing_segment_is_still_an_error(folder: RunFolder) -> None:
     (folder.records / names(folder)[0]).unlink()
     with pytest.raises(StoreError, match="the store lacks a committed segment"):
         list(run)
+
+
+def test_a_run_that_is_compacted_while_it_is_verified_is_good(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read before and what is read after do not fit together: it is read again."""
+    read = Ledger.read
+
+    def read_then_compact(ledger: Ledger, n: int) -> Commit | None:
+        commit = read(ledger, n)
+        if n == 4:
+            monkeypatch.setattr(Ledger, "read", read)
+            compact(folder)
+        return commit
+
+    monkeypatch.setattr(Ledger, "read", read_then_compact)
+    assert_whole(folder)
+    assert len(names(folder)) == 1

@@ -11,7 +11,7 @@ import pytest
 
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.layout import RunFolder
-from raylens.storage.manifest import Manifest, create_or_resume, difference, read_manifest
+from raylens.storage.manifest import Manifest, check_kept, create_or_resume, difference, read_manifest
 from tests.builders import make_manifest
 
 
@@ -57,6 +57,35 @@ def test_changed_settings_are_refused_with_each_difference(folder: RunFolder) ->
     assert "new.come: None -> 2" in text
     assert "layers" not in text
     assert "--name" in text
+
+
+def test_a_run_that_lost_its_manifest_is_not_taken_for_another(folder: RunFolder) -> None:
+    """Records without a manifest may be of any model: what to do is said."""
+    create_or_resume(folder, make_manifest())
+    check_kept(folder)
+    folder.manifest.unlink()
+    with pytest.raises(StoreError, match=r"missing.*restore it, or begin anew with raylens run --fresh"):
+        check_kept(folder)
+
+
+@pytest.mark.parametrize("name", ["lock", "writer.lock"])
+def test_a_link_in_the_place_of_a_lock_is_not_followed(folder: RunFolder, tmp_path: Path, name: str) -> None:
+    """A store from elsewhere cannot have a file of its reader overwritten."""
+    folder.create()
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (folder.root / name).symlink_to(precious)
+    with pytest.raises(StoreError, match=f"{name}: "), folder.alone():
+        pass
+    assert precious.read_text() == "kept"
+
+
+def test_a_lock_that_cannot_be_opened_is_one_clear_error(folder: RunFolder) -> None:
+    """As where it is another user's, or the disk is full."""
+    folder.create()
+    (folder.root / "lock").mkdir()
+    with pytest.raises(StoreError, match="lock: Is a directory"), folder.lock():
+        pass
 
 
 def test_equal_settings_differ_in_nothing() -> None:

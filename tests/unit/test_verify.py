@@ -307,3 +307,17 @@ def test_leftovers_are_no_damage(folder: RunFolder) -> None:
     repair(folder)
     assert examine(folder).leftovers == ["records/000000003-ffffffff.jsonl.zst"]
     assert_kept(folder, set())
+
+
+def test_a_commit_that_links_to_nothing(folder: RunFolder) -> None:
+    """As in a copy whose large files were not fetched: it is told, no writer goes on, and repair puts it aside."""
+    last = commit_file(folder, 4)
+    last.unlink()
+    last.symlink_to("/nowhere/000000004.json")
+    with pytest.raises(StoreError, match="a link to a file that is not there"):
+        Ledger(folder).refresh()
+    assert [damage.file for damage in examine(folder).damage] == ["commits/000000004.json"]
+    assert list(repair(folder)) != []
+    assert examine(folder).damage == []
+    assert (folder.damaged / last.name).is_symlink()
+    assert {outcome.index for outcome in Store(folder.root.parents[1])["demo"]} == set(range(8))
