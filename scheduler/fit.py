@@ -22,6 +22,7 @@ from raylens.storage.durable import write_file
 from raylens.storage.errors import ModelError
 from raylens.workers.fitting.report import FitReport
 from raylens.workers.fitting.settings import BATCH_TOKENS, TOKENS, FitSettings, Kind, check
+from raylens.workers.paths import given_path
 from raylens.workers.preflight import ModelFacts, inspect_model, load_config, load_tokenizer, pinned
 from raylens.workers.settings import DType, InputSettings, ModelSettings, WorkerSettings
 
@@ -138,7 +139,7 @@ def fit_lens(
         prompts = Corpus.from_rows(corpus, column=column, id_column=id_column, limit=limit)
     source = ModelSettings(model, revision, dtype, trust_remote_code=trust_remote_code)
     settings = FitSettings(source, kind, tokens, steps, learning_rate, batch_tokens, seed)
-    return fit_with_progress(settings, prompts, Path(output), Actors(actors, gpus_per_actor, ray), quiet)
+    return fit_with_progress(settings, prompts, given_path(output, "output"), Actors(actors, gpus_per_actor, ray), quiet)
 
 
 def fit_with_progress(settings: FitSettings, corpus: Corpus, output: Path, actors: Actors, quiet: bool) -> FitReport:

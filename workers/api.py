@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from raylens.storage.errors import RaylensError, UsageError
@@ -20,10 +21,14 @@ from raylens.workers.settings import (
     ModelSettings,
     WorkerSettings,
     check,
+    check_types,
     generation_settings,
 )
 from raylens.workers.tracked import track_names
 from raylens.workers.worker import Worker
+
+#: A model has one set of hooks: calls from several threads take turns.
+_ONE_AT_A_TIME = Lock()
 
 
 @lru_cache(maxsize=1)
@@ -65,7 +70,7 @@ def lens(
     taps: str | Sequence[str] | None = None,
     heads: str | None = None,
     positions: str | None = None,
-    stats: str | Sequence[str] = (),
+    stats: str | Sequence[str] | None = None,
     track: str | int | Sequence[str | int] = (),
     lens: str = "logit",
     intervene: str | Path | Mapping[str, Any] | None = None,
@@ -75,7 +80,7 @@ def lens(
     sample_top_k: int | None = None,
     seed: int = 0,
 ) -> Record:
-    """The lens of one text. The model stays loaded for the next call with the same settings.
+    """The lens of one text. The model stays loaded for the next call with the same settings; threads take turns.
 
     Args:
         text: the prompt.
@@ -97,7 +102,7 @@ def lens(
             parse_taps(taps) if taps is not None else None,
             positions or ("last" if generate is not None else "all"),
             "float32",
-            parse_stats(stats),
+            parse_stats(stats or ()),
             track_names(track),
             lens,
             lens_digest(parse_lens(lens)),  # so that a file that was written anew is read anew
@@ -109,4 +114,6 @@ def lens(
     )
     if not isinstance(text, str):
         raise UsageError(f"the text is a {type(text).__name__}; give a str, or use raylens.run for many")
-    return read(loaded(settings), text)
+    check_types(settings)  # before they are hashed
+    with _ONE_AT_A_TIME:
+        return read(loaded(settings), text)

@@ -2,7 +2,6 @@
 
 import hashlib
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,6 +10,7 @@ from raylens.storage.errors import ModelError, UsageError
 from raylens.storage.vocabulary import Vocabulary
 from raylens.workers.interventions.fitting import check_edits
 from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
+from raylens.workers.paths import given_path
 from raylens.workers.selection import select_layers, select_positions
 from raylens.workers.settings import ModelSettings, WorkerSettings, check
 from raylens.workers.source import ModelSource, resolve
@@ -51,7 +51,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
 def pinned(model: ModelSettings, facts: ModelFacts) -> ModelSettings:
     """The settings by which every actor finds the same model: a folder's whole path, of a hub model the commit found."""
-    path = Path(model.source).expanduser()
+    path = given_path(model.source, "--model")
     if model.source != "demo" and path.exists():
         model = msgspec.structs.replace(model, source=str(path.resolve()))
     return model if facts.commit is None else msgspec.structs.replace(model, revision=facts.commit)
@@ -71,8 +71,7 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
     source = resolve(settings.model)
     config = load_config(settings.model, source)
     tokenizer = load_tokenizer(settings.model, source)
-    text = config.get_text_config()
-    n_layers, size = int(text.num_hidden_layers), int(text.vocab_size)
+    text, n_layers, size, width = _sizes(settings.model, config)
     layers = select_layers(settings.lens.layers, n_layers)
     if settings.lens.heads is not None:
         select_layers(settings.lens.heads, n_layers, "--heads")
@@ -83,7 +82,6 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
         raise UsageError(f"--generate {settings.generation.tokens}: the model reads {longest} tokens, the prompt's included")
     vocabulary = vocabulary_bytes(tokenizer, size)
     Tracked(settings.lens.track, tokenizer, vocabulary)
-    width = int(text.hidden_size)
     check_edits(settings.edits, partial(text_ids, tokenizer), n_layers, width, longest)
     template = settings.input.chat_template or getattr(tokenizer, "chat_template", None) or ""
     return ModelFacts(
@@ -100,6 +98,22 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
     )
 
 
+def _sizes(model: ModelSettings, config: Any) -> tuple[Any, int, int, int]:
+    """The configuration of the text model, and its layers, vocabulary and width.
+
+    Raises:
+        ModelError: it has none.
+    """
+    try:
+        text = config.get_text_config()
+        return text, int(text.num_hidden_layers), int(text.vocab_size), int(text.hidden_size)
+    except (AttributeError, TypeError, ValueError) as error:
+        kind = getattr(config, "model_type", "") or type(config).__name__
+        raise ModelError(
+            f"--model {model.source}: a {kind} has not the sizes of a language model ({error}); not supported"
+        ) from error
+
+
 def _checked_lens(settings: WorkerSettings, layers: tuple[int, ...], n_layers: int, width: int) -> str | None:
     """The digest of the lens's files, once they are found to fit; none of that needs the weights."""
     source = parse_lens(settings.lens.lens)
@@ -110,16 +124,26 @@ def _checked_lens(settings: WorkerSettings, layers: tuple[int, ...], n_layers: i
     from raylens.workers.lenses.interface import Shape
     from raylens.workers.lenses.opening import open_lens
 
-    digest = lens_digest(source)
+    # opened first, for a file that is far too large is refused before it is read through
     open_lens(source, Shape(n_layers, width), chosen_places(taps, layers), settings.lens.lens_digest)
-    return digest
+    return lens_digest(source)
 
 
 def _check_template(source: str) -> None:
     import jinja2
+    import jinja2.ext
+
+    class Generation(jinja2.ext.Extension):
+        """The tag that transformers adds to Jinja: what stands in it is the assistant's."""
+
+        tags = {"generation"}  # noqa: RUF012  as Jinja has it
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     try:
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source)  # noqa: S701  parsed, never rendered here
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols", Generation]).parse(source)  # noqa: S701  never rendered here
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"--chat-template line {error.lineno}: {error.message}") from error
 
@@ -134,7 +158,7 @@ def load_config(settings: ModelSettings, source: ModelSource) -> Any:
 
     try:
         return AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # files of strangers fail in every way
         raise _not_loadable(settings, error) from error
 
 
@@ -148,7 +172,7 @@ def load_tokenizer(settings: ModelSettings, source: ModelSource) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(source.path, revision=source.revision, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # files of strangers fail in every way
         raise _not_loadable(settings, error) from error
 
 
@@ -158,7 +182,7 @@ def _not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
         return ModelError(f"--model {settings.source}: needs its own code; read it, then give --trust-remote-code")
     if "gated" in text or "401" in text:
         return ModelError(f"--model {settings.source}: access denied by the hub; accept its licence there and run hf auth login")
-    if Path(settings.source).expanduser().exists():
+    if given_path(settings.source, "--model").exists():
         return ModelError(f"--model {settings.source}: its configuration or tokenizer cannot be read ({text[:300]})")
     return ModelError(
         f"--model {settings.source}: no such folder here and not loadable from the hub ({text[:300]}); check the name"

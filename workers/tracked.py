@@ -15,8 +15,8 @@ MAX_DIGITS = 18
 
 def track_names(asked: str | int | Sequence[str | int]) -> tuple[str, ...]:
     """What ``--track`` would be given: one token or several, by text or id."""
-    each = [asked] if isinstance(asked, str | int) else asked
-    return tuple(f"{_ID}{token}" if isinstance(token, int) else token for token in each)
+    each = [asked] if isinstance(asked, str) or not isinstance(asked, Sequence) else asked
+    return tuple(token if isinstance(token, str) else f"{_ID}{token}" for token in each)
 
 
 class Tracked:
@@ -35,6 +35,7 @@ class Tracked:
 
     def __init__(self, names: Sequence[str], tokenizer: Any, vocabulary: Vocabulary) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
+        self._ids: dict[bytes, list[int]] | None = None
         self._named = {name: None if name.startswith(_FIELD) else self._id(name, f"--track {name!r}") for name in names}
 
     def __len__(self) -> int:
@@ -67,9 +68,18 @@ class Tracked:
         data = name.encode()
         if len(pieces) == 1 and pieces[0] < len(vocabulary) and vocabulary[pieces[0]] == data:
             return pieces[0]
-        same = [token for token, other in enumerate(vocabulary) if other == data]
+        same = self._tokens_of(data)
         if len(same) == 1:
             return same[0]
         parts = ", ".join(f"{token_label(vocabulary, token)} (id:{token})" for token in (same or pieces)[:8])
         kind = "several tokens" if same else "no single token of this model"
         raise UsageError(f"{given}: {kind}: {parts or 'nothing'}; track one of them, as id:N or with its leading space")
+
+    def _tokens_of(self, data: bytes) -> list[int]:
+        """The ids of these bytes. Looked for in a table, as a field of each of a million prompts may ask."""
+        if self._ids is None:
+            self._ids = {}
+            for token, other in enumerate(self._vocabulary):
+                if other is not None:
+                    self._ids.setdefault(other, []).append(token)
+        return self._ids.get(data, [])

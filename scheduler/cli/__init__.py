@@ -1,6 +1,7 @@
 """The command line: a command is a module of this folder, imported only when it is used, so that ``--help`` is quick."""
 
 import atexit
+import errno
 import gc
 import importlib
 import pkgutil
@@ -10,8 +11,10 @@ from typing import Any
 import click
 
 from raylens import __version__
-from raylens.storage.errors import EXIT_STOPPED, RaylensError
+from raylens.storage.errors import EXIT_STOPPED, RaylensError, StoreError
 
+#: What a disk says that is full, ill or not to be written.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 #: One line each, so that ``raylens --help`` imports no command.
 _SUMMARIES = {
     "cancel": "Stop a run, wherever its driver is at work.",
@@ -36,7 +39,12 @@ _SUMMARIES = {
 
 
 def _failed(error: RaylensError) -> click.ClickException:
-    failed = click.ClickException(str(error))
+    text = str(error)
+    if not text.isprintable():  # it may quote a file of anybody's, and a terminal takes orders
+        from raylens.storage.labels import text_label
+
+        text = "\n".join(text_label(line) for line in text.splitlines())
+    failed = click.ClickException(text)
     failed.exit_code = error.exit_code  # type: ignore[misc]  # click keeps it on the class
     return failed
 
@@ -76,6 +84,10 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except RaylensError as error:
             raise _failed(error) from error
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            raise _failed(StoreError(f"{error.filename or 'output'}: {error.strerror}")) from error
         except KeyboardInterrupt:  # click would make it exit code 1
             click.echo("stopped", err=True)
             ctx.exit(EXIT_STOPPED)

@@ -150,14 +150,17 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table on stdout, as wide as its text: for eyes, grep and column alike."""
     from rich.cells import cell_len
 
-    cells = [list(header), *(list(row) for row in rows)]
+    from raylens.storage.labels import text_label
+
+    # names of folders and what a run's files say may be anybody's, and a terminal takes orders
+    cells = [list(header), *([cell if cell.isprintable() else text_label(cell) for cell in row] for row in rows)]
     widths = [max(cell_len(row[column]) for row in cells) for column in range(len(header))]
     for row in cells:
         text = "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
         click.echo(text.rstrip())
 
 
-def write_bytes(output: str | None, data: Callable[[Any], None]) -> None:
+def write_bytes(output: str | None, data: Callable[[Any], None], option: str = "--output") -> None:
     """Hand ``data`` the file to write, or stdout where no file or ``-`` is given.
 
     Raises:
@@ -174,7 +177,7 @@ def write_bytes(output: str | None, data: Callable[[Any], None]) -> None:
         else:
             _write_whole(path, data)
     except OSError as error:
-        raise UsageError(f"--output {path}: {error.strerror}") from error
+        raise UsageError(f"{option} {path}: {error.strerror or error}") from error
 
 
 def _write_whole(path: Path, data: Callable[[Any], None]) -> None:

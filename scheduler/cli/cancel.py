@@ -13,7 +13,7 @@ WAIT_SECONDS = 180.0
 
 
 @click.command("cancel")
-@click.argument("store", envvar="RAYLENS_STORE")
+@click.argument("store")
 @click.argument("run")
 def command(store: str, run: str) -> None:
     """Stop RUN of STORE, wherever its driver is at work, as Ctrl-C there would.

@@ -3,7 +3,6 @@
 import contextlib
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -49,6 +48,7 @@ def command(**options: Any) -> None:
     from raylens.scheduler.corpus import Corpus, CorpusSettings
     from raylens.scheduler.fit import Actors, fit_with_progress
     from raylens.workers.fitting.settings import FitSettings
+    from raylens.workers.paths import given_path
 
     settings = FitSettings(
         model_settings(options),
@@ -70,7 +70,7 @@ def command(**options: Any) -> None:
     )
     actors = Actors(options["actors"], options["gpus_per_actor"], options["ray"])
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints notices to stdout, where only our data belongs
-        report = fit_with_progress(settings, corpus, Path(options["output"]), actors, options["quiet"])
+        report = fit_with_progress(settings, corpus, given_path(options["output"], "--output"), actors, options["quiet"])
     if options["as_json"]:
         click.echo(msgspec.json.encode(report))
     else:

@@ -43,7 +43,7 @@ def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json
     from raylens.storage.plots.grid import STATS, grid
     from raylens.storage.plots.request import Request
     from raylens.storage.record_view import readable
-    from raylens.storage.taps import parse_taps
+    from raylens.storage.taps import DEFAULT_TAPS, TAPS, parse_taps
     from raylens.storage.terminal import grid_lines
     from raylens.workers.api import loaded, read
     from raylens.workers.interventions.edits import read_edits
@@ -53,14 +53,17 @@ def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json
     if stat not in STATS:
         raise UsageError(f"--stat {stat}: choose from {', '.join(STATS)}")
     shown = parse_taps(tap, "--tap")
-    if len(shown) != 1:
-        raise UsageError(f"--tap {tap}: name one tap")
+    if len(shown) != 1 or shown[0] not in TAPS:
+        raise UsageError(f"--tap {tap}: name one of {', '.join(TAPS)}")
     lens_taps(parse_lens(options["lens"]), shown, "--tap")
     drawn = (options["temperature"], options["top_p"], options["sample_top_k"], options["seed"])
     generation = generation_settings(options["generate"], *drawn)
     positions = "all" if generation is None else "last"
     stats = ("kl",) if stat == "kl" else ()
-    asked = LensSettings(top_k, options["layers"], positions=positions, logprobs="float32", stats=stats, lens=options["lens"])
+    taps = None if shown[0] in DEFAULT_TAPS else (*shown, *DEFAULT_TAPS)
+    asked = LensSettings(
+        top_k, options["layers"], taps, positions=positions, logprobs="float32", stats=stats, lens=options["lens"]
+    )
     settings = WorkerSettings(model_settings(options), asked, edits=read_edits(options["intervene"]), generation=generation)
     with Console(stderr=True).status("loading the model"):
         worker = loaded(settings)

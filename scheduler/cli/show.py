@@ -67,7 +67,7 @@ def command(
     if as_json:
         click.echo(orjson.dumps(readable(outcome, run.vocabulary)))
     elif isinstance(outcome, Failure):
-        click.echo(f"prompt {text_label(outcome.id)} failed ({outcome.kind}): {outcome.message}")
+        click.echo(f"prompt {text_label(outcome.id)} failed ({outcome.kind}): {text_label(outcome.message)}")
     elif outcome.generated is not None and position is None:
         _show_steps(run, outcome, top or 5, THRESHOLD if threshold is None else threshold)
     elif threshold is not None:
@@ -106,7 +106,7 @@ def _show_run(run: "Run", as_json: bool) -> None:
         if number == MAX_FAILURES:
             click.echo("more failures: --json lists all")
             break
-        click.echo(f"failed {text_label(failure.id)} ({failure.kind}): {failure.message}")
+        click.echo(f"failed {text_label(failure.id)} ({failure.kind}): {text_label(failure.message)}")
 
 
 def _show_quarantine(run: "Run", as_json: bool) -> None:

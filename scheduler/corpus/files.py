@@ -85,17 +85,30 @@ def find_files(sources: tuple[str, ...]) -> list[InputFile]:
         UsageError: for a file named twice.
     """
     paths = [path for source in sources for path in _expand(source)]
-    named: set[str] = set()
+    named: set[object] = set()
     for path in paths:
-        if path in named:
+        which = _identity(path)
+        if which in named:
             raise UsageError(f"{path}: named more than once, its prompts would be doubled; name every file once")
-        named.add(path)
+        named.add(which)
     return [_file(path) for path in paths]
 
 
+def _identity(path: str) -> object:
+    """The same for two names of one file; a path that is none yet is told when it is opened."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return path
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else path
+
+
 def _expand(source: str) -> list[str]:
-    if source == "-" or not glob.has_magic(source) or Path(source).exists():
+    if source == "-" or not glob.has_magic(source):
         return [source]
+    with reading(source):
+        if Path(source).exists():
+            return [source]
     # Path.glob takes no absolute patterns.
     matches = sorted(path for path in glob.glob(source, recursive=True) if not Path(path).is_dir())  # noqa: PTH207
     if not matches:
@@ -105,6 +118,8 @@ def _expand(source: str) -> list[str]:
 
 def _file(path: str) -> InputFile:
     if path == "-":
+        if sys.stdin is None:
+            raise InputError("stdin", "is closed", "give a file, or pipe prompts into the command")
         return InputFile("stdin", Spool(sys.stdin.buffer, "stdin").open, spooled=True)
     with reading(path):
         mode = Path(path).stat().st_mode

@@ -52,7 +52,7 @@ def _batches(file: InputFile, stream: BinaryIO, keys: RowKeys) -> Iterator[list[
             _check_names(file, names, keys)
             for batch in table.iter_batches(batch_size=_BATCH_ROWS):
                 yield batch.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = str(error).strip().split("\n")[0]
         if reason.startswith("Nanosecond"):
             raise InputError(

@@ -127,6 +127,9 @@ def _missing(wanted: tuple[str, ...], names: Collection[str], option: str) -> Ba
     close = [match for key in wanted for match in difflib.get_close_matches(key, names, 1)]
     guess = f"did you mean {close[0]!r}? " if close else ""
     wanted_listed = " or ".join(repr(key) for key in wanted)
+    only = next(iter(names), "")
+    if len(names) == 1 and any(other in only for other in ";\t|"):
+        return BadRow(f"no column {wanted_listed} (its only column: {only!r})", "write commas between columns")
     return BadRow(f"no column {wanted_listed} (its columns: {listed}{more})", f"{guess}name the right one with {option}")
 
 

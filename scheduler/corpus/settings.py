@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import msgspec
 
 from raylens.storage.errors import UsageError
+from raylens.workers.settings import check_types
 
 #: ``auto`` goes by the file's extension; ``txt`` is ``paragraphs`` where blank lines separate text, else ``lines``.
 Format = Literal["auto", "jsonl", "csv", "parquet", "txt", "lines", "paragraphs"]
@@ -33,6 +34,7 @@ class CorpusSettings(msgspec.Struct, frozen=True):
         """Raise UsageError for values that cannot be used."""
         if self.format not in get_args(Format):
             raise UsageError(f"format {self.format!r} is unknown; use one of {', '.join(get_args(Format))}")
+        check_types(self)
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"limit {self.limit} leaves no prompt; use 1 or more")
         if self.column is not None and self.column == self.id_column:

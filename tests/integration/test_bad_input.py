@@ -1,15 +1,18 @@
 """Each bad input gets one line that names the place and the remedy, and its exit code, before any model loads."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import raylens
 from raylens.storage.errors import UsageError
+from tests.builders import make_run
 from tests.command import raylens_command
 from tests.waiting import HUNG
 
@@ -156,6 +159,8 @@ def test_options_from_environment_and_file(tmp_path: Path, tiny: Path) -> None:
         ({"on_long": "cut"}, "cut"),
         ({"actors": "2"}, "actors"),
         ({"stats": "kk"}, "kk"),
+        ({"top_k": np.int64(3)}, "numpy.int64"),
+        ({"intervene": []}, "intervene is a list"),
     ],
 )
 def test_python_values_of_the_wrong_type(tmp_path: Path, tiny: Path, arguments: dict[str, Any], part: str) -> None:
@@ -163,6 +168,63 @@ def test_python_values_of_the_wrong_type(tmp_path: Path, tiny: Path, arguments: 
     with pytest.raises(UsageError, match=part):
         raylens.run(["a"], model=str(tiny), store=tmp_path / "st", quiet=True, **arguments)
     assert not (tmp_path / "st").exists()
+
+
+@pytest.mark.parametrize("arguments", [{"layers": [0]}, {"layers": range(2)}, {"positions": [0]}, {"heads": [0]}, {"top_k": "3"}])
+def test_values_of_the_wrong_type_for_one_text(tiny: Path, arguments: dict[str, Any]) -> None:
+    """raylens.lens says so too."""
+    with pytest.raises(UsageError):
+        raylens.lens("a", model=str(tiny), **arguments)
+
+
+def broken(tiny: Path, folder: Path, name: str, content: str) -> Path:
+    """A copy of a model in which one file is another."""
+    shutil.copytree(tiny, folder / "broken")
+    (folder / "broken" / name).write_text(content)
+    return folder / "broken"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("config.json", {"vocab_size": None}), ("config.json", {"num_attention_heads": 7}), ("tokenizer_config.json", [])],
+)
+def test_a_broken_model(tmp_path: Path, tiny: Path, name: str, change: Any) -> None:
+    """Whatever its files hold, it is one line."""
+    content = change if isinstance(change, list) else json.loads((tiny / name).read_text()) | change
+    model = broken(tiny, tmp_path, name, json.dumps(content))
+    check(raylens_command("lens", "a", "-m", str(model)), 4, f"--model {model}", "cannot be read")
+
+
+def test_a_gguf_that_is_cut_short(tmp_path: Path) -> None:
+    """As a download that broke off."""
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
+    done = raylens_command("lens", "a", "-m", str(tmp_path / "m.gguf"), env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
+    check(done, 4, "m.gguf: cannot convert")
+    assert list((tmp_path / "cache").rglob("*m-*")) == [], "nothing is left of it"
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    """As a home in a container: lens says what to set, and doctor goes on to the next check."""
+    (tmp_path / "file").write_text("")
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "file")}
+    check(raylens_command("lens", "a", "-m", "demo", env=environment), 4, "Not a directory", "set XDG_CACHE_HOME")
+    done = raylens_command("doctor", env=environment)
+    assert "XDG_CACHE_HOME" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_home_of_nobody(tmp_path: Path) -> None:
+    """A path that begins with a user who is not there."""
+    check(raylens_command("lens", "a", "-m", "~nosuchuser/m", cwd=tmp_path), 2, "--model ~nosuchuser/m")
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """What takes the output may be full too."""
+    make_run(tmp_path / "raylens-store")
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "raylens", "runs"]
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=HUNG, check=False)
+    check(done, 6, "No space left on device")
 
 
 @pytest.mark.parametrize("ray", ["local", "auto"])

@@ -1,6 +1,7 @@
 """The real demo model, SmolLM2-135M: the lens says what the model says."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,7 @@ from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.capture import capture
 from raylens.workers.model import load_model
 from raylens.workers.settings import DType, ModelSettings
+from tests.builders import same
 from tests.command import raylens_command
 
 TEXT = "The capital of France is"
@@ -125,6 +127,23 @@ def test_lens_prints_the_grid() -> None:
     assert record["taps"]["resid_post"]["tokens"][-1][-1][0] == " Paris"
     done = raylens_command("lens", TEXT, "-m", "demo", "--stat", "kl", "--layers", "28,29")
     assert (done.returncode, "layer 29" in done.stdout, "layer 27" in done.stdout) == (0, True, False), done.stderr
+
+
+def test_lens_of_a_tap_that_is_not_lensed_by_default() -> None:
+    """--tap takes any tap, and refuses heads before the model is loaded."""
+    done = raylens_command("lens", TEXT, "-m", "demo", "--tap", "resid_pre", "--layers", "0,29")
+    assert (done.returncode, "·capital" in done.stdout) == (0, True), done.stderr
+    done = raylens_command("lens", TEXT, "-m", "nosuch", "--tap", "head_3")
+    assert (done.returncode, "--tap head_3: name one of resid_pre, " in done.stderr) == (2, True)
+
+
+def test_threads_take_turns() -> None:
+    """Calls from several threads give what each would alone."""
+    texts = ["The capital of France is", "The capital of Spain is", "Two and two make"]
+    alone = [raylens.lens(text, dtype="float32", layers="-3:") for text in texts]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda text: raylens.lens(text, dtype="float32", layers="-3:"), texts * 4))
+    assert all(same(one, other) for one, other in zip(found, alone * 4, strict=True))
 
 
 def test_doctor_prints_the_certificate() -> None:

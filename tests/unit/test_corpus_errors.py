@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -117,6 +118,7 @@ def test_a_json_array_is_told_from_json_lines(tmp_path: Path, content: str) -> N
         (b'text,b\n"a"b,1\n', "c.csv:2: not valid CSV ("),
         (b"text,b\na\rb,1\n", "c.csv:2: not valid CSV ("),
         (b'text,b\n"a\nb\xff",1\n', "c.csv:3: not valid UTF-8 (byte 0xff at offset 1 of the line)"),
+        (b"id;text\n1;why\n", "c.csv:1: no column 'text' (its only column: 'id;text'); write commas between columns"),
         (b"text\n", "c.csv: no prompts; give at least one"),
         (b"", "c.csv: no prompts; give at least one"),
     ],
@@ -167,6 +169,8 @@ def test_bad_parquet_files(tmp_path: Path) -> None:
     times = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))
     pq.write_table(pa.table({"text": ["a"], "when": times}), path)
     assert re.search(r"^c\.parquet.* times? in nanoseconds, .*; cast (it|them) to microseconds$", refusal(path))
+    pq.write_table(pa.table({"text": ["a"], "when": pa.array([1 << 62], pa.timestamp("us"))}), path)
+    assert "c.parquet: cannot be read as Parquet (" in refusal(path)
     pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"]), path)
     assert "c.parquet: has column 'text' twice; give every column its own name" in refusal(path)
 
@@ -186,7 +190,8 @@ def test_bad_text(tmp_path: Path) -> None:
     [
         (7, "row 2: a int, neither a string nor a dictionary; give texts or dictionaries"),
         ({"text": 7}, "row 2: 'text' is an integer, not a string"),
-        ({"text": "x", 1: "y"}, "row 2: 1 cannot be stored (Dict key must be str)"),
+        ({"text": "x", 1: "y"}, "row 2: has the key 1, which is no string; name every column by a string"),
+        ({1: "y"}, "row 2: has the key 1, which is no string; name every column by a string"),
         ({"text": "x", "y": {1}}, "row 2: column 'y' holds a set, which JSON cannot hold; convert it"),
         ({"text": "x", "y": float("inf")}, "row 2: column 'y' holds inf, which JSON cannot hold; use null"),
         ("\udcff", "row 2: 'text' holds half of a surrogate pair; write the whole character, or remove it"),
@@ -232,6 +237,7 @@ def test_settings_that_cannot_be_used() -> None:
         (CorpusSettings(), "no corpus; name files"),
         (CorpusSettings(texts=("x",), limit=0), "limit 0 leaves no prompt; use 1 or more"),
         (CorpusSettings(texts=("x",), format="xml"), "format 'xml' is unknown; use one of auto, jsonl"),  # type: ignore[arg-type]
+        (CorpusSettings(texts=("x",), limit="5"), "limit"),  # type: ignore[arg-type]
         (CorpusSettings(texts=("x",), column="a", id_column="a"), "column 'a' cannot be both the prompt and its id"),
     ]:
         with pytest.raises(UsageError, match=message):
@@ -239,6 +245,8 @@ def test_settings_that_cannot_be_used() -> None:
     for rows in ("one text", {"text": "one row"}):
         with pytest.raises(UsageError, match="give a list of texts or dictionaries"):
             Corpus.from_rows(rows)
+    with pytest.raises(UsageError, match=r"rows is a DataFrame; give its rows as dictionaries: df\.to_dict\('records'\)"):
+        Corpus.from_rows(pandas.DataFrame({"text": ["x"]}))
     with pytest.raises(InputError, match="corpus: no prompts; give at least one"):
         Corpus.from_rows([]).scan()
 

@@ -101,6 +101,15 @@ def test_a_file_named_twice(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(UsageError, match=r"a\.txt: named more than once"):
         corpus(tmp_path / "*.txt", tmp_path / "a.txt").scan()
+    (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
+    for other in (tmp_path / "b.txt", tmp_path / ".." / tmp_path.name / "a.txt"):
+        with pytest.raises(UsageError, match=r"[ab]\.txt: named more than once"):
+            corpus(tmp_path / "a.txt", other).scan()
+
+
+def test_a_text_in_the_place_of_a_file() -> None:
+    """Too long for a name, and with a sign of a pattern."""
+    assert "cannot be read (File name too long)" in refusal(Path("What is this? " * 30))
 
 
 def test_other_compressions_are_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import msgspec
 
 from raylens.storage.errors import ModelError, UsageError
 from raylens.storage.taps import DEFAULT_TAPS
+from raylens.workers.paths import given_path
 
 #: Kind -> the taps it reads. Only residuals that a map was fitted to; the logit lens reads whatever has the width.
 TAPS_OF = {
@@ -56,7 +57,7 @@ def parse_lens(spec: str) -> LensSource:
         raise UsageError(f"--lens {spec}: there is no such lens; {_CHOICES}")
     if (kind == "logit") != (not path):
         raise UsageError(f"--lens {spec}: {'takes no path' if path else 'give its path'}; {_CHOICES}")
-    return LensSource(kind, Path(path).expanduser() if path else None)
+    return LensSource(kind, given_path(path, "--lens") if path else None)
 
 
 def lens_taps(source: LensSource, asked: tuple[str, ...] | None, option: str = "--taps") -> tuple[str, ...] | None:
