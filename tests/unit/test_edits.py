@@ -1,6 +1,7 @@
 """What an intervention's file may say: one error with file, place and remedy for all else, before any model is loaded."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def test_refused(value: Any, problem: str, tmp_path: Path) -> None:
         ("e.yaml", "edits: [", "line 1: not YAML ("),
         ("e.yaml", "- &a [x]\n- *a\n", "line 2: uses an alias (*a); write it out"),
         ("e.yaml", "edits:\n- tap: attn_out\n  layers: 1\n  layers: 2\n", "line 2: 'layers' is given twice; keep one"),
-        ("e.yaml", "edits: 2026-13-45", "cannot be read (month must be in 1..12"),
+        ("e.yaml", "edits: !!timestamp 2026-13-45", "cannot be read (month must be in 1..12"),
         ("e.yaml", "edits: !!python/object/apply:os.system [ls]", "line 1: not YAML (could not determine a constructor"),
         ("e.yaml", "{a: " * 5_000 + "1" + "}" * 5_000, "line 1: nests more than 32 deep; docs/INTERVENTIONS.md has the form"),
         ("e.yaml", "[" * MOST_BYTES[".yaml"], "line 1: nests more than 32 deep"),
@@ -150,6 +151,27 @@ def test_files_that_are_not_what_they_say(tmp_path: Path, name: str, text: str |
         read_edits(path)
     assert f"--intervene {path}: {problem}" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_yaml_numbers_are_those_of_its_current_version(tmp_path: Path) -> None:
+    """To YAML 1.1 a range without quotes was a number of base 60, and the edit quietly changed something else."""
+    path = tmp_path / "e.yaml"
+    path.write_text(
+        "edits: [{tap: resid_post, layers: 1:15, positions: 1:4, scale: 1e3}, {tap: mlp_out, layers: 010, scale: -.5}]"
+    )
+    one, other = read_edits(path)
+    assert (one.layers, one.positions, one.scale) == ("1:15", "1:4", 1000.0)
+    assert (other.layers, other.scale) == ("10", -0.5)
+
+
+def test_text_that_is_not_unicode(tmp_path: Path) -> None:
+    """Half of a character is told, as of a prompt in a corpus; and a path that names no file."""
+    for add, problem in (
+        ({"prompt": "\ud800"}, "edits[0]: holds half of a surrogate pair"),
+        ({"file": "~nosuchuser/x", "key": "k"}, "~nosuchuser/x: names no file here"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(problem)):
+            read_edits({"edits": [{"tap": "resid_post", "layers": "0", "add": {**add, "scale": 1}}]})
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from raylens.storage.errors import UsageError
 from raylens.storage.taps import ALIASES, TAPS
 from raylens.workers.interventions.file import bad, read_values
 from raylens.workers.interventions.places import check_positions
+from raylens.workers.paths import given_path
 
 MOST_EDITS = 256
 #: Numbers of a vector; no model is that wide.
@@ -109,7 +110,9 @@ def read_edits(given: str | Path | Mapping[str, Any] | None) -> tuple[Edit, ...]
         return ()
     if isinstance(given, Mapping):
         return _edits("dictionary", given, Path())
-    path = Path(given).expanduser()
+    if not isinstance(given, str | Path):
+        raise UsageError(f"intervene is a {type(given).__name__}; give a file, or a dictionary of its form")
+    path = given_path(given, "--intervene")
     return _edits(str(given), read_values(path), path.parent)
 
 
@@ -150,6 +153,10 @@ def _checked(name: str, place: str, edit: Edit, folder: Path) -> Edit:
     if edit.scale is not None:
         _check_number(name, f"{place}.scale", edit.scale)
     try:
+        msgspec.json.encode(edit)
+    except UnicodeEncodeError as error:
+        raise bad(name, place, "holds half of a surrogate pair", "write the whole character, or remove it") from error
+    try:
         check_positions(edit.positions)
     except UsageError as error:
         raise bad(name, f"{place}.positions", str(error)) from error
@@ -176,7 +183,7 @@ def _checked_add(name: str, place: str, add: Add, folder: Path) -> Add:
     if add.tap is not None:
         add = msgspec.structs.replace(add, tap=_tap(name, f"{place}.tap", add.tap))
     if add.file is not None and add.key is not None:
-        values = _tensor(name, f"{place}.file", folder / Path(add.file).expanduser(), add.key)
+        values = _tensor(name, f"{place}.file", folder / given_path(add.file, f"--intervene {name}: {place}.file"), add.key)
         add = msgspec.structs.replace(add, values=values, file=None, key=None)
     if add.values is not None:
         if not 1 <= len(add.values) <= MOST_VALUES:

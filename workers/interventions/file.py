@@ -4,9 +4,10 @@ YAML's anchors are refused, for a few lines of them can stand for gigabytes; so 
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -17,6 +18,22 @@ MOST_BYTES = {".json": 1 << 20, ".yaml": 1 << 17, ".yml": 1 << 17}
 #: Brackets within brackets; an intervention has five.
 _DEPTH = 32
 _FORM = "docs/INTERVENTIONS.md has the form"
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """Plain values, with numbers as YAML 1.2 writes them: to 1.1, which PyYAML reads, ``1:4`` is 64 and ``1e3`` a text."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [(tag, pattern) for tag, pattern in rules if tag.rpartition(":")[2] in {"bool", "null"}]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(rf"(?:{_INTEGER.pattern})\Z"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{_FLOAT.pattern})\Z"), list("-+0123456789."))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 
 
 def bad(name: str, place: str, problem: str, remedy: str = _FORM) -> UsageError:
@@ -72,14 +89,14 @@ def _json(name: str, text: str) -> Any:
 
 def _yaml(name: str, text: str) -> Any:
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
             raise bad(name, f"line {event.start_mark.line + 1}", f"uses an alias (*{event.anchor})", "write it out")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEPTH:
             raise bad(name, f"line {event.start_mark.line + 1}", f"nests more than {_DEPTH} deep")
-    _check_nodes(name, yaml.compose(text, Loader=yaml.SafeLoader))
-    return yaml.safe_load(text)
+    _check_nodes(name, yaml.compose(text, Loader=_Loader))
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader
 
 
 def _check_nodes(name: str, node: Any) -> None:
