@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,23 @@ class Batch:
         return [prompt.tracked for prompt in self.prompts for _ in prompt.positions]
 
 
-def batches(prompts: Sequence[Tokenized], max_tokens: int, new: int = 0, padded: bool = True) -> Iterator[list[Tokenized]]:
+def position_switch(config: Any) -> int | None:
+    """The tokens after which a model turns positions otherwise (LongRoPE, arXiv:2402.13753); None where none does.
+
+    transformers goes by the longest prompt of a batch, so that prompts on both sides must not share one.
+    """
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    each = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # of one kind of layer, or of several
+    own: Any = getattr(config, "original_max_position_embeddings", None) or getattr(
+        config, "max_position_embeddings", 0
+    )  # of Phi-3
+    found = [int(part.get("original_max_position_embeddings") or own) for part in each if part.get("rope_type") == "longrope"]
+    return min(found, default=None)
+
+
+def batches(
+    prompts: Sequence[Tokenized], max_tokens: int, new: int = 0, padded: bool = True, switch: int | None = None
+) -> Iterator[list[Tokenized]]:
     """Prompts by falling length, so that the largest batch comes first.
 
     A batch has at most ``max_tokens`` tokens, padding included, and only a small share of them may be padding: once it costs
@@ -51,7 +68,14 @@ def batches(prompts: Sequence[Tokenized], max_tokens: int, new: int = 0, padded:
     Args:
         new: tokens that are to be generated after each, which count too, for their keys and values are kept as well.
         padded: whether prompts of different lengths may be in one batch.
+        switch: of the model's positions (``position_switch``).
     """
+
+    def side(prompt: Tokenized) -> int:
+        """Below the switch to its end, above it, or to pass it at a step that only prompts as long share."""
+        length = len(prompt.ids)
+        return 0 if switch is None or length + new <= switch else -1 if length > switch else length
+
     batch: list[Tokenized] = []
     padding = 0
     for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True):
@@ -59,7 +83,7 @@ def batches(prompts: Sequence[Tokenized], max_tokens: int, new: int = 0, padded:
             longest = len(batch[0].ids)
             padding += longest - len(prompt.ids)
             full = (longest + new) * (len(batch) + 1) > max_tokens or padding > max_tokens // PADDING_SHARE
-            if full or (padding and not padded):
+            if full or (padding and not padded) or side(prompt) != side(batch[0]):
                 yield batch
                 batch, padding = [], 0
         batch.append(prompt)

@@ -68,6 +68,9 @@ def find_projection(model: Any, owner: nn.Module, last: Tensor, logits: Tensor) 
     best: tuple[_Distance, str, str, Projection] | None = None
     for norm_name, norm in final_norms(owner):
         before_step = Projection(norm, head, identity).logits(last)
+        if before_step.shape[1] != logits.shape[1]:
+            sizes = f"the output embedding has {before_step.shape[1]} rows, the model gives {logits.shape[1]} logits"
+            raise ModelError(f"{type(model).__name__}: {sizes}; not supported")
         for step_name, step in candidate_steps(model.config):
             distance = _distance(step(before_step), logits, eps)
             if best is None or not best[0].error <= distance.error:  # also where the best so far is not a number

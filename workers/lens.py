@@ -232,6 +232,8 @@ class _Reading:
         compared = lens._questions.compares("attn_out")
         self._others = lens._direct(asked if asked is None or compared else replace(asked, final=None))
         self._terms = lens._attribution.of(question.attributed) if lens._attribution and question else None
+        end = asked.final if asked is not None else None
+        self._broken = None if end is None else (~(end.logsumexp.isfinite() & end.entropy.isfinite())).cpu().numpy()
 
     def take(self, tap: str, layer: int, rows: Tensor) -> None:
         """Take [N, D] rows of a tap, in the order in which the model computes them."""
@@ -258,11 +260,14 @@ class _Reading:
             logprobs = np.maximum(logprobs, _FLOAT16_LOWEST).astype(np.float16)
         questions = self._lens._questions
         stats = [questions.values(tap, self._question, done[tap, layer], terms.get((tap, layer))) for layer in layers]
+        logsumexp = np.stack([read.logsumexp for read in reads])
+        if self._broken is not None:  # what is compared with is no number, of layers that may not be stored: nor is this
+            logsumexp[:, self._broken] = np.nan
         return TapLens(
             layers=layers,
             ids=np.stack([read.ids for read in reads]),
             logprobs=logprobs,
-            logsumexp=np.stack([read.logsumexp for read in reads]),
+            logsumexp=logsumexp,
             entropy=np.stack([read.entropy for read in reads]),
             stats={name: np.stack([values[name] for values in stats]) for name in stats[0]},
         )

@@ -59,7 +59,12 @@ def probe_blocks(model: nn.Module, stack: nn.ModuleList, ids: Tensor) -> tuple[l
         if probe.calls.get("") != 1:
             times = probe.calls.get("", 0)
             raise ModelError(f"block {probe.layer} ran {times} times in one pass; only stacks that run once are supported")
-        if probe.input.shape != probe.output.shape or probe.input.shape[:1] != ids.shape[1:]:
+        if probe.output.shape[:1] != ids.shape[1:]:
+            rows, tokens = probe.output.shape[0], ids.shape[1]
+            raise ModelError(
+                f"block {probe.layer} gives {rows} rows for {tokens} tokens; several residual streams are not supported"
+            )
+        if probe.input.shape != probe.output.shape:
             raise ModelError(
                 f"block {probe.layer} is no residual block: input {tuple(probe.input.shape)}, output {tuple(probe.output.shape)}"
             )

@@ -67,7 +67,10 @@ class Sampler:
         return Choice(ids, logprobs.tolist(), drawn)
 
     def _scores(self, logits: Tensor) -> _Floats:
-        scores: _Floats = logits.cpu().numpy().astype(np.float64) / self._settings.temperature
+        scores: _Floats = logits.cpu().numpy().astype(np.float64)
+        # from the best one down, so that no temperature is so low that the best is out of range
+        scores -= scores.max(axis=1, keepdims=True)
+        scores /= self._settings.temperature
         return scores
 
     def _draw(self, scores: _Floats, prompt: str, step: int) -> tuple[int, float]:

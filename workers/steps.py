@@ -10,8 +10,8 @@ from torch import Tensor
 from raylens.workers.blocks import numbers
 
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-_FACTORS = ("logit_scale", "lm_head_multiplier")
-_DIVISORS = ("logits_scaling",)
+_FACTORS = ("logit_scale", "lm_head_multiplier", "logits_scaling")  # HyperCLOVA X multiplies by what Granite divides by
+_DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
 
 
 @dataclass(frozen=True, slots=True)

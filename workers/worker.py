@@ -12,7 +12,7 @@ from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.vocabulary import Vocabulary, token_text
 from raylens.workers.adapter import adapt
 from raylens.workers.attribution import find_attribution
-from raylens.workers.batching import batches, pad
+from raylens.workers.batching import batches, pad, position_switch
 from raylens.workers.blocks import input_device
 from raylens.workers.generation import Generation
 from raylens.workers.heads import certificate_of, find_heads
@@ -60,6 +60,7 @@ class Worker:
         size = int(text.vocab_size)
         new = settings.generation.tokens if settings.generation else 0
         limit = longest_input(text, tokenizer)
+        self._switch = position_switch(text)
         self._tokenizer = Tokenizer(tokenizer, settings.input, settings.lens.positions, limit, size, new)
         self.vocabulary: Vocabulary = vocabulary_bytes(tokenizer, size)
         self._tracked = Tracked(settings.lens.track, tokenizer, self.vocabulary)
@@ -140,8 +141,8 @@ class Worker:
     def _batches(self, ready: list[Tokenized]) -> Iterator[list[Tokenized]]:
         most = self._settings.input.batch_tokens or DEFAULT_BATCH_TOKENS
         if self._generation is None or self._settings.generation is None:
-            return batches(ready, most)
-        return batches(ready, most, self._settings.generation.tokens, self._generation.padded)
+            return batches(ready, most, switch=self._switch)
+        return batches(ready, most, self._settings.generation.tokens, self._generation.padded, self._switch)
 
     def _run_batch(self, prompts: list[Tokenized]) -> Iterator[Record | Failure]:
         """One batch; if it fails, its halves, down to the one prompt that is at fault."""

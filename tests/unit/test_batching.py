@@ -6,9 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylens.storage.record import Prompt
-from raylens.workers.batching import PADDING_SHARE, batches, pad
+from raylens.storage.record import Prompt, Record
+from raylens.workers.adapter import adapt
+from raylens.workers.batching import PADDING_SHARE, batches, pad, position_switch
+from raylens.workers.lens import Lens
+from raylens.workers.settings import LensSettings
 from raylens.workers.tokenize import Tokenized
+from tests.builders import same
+from tests.models import FAMILIES, make
 
 
 def tokenized(number: int, length: int, positions: list[int] | None = None) -> Tokenized:
@@ -61,3 +66,34 @@ def test_rows_name_the_chosen_tokens(lengths: list[int], random: Random) -> None
     for row, prompt in enumerate(prompts):
         assert batch.ids[row, : len(prompt.ids)].tolist() == prompt.ids
         assert bool((batch.mask[row, : len(prompt.ids)] == 1).all())
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(0, 10))
+def test_prompts_on_both_sides_of_a_switch_share_no_batch(lengths: list[int], new: int) -> None:
+    """All end at or before it, or all are beyond it, or all pass it at one step."""
+    found = list(batches([tokenized(number, length) for number, length in enumerate(lengths)], 1000, new, switch=16))
+    assert sum(map(len, found)) == len(lengths)
+    for batch in found:
+        each = [len(prompt.ids) for prompt in batch]
+        assert all(length + new <= 16 for length in each) or all(length > 16 for length in each) or len(set(each)) == 1
+
+
+def test_a_prompt_does_not_feel_longer_ones_in_its_batch() -> None:
+    """Where positions are turned otherwise beyond a length, as of Phi-3 for 128k tokens: transformers goes by the longest."""
+    sizes = dict(FAMILIES["phi3"].config)
+    half = sizes["hidden_size"] // sizes["num_attention_heads"] // 2
+    factors = {"short_factor": [1.0] * half, "long_factor": [4.0 + n for n in range(half)]}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16, **factors}
+    model = make(
+        "phi3", **sizes | {"original_max_position_embeddings": 16, "max_position_embeddings": 64, "rope_parameters": rope}
+    )
+    assert position_switch(model.config) == 16
+    adapter = adapt(model)
+    lens = Lens(adapter, LensSettings(5, logprobs="float32"), tuple(range(len(adapter.sites))), ("resid_post",))
+
+    def read(*prompts: Tokenized) -> dict[str, Record]:
+        found = [one for batch in batches(prompts, 4096, switch=16) for one in lens(pad(batch, model.device))]
+        return {one.id: one for one in found if isinstance(one, Record)}
+
+    short, long = (Tokenized(Prompt(n, str(n)), "", list(range(5, 5 + n)), [n - 1], None) for n in (12, 30))
+    assert same(read(short, long)["12"], read(short)["12"])

@@ -276,6 +276,22 @@ def test_numbers_that_are_not_finite_cost_one_prompt() -> None:
             np.testing.assert_array_equal(found.logprobs, clean[number].taps[tap].logprobs)
 
 
+def test_a_final_prediction_that_is_not_finite_costs_one_prompt() -> None:
+    """Also where the layer that failed is not stored: what is compared with it would be no number."""
+    model = copy.deepcopy(build("llama"))
+    batch = prompts()
+    lens = Lens(adapt(model), LensSettings(10, logprobs="float32", stats=("kl", "best_rank")), (0, 1), ("resid_post",))
+
+    def spoil(_module: nn.Module, _arguments: Any, output: Tensor) -> Tensor:
+        output[2] = torch.nan
+        return output
+
+    model.model.layers[-1].mlp.register_forward_hook(spoil)
+    outcomes = lens(pad(batch, model.device))
+    assert isinstance(outcomes[2], ValueError)
+    assert all(isinstance(outcomes[number], Record) for number in (0, 1, 3))
+
+
 MEMORY = """
 import resource, sys
 import torch

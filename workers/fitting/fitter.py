@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raylens.storage.errors import ModelError
 from raylens.workers.adapter import adapt
+from raylens.workers.batching import position_switch
 from raylens.workers.blocks import input_device
 from raylens.workers.fitting.divergence import Divergence
 from raylens.workers.fitting.moments import Moments
@@ -50,7 +51,7 @@ class Fitter:
         if threads is not None:
             torch.set_num_threads(threads)
         self._settings, self._places = settings, places
-        self._fit, self._validation, self._held_out = (batched(texts[part], settings.batch_tokens) for part in PARTS)
+        self._texts = texts
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._work = self._run()
         self._maps: dict[Place, Affine] = {}
@@ -59,7 +60,7 @@ class Fitter:
 
     @property
     def steps(self) -> int:
-        """Calls of ``advance`` after ``load``."""
+        """Calls of ``advance``, known after ``load``."""
         trained = self._settings.trained_steps
         validations = len(self._validation) * (2 if trained else 1)
         return len(self._fit) + validations + trained + len(self._held_out)
@@ -72,6 +73,8 @@ class Fitter:
         """
         model, _ = load_model(self._settings.model)
         model.requires_grad_(requires_grad=False)
+        switch, most = position_switch(model.config.get_text_config()), self._settings.batch_tokens
+        self._fit, self._validation, self._held_out = (batched(self._texts[part], most, switch) for part in PARTS)
         adapter = adapt(model)
         adapter.taps(tuple({tap for tap, _ in self._places}))
         self._divergence = Divergence(adapter.projection)

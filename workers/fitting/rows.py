@@ -16,10 +16,10 @@ from raylens.workers.lenses.interface import Place
 from raylens.workers.tokenize import Tokenized
 
 
-def batched(prompts: list[list[int]], tokens: int) -> list[list[Tokenized]]:
+def batched(prompts: list[list[int]], tokens: int, switch: int | None) -> list[list[Tokenized]]:
     """Batches of prompts of like length, the longest first."""
     ready = [Tokenized(Prompt(n, str(n)), "", ids, list(range(1, len(ids))), None) for n, ids in enumerate(prompts)]
-    return list(batches(ready, tokens))
+    return list(batches(ready, tokens, switch=switch))
 
 
 class HiddenRows:
