@@ -72,6 +72,8 @@ def _joined(record: Record, layers: list[int], read: Callable[..., NDArray[Any] 
 def run_dataset(run: "Run") -> "xr.Dataset":
     """The arrays of all records, joined along ``place``; ``prompt`` (its index), ``id`` and ``position`` say which place it is.
 
+    Where prompts track tokens of their own, ``tracked`` is a token's number from 1, and ``tracked_id`` [place, tracked] its id.
+
     Raises:
         UsageError: xarray is not installed, or the run has no records.
     """
@@ -79,6 +81,8 @@ def run_dataset(run: "Run") -> "xr.Dataset":
     parts = [_places(record) for record in run.records()]
     if not parts:
         raise UsageError(f"run {run.name!r} has no records yet")
+    if len({tuple(part["tracked"].values.tolist()) for part in parts if "tracked" in part.coords}) > 1:
+        parts = [_numbered(part) for part in parts]
     return xarray.concat(
         parts, "place", data_vars="all", coords="minimal", compat="override", join="outer", combine_attrs="drop"
     ).transpose("tap", "place", "layer", ...)
@@ -88,3 +92,10 @@ def _places(record: Record) -> "xr.Dataset":
     dataset = record_dataset(record).reset_index("position").rename_dims(position="place")
     count = len(record.positions)
     return dataset.assign_coords(prompt=("place", [record.index] * count), id=("place", [record.id] * count))
+
+
+def _numbered(part: "xr.Dataset") -> "xr.Dataset":
+    """With the tokens tracked along numbers; their ids differ from prompt to prompt, and two may be the same."""
+    ids = part["tracked"].values
+    each = np.broadcast_to(ids, (part.sizes["place"], len(ids)))
+    return part.assign_coords(tracked=np.arange(1, len(ids) + 1), tracked_id=(("place", "tracked"), each))

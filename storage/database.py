@@ -3,12 +3,14 @@
 DuckDB reads the Parquet tables where they are; nothing is imported, and a query may be over more than fits in memory.
 """
 
+import itertools
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -18,6 +20,8 @@ from raylens.storage.store import Run
 from raylens.storage.table_files import REMEDY, as_glob, read_parquet, table_files, text_literal
 from raylens.storage.tables import KINDS, LENS, PROMPTS
 from raylens.storage.vocabulary import token_text
+
+T = TypeVar("T")
 
 #: Environment variable with DuckDB's limit of memory, such as ``2GB``; by default four fifths of the machine's. What does not fit
 #: goes to a temporary folder.
@@ -40,6 +44,7 @@ class Database:
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
+        self._thread = ThreadPoolExecutor(1, "sql")
         self._temporary = tempfile.TemporaryDirectory(prefix="raylens-sql-")
         # Without replacements a name in SQL is never a Python variable of whoever calls.
         self._connection = duckdb.connect(config={"temp_directory": self._temporary.name, "python_enable_replacements": "false"})
@@ -99,12 +104,25 @@ class Database:
             # EXPLAIN is not among them, for EXPLAIN ANALYZE runs what it explains, a COPY over a table too.
             if len(statements) != 1 or statements[0].type is not duckdb.StatementType.SELECT:
                 raise UsageError("SQL: give one SELECT (or FROM, DESCRIBE, SHOW, SUMMARIZE) statement; the store is read only")
-            reader = self._connection.sql(sql, params=dict(parameters) if parameters else None).to_arrow_reader()
+            reader = self._ask(
+                lambda: self._connection.sql(sql, params=dict(parameters) if parameters else None).to_arrow_reader()
+            )
         except duckdb.Error as error:
             raise self._failed(str(error)) from error
-        kept = [name for name in reader.schema.names if name != hidden]
-        schema = reader.schema if hidden is None else pa.schema([reader.schema.field(name) for name in kept])
-        yield pa.RecordBatchReader.from_batches(schema, self._batches(reader, kept if hidden else None))
+        fields = [field for field in reader.schema if field.name != hidden]
+        schema = pa.schema([field.with_name(name) for field, name in zip(fields, _apart(fields), strict=True)])
+        kept = [number for number, field in enumerate(reader.schema) if field.name != hidden]
+        yield pa.RecordBatchReader.from_batches(schema, self._batches(reader, kept, schema))
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        """What a call of DuckDB gives, made in a thread of its own: a Ctrl-C reaches this one, and ends the statement."""
+        asked = self._thread.submit(call)
+        try:
+            return asked.result()
+        except BaseException:
+            if not asked.done():
+                self._connection.interrupt()
+            raise
 
     def define(self, name: str, select: str) -> None:
         """Make or replace a view; of raylens's own SQL only.
@@ -117,15 +135,15 @@ class Database:
         except duckdb.Error as error:
             raise self._failed(str(error)) from error
 
-    def _batches(self, reader: pa.RecordBatchReader, kept: list[str] | None) -> Iterator[pa.RecordBatch]:
+    def _batches(self, reader: pa.RecordBatchReader, kept: list[int], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         while True:
             try:
-                batch = reader.read_next_batch()
-            except StopIteration:
-                return
+                batch = self._ask(lambda: next(reader, None))
             except (OSError, pa.ArrowException) as error:  # Arrow's stream has no kinds of its own for DuckDB's errors
                 raise self._failed(str(error)) from error
-            yield batch if kept is None else batch.select(kept)
+            if batch is None:
+                return
+            yield pa.RecordBatch.from_arrays([batch.column(number) for number in kept], schema=schema)
 
     def _failed(self, problem: str) -> UsageError | StoreError:
         # DuckDB takes a file that is gone for a folder, which it may not read, so its words alone do not tell
@@ -140,6 +158,7 @@ class Database:
 
     def close(self) -> None:
         """Give back memory and the temporary folder."""
+        self._thread.shutdown()
         self._connection.close()
         self._temporary.cleanup()
 
@@ -159,6 +178,15 @@ _UNREADABLE = (
     "TransactionContext Error",
     "TProtocolException",
 )
+
+
+def _apart(fields: Sequence[pa.Field]) -> list[str]:
+    """The names of columns, each its own: a join has two of one name, and rows are dictionaries."""
+    names: list[str] = []
+    for field in fields:
+        tries = itertools.chain([field.name], (f"{field.name}_{number}" for number in itertools.count(1)))
+        names.append(next(name for name in tries if name not in names))
+    return names
 
 
 def _one_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,15 +49,26 @@ def print_rows(result: "Result", as_json: bool, as_csv: bool, parquet: str | Non
     """
     if as_json + as_csv + (parquet is not None) > 1:
         raise UsageError("--json, --csv, --parquet: give one of them")
-    with result.reader() as reader:
+    with _told(), result.reader() as reader:
         if as_json:
-            _write_lines(orjson.dumps(row, default=_plain, option=orjson.OPT_APPEND_NEWLINE) for row in _rows(reader))
+            _write_lines(_json(row) + b"\n" for row in _rows(reader))
         elif as_csv:
             _write_lines(_csv_lines(reader))
         elif parquet is not None:
-            write_bytes(parquet, lambda file: _write_parquet(reader, file))
+            write_bytes(parquet, lambda file: _write_parquet(reader, file), "--parquet")
         else:
             _print_table(reader)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Values that the form has no room for, as one line."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OverflowError, pa.ArrowNotImplementedError) as error:
+        raise UsageError(f"a column holds what this form cannot ({' '.join(str(error).split())}); cast it to VARCHAR") from error
 
 
 def _rows(reader: "pa.RecordBatchReader") -> Iterator[dict[str, Any]]:
@@ -92,13 +104,28 @@ def _taken(buffer: io.StringIO) -> bytes:
 
 def _csv_cell(value: Any) -> Any:
     """Lists and objects as JSON; the rest as it is."""
-    return orjson.dumps(value, default=_plain).decode() if isinstance(value, list | dict) else _plain(value)
+    return _json(value).decode() if isinstance(value, list | dict) else _plain(value)
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value, default=_plain)
+    except TypeError:  # an integer of more than 64 bits, which never comes to _plain
+        return orjson.dumps(_narrow(value), default=_plain)
+
+
+def _narrow(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _narrow(part) for name, part in value.items()}
+    return [_narrow(part) for part in value] if isinstance(value, list) else _plain(value)
 
 
 def _plain(value: Any) -> Any:
     """What JSON has no form for: a whole Decimal is a number, bytes are hex, anything else is its text."""
     if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
+        return _plain(int(value)) if value == value.to_integral_value() else float(value)
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:  # of which JSON's readers make inexact floats
+        return str(value)
     if isinstance(value, bytes):
         return value.hex()
     return value if value is None or isinstance(value, str | int | float) else str(value)
@@ -135,6 +162,6 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | dict):
-        value = orjson.dumps(value, default=_plain).decode()
+        value = _json(value).decode()
     text = str(_plain(value))
     return fit(label(text) if name in TOKENS else text_label(text), MAX_WIDTH)

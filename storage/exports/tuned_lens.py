@@ -39,7 +39,7 @@ def write(run: Run, file: BinaryIO) -> None:
 
 
 def aggregate(run: Run) -> dict[str, Any]:
-    """``logit`` and ``baseline``: metric -> layer -> mean in nats, and under ``raylens`` what they are of.
+    """By the kind of lens, as ``logit`` or ``tuned``, and ``baseline``: metric -> layer -> mean in nats; and ``raylens``.
 
     Cross-entropy and KL are there where the run has them (``--stats next_logprob,kl``), the embedding where it has resid_pre.
     """
@@ -55,12 +55,15 @@ def aggregate(run: Run) -> dict[str, Any]:
         for metric, layers in means.items()
     }
     logit = {metric: {layer: mean for layer, mean in layers.items() if layer != "final"} for metric, layers in found.items()}
+    kind = run.manifest.identity.get("lens", {}).get("kind", "logit")
     return {
-        "logit": {metric: layers for metric, layers in logit.items() if layers},
+        kind: {metric: layers for metric, layers in logit.items() if layers},
         "baseline": {name: {"final": found[name]["final"]} for name in BASELINE if "final" in found.get(name, {})},
         "raylens": {
             "run": run.name,
             "model": run.manifest.sources["model"],
+            "lens": kind,
+            "edited": "intervention" in run.manifest.identity,
             "records": records,
             "places": {metric: max(mean.count for mean in layers.values()) for metric, layers in means.items()},
             "unit": "nats",

@@ -16,7 +16,8 @@ usual AS (
 )
 SELECT
     split, id, position, input.token AS input, tap, layer, metric, value, quarters[2] AS median,
-    (value - quarters[2]) / (quarters[3] - quarters[1]) AS distance
+    -- entropy is stored in steps of 1/64: less apart is rounding, as all of the last layer's KL to itself is
+    (value - quarters[2]) / greatest(quarters[3] - quarters[1], 1.0 / 64) AS distance
 FROM (
     SELECT measured.*, quarters
     FROM measured

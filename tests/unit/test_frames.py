@@ -1,5 +1,6 @@
 """Runs and results in polars, pandas and xarray: the very numbers of the records, under the names that are documented."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from raylens.storage.record import Record
 from raylens.storage.store import Run, Store
 from raylens.storage.vocabulary import token_text
 from tests.builders import commit_outcomes, make_failure, make_record, make_run, make_vocabulary
+from tests.queried import with_stats
 from tests.waiting import HUNG
 
 TAPS = ("resid_pre", "attn_out", "resid_post")
@@ -90,6 +92,22 @@ def test_a_run_without_records(tmp_path: Path) -> None:
     assert len(run.to_arrow()) == len(run.to_pandas()) == len(run.to_polars()) == 0
     with pytest.raises(UsageError, match="run 'demo' has no records yet"):
         run.to_xarray()
+
+
+def test_tokens_of_each_prompt_in_xarray(tmp_path: Path) -> None:
+    """Prompts that track tokens of their own have them by number, two that are the same too."""
+    folder, _ = make_run(tmp_path, 2)
+    records = []
+    for index, tracked in enumerate(([1, 4], [3, 3])):
+        record = dataclasses.replace(make_record(index, tokens=3, vocabulary_size=12, tracked=2), tracked=tracked)
+        records.append(with_stats(record, index))
+    commit_outcomes(folder, *records)
+    dataset = Store(tmp_path)["demo"].to_xarray()
+    assert dataset["tracked"].values.tolist() == [1, 2]
+    assert dataset["tracked_id"].transpose("place", "tracked").values.tolist() == [[1, 4]] * 3 + [[3, 3]] * 3
+    assert dataset["tracked_rank"].dtype.kind == "i"
+    found = dataset["tracked_rank"].sel(tap="resid_post").isel(place=slice(3, 6)).transpose("layer", "place", "tracked").values
+    np.testing.assert_array_equal(found, records[1].taps["resid_post"].stats["tracked_rank"])
 
 
 def test_a_result_in_each_library(run: Run) -> None:

@@ -1,12 +1,17 @@
 """SQL over a store: the documented views, and nothing beyond them, whatever the statement."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from raylens.storage.errors import UsageError
 from raylens.storage.store import Run, open_store
 from tests.queried import write_run
+from tests.waiting import HUNG, wait_until
 
 #: View -> columns, as docs/QUERIES.md has them.
 VIEWS = {
@@ -58,6 +63,26 @@ def test_all_runs_of_a_store(tmp_path: Path) -> None:
         write_run(tmp_path, seed=seed, name=name)
     found = open_store(tmp_path).sql("SELECT run, count(*) AS n FROM prompts GROUP BY run ORDER BY run").rows()
     assert found == [{"run": "one", "n": 9}, {"run": "other", "n": 9}]
+
+
+def test_columns_of_one_name_are_told_apart(run: Run) -> None:
+    """A join has two; a row, which is a dictionary, has both."""
+    rows = run.sql("SELECT 1 AS entropy, 2 AS entropy, 3 AS entropy_1").rows()
+    assert rows == [{"entropy": 1, "entropy_1": 2, "entropy_1_1": 3}]
+
+
+def test_a_statement_without_end_is_stopped(run: Run) -> None:
+    """By Ctrl-C, at once, in a process of its own."""
+    script = "import sys, raylens; print('begun', flush=True); raylens.open(sys.argv[1])['demo'].sql(sys.argv[2]).rows()"
+    endless = "SELECT count(*) FROM range(100000000000) a, range(100000) b"
+    command = [sys.executable, "-c", script, str(run.folder.root.parents[1]), endless]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        child = psutil.Process(process.pid)
+        wait_until(lambda: child.cpu_times().user > 3, "the statement is at work")
+        process.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in process.communicate(timeout=HUNG)[1]
 
 
 def test_parameters_are_values(run: Run) -> None:
