@@ -258,7 +258,7 @@ class Store:
 
     def runs(self) -> list[Run]:
         """The runs, oldest first."""
-        return [self[name] for name in self.names()]
+        return [Run(RunFolder(runs_folder(self.path) / name)) for name in self.names()]
 
     def __getitem__(self, name: str) -> Run:
         names = self.names()

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
 
 #: The kinds of chart.
 KINDS = ("aggregate", "compare")
+#: Values of a metadata key that are drawn apart.
+MOST_VALUES = 8
+
+
+def too_many(by: str, values: int) -> str:
+    """Why there is no picture of so many values of a key."""
+    return f"--by {by}: {values} values; at most {MOST_VALUES} are drawn apart"
 
 
 def chart(run: "Run", path: str | Path, *, other: "Run | None" = None, by: str | None = None, font: str | None = None) -> Path:

@@ -7,47 +7,55 @@ from typing import Any
 
 import numpy as np
 
+from raylens.storage.charts import MOST_VALUES, too_many
 from raylens.storage.charts.stack import Chart, Curve, Map, Panels, Plot, drawn_taps, series
+from raylens.storage.database import Database
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import text_label
 from raylens.storage.plots.panel import share_axis, upward_axis
 from raylens.storage.plots.scales import nats_scale, prob_scale
+from raylens.storage.selection import lensed
 from raylens.storage.store import Run
-
-#: Values of a metadata key that are drawn apart.
-MOST_VALUES = 8
+from raylens.storage.taps import TAPS
 
 
 def aggregate(run: Run, by: str | None = None) -> Chart:
     """Ask the run and arrange the answers.
 
     Args:
-        by: a metadata key whose values are drawn apart, of resid_post only.
+        by: a metadata key whose values are drawn apart, of one tap: resid_post if it was lensed.
 
     Raises:
         UsageError: the run has no records, or the key too many values.
     """
-    split: dict[str, Any] = {} if by is None else {"by": by, "tap": "resid_post"}
+    split = {} if by is None else {"by": by, "tap": _last_tap(run)}
     rows = run.query("layers", **split).rows()
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["tap"] if by is None else _value(row["split"])].append(row)
     if by is not None and len(groups) > MOST_VALUES:
-        raise UsageError(f"--by {by}: {len(groups)} values; at most {MOST_VALUES} are drawn apart")
-    layers = sorted({row["layer"] for row in rows})
-    names = drawn_taps(groups, layers) if by is None else sorted(groups)
+        raise UsageError(too_many(by, len(groups)))
+    names = drawn_taps(groups) if by is None else sorted(groups)
+    layers = sorted({row["layer"] for name in names for row in groups[name]})
     plots = [_agreement(groups, names, layers), _entropy(groups, names, layers), _kl(groups, names, layers)]
     plots.append(_depth(run, by, layers, names))
     counts = run.counts()
     places = sum(max(row["places"] for row in group) for group in (groups.values() if by else [rows]))
     caption = f"{counts['records']:,} prompts, {places:,} places a layer" + (
-        f"; by {text_label(by)}, tap resid_post" if by else ""
+        f"; by {text_label(by)}, tap {split['tap']}" if by else ""
     )
     return Chart(
         heading=f"{run.manifest.title} · run {run.name}",
         captions=(caption, *([] if by else ["band: 10 to 90 % of the places, of resid_post"])),
         panels=Panels(layers, [plot for plot in plots if plot is not None], names, _maps(groups, names, layers)),
     )
+
+
+def _last_tap(run: Run) -> str:
+    """The tap nearest to the end of a block that was lensed."""
+    with Database([run]) as database:
+        taps = lensed(run, database).taps
+    return next((tap for tap in reversed(TAPS) if tap in taps), TAPS[-1])
 
 
 def _maps(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], layers: Sequence[int]) -> list[Map]:

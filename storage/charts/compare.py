@@ -30,8 +30,8 @@ def compared(one: Run, other: Run) -> Chart:
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["tap"]].append(row)
-    layers = sorted({row["layer"] for row in rows})
-    names = drawn_taps(groups, layers)
+    names = drawn_taps(groups)
+    layers = sorted({row["layer"] for name in names for row in groups[name]})
     plots = [
         Plot(share_axis("share of places where both have the same best token"), _curves(groups, names, "agreement", layers)),
         Plot(share_axis("share of the k best tokens that both have"), _curves(groups, names, "overlap", layers)),

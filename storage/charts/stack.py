@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from raylens.storage.errors import UsageError
 from raylens.storage.fonts import Fonts
 from raylens.storage.plots.canvas import CAPTION, KEY_HEIGHT, LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
 from raylens.storage.plots.panel import ABOVE, BELOW, Axis, Panel, draw_layers
@@ -80,9 +81,16 @@ def series(rows: Sequence[Mapping[str, Any]], column: str, layers: Sequence[int]
     return np.array([found.get(layer, np.nan) for layer in layers], dtype=np.float64)
 
 
-def drawn_taps(groups: Mapping[str, Sequence[Any]], layers: Sequence[int]) -> list[str]:
-    """The taps that are drawn over layers: not the embedding's, which has one layer, unless the run has no more."""
-    return [tap for tap in TAPS if len(groups.get(tap, ())) > 1 or (tap in groups and len(layers) == 1)]
+def drawn_taps(groups: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The taps that are drawn over layers: not the embedding's, which has one layer, unless no tap has more; and no heads.
+
+    Raises:
+        UsageError: there are heads alone.
+    """
+    names = [tap for tap in TAPS if len(groups.get(tap, ())) > 1] or [tap for tap in TAPS if tap in groups]
+    if not names:
+        raise UsageError("only attention heads were lensed, which have no curves by layer; raylens query has their numbers")
+    return names
 
 
 @dataclass(frozen=True, slots=True)

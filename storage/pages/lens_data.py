@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from raylens.storage.labels import text_label, token_label
 from raylens.storage.pages.packing import packed, packed_logprobs, packed_texts, smallest_unsigned
 from raylens.storage.plots.canvas import Scale
-from raylens.storage.plots.request import prediction, taps_of
+from raylens.storage.plots.request import columns_of, prediction, taps_of
 from raylens.storage.plots.scales import exact_rank_scale, logprob_scale, nats_scale, prob_scale, rank_scale
 from raylens.storage.record import Record, TapLens
 from raylens.storage.vocabulary import Vocabulary
@@ -35,7 +35,7 @@ def lens_data(
     Raises:
         UsageError: the record has no tap.
     """
-    columns = [record.positions.index(position) for position in (record.positions if positions is None else positions)]
+    columns = columns_of(record, record.positions if positions is None else positions)
     shown = [record.positions[column] for column in columns]
     read = [record.token_ids[position] for position in shown]
     following = [record.token_ids[position + 1] if position + 1 < len(record.token_ids) else -1 for position in shown]

@@ -43,4 +43,4 @@ def smallest_unsigned(count: int) -> type[np.unsignedinteger[Any]]:
 
 
 def _deflated(data: bytes) -> str:
-    return base64.b64encode(zlib.compress(data, 9)).decode()
+    return base64.b64encode(zlib.compress(data)).decode()

@@ -10,7 +10,7 @@ from raylens.storage.fonts import Fonts
 from raylens.storage.labels import token_label
 from raylens.storage.plots.canvas import CELL, LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
 from raylens.storage.plots.paging import MOST_ROWS, page_caption, parts
-from raylens.storage.plots.request import Prediction, Request, coverage, prediction
+from raylens.storage.plots.request import Prediction, Request, columns_of, coverage, prediction
 from raylens.storage.plots.scales import exact_rank_scale, logprob_scale, nats_scale, prob_scale, rank_scale
 from raylens.storage.plots.standing import ranks, standing
 from raylens.storage.record import Record, TapLens
@@ -66,7 +66,7 @@ def grid(record: Record, vocabulary: Vocabulary, request: Request) -> Grid:
     if stat == "kl" and "kl" not in record.taps[tap].stats:
         raise UsageError(f"stat 'kl': prompt {record.id!r} has no kl; run it with --stats kl")
     positions = request.chosen_positions(record, len(record.positions) if request.pages else MOST)
-    columns = [record.positions.index(position) for position in positions]
+    columns = columns_of(record, positions)
     final = prediction(record)
     subject = _subject(record, vocabulary, request, stat, final)
     parts = [(f"layer {layer}", tap, row) for row, layer in request.chosen_layers(record.taps[tap])]

@@ -202,6 +202,12 @@ def for_record(request: Request, record: Record, positions: str | None, tokens: 
     return request if tokens is None else replace(request, tokens=tokens.of(record))
 
 
+def columns_of(record: Record, positions: Sequence[int]) -> list[int]:
+    """Where lensed positions stand in the record's arrays."""
+    columns = {position: column for column, position in enumerate(record.positions)}
+    return [columns[position] for position in positions]
+
+
 def positions_of(record: Record, text: str) -> list[int]:
     """The lensed positions that ``A:B`` or one number stands for, as in a Python slice.
 
@@ -221,6 +227,7 @@ def positions_of(record: Record, text: str) -> list[int]:
     chosen = [position for position in range(len(record.token_ids))[part] if position in lensed]
     if not chosen:
         raise UsageError(
-            f"--positions {text!r}: none of them was lensed; the record has {record.positions[0]} to {record.positions[-1]}"
+            f"--positions {text!r}: none of them was lensed in prompt {record.id!r}, "
+            f"which has {record.positions[0]} to {record.positions[-1]}"
         )
     return chosen

@@ -31,11 +31,14 @@ def aggregate(shelf: Shelf, request: Request) -> dict[str, Any]:
     one = shelf.run(request.path_params["run"])
     by = asked.text(request, "by")
     split = {} if by is None else {"by": by}
+    layers = one.query("layers", **split).rows()
+    values = len({row["split"] for row in layers}) if by is not None else 0
     return {
         "run": one.name,
         "by": by,
         "keys": [row["key"] for row in one.sql(_KEYS).rows()],
-        "layers": one.query("layers", **split).rows(),
+        "layers": layers,
+        "undrawn": charts.too_many(by, values) if by is not None and values > charts.MOST_VALUES else None,
         "depth": _depth(one, split),
         "failures": one.query("failures", **split).rows(),
     }

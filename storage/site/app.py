@@ -95,7 +95,7 @@ def _slow_page(shelf: Shelf, read: Read, template: str, request: Request) -> Res
 def _prompt(shelf: Shelf, request: Request) -> Response:
     html = prompts.prompt_page(shelf, request)
     if html is None:
-        return HTMLResponse(render("failure.html", request, prompts.prompt(shelf, request)))
+        return HTMLResponse(render("failure.html", request, prompts.failure(shelf, request)))
     return _record_response(html)
 
 

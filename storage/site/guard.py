@@ -1,5 +1,6 @@
 """Who may read the site: a reader on this machine, or one with the token where the site can be reached from others."""
 
+import hashlib
 import ipaddress
 import secrets
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -9,8 +10,6 @@ from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: Of a reader that has shown the token.
-COOKIE = "raylens-token"
 #: Pages of the site load what the site serves, and nothing else; the page of a record has a stricter policy of its own.
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
@@ -49,6 +48,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
         self._app, self._token = app, token
+        # cookies know no port: the name tells the sites of one machine apart
+        self._cookie = f"raylens-{hashlib.sha256((token or '').encode()).hexdigest()[:16]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or hand it on."""
@@ -66,14 +67,15 @@ class Guard:
             host = _host(Headers(scope=scope).get("host", ""))
             wrong = f"this site does not answer to {host[:80]!r}: open it as 127.0.0.1 or localhost"
             return None if is_loopback(host) else PlainTextResponse(wrong, 421)
-        if _same(connection.cookies.get(COOKIE, ""), self._token):
+        if _same(connection.cookies.get(self._cookie, ""), self._token):
             return None
         if not _same(connection.query_params.get("token", ""), self._token):
             return PlainTextResponse("open the site by the address that raylens view printed, with its token", 403)
         # The token leaves the address at once, so that it is in no history, bookmark or copied address.
         query = urlencode([(name, value) for name, value in parse_qsl(scope["query_string"].decode()) if name != "token"])
         answer = RedirectResponse(scope["path"] + (f"?{query}" if query else ""), 303)
-        answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
+        # "lax": a link to the site from a page elsewhere is followed; nothing there is changed by a request
+        answer.set_cookie(self._cookie, self._token, httponly=True, samesite="lax")
         return answer
 
 

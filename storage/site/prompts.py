@@ -89,8 +89,18 @@ def prompt_page(shelf: Shelf, request: Request) -> str | None:
     outcome = outcome_of(one, request)
     if isinstance(outcome, Failure):
         return None
-    before, after = one.neighbours(outcome.id)
-    names = [("earlier prompt", before), ("later prompt", after)]
-    steps = [Link(address("runs", one.name, "prompt", id=prompt), text) for text, prompt in names if prompt is not None]
     api = Link(address("api", "runs", one.name, "prompt", id=outcome.id), "JSON")
-    return page(title_of(one, outcome), [record_data(one, outcome)], [*run_links(one.name), *steps, api])
+    return page(title_of(one, outcome), [record_data(one, outcome)], [*_links(one, outcome.id), api])
+
+
+def failure(shelf: Shelf, request: Request) -> dict[str, Any]:
+    """The failure as ``prompt`` gives it, and the links of its page."""
+    one = shelf.run(request.path_params["run"])
+    return {**prompt(shelf, request), "links": _links(one, request.query_params["id"])}
+
+
+def _links(run: Run, prompt_id: str) -> list[Link]:
+    before, after = run.neighbours(prompt_id)
+    names = [("earlier prompt", before), ("later prompt", after)]
+    steps = [Link(address("runs", run.name, "prompt", id=prompt), text) for text, prompt in names if prompt is not None]
+    return [*run_links(run.name), *steps]

@@ -6,7 +6,7 @@ from starlette.requests import Request
 
 from raylens.storage.site import asked
 from raylens.storage.site.shelf import Shelf
-from raylens.storage.taps import TAPS
+from raylens.storage.taps import TAPS, is_head
 from raylens.storage.wanted import wanted
 
 #: Places of a page.
@@ -18,17 +18,29 @@ def tokens(shelf: Shelf, request: Request) -> dict[str, Any]:
     one = shelf.run(request.path_params["run"])
     options = {name: asked.text(request, name) for name in ("layers", "positions")}
     chosen = {
-        "tap": asked.choice(request, "tap", ("resid_post", *(tap for tap in TAPS if tap != "resid_post"), "all")),
+        "tap": _tap(request),
         **options,
     }
     rank = asked.whole(request, "rank", 1, 1, 10_000)
     number = asked.whole(request, "page", 1, 1, 1_000_000)
     shown = {"run": one.name, "token": asked.text(request, "token"), **chosen, "rank": rank, "page": number}
     if shown["token"] is None:
-        return {**shown, "ids": [], "pinned": {}, "places": [], "more": False}
+        return {**shown, "ids": [], "places": [], "more": False}
     ids = [token for token in wanted(shown["token"], one).tokens if isinstance(token, int)]
     given = {name: value for name, value in chosen.items() if value is not None}
     found = one.query("token", token=shown["token"], rank=rank, limit=number * SIZE + 1, **given).rows()
     pinned = {"of": ids[0], "pin": ",".join(map(str, ids))} if ids else {}
-    places = found[(number - 1) * SIZE : number * SIZE]
-    return {**shown, "ids": ids, "pinned": pinned, "places": places, "more": len(found) > number * SIZE}
+    places = [{**place, "shown": _shown(place) | pinned} for place in found[(number - 1) * SIZE : number * SIZE]]
+    return {**shown, "ids": ids, "places": places, "more": len(found) > number * SIZE}
+
+
+def _tap(request: Request) -> str:
+    given = asked.text(request, "tap")
+    if given is not None and is_head(given):
+        return given
+    return asked.choice(request, "tap", ("resid_post", *(tap for tap in TAPS if tap != "resid_post"), "all"))
+
+
+def _shown(place: dict[str, Any]) -> dict[str, Any]:
+    """What a link to the prompt's page chooses there; the page has no heads."""
+    return {name: place[name] for name in ("tap", "layer", "position") if name != "tap" or not is_head(place["tap"])}

@@ -33,7 +33,9 @@ def run(tmp_path: Path) -> Run:
     """A run with one record of seven positions and five layers."""
     folder, _ = make_run(tmp_path / "store", 1)
     record = make_record(0, id="one", tokens=7, layers=tuple(range(5)), taps=TAPS, k=4, vocabulary_size=12, tracked=2)
-    commit_outcomes(folder, with_stats(dataclasses.replace(record, tracked=[1, 4]), 1))
+    record = with_stats(dataclasses.replace(record, tracked=[1, 4]), 1)
+    record.taps["resid_post"].stats["best_rank"] = np.arange(20, 55, dtype=np.uint32).reshape(5, 7)
+    commit_outcomes(folder, record)
     return Run(folder)
 
 
@@ -130,7 +132,10 @@ def test_a_place_shows_its_best_tokens_and_statistics(run: Run, tmp_path: Path, 
     assert page.locator(".best .token").all_inner_texts() == labels[0]
     shares = [float(text.removesuffix(" %").removeprefix("<")) for text in page.locator(".best .share").all_inner_texts()]
     assert shares == pytest.approx((np.exp(lens.logprobs[2, 3].astype(float)) * 100).tolist(), abs=0.51)
+    assert page.locator("dt").all_inner_texts().count("rank of the final prediction") == 1
     facts = dict(zip(page.locator("dt").all_inner_texts(), page.locator("dd").all_inner_texts(), strict=True))
+    exact = f"{int(lens.stats['best_rank'][2, 3])} {token_label(run.vocabulary, int(lens.ids[4, 3, 0]))}"
+    assert facts["rank of the final prediction"] == exact
     assert float(facts["entropy, nats"]) == pytest.approx(float(lens.entropy[2, 3]), abs=0.006)
     assert float(facts["KL of the final prediction from here, nats"]) == pytest.approx(float(lens.stats["kl"][2, 3]), abs=0.006)
     page.mouse.move(2, 2)
@@ -204,6 +209,7 @@ def test_the_address_holds_the_state(run: Run, tmp_path: Path, open_page: Open) 
     page.get_by_label("Tap").select_option("mlp_out")
     page.get_by_label("Colour").select_option("entropy")
     cell(page, 1, 2).click()
+    page.wait_for_url("**layer=1&position=2**")
     address = page.url
     again = open_page(address)
     again.wait_for_selector("html[data-ready]")
@@ -295,10 +301,18 @@ def test_the_command_writes_the_page(run: Run, tmp_path: Path, open_page: Open) 
 
 
 def test_records_without_some_taps_or_statistics(tmp_path: Path, open_page: Open) -> None:
-    """The last tap there is; KL is not offered."""
+    """The last tap there is; KL is offered where a tap has it, and is no colour of the others."""
     folder, _ = make_run(tmp_path / "store", 1)
     commit_outcomes(folder, dataclasses.replace(make_record(0, id="one", taps=("mlp_out",), k=1, positions=[3]), metadata={}))
     page = shown(open_page, Run(folder), tmp_path)
     assert page.locator("#tap option").all_inner_texts() == ["mlp_out"]
     assert "kl" not in page.locator("#stat option").all_inner_texts()
     assert page.locator(".grid tbody td").count() == 2
+    folder, _ = make_run(tmp_path / "other", 1)
+    record = with_stats(make_record(0, id="one", taps=("mlp_out", "resid_post"), k=1, tracked=2), 1)
+    record.taps["mlp_out"].stats.clear()
+    commit_outcomes(folder, dataclasses.replace(record, tracked=[1, 4]))
+    page = shown(open_page, Run(folder), tmp_path, state="#stat=kl&tap=mlp_out")
+    assert len(np.unique(painted(page))) == 1
+    page.get_by_label("Tap").select_option("resid_post")
+    assert len(np.unique(painted(page))) > 1

@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 
 from raylens.storage.labels import text_label
 from raylens.storage.pages.page import policy
+from raylens.storage.repair import repair
 from raylens.storage.site.guard import POLICY
 from raylens.storage.store import open_store
 from raylens.storage.taps import TAPS
@@ -353,7 +354,7 @@ def test_other_addresses_need_the_token(store: Path, view: View, open_page: Open
         site.get("/?token=x"),
         site.get("/api/"),
         site.get("/static/site.css"),
-        site.get("/", Cookie="raylens-token="),
+        site.get("/", Cookie="; ".join(f"{name}=" for name in ("raylens", "raylens-token"))),
     ):
         assert answer.status == 403
         assert b"first" not in answer.body
@@ -361,11 +362,15 @@ def test_other_addresses_need_the_token(store: Path, view: View, open_page: Open
     assert entered.status == 303
     assert entered.headers["Location"] == "/runs/first?x=1"
     assert "HttpOnly" in entered.headers["Set-Cookie"]
-    assert "samesite=strict" in entered.headers["Set-Cookie"].lower()
+    assert "samesite=lax" in entered.headers["Set-Cookie"].lower()
     page = open_page(site.address.replace("0.0.0.0", "127.0.0.1"))
     assert "token" not in page.url
     page.get_by_role("link", name="first").click()
     assert page.locator("h1").inner_text() == "run first"
+    # cookies know no port: two sites of a machine must not take each other's
+    other = view(store, "--host", "0.0.0.0")
+    cookies = [one.get(f"/?{urlsplit(one.address).query}").headers["Set-Cookie"] for one in (site, other)]
+    assert len({cookie.partition("=")[0] for cookie in cookies}) == 2
 
 
 def test_a_port_in_use_and_a_missing_store_are_refused(site: Site, store: Path, tmp_path: Path) -> None:
@@ -383,3 +388,61 @@ def test_all_taps_can_be_asked_for(site: Site) -> None:
     """By the names that the page offers."""
     for tap in (*TAPS, "all"):
         assert site.get(f"/runs/first/tokens?token=id:3&tap={tap}").status == 200
+
+
+def test_a_head_is_asked_for_and_leads_to_its_prompt(tmp_path: Path, view: View, open_page: Open) -> None:
+    """Pages of prompts have no heads: the link says no tap."""
+    write_run(tmp_path, taps=("head_0", "resid_post"), stats=False)
+    page = open_page(view(tmp_path).url("/runs/demo/tokens?token=id:3&rank=3&tap=head_0"))
+    assert page.get_by_label("of tap").input_value() == "head_0"
+    link = page.get_by_role("region", name="Places").get_by_role("link").first.get_attribute("href") or ""
+    assert "layer=" in link
+    assert "tap=" not in link
+
+
+def test_side_by_side_shows_what_both_have_on_one_scale(tmp_path: Path, view: View, open_page: Open) -> None:
+    """The last tap of both; ranks end where the record with the fewest tokens ends."""
+    write_run(tmp_path, name="narrow", k=2, stats=False, taps=("attn_out", "resid_mid"))
+    write_run(tmp_path, name="wide", k=5, stats=False)
+    prompt = quote("a/b'1\"…")
+    page = open_page(view(tmp_path).url(f"/compare/prompt?one=narrow&other=wide&id={prompt}"))
+    page.wait_for_selector("html[data-ready]")
+    assert page.locator("#tap").input_value() == "resid_mid"
+    assert page.locator("td[aria-selected]").count() == 2
+    assert page.locator("#ticks span").last.inner_text() == ">2"
+    colours = page.locator(".pane td[data-layer]").evaluate_all("cells => cells.map(cell => cell.style.backgroundColor)")
+    assert len(set(colours)) <= 3
+
+
+def test_a_key_of_many_values_is_told_and_tabled(tmp_path: Path, view: View, open_page: Open) -> None:
+    """There is no picture of it, and the page says why."""
+    write_run(tmp_path, prompts=9, stats=False)
+    folder, _ = make_run(tmp_path, 9, name="many")
+    commit_outcomes(folder, *(make_record(index, metadata={"q": f"v{index}"}) for index in range(9)))
+    page = open_page(view(tmp_path).url("/runs/many/aggregate?by=q"))
+    assert page.get_by_text("--by q: 9 values; at most 8 are drawn apart").count() == 1
+    assert page.locator("figure img").count() == 0
+    assert page.get_by_role("region", name="By layer and tap").locator("tbody tr").count() > 0
+
+
+def test_a_failure_leads_on_to_its_neighbours(site: Site, open_page: Open) -> None:
+    """As a record does."""
+    page = open_page(site.url("/runs/first/prompt?id=x/y"))
+    assert page.get_by_role("link", name="first").count() == 1
+    page.get_by_role("link", name="earlier prompt").click()
+    page.wait_for_selector("html[data-ready]")
+    assert "a/b'6\"…" in page.title()
+
+
+def test_a_repair_is_seen(tmp_path: Path, view: View) -> None:
+    """Counts are of what is there now, also where commits that were read have been replaced."""
+    folder, _ = make_run(tmp_path, 2)
+    commit_outcomes(folder, make_record(0), make_record(1))
+    site = view(tmp_path)
+    assert site.get("/api/runs/demo/progress").json()["complete"] is True  # type: ignore[index]
+    (segment,) = folder.records.iterdir()
+    segment.write_bytes(segment.read_bytes()[:-1] + b"x")
+    assert list(repair(folder)) != []
+    assert site.get("/api/runs/demo/progress").json()["records"] == 1  # type: ignore[index]
+    commit_outcomes(folder, make_record(1))
+    assert site.get("/api/runs/demo/progress").json()["complete"] is True  # type: ignore[index]

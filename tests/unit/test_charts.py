@@ -11,9 +11,21 @@ from raylens.storage.charts.aggregate import aggregate
 from raylens.storage.charts.compare import compared
 from raylens.storage.comparison import compare
 from raylens.storage.errors import UsageError
+from raylens.storage.record import Record, TapLens
 from raylens.storage.store import Run
+from tests.builders import commit_outcomes, make_record, make_run
 from tests.command import raylens_command
 from tests.queried import write_run
+
+
+def with_layers(record: Record, taps: dict[str, list[int]]) -> Record:
+    """The record with some layers of each tap."""
+    for name, layers in taps.items():
+        tap = record.taps[name]
+        rows = [tap.layers.index(layer) for layer in layers]
+        record.taps[name] = TapLens(tuple(layers), tap.ids[rows], tap.logprobs[rows], tap.logsumexp[rows], tap.entropy[rows])
+    return record
+
 
 TAPS = ["attn_out", "resid_mid", "mlp_out", "resid_post"]
 
@@ -93,6 +105,28 @@ def test_runs_of_one_layer(tmp_path: Path) -> None:
     assert list(aggregate(one).panels.names) == ["resid_pre", *TAPS]
     for path in (chart(one, tmp_path / "a.png"), chart(one, tmp_path / "c.png", other=other)):
         Image.open(path).verify()
+
+
+def test_one_layer_of_each_tap_beside_more_layers_of_others(tmp_path: Path) -> None:
+    """As of heads, or of the embedding: the taps that there are, or a word that there are none."""
+    folder, _ = make_run(tmp_path, 2, name="heads")
+    taps = {"resid_post": [3], "head_0": [1, 2, 3]}
+    records = [make_record(index, taps=tuple(taps), layers=(1, 2, 3), vocabulary_size=12) for index in range(2)]
+    commit_outcomes(folder, *(with_layers(record, taps) for record in records))
+    run = Run(folder)
+    assert list(aggregate(run).panels.names) == ["resid_post"]
+    assert aggregate(run).panels.layers == [3]
+    assert list(compared(run, run).panels.names) == ["resid_post"]
+    heads = write_run(tmp_path, name="alone", taps=("head_0",), stats=False)
+    for draw in (lambda: aggregate(heads), lambda: compared(heads, heads)):
+        with pytest.raises(UsageError, match="only attention heads"):
+            draw()
+
+
+def test_a_key_of_a_run_without_the_last_tap(tmp_path: Path) -> None:
+    """What is drawn apart is of the last tap there is."""
+    run = write_run(tmp_path, stats=False, taps=("attn_out", "mlp_out"))
+    assert "by kind, tap mlp_out" in aggregate(run, by="kind").captions[0]
 
 
 def plot(run: Run, *arguments: str) -> "tuple[int, str]":

@@ -8,8 +8,7 @@ class Controls {
     this.lenses = lenses;
     this.change = change;
     this.at = (id) => document.getElementById(id);
-    const taps = [...lenses[0].taps.keys()].filter((tap) => lenses.every((lens) => lens.taps.has(tap)));
-    this.at("tap").append(...taps.map((tap) => element("option", { value: tap }, tap)));
+    this.at("tap").append(...commonTaps(lenses).map((tap) => element("option", { value: tap }, tap)));
     this.at("stat").append(...stats(lenses).map((stat) => element("option", { value: stat }, stat)));
     this.at("tap").addEventListener("change", ({ target }) => change({ tap: target.value }));
     this.at("stat").addEventListener("change", ({ target }) => change({ stat: target.value }));
@@ -35,7 +34,7 @@ class Controls {
     return `‹id ${id}›`;
   }
 
-  draw(state) {
+  draw(state, scale) {
     this.state = state;
     this.at("tap").value = state.tap;
     this.at("stat").value = state.stat;
@@ -43,7 +42,7 @@ class Controls {
     this.#tokens(state);
     this.#positions(state, lens.positions);
     this.#pins(state);
-    this.#legend(state, lens.scale(state.stat, state.token === null ? null : lens.token(state.token)));
+    this.#legend(state, scale);
     if (this.at("search").value) this.#search();
   }
 

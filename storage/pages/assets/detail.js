@@ -6,7 +6,6 @@ const STAT_NAMES = {
   next_logprob: "logprob of the next token",
   next_rank: "rank of the next token",
   best_logprob: "logprob of the final prediction",
-  best_rank: "rank of the final prediction",
   next_attribution: "adds to the logit of the next token",
   best_attribution: "adds to the logit of the final prediction",
   attribution_error: "writes short of it by, in logits",
@@ -40,8 +39,8 @@ class Detail {
     this.list.replaceChildren(...lens.best(tap, layer, column).map((one) => this.#row(one)));
     if (keep >= 0) this.list.children[keep].firstElementChild.focus();
     const final = lens.final(column);
-    const found = lens.find(tap, layer, column, final);
-    const facts = [["rank of the final prediction", [found ? rounded(found.rank) : `over ${lens.taps.get(tap).k}`, " ", shown(lens.labels[final])]]];
+    const rank = lens.stat("best_rank", tap, layer, column) ?? lens.find(tap, layer, column, final)?.rank;
+    const facts = [["rank of the final prediction", [rank ? rounded(rank) : `over ${lens.taps.get(tap).k}`, " ", shown(lens.labels[final])]]];
     for (const [stat, name] of Object.entries(STAT_NAMES)) {
       const value = lens.stat(stat, tap, layer, column);
       if (value !== null) facts.push([name, [rounded(value)]]);

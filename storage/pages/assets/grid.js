@@ -34,7 +34,7 @@ class Grid {
     return Array.from({ length: count }, (_, number) => from + number);
   }
 
-  draw(state) {
+  draw(state, scale) {
     const { lens } = this;
     const columns = this.columns(state);
     this.layers = lens.taps.has(state.tap) ? [...lens.taps.get(state.tap).layers].reverse() : [];
@@ -45,7 +45,7 @@ class Grid {
         "tr",
         {},
         element("th", { scope: "row" }, `layer ${layer}`),
-        ...columns.map((column) => this.#cell(state, layer, column)),
+        ...columns.map((column) => this.#cell(state, scale, layer, column)),
       ),
     );
     const next = columns.map((column) => {
@@ -73,7 +73,7 @@ class Grid {
     );
   }
 
-  #cell(state, layer, column) {
+  #cell(state, scale, layer, column) {
     const { lens } = this;
     const position = lens.positions[column];
     const { token, logprob } = lens.top(state.tap, layer, column);
@@ -85,7 +85,7 @@ class Grid {
       { tabindex: "-1", "data-layer": layer, "data-position": position, "aria-label": name },
       shown(lens.labels[token]),
     );
-    const paint = colour(lens.scale(state.stat, fixed), value);
+    const paint = colour(scale, value);
     cell.style.backgroundColor = paint;
     cell.style.color = ink(paint);
     this.cells.set(`${layer},${position}`, cell);

@@ -69,11 +69,6 @@ class Lens {
     return null;
   }
 
-  // How a statistic becomes colours; the rank of a tracked token is exact.
-  scale(stat, token) {
-    return this.scales[stat === "rank" && this.tracked.includes(token) ? "exact_rank" : stat];
-  }
-
   // A stored statistic, or null where it has no value.
   stat(name, tap, layer, column) {
     const values = this.taps.get(tap).stats[name];

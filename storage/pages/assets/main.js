@@ -22,9 +22,9 @@ class Pane {
     );
   }
 
-  draw(state, changed) {
+  draw(state, changed, scale) {
     this.state = state;
-    if (changed.some((name) => ["tap", "stat", "token", "first"].includes(name))) this.grid.draw(state);
+    if (changed.some((name) => ["tap", "stat", "token", "first"].includes(name))) this.grid.draw(state, scale);
     else this.grid.mark(state);
     this.detail.draw(state.tap, state.layer, state.position);
     this.trajectory.draw(state);
@@ -42,16 +42,17 @@ async function start() {
   const change = (part) => {
     const changed = Object.keys(part).filter((name) => part[name] !== state[name]);
     state = { ...state, ...part };
-    keep(state);
     draw(changed);
+    keep(state);
   };
   const pin = (id) => change({ pins: state.pins.includes(id) ? state.pins : [...state.pins, id] });
   const choose = (layer, position) => change({ layer, position });
   const controls = new Controls(lenses, change);
   const panes = lenses.map((lens) => new Pane(lens, { choose, pin }));
   const draw = (changed) => {
-    controls.draw(state);
-    for (const pane of panes) pane.draw(state, changed);
+    const scale = scaleOf(lenses, state.stat, state.token);
+    controls.draw(state, scale);
+    for (const pane of panes) pane.draw(state, changed, scale);
   };
   document.getElementById("panes").replaceChildren(...panes.map((pane) => pane.element));
   draw(["tap"]);

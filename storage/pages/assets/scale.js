@@ -2,6 +2,14 @@
 
 const NO_VALUE = "#d0d0d0";
 
+// How a statistic becomes colours, in all records alike: a rank is exact if every one tracks the token, else it is cut where the
+// record that keeps the fewest tokens ends.
+function scaleOf(lenses, stat, id) {
+  const exact = stat === "rank" && id !== null && lenses.every((lens) => lens.tracked.includes(lens.token(id)));
+  const [narrowest] = lenses.map((lens) => lens.scales).sort((one, other) => one.rank.high - other.rank.high);
+  return narrowest[exact ? "exact_rank" : stat];
+}
+
 function share(scale, value) {
   const { low, high, log } = scale;
   const clipped = Math.min(Math.max(value, low), high);
