@@ -15,6 +15,7 @@ cd "$folder"
 names=
 for name in "$@"; do
     case $name in
+        *:*) names="$names,IP:$name" ;; # IPv6
         *[!0-9.]*) names="$names,DNS:$name" ;;
         *) names="$names,IP:$name" ;;
     esac
@@ -30,5 +31,6 @@ rm -f names redis.csr ca.srl openssl.log
 openssl rand -hex 24 > password
 openssl rand -hex 32 > ray.token
 sed "s/CHANGE-ME/$(cat password)/" "$here/redis.acl" > raylens.acl
-url="rediss://raylens:$(cat password)@$1:6379?ssl_ca_certs=${CA:-/run/secrets/ca.crt}"
+case $1 in *:*) host="[$1]" ;; *) host=$1 ;; esac
+url="rediss://raylens:$(cat password)@$host:6379?ssl_ca_certs=${CA:-/run/secrets/ca.crt}"
 printf 'RAYLENS_RUN_REDIS=%s\nRAYLENS_WRITER_REDIS=%s\nRAYLENS_STATUS_REDIS=%s\n' "$url" "$url" "$url" > redis.env

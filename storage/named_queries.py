@@ -51,15 +51,6 @@ class NamedQuery:
     needs: tuple[str, ...]
     sql: str
 
-    def usage(self) -> str:
-        """How the query is called."""
-        return " ".join([self.name, *(_usage(option) for option in self.options)])
-
-
-def _usage(option: Option) -> str:
-    written = f"--{option.name} {option.name.upper()}"
-    return written if option.default is None else f"[{written}]"
-
 
 @cache
 def named_queries() -> dict[str, NamedQuery]:
