@@ -80,7 +80,7 @@ class Sampler:
         kept = self._kept(scores)
         logprobs = scores[kept] - scores[kept].max()
         logprobs -= np.log(np.exp(logprobs).sum())
-        times = _exponentials(self._settings.seed, prompt, step, len(scores))[kept]
+        times = _exponentials(self._settings.seed, prompt, step, len(scores), kept)
         winner = int((logprobs - np.log(times)).argmax())
         return int(kept[winner]), float(min(logprobs[winner], 0.0))
 
@@ -113,10 +113,10 @@ def _largest(scores: _Floats, count: int) -> _Ids:
     return places[np.argsort(-scores[places], kind="stable")]
 
 
-def _exponentials(seed: int, prompt: str, step: int, count: int) -> _Floats:
-    """[count] waiting times of rate 1, always the same for one seed, prompt and step."""
+def _exponentials(seed: int, prompt: str, step: int, count: int, kept: _Ids) -> _Floats:
+    """The waiting times of rate 1 of the kept among ``count`` tokens, always the same for one seed, prompt and step."""
     key = hashlib.sha256(msgspec.msgpack.encode((seed, prompt.encode("utf-8", "surrogatepass"), step))).digest()[:16]
     philox: Any = np.random.Philox(key=int.from_bytes(key, "little"))
     # the raw numbers, which numpy promises to keep, as 52 bits strictly between 0 and 1
-    uniform = ((philox.random_raw(count) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    uniform = ((philox.random_raw(count)[kept] >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     return np.asarray(-np.log(uniform))

@@ -7,6 +7,8 @@ from raylens.storage.errors import UsageError
 from raylens.storage.plots import FORMATS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from raylens.storage.store import Run
 
 #: The kinds of chart.
@@ -15,9 +17,12 @@ KINDS = ("aggregate", "compare")
 MOST_VALUES = 8
 
 
-def too_many(by: str, values: int) -> str:
-    """Why there is no picture of so many values of a key."""
-    return f"--by {by}: {values} values; at most {MOST_VALUES} are drawn apart"
+def undrawn(by: str, splits: "Iterable[str | None]") -> str | None:
+    """Why there is no picture by a key of metadata that has these values, None where a prompt lacks it; None if there is one."""
+    values = set(splits)
+    if values == {None}:
+        return f"--by {by}: no prompt of the run has it"
+    return f"--by {by}: {len(values)} values; at most {MOST_VALUES} are drawn apart" if len(values) > MOST_VALUES else None
 
 
 def chart(run: "Run", path: str | Path, *, other: "Run | None" = None, by: str | None = None, font: str | None = None) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from raylens.storage.charts import MOST_VALUES, too_many
+from raylens.storage.charts import undrawn
 from raylens.storage.charts.stack import Chart, Curve, Map, Panels, Plot, drawn_taps, series
 from raylens.storage.database import Database
 from raylens.storage.errors import UsageError
@@ -33,8 +33,8 @@ def aggregate(run: Run, by: str | None = None) -> Chart:
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["tap"] if by is None else _value(row["split"])].append(row)
-    if by is not None and len(groups) > MOST_VALUES:
-        raise UsageError(too_many(by, len(groups)))
+    if by is not None and (why := undrawn(by, [row["split"] for row in rows])):
+        raise UsageError(why)
     names = drawn_taps(groups) if by is None else sorted(groups)
     layers = sorted({row["layer"] for name in names for row in groups[name]})
     plots = [_agreement(groups, names, layers), _entropy(groups, names, layers), _kl(groups, names, layers)]

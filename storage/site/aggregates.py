@@ -32,13 +32,12 @@ def aggregate(shelf: Shelf, request: Request) -> dict[str, Any]:
     by = asked.text(request, "by")
     split = {} if by is None else {"by": by}
     layers = one.query("layers", **split).rows()
-    values = len({row["split"] for row in layers}) if by is not None else 0
     return {
         "run": one.name,
         "by": by,
         "keys": [row["key"] for row in one.sql(_KEYS).rows()],
         "layers": layers,
-        "undrawn": charts.too_many(by, values) if by is not None and values > charts.MOST_VALUES else None,
+        "undrawn": charts.undrawn(by, [row["split"] for row in layers]) if by is not None and layers else None,
         "depth": _depth(one, split),
         "failures": one.query("failures", **split).rows(),
     }

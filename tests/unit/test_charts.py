@@ -166,6 +166,8 @@ def test_what_does_not_go_together(runs: tuple[Run, Run], tmp_path: Path, argume
 
 def test_too_many_values(runs: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """A key with more values than can be told apart is refused by name."""
-    monkeypatch.setattr("raylens.storage.charts.aggregate.MOST_VALUES", 2)
+    monkeypatch.setattr("raylens.storage.charts.MOST_VALUES", 2)
     with pytest.raises(UsageError, match="--by kind: 3 values"):
         aggregate(runs[0], by="kind")
+    with pytest.raises(UsageError, match="--by kin: no prompt of the run has it"):
+        aggregate(runs[0], by="kin")
