@@ -2,6 +2,7 @@
 
 from types import TracebackType
 
+from raylens.storage.durable import touch
 from raylens.storage.layout import RunFolder
 
 
@@ -10,11 +11,14 @@ class ExternalWriter:
 
     Attributes:
         remedy: what a user may do when nothing is stored.
+
+    Raises:
+        StoreError: the file cannot be written.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self.remedy = f"; is raylens writer {folder.root.parent.parent} --redis URL running?"
-        folder.wants_external_writer.touch()
+        touch(folder.wants_external_writer)
 
     def committed(self) -> None:
         """Nothing: its deaths are not counted here."""

@@ -82,7 +82,8 @@ class WriterProcess:
         self._deaths += 1
         if code == StoreError.exit_code or self._deaths >= MAX_DEATHS:
             log = self._folder.writer_log
-            said = last_message(log, self._log_before) or "it could not write its log; is the disk full?"
+            unsaid = f"killed by signal {-code}" if code < 0 else "it could not write its log; is the disk full?"
+            said = last_message(log, self._log_before) or unsaid
             raise StoreError(f"the writer ended with code {code}: {said} (see {log})")
         if self._process.stdin is not None:
             self._process.stdin.close()

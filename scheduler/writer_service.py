@@ -38,6 +38,14 @@ class _Served:
     tally: Tally
 
 
+def _inode(folder: RunFolder) -> int | None:
+    """Which run has this folder; None while there is no run.json."""
+    try:
+        return folder.manifest.stat().st_ino
+    except OSError:
+        return None
+
+
 class WriterService:
     """Looks after the writers of a store.
 
@@ -99,8 +107,9 @@ class WriterService:
     def _request(self, name: str) -> _Request | None:
         """None while there is no run.json, or nobody asks any more."""
         folder = RunFolder(self._runs / name)
+        inode = _inode(folder)
         try:
-            return _Request(folder.manifest.stat().st_ino, folder.wants_external_writer.stat().st_mtime_ns)
+            return None if inode is None else _Request(inode, folder.wants_external_writer.stat().st_mtime_ns)
         except OSError:
             return None
 
@@ -133,8 +142,7 @@ class WriterService:
 
     def _look_after(self, name: str) -> None:
         one = self._served[name]
-        request = self._request(name)
-        if request and one.request and request.inode != one.request.inode:  # begun anew: it gets a writer that knows its settings
+        if one.request and _inode(one.folder) not in {None, one.request.inode}:  # begun anew: it gets a writer that knows that
             self._served.pop(name).writer.finish()
             return
         before = one.ledger.count

@@ -7,7 +7,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,8 @@ T = TypeVar("T")
 #: goes to a temporary folder.
 MEMORY = "RAYLENS_SQL_MEMORY"
 
+#: Seconds between two requests to end a statement.
+_ASK_AGAIN = 0.1
 #: Makes the documented views.
 VIEWS = Path(__file__).with_name("views.sql")
 _KINDS = {"lens": ("lens", LENS), "prompts": ("prompt_rows", PROMPTS)}
@@ -120,8 +122,9 @@ class Database:
         try:
             return asked.result()
         except BaseException:
-            if not asked.done():
+            while not asked.done():  # again, for what it is doing between two of its steps it does not hear
                 self._connection.interrupt()
+                wait([asked], _ASK_AGAIN)
             raise
 
     def define(self, name: str, select: str) -> None:

@@ -26,6 +26,20 @@ def not_through_links(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
 
+def touch(path: Path) -> None:
+    """Make an empty file, or have it changed now.
+
+    Raises:
+        StoreError: it cannot be written, or is a link.
+    """
+    with store_errors(path):
+        descriptor = not_through_links(str(path), os.O_WRONLY | os.O_CREAT)
+        try:
+            os.utime(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @contextmanager
 def store_errors(place: Path) -> Iterator[None]:
     """Have a full disk, missing permission and the like told in one line.

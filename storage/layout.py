@@ -160,7 +160,8 @@ def check_writable(store: Path) -> None:
 def named_run(store: Path, name: str) -> RunFolder | None:
     """The run of exactly this name, which may be anything; None if there is none."""
     folder = RunFolder(runs_folder(store) / name)
-    return folder if folder.root.name == name and folder.root.parent == runs_folder(store) and folder.manifest.exists() else None
+    plain = name != ".." and folder.root.name == name and folder.root.parent == runs_folder(store)
+    return folder if plain and os.path.exists(folder.manifest) else None  # noqa: PTH110  False also for a name too long
 
 
 def runs_folder(store: Path) -> Path:

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import msgspec
 
-from raylens.storage.durable import TEMPORARY, decode_json, not_through_links, read_file, store_errors
+from raylens.storage.durable import TEMPORARY, decode_json, not_through_links, read_file, touch
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 
@@ -78,8 +78,7 @@ def ask_to_stop(folder: RunFolder) -> Pulse:
     pulse = read_pulse(folder)
     if pulse is None or pulse.state(time.time()) == "died":
         raise StoreError(f"{folder.root}: no driver is at work on this run; there is nothing to cancel")
-    with store_errors(folder.cancel):
-        folder.cancel.touch()
+    touch(folder.cancel)
     return pulse
 
 

@@ -16,7 +16,7 @@ def given_path(path: str | Path, option: str) -> Path:
     """
     try:
         found = Path(path).expanduser()
-        str(found).encode()
-    except (RuntimeError, UnicodeEncodeError, ValueError) as error:
+        found.exists()  # a text in the place of a path may be too long for one
+    except (RuntimeError, UnicodeEncodeError, ValueError, OSError) as error:
         raise UsageError(f"{option} {path}: names no file here ({error}); check the path") from error
     return found

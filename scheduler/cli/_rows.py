@@ -108,16 +108,7 @@ def _csv_cell(value: Any) -> Any:
 
 
 def _json(value: Any) -> bytes:
-    try:
-        return orjson.dumps(value, default=_plain)
-    except TypeError:  # an integer of more than 64 bits, which never comes to _plain
-        return orjson.dumps(_narrow(value), default=_plain)
-
-
-def _narrow(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _narrow(part) for name, part in value.items()}
-    return [_narrow(part) for part in value] if isinstance(value, list) else _plain(value)
+    return orjson.dumps(value, default=_plain)
 
 
 def _plain(value: Any) -> Any:

@@ -60,7 +60,7 @@ def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json
     generation = generation_settings(options["generate"], *drawn)
     positions = "all" if generation is None else "last"
     stats = ("kl",) if stat == "kl" else ()
-    taps = None if shown[0] in DEFAULT_TAPS else (*shown, *DEFAULT_TAPS)
+    taps = None if shown[0] in DEFAULT_TAPS else (*shown, "resid_post")
     asked = LensSettings(
         top_k, options["layers"], taps, positions=positions, logprobs="float32", stats=stats, lens=options["lens"]
     )

@@ -267,6 +267,8 @@ def test_a_missing_page_says_so(site: Site) -> None:
     """As a page, and as JSON."""
     for path, status in (
         ("/runs/nope", 404),
+        (f"/runs/{'a' * 300}", 404),
+        ("/runs/%2e%2e", 404),
         ("/nope", 404),
         ("/runs/first/prompt?id=nope", 404),
         ("/compare.svg?one=first", 404),

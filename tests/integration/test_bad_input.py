@@ -214,7 +214,8 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_a_home_of_nobody(tmp_path: Path) -> None:
-    """A path that begins with a user who is not there."""
+    """A path that begins with a user who is not there, and a text in the place of a path."""
+    check(raylens_command("lens", "a", "-m", "x" * 300, cwd=tmp_path), 2, "File name too long")
     check(raylens_command("lens", "a", "-m", "~nosuchuser/m", cwd=tmp_path), 2, "--model ~nosuchuser/m")
 
 

@@ -133,6 +133,8 @@ def test_lens_of_a_tap_that_is_not_lensed_by_default() -> None:
     """--tap takes any tap, and refuses heads before the model is loaded."""
     done = raylens_command("lens", TEXT, "-m", "demo", "--tap", "resid_pre", "--layers", "0,29")
     assert (done.returncode, "·capital" in done.stdout) == (0, True), done.stderr
+    done = raylens_command("lens", TEXT, "-m", "demo", "--tap", "resid_pre", "--lens", "tuned:nowhere")
+    assert (done.returncode, "nowhere" in done.stderr) == (4, True), "the file is looked for, no other tap is refused"
     done = raylens_command("lens", TEXT, "-m", "nosuch", "--tap", "head_3")
     assert (done.returncode, "--tap head_3: name one of resid_pre, " in done.stderr) == (2, True)
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from raylens.scheduler.external_writer import ExternalWriter
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.layout import RunFolder
 from raylens.storage.manifest import Manifest, check_kept, create_or_resume, difference, read_manifest
@@ -78,6 +79,20 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(folder: RunFolder, tmp_pa
     with pytest.raises(StoreError, match=f"{name}: "), folder.alone():
         pass
     assert precious.read_text() == "kept"
+
+
+def test_a_link_in_the_place_of_a_wish_is_not_followed(folder: RunFolder, tmp_path: Path) -> None:
+    """Nor is a file made at the end of it; a wish that is made anew is seen by its time."""
+    folder.create()
+    folder.wants_external_writer.symlink_to(tmp_path / "made")
+    with pytest.raises(StoreError, match=r"writer\.external: "):
+        ExternalWriter(folder)
+    assert not (tmp_path / "made").exists()
+    folder.wants_external_writer.unlink()
+    ExternalWriter(folder)
+    os.utime(folder.wants_external_writer, ns=(0, 0))
+    ExternalWriter(folder)
+    assert folder.wants_external_writer.stat().st_mtime_ns > 0
 
 
 def test_a_lock_that_cannot_be_opened_is_one_clear_error(folder: RunFolder) -> None:

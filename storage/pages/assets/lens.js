@@ -92,7 +92,7 @@ class Lens {
   // How many places of a tap have each token among their k best: [V].
   counts(tap) {
     const counts = new Uint32Array(this.ids.length);
-    for (const token of this.taps.get(tap).tokens) counts[token]++;
+    for (const token of this.taps.get(tap)?.tokens ?? []) counts[token]++;
     return counts;
   }
 }
