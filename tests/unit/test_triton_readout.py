@@ -308,7 +308,7 @@ def test_steps_of_the_configuration() -> None:
 
     inputs = case(4, 40, 16, 8)
     found = list(steps.candidate_steps(Config()))
-    assert len(found) == 4
+    assert len(found) == 5
     for _, step in found:
         plain = topk.readout(step(exact_logits(*inputs, AfterHead()).float()), 5)
         same(readout(*inputs, step, 5), plain, 1e-5)
