@@ -9,8 +9,8 @@ from raylens.storage.vocabulary import Vocabulary
 
 _ID = "id:"
 _SUGGESTED = 6
-#: Of an id; more are none, and int() refuses some thousands.
-_DIGITS = 18
+#: Digits of an id; more are none, and int() refuses some thousands.
+MAX_DIGITS = 18
 
 
 def token_ids(name: Any, vocabulary: Vocabulary, option: str = "token") -> list[int]:
@@ -21,7 +21,7 @@ def token_ids(name: Any, vocabulary: Vocabulary, option: str = "token") -> list[
     """
     number = str(name).removeprefix(_ID)
     if (isinstance(name, int) or number != name) and number.isascii() and number.isdigit():
-        if len(number) > _DIGITS or int(number) >= len(vocabulary):
+        if len(number) > MAX_DIGITS or int(number) >= len(vocabulary):
             raise UsageError(f"--{option} {_ID}{number[:20]}: ids are from 0 to {len(vocabulary) - 1}")
         return [int(number)]
     if not isinstance(name, str):

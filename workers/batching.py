@@ -50,11 +50,9 @@ def position_switch(config: Any) -> int | None:
     """
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     each = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # of one kind of layer, or of several
-    own: Any = getattr(config, "original_max_position_embeddings", None) or getattr(
-        config, "max_position_embeddings", 0
-    )  # of Phi-3
-    found = [int(part.get("original_max_position_embeddings") or own) for part in each if part.get("rope_type") == "longrope"]
-    return min(found, default=None)
+    name = "original_max_position_embeddings"  # among the parameters, or where Phi-3 has it
+    own: Any = getattr(config, name, None) or getattr(config, "max_position_embeddings", 0)
+    return min((int(part.get(name) or own) for part in each if part.get("rope_type") == "longrope"), default=None)
 
 
 def batches(

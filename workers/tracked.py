@@ -6,11 +6,10 @@ from typing import Any
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import token_label
 from raylens.storage.record import Metadata
+from raylens.storage.token_names import MAX_DIGITS
 from raylens.storage.vocabulary import Vocabulary
 
 _ID, _FIELD = "id:", "field:"
-#: Of an id; more are no id, and int() refuses some thousands.
-MAX_DIGITS = 18
 
 
 def track_names(asked: str | int | Sequence[str | int]) -> tuple[str, ...]:

@@ -9,12 +9,10 @@ import numpy as np
 
 from raylens.storage.charts import undrawn
 from raylens.storage.charts.stack import Chart, Curve, Map, Panels, Plot, drawn_taps, series
-from raylens.storage.database import Database
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import text_label
 from raylens.storage.plots.panel import share_axis, upward_axis
 from raylens.storage.plots.scales import nats_scale, prob_scale
-from raylens.storage.selection import lensed
 from raylens.storage.store import Run
 from raylens.storage.taps import TAPS
 
@@ -23,13 +21,15 @@ def aggregate(run: Run, by: str | None = None) -> Chart:
     """Ask the run and arrange the answers.
 
     Args:
-        by: a metadata key whose values are drawn apart, of one tap: resid_post if it was lensed.
+        by: a metadata key whose values are drawn apart, of the last tap of a block that was lensed.
 
     Raises:
-        UsageError: the run has no records, or the key too many values.
+        UsageError: the run has no records, or none that can be drawn; the key has too many values, or no prompt has it.
     """
-    split = {} if by is None else {"by": by, "tap": _last_tap(run)}
-    rows = run.query("layers", **split).rows()
+    rows = run.query("layers", **({} if by is None else {"by": by})).rows()
+    if by is not None:
+        last = next((tap for tap in reversed(TAPS) if any(row["tap"] == tap for row in rows)), "")
+        rows = [row for row in rows if row["tap"] == last]
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["tap"] if by is None else _value(row["split"])].append(row)
@@ -41,21 +41,12 @@ def aggregate(run: Run, by: str | None = None) -> Chart:
     plots.append(_depth(run, by, layers, names))
     counts = run.counts()
     places = sum(max(row["places"] for row in group) for group in (groups.values() if by else [rows]))
-    caption = f"{counts['records']:,} prompts, {places:,} places a layer" + (
-        f"; by {text_label(by)}, tap {split['tap']}" if by else ""
-    )
+    caption = f"{counts['records']:,} prompts, {places:,} places a layer" + (f"; by {text_label(by)}, tap {last}" if by else "")
     return Chart(
         heading=f"{run.manifest.title} · run {run.name}",
         captions=(caption, *([] if by else ["band: 10 to 90 % of the places, of resid_post"])),
         panels=Panels(layers, [plot for plot in plots if plot is not None], names, _maps(groups, names, layers)),
     )
-
-
-def _last_tap(run: Run) -> str:
-    """The tap nearest to the end of a block that was lensed."""
-    with Database([run]) as database:
-        taps = lensed(run, database).taps
-    return next((tap for tap in reversed(TAPS) if tap in taps), TAPS[-1])
 
 
 def _maps(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], layers: Sequence[int]) -> list[Map]:

@@ -153,7 +153,7 @@ def _checked(name: str, place: str, edit: Edit, folder: Path) -> Edit:
     if edit.scale is not None:
         _check_number(name, f"{place}.scale", edit.scale)
     try:
-        msgspec.json.encode(edit)
+        msgspec.json.encode(edit)  # so that every text in it can be tokenized
     except UnicodeEncodeError as error:
         raise bad(name, place, "holds half of a surrogate pair", "write the whole character, or remove it") from error
     try:

@@ -9,7 +9,8 @@ function whole(text) {
 // What all records have of something, or of what the first has if they have nothing in common.
 function common(lenses, of) {
   const [first, ...others] = lenses.map(of);
-  const shared = first.filter((one) => others.every((other) => other.includes(one)));
+  const sets = others.map((other) => new Set(other));
+  const shared = first.filter((one) => sets.every((set) => set.has(one)));
   return shared.length ? shared : first;
 }
 
