@@ -126,6 +126,27 @@ def test_sum_that_does_not_hold_is_noticed(amount: float, monkeypatch: pytest.Mo
     same(found, expected)
 
 
+@pytest.mark.parametrize(("put", "taken"), [("0.mlp", "1.self_attn"), ("1.self_attn", "1.mlp")])
+def test_massive_activations_leave_no_rounding_behind(put: str, taken: str) -> None:
+    """What one module adds, a hundred thousand times the rest, and a later one takes away, as real models do."""
+    model, adapter = built("llama")
+    massive = torch.zeros(model.config.hidden_size)
+    massive[3] = 1e5
+
+    def add(amount: Tensor) -> Any:
+        return lambda _module, _args, out: (out[0] + amount, *out[1:]) if isinstance(out, tuple) else out + amount
+
+    hooks = [
+        model.model.layers.get_submodule(module).register_forward_hook(add(amount))
+        for module, amount in ((put, massive), (taken, -massive))
+    ]
+    try:
+        same(records(model, lens(adapter)), records(model, lens(replace(adapter, walk=None))))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @pytest.mark.parametrize("budget", [1, 3000, 20000])
 def test_segments_change_nothing(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However early the budget cuts the sum into segments, in turn or in parallel, the numbers are the same."""
