@@ -60,16 +60,17 @@ class Sampler:
             # the first of equal logits, as transformers takes it
             ids, drawn = logits.argmax(dim=1).tolist(), [0.0] * len(logits)
         else:
-            found = [self._draw(row, prompt, step) for row, prompt in zip(self._scores(logits), prompts, strict=True)]
+            rows = logits.cpu().numpy()
+            found = [self._draw(self._scores(row), prompt, step) for row, prompt in zip(rows, prompts, strict=True)]
             ids, drawn = [token for token, _ in found], [logprob for _, logprob in found]
         chosen = logits.gather(1, torch.tensor(ids, device=logits.device).unsqueeze(1)).squeeze(1).double()
         logprobs = (chosen - logits.logsumexp(dim=1).double()).clamp(max=0.0)
         return Choice(ids, logprobs.tolist(), drawn)
 
-    def _scores(self, logits: Tensor) -> _Floats:
-        scores: _Floats = logits.cpu().numpy().astype(np.float64)
+    def _scores(self, logits: NDArray[np.float32]) -> _Floats:
+        scores = logits.astype(np.float64)
         # from the best one down, so that no temperature is so low that the best is out of range
-        scores -= scores.max(axis=1, keepdims=True)
+        scores -= scores.max()
         scores /= self._settings.temperature
         return scores
 
@@ -78,10 +79,11 @@ class Sampler:
         if not np.isfinite(scores.max()):  # the model failed on this prompt, which its record will say
             return 0, 0.0
         kept = self._kept(scores)
-        logprobs = scores[kept] - scores[kept].max()
+        logprobs = scores[kept]
+        logprobs -= logprobs.max()
         logprobs -= np.log(np.exp(logprobs).sum())
         times = _exponentials(self._settings.seed, prompt, step, len(scores), kept)
-        winner = int((logprobs - np.log(times)).argmax())
+        winner = int((logprobs - np.log(times, out=times)).argmax())
         return int(kept[winner]), float(min(logprobs[winner], 0.0))
 
     def _kept(self, scores: _Floats) -> _Ids:
@@ -117,6 +119,9 @@ def _exponentials(seed: int, prompt: str, step: int, count: int, kept: _Ids) -> 
     """The waiting times of rate 1 of the kept among ``count`` tokens, always the same for one seed, prompt and step."""
     key = hashlib.sha256(msgspec.msgpack.encode((seed, prompt.encode("utf-8", "surrogatepass"), step))).digest()[:16]
     philox: Any = np.random.Philox(key=int.from_bytes(key, "little"))
-    # the raw numbers, which numpy promises to keep, as 52 bits strictly between 0 and 1
-    uniform = ((philox.random_raw(count)[kept] >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
-    return np.asarray(-np.log(uniform))
+    # the raw numbers, which numpy promises to keep, as 52 bits strictly between 0 and 1; fresh memory costs more than they do
+    times: _Floats = (philox.random_raw(count)[kept] >> np.uint64(12)).astype(np.float64)
+    times += 0.5
+    times *= 2.0**-52
+    np.log(times, out=times)
+    return np.negative(times, out=times)
