@@ -14,17 +14,14 @@ from raylens.storage.vocabulary import Vocabulary
 _SQL = Path(__file__).with_name("comparison.sql")
 _SHARED = """
     SELECT
-        count(*) AS ids, count(*) FILTER (alike) AS prompts,
-        count(*) FILTER (alike AND len(list_intersect(one.positions, other.positions)) > 0) AS lensed
-    FROM (SELECT * FROM prompt_rows WHERE run = $one AND failure IS NULL) AS one
-    JOIN (SELECT * FROM prompt_rows WHERE run = $other AND failure IS NULL) AS other USING (id),
-    LATERAL (SELECT least(len(one.token_ids), len(other.token_ids)) AS shared),
-    LATERAL (SELECT one.token_ids[1:shared] = other.token_ids[1:shared] AS alike)
+        count(*) AS ids, count(*) FILTER (shared > 0) AS prompts,
+        count(*) FILTER (list_min(list_intersect(positions, other_positions)) < shared) AS lensed
+    FROM matched($one, $other, $generated)
 """
 
 
 def compare(one: Run, other: Run) -> Result:
-    """A row for each tap and layer of ``one``, over the places that both runs have: same prompt id, same tokens, same position.
+    """A row for each tap and layer of ``one``, over the places that both runs have: same id, same tokens so far, same position.
 
     Reading the result raises UsageError where nothing can be compared, with the reason.
     """
@@ -40,7 +37,8 @@ def _same(one: Run, other: Run) -> bool:
 
 
 def _parameters(one: Run, other: Run, database: Database) -> dict[str, Any]:
-    names = {"one": one.name, "other": other.name}
+    generated = all("generation" in run.manifest.identity for run in (one, other))
+    names = {"one": one.name, "other": other.name, "generated": generated}
     both = f"runs {one.name!r} and {other.name!r}"
     if not _alike(one.vocabulary, other.vocabulary):
         raise UsageError(f"{both} have different vocabularies; runs of models with one tokenizer can be compared")

@@ -1,12 +1,5 @@
 -- Two runs at the places that they share; the parameters are made by comparison.py.
-WITH matched AS (
-    SELECT one.prompt, other.prompt AS other_prompt
-    FROM prompt_rows AS one
-    JOIN prompt_rows AS other USING (id)
-    WHERE one.run = $one AND other.run = $other AND one.failure IS NULL AND other.failure IS NULL
-        AND one.token_ids[1:least(len(one.token_ids), len(other.token_ids))]
-            = other.token_ids[1:least(len(one.token_ids), len(other.token_ids))]
-),
+WITH matched AS (SELECT prompt, other_prompt, shared FROM matched($one, $other, $generated) WHERE shared > 0),
 pairs AS (SELECT unnest($layers::USMALLINT[]) AS layer, unnest($other_layers::USMALLINT[]) AS other_layer),
 compared AS (
     SELECT
@@ -17,9 +10,10 @@ compared AS (
         avg(
             coalesce(other.logprobs[nullif(list_position(other.ids[1:$k], one.ids[1]), 0)], other.logprobs[$k])::DOUBLE - one.logprobs[1]
         ) AS logprob_change,
-        avg(other.next_logprob::DOUBLE - one.next_logprob) AS next_logprob_change, avg(other.kl::DOUBLE - one.kl) AS kl_change
+        avg(other.next_logprob::DOUBLE - one.next_logprob) FILTER (one.position + 1 < shared) AS next_logprob_change,
+        avg(other.kl::DOUBLE - one.kl) AS kl_change
     FROM lens AS one
-    JOIN matched ON matched.prompt = one.prompt
+    JOIN matched ON matched.prompt = one.prompt AND one.position < shared
     JOIN pairs ON pairs.layer = one.layer
     JOIN lens AS other
         ON other.prompt = matched.other_prompt AND other.layer = pairs.other_layer
@@ -30,7 +24,7 @@ compared AS (
 shifted AS (
     SELECT 'resid_post' AS tap, one.stable AS layer, count(*) AS decided, avg(other.stable * $scale - one.stable) AS shift
     FROM decisions AS one
-    JOIN matched ON matched.prompt = one.prompt
+    JOIN matched ON matched.prompt = one.prompt AND one.position < shared
     JOIN decisions AS other ON other.prompt = matched.other_prompt AND other.position = one.position
     WHERE one.run = $one AND other.run = $other AND $final
     GROUP BY ALL

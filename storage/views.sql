@@ -71,3 +71,21 @@ CREATE MACRO tap_order(tap) AS coalesce(
 -- The value of a metadata key of any name, as text; null where there is none.
 CREATE MACRO metadata_value(metadata, key) AS
 json_extract_string(metadata, '/' || replace(replace(key, '~', '~0'), '/', '~1'));
+
+-- Prompts of one id in two runs, and how many first tokens they share: all of the shorter one's, or none. Where both were generated the model goes
+-- ways of its own from some token on, and what comes before is shared if it is at least the prompt, which ends where the first step is.
+CREATE MACRO matched(run_one, run_other, generated) AS TABLE
+SELECT
+    one.prompt, other.prompt AS other_prompt, one.positions, other.positions AS other_positions,
+    CASE WHEN alike = shorter OR alike > greatest(one.positions[1], other.positions[1]) THEN alike ELSE 0 END AS shared
+FROM (SELECT * FROM prompt_rows WHERE run = run_one AND failure IS NULL) AS one
+JOIN (SELECT * FROM prompt_rows WHERE run = run_other AND failure IS NULL) AS other USING (id),
+LATERAL (SELECT least(len(one.token_ids), len(other.token_ids)) AS shorter),
+LATERAL (SELECT one.token_ids[1:shorter] AS mine, other.token_ids[1:shorter] AS theirs),
+LATERAL (
+    SELECT CASE
+        WHEN mine = theirs THEN shorter
+        WHEN generated THEN list_position(list_transform(list_zip(mine, theirs), lambda pair: pair[1] <> pair[2]), true) - 1
+        ELSE 0
+    END AS alike
+);

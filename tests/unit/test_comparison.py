@@ -1,6 +1,8 @@
 """Two runs side by side against a plain computation from their records."""
 
+import dataclasses
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +11,32 @@ import pytest
 
 from raylens.storage.comparison import compare
 from raylens.storage.errors import UsageError
-from raylens.storage.store import Run
+from raylens.storage.store import Run, open_store
 from raylens.storage.taps import TAPS
+from tests.builders import commit_outcomes, make_generated, make_record, make_run
 from tests.queried import decided, places, same_rows, write_run
+
+#: Every token of every prompt.
+EVERYTHING: Mapping[str, int] = defaultdict(lambda: 1 << 31)
 
 
 def mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def plain(one: Run, other: Run, k: int) -> list[dict[str, Any]]:
-    """The rows for runs of the same layers, positions and prompts."""
+def plain(one: Run, other: Run, k: int, shared: Mapping[str, int] = EVERYTHING) -> list[dict[str, Any]]:
+    """The rows for runs of the same layers, positions and prompts; ``shared`` says how many first tokens of each prompt are."""
     theirs = {(row["id"], row["position"], row["tap"], row["layer"]): row for row in places(other)}
     groups = defaultdict(list)
     for row in places(one):
+        if row["position"] >= shared[row["id"]]:
+            continue
         groups[row["layer"], row["tap"]].append((row, theirs[row["id"], row["position"], row["tap"], row["layer"]]))
     shifts = defaultdict(list)
     ends = {(row["id"], row["position"]): row for row in decided(other)}
     for row in decided(one):
+        if row["position"] >= shared[row["id"]]:
+            continue
         shifts[row["stable"]["layer"]].append(ends[row["id"], row["position"]]["stable"]["layer"] - row["stable"]["layer"])
     return [
         {
@@ -47,7 +57,7 @@ def plain(one: Run, other: Run, k: int) -> list[dict[str, Any]]:
                 [
                     float(b["next_logprob"]) - float(a["next_logprob"])
                     for a, b in pairs
-                    if not np.isnan(a.get("next_logprob", np.nan))
+                    if not np.isnan(a.get("next_logprob", np.nan)) and a["position"] + 1 < shared[a["id"]]
                 ]
             ),
             "kl_change": sum(float(b["kl"]) - float(a["kl"]) for a, b in pairs) / len(pairs) if "kl" in pairs[0][0] else None,
@@ -79,6 +89,44 @@ def test_two_runs(tmp_path: Path) -> None:
     same_rows(found, plain(one, other, 3))
     assert 0 < min(row["agreement"] for row in found) < max(row["agreement"] for row in found) < 1
     assert any(row["shift"] for row in found)
+
+
+def generated_run(store: Path, name: str, seed: int, tokens: list[list[int]]) -> Run:
+    """A run whose prompts have three tokens, and four that were generated."""
+    folder, _ = make_run(store, len(tokens), name=name, identity={"generation": {"tokens": 4}})
+    records = [
+        make_record(
+            index, seed=seed + index, layers=(0, 1, 2), vocabulary_size=6, tokens=7, generated=make_generated(3, 4), stats=True
+        )
+        for index in range(len(tokens))
+    ]
+    commit_outcomes(folder, *(dataclasses.replace(record, token_ids=ids) for record, ids in zip(records, tokens, strict=True)))
+    return open_store(store)[name]
+
+
+def test_generations_up_to_where_they_part(tmp_path: Path) -> None:
+    """What was generated is compared as long as both have the same tokens, and the next token where it is the same."""
+    one = generated_run(tmp_path, "one", 0, [[1, 2, 3, 4, 5, 1, 2]] * 5)
+    other = generated_run(
+        tmp_path,
+        "other",
+        100,
+        [
+            [1, 2, 3, 4, 5, 1, 2],
+            [1, 2, 3, 4, 5, 1, 0],
+            [1, 2, 3, 4, 0, 1, 2],
+            [1, 2, 3, 0, 5, 1, 2],
+            [1, 2, 0, 4, 5, 1, 2],  # another prompt
+        ],
+    )
+    shared = {"prompt-0": 7, "prompt-1": 6, "prompt-2": 4, "prompt-3": 3, "prompt-4": 0}
+    found = compare(one, other).rows()
+    same_rows(found, plain(one, other, 3, shared))
+    assert {row["places"] for row in found} == {4 + 4 + 2 + 1}
+    # of one that read the same text and generated nothing, other tokens are another prompt's
+    folder, _ = make_run(tmp_path, 5, name="read")
+    commit_outcomes(folder, *(dataclasses.replace(record, generated=None) for record in other.records()))
+    assert {row["places"] for row in compare(one, open_store(tmp_path)["read"])} == {4}
 
 
 def test_models_of_other_depths(tmp_path: Path) -> None:
