@@ -21,8 +21,8 @@ LEFT JOIN tokens AS following ON following.run = place.run AND following.token_i
 
 CREATE VIEW metrics AS
 SELECT
-    run, prompt, position, tap, layer, ids[1] AS top_id, logprobs[1] AS top_logprob, final_rank, entropy, kl, next_logprob, next_rank,
-    best_logprob, best_rank, next_attribution, best_attribution, attribution_error
+    run, prompt, position, tap, layer, ids[1] AS top_id, logprobs[1] AS top_logprob, nullif(final_rank, 0) AS final_rank, entropy, kl,
+    next_logprob, next_rank, best_logprob, best_rank, next_attribution, best_attribution, attribution_error
 FROM lens;
 
 CREATE VIEW topk AS

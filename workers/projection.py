@@ -116,8 +116,8 @@ class Projection:
     @torch.inference_mode()  # the caller's own mode does not reach another thread
     def _read_chunk(self, rows: Tensor, k: int, asked: Asked | None) -> Readout:
         final = asked.final if asked else None
-        # the final layer's rows go through the same product as those that are compared with it
-        logits = self._logits(rows if final is None else torch.cat([rows, final.rows.to(rows)]))
+        # the final layer's rows go through the same product as those that are compared with it; a residual may be of a wider type
+        logits = self._logits(rows if final is None else torch.cat([rows, final.rows.to(rows.device)]))
         device, count = device_of(self._head, device_of(self._norm, rows.device)), len(rows)
         tally = Tally(asked, logits.of(asked.targets)) if asked else None
         running = running_readout(count, k, device, tally)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raylens.storage.errors import UsageError
@@ -132,6 +133,23 @@ def test_ranks_agree_with_the_stored_lists(walk: bool) -> None:
                 assert (logprobs[kept] == lens.logprobs[listed]).all()
                 assert (ranks[~kept] > 40).all()
     assert listed_at_all > 20
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_a_residual_wider_than_what_is_added(family: str) -> None:
+    """KL is of the final prediction as the record has it, also where the residual is float32 and all that is added bfloat16."""
+    model, adapter = built(family, "cpu", torch.bfloat16)
+    for record in records(model, adapter, k=VOCABULARY, stats=("kl",)):
+        final = _by_token(record, "resid_post")[-1]
+        for tap, lens in record.taps.items():
+            expected = (np.exp(final) * (final - _by_token(record, tap))).sum(axis=2)
+            np.testing.assert_allclose(lens.stats["kl"], expected, atol=1e-5)
+
+
+def _by_token(record: Record, tap: str) -> NDArray[np.float64]:
+    """[L, N, V] logprobs of a record that keeps them all."""
+    lens = record.taps[tap]
+    return np.take_along_axis(lens.logprobs.astype(np.float64), lens.ids.argsort(axis=2), axis=2)
 
 
 def test_the_end_is_no_distance_from_itself() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from raylens.storage.errors import UsageError
 from raylens.storage.store import Run, open_store
-from tests.queried import write_run
+from tests.queried import places, write_run
 from tests.waiting import HUNG, wait_until
 
 #: View -> columns, as docs/QUERIES.md has them.
@@ -55,6 +55,15 @@ def test_views_against_the_records(run: Run) -> None:
         "tracked": 2 * places,
         "decisions": positions,
     }
+
+
+def test_final_rank_is_null_beyond_the_k_best(run: Run) -> None:
+    """So that means, counts and comparisons are of the places where it is known."""
+    ranks = [place["final_rank"] for place in places(run)]
+    found = run.sql("SELECT avg(final_rank) AS mean, count(final_rank) AS known, count(*) AS places FROM metrics").rows()[0]
+    known = [rank for rank in ranks if rank]
+    assert found == {"mean": pytest.approx(sum(known) / len(known)), "known": len(known), "places": len(ranks)}
+    assert len(known) < len(ranks)
 
 
 def test_all_runs_of_a_store(tmp_path: Path) -> None:
