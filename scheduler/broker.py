@@ -5,7 +5,7 @@ from types import TracebackType
 
 from raylens.storage.errors import BrokerError
 from raylens.storage.server import EmbeddedServer
-from raylens.storage.stream import Memory, answers, check_server, memory, redact
+from raylens.storage.stream import Memory, Stream, check_server, memory, redact
 
 #: Seconds between two looks at the server.
 WATCH_SECONDS = 1.0
@@ -29,6 +29,7 @@ class Broker:
         self._looked = self._answered = time.monotonic()
         if self._embedded is None:
             check_server(self.url)
+        self._probe = Stream(self.url, "probe", retries=0)  # one connection for all looks
 
     def watch(self) -> None:
         """Start the embedded server anew if it died; what it held is resubmitted by receipt. Wait for the user's own.
@@ -40,12 +41,19 @@ class Broker:
         if now - self._looked < WATCH_SECONDS:
             return
         self._looked = now
-        if answers(self.url):
+        if self._answers():
             self._answered = now
         elif self._embedded is not None:
             self._embedded.restart()
         elif now - self._answered > MAX_AWAY_SECONDS:
             raise BrokerError(f"--redis {redact(self.url)}: has not answered for {MAX_AWAY_SECONDS:.0f} seconds; is it up?")
+
+    def _answers(self) -> bool:
+        try:
+            self._probe.ping()
+        except BrokerError:
+            return False
+        return True
 
     def memory(self) -> Memory:
         """What the server holds, and may hold.
@@ -66,5 +74,6 @@ class Broker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._probe.close()
         if self._embedded is not None:
             self._embedded.close()

@@ -176,7 +176,12 @@ class Dispatch:
 
     def _check_placed(self) -> None:
         waited = time.monotonic() - self._began
-        if self._pool.placed or waited < PLACE_SECONDS:
+        if self._pool.placed:
+            if self._told_waiting and not self._pool.ready:
+                self._wait("an actor has started, and loads the model")
+            self._told_waiting = False
+            return
+        if waited < PLACE_SECONDS:
             return
         if waited >= MAX_PLACE_SECONDS:
             raise ClusterError(

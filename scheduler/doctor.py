@@ -51,6 +51,7 @@ def examine(store: Path, redis: str, ray: str) -> Iterator[Finding]:
     checks: tuple[Callable[[], Finding], ...] = (
         _versions,
         _devices,
+        _compiled,
         _memory,
         _shared_memory,
         _temporary_folder,
@@ -95,6 +96,19 @@ def _devices() -> Finding:
     if shutil.which("nvidia-smi"):
         return Finding("devices", "problem", f"{found}, though the machine has nvidia-smi", "install a CUDA build of torch")
     return Finding("devices", "ok", found)
+
+
+def _compiled() -> Finding:
+    from raylens.workers.running import not_compiled
+
+    if why := not_compiled():
+        return Finding(
+            "compiled code",
+            "warning",
+            f"cannot be used ({why}): the lens takes several times as long",
+            "pip install --upgrade numba",
+        )
+    return Finding("compiled code", "ok", f"numba {importlib.metadata.version('numba')}")
 
 
 def _memory() -> Finding:

@@ -39,6 +39,7 @@ from raylens.workers.lenses.source import parse_lens
 from raylens.workers.preflight import ModelFacts, inspect_model
 from raylens.workers.publish import publish
 from raylens.workers.settings import LensSettings
+from raylens.workers.tracked import tracked_fields
 
 #: Times the driver tries to reach the server before it goes on with other things.
 _DRIVER_RETRIES = 3
@@ -74,11 +75,12 @@ def run_corpus(
 
     Raises:
         RaylensError: the corpus, model, store or a service cannot be used; nothing that is stored is lost.
+        KeyboardInterrupt: ``stopping`` said so while the corpus was read or Ray started.
     """
     check(settings)
     check_writable(settings.store)
     progress.stage("checking the corpus")
-    summary = corpus.scan(_scanned(progress, stopping))
+    summary = corpus.scan(_scanned(progress, stopping), tracked_fields(settings.worker.lens.track))
     progress.stage("reading the model's configuration")
     facts = inspect_model(settings.worker)
     settings = msgspec.structs.replace(settings, worker=with_stats(settings.worker, facts))

@@ -4,6 +4,7 @@
     ├── UsageError          2   an option or argument that cannot be used
     ├── InputError          4   a corpus that cannot be read (names file and line)
     ├── ModelError          4   a model that cannot be loaded or lensed
+    │   └── DeviceError     4   a GPU that refuses all further work of a process
     ├── BrokerError         5   Redis or Valkey cannot be reached or used
     │   ├── ServerFull      5   it is at its memory limit, for longer than one waits
     │   └── StreamGone      5   a run's stream is not there: the run has ended, or the server lost it

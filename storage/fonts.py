@@ -1,5 +1,6 @@
 """Which fonts pictures are drawn with, what those fonts can draw, and how wide it is."""
 
+from bisect import bisect_right
 from functools import cache
 from pathlib import Path
 
@@ -60,11 +61,13 @@ class Fonts:
     def fit(self, label: str, inches: float, points: float) -> str:
         """The label, drawable and cut with ``…`` to a width in inches."""
         text = self.drawable(label)
-        cells = labels.cell_width(text)
-        while self.width(text, points) > inches and cells > 0:
-            cells -= 1
-            text = labels.fit(text, cells)
-        return text
+        if self.width(text, points) <= inches:
+            return text
+        # cut to fewer cells it is never wider; an id may have thousands, of which one at a time would take seconds
+        narrow = bisect_right(
+            range(labels.cell_width(text)), inches, key=lambda cells: self.width(labels.fit(text, cells), points)
+        )
+        return labels.fit(text, narrow - 1)
 
     def wrap(self, label: str, inches: float, points: float, lines: int) -> list[str]:
         """The label, drawable and broken into at most so many lines of a width in inches; the rest is cut with ``…``."""

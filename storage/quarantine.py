@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from raylens.storage.durable import not_through_links, read_file
+from raylens.storage.durable import not_through_links, read_file, store_errors
 from raylens.storage.layout import RunFolder
 
 #: Bytes kept of one entry, and entries kept of one run; more are only counted.
@@ -40,10 +40,16 @@ class Quarantine:
                 file.write(data[:MAX_KEPT_BYTES])
 
     def entries(self) -> list[Quarantined]:
-        """All refused entries, oldest first."""
-        if not self._list.exists():
-            return []
-        return [_read(line) for line in read_file(self._list).split(b"\n") if line]
+        """All refused entries, oldest first.
+
+        Raises:
+            StoreError: the list is there and cannot be read.
+        """
+        with store_errors(self._list):
+            if not self._list.exists():
+                return []
+            data = read_file(self._list)
+        return [_read(line) for line in data.split(b"\n") if line]
 
 
 def _read(line: bytes) -> Quarantined:

@@ -1,7 +1,6 @@
 """Reading a store back: runs, records and failures, from committed segments only; needs no torch, ray or redis."""
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -19,6 +18,7 @@ from raylens.storage.manifest import Manifest, read_manifest
 from raylens.storage.quarantine import Quarantine, Quarantined
 from raylens.storage.record import Failure, Record
 from raylens.storage.segments import read_line, read_outcome, segment_path
+from raylens.storage.tally import Tally
 from raylens.storage.vocabulary import StoredVocabulary, Vocabulary
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Run(Frames):
-    """One run of a store. Sees what was committed when first asked; open it again to see more.
+    """One run of a store. Sees what was committed when first asked, but for counts and status; open it again to see more.
 
     ``run[prompt_id]`` is a Record or Failure, ``for outcome in run`` goes in corpus order, ``len(run)`` counts them.
     """
@@ -119,7 +119,8 @@ class Run(Frames):
             except StoreError:
                 if path.exists():
                     raise
-                del self._places  # compacted since it was read: the ledger names another segment now
+                # compacted since it was read: the ledger names another segment now; another thread may have been here first
+                self.__dict__.pop("_places", None)
                 if self._place(prompt_id)[0] == path:
                     raise
 
@@ -153,14 +154,10 @@ class Run(Frames):
 
     def counts(self) -> dict[str, Any]:
         """``prompts`` of the corpus, ``records``, ``failures`` by kind, ``tokens``, and ``complete``."""
-        failures = Counter(entry.failure for entry in self.entries if entry.failure is not None)
-        return {
-            "prompts": self.manifest.prompts,
-            "records": len(self) - failures.total(),
-            "failures": dict(failures),
-            "tokens": sum(entry.tokens for entry in self.entries),
-            "complete": len(self) == self.manifest.prompts,
-        }
+        tally = Tally.of(self.folder)  # from the ledger anew, since of ten million prompts nothing should be kept for it
+        tally.follow()
+        tally.ledger.check_whole()
+        return tally.counts(self.manifest.prompts)
 
     def status(self) -> "Status":
         """How far the run is now, at which rate, and what its driver last said of itself.

@@ -184,7 +184,7 @@ def _prompt(outcome: Record | Failure) -> dict[str, Any]:
     return {**row, **record}
 
 
-def write_table(path: Path, tables: Iterator[pa.Table], schema: pa.Schema, about: About, level: int = LEVEL) -> None:
+def write_table(path: Path, tables: Iterator[pa.Table], schema: pa.Schema, about: About) -> None:
     """Write row groups into a new file, durably.
 
     Args:
@@ -192,7 +192,6 @@ def write_table(path: Path, tables: Iterator[pa.Table], schema: pa.Schema, about
         tables: row groups, in order.
         schema: LENS or PROMPTS.
         about: for its metadata.
-        level: of zstd; higher ones save little.
     """
     names = {field.name for field in schema}
     encodings = {column: "BYTE_STREAM_SPLIT" for column in _SPLIT if column.partition(".")[0] in names}
@@ -201,7 +200,7 @@ def write_table(path: Path, tables: Iterator[pa.Table], schema: pa.Schema, about
             file,
             schema,
             compression="zstd",
-            compression_level=level,
+            compression_level=LEVEL,
             use_dictionary=[column for column in _DICTIONARY if column in names],
             column_encoding=encodings,
             store_schema=False,

@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Indexes, Ledger
@@ -41,6 +42,16 @@ class Tally:
     def of(cls, folder: RunFolder) -> "Tally":
         """Of a run, with nothing read yet."""
         return cls(Ledger(folder))
+
+    def counts(self, prompts: int) -> dict[str, Any]:
+        """As ``Run.counts`` says, of a corpus of so many prompts."""
+        return {
+            "prompts": prompts,
+            "records": self.records,
+            "failures": dict(self.failures),
+            "tokens": self.tokens,
+            "complete": self.records + self.failures.total() == prompts,
+        }
 
     def follow(self) -> bool:
         """Read what was committed since; whether there was anything.

@@ -19,12 +19,12 @@ from raylens.storage.errors import ModelError
 from raylens.workers.adapter import Adapter
 from raylens.workers.blocks import device_of
 from raylens.workers.capture import capture
+from raylens.workers.lenses.interface import Place
 from raylens.workers.linear import LinearNorm, find_linear_norm
 from raylens.workers.plan import Hook
 from raylens.workers.probe import probe_ids
 from raylens.workers.projection import Projection
 from raylens.workers.tolerances import of_logits, rounding
-from raylens.workers.walk import Place
 
 #: Sums that were certified (sums.py) -> the taps that, with the embedding, add up to the final residual.
 _WRITES = {

@@ -19,11 +19,11 @@ from raylens.storage.vocabulary import Vocabulary
 from raylens.workers.certify_steps import find_way
 from raylens.workers.interventions.intervention import Intervention
 from raylens.workers.lens import PENDING_BYTES, Lens
+from raylens.workers.lenses.interface import Place
 from raylens.workers.sampling import Sampler
 from raylens.workers.settings import GenerationSettings
 from raylens.workers.stepping import own_settings, run_steps
 from raylens.workers.tokenize import Tokenized
-from raylens.workers.walk import Place
 
 #: Decimals of the stored logprobs.
 DECIMALS = 6

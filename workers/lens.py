@@ -22,7 +22,7 @@ from raylens.workers.batching import Batch
 from raylens.workers.capture import Sink, Site, capture
 from raylens.workers.heads import Heads
 from raylens.workers.interventions.intervention import Intervention, spans_of
-from raylens.workers.lenses.interface import HiddenLens
+from raylens.workers.lenses.interface import HiddenLens, Place
 from raylens.workers.lenses.logit import LogitLens
 from raylens.workers.plan import Hook, WalkPlan, plan_walk
 from raylens.workers.questions import Question, Questions
@@ -30,7 +30,6 @@ from raylens.workers.readers import DirectReader, Read, Reader, WalkReader
 from raylens.workers.running import MOST_KEPT
 from raylens.workers.settings import LensSettings
 from raylens.workers.tokenize import Tokenized
-from raylens.workers.walk import Place
 
 #: Hidden rows waiting for read-out are read once they hold this many bytes, so memory stays flat in layers and length.
 PENDING_BYTES = 64 << 20

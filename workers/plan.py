@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from raylens.workers.capture import Site
-from raylens.workers.walk import Place
+from raylens.workers.lenses.interface import Place
 
 #: What a block may do to the residual for its lens to be walked: certified sums (sums.py) -> the taps it consists of.
 WALKABLE = {

@@ -180,10 +180,10 @@ def _not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return ModelError(f"--model {settings.source}: needs its own code; read it, then give --trust-remote-code")
+    if given_path(settings.source, "--model").exists():  # asked first, as the text may name a folder in any words
+        return ModelError(f"--model {settings.source}: its configuration or tokenizer cannot be read ({text[:300]})")
     if "gated" in text or "401" in text:
         return ModelError(f"--model {settings.source}: access denied by the hub; accept its licence there and run hf auth login")
-    if given_path(settings.source, "--model").exists():
-        return ModelError(f"--model {settings.source}: its configuration or tokenizer cannot be read ({text[:300]})")
     return ModelError(
         f"--model {settings.source}: no such folder here and not loadable from the hub ({text[:300]}); check the name"
     )

@@ -17,7 +17,7 @@ from raylens.workers.asked import Asked, Tally
 from raylens.workers.blocks import device_of
 from raylens.workers.logits import Logits, SlicedLogits, WholeLogits
 from raylens.workers.product import Unembedding, is_plain_linear
-from raylens.workers.running import MOST_FUSED, block_size, running_readout
+from raylens.workers.running import MOST_FUSED, block_size, not_compiled, running_readout
 from raylens.workers.steps import AfterHead
 from raylens.workers.threads import each
 from raylens.workers.topk import Readout, joined
@@ -60,7 +60,10 @@ class Projection:
             return "the head's own product, then float32"
         if self.unembedding.terms:
             return "product by vocabulary block of two terms of each row, float32 sums"
-        return f"float32 product by vocabulary block{', by panels' if self.unembedding.panels is not None else ''}"
+        panels = ", by panels" if self.unembedding.panels is not None else ""
+        cpu = device_of(self._head, self.unembedding.head.weight.device).type == "cpu"
+        slow = f", not compiled ({why})" if cpu and (why := not_compiled()) else ""
+        return f"float32 product by vocabulary block{panels}{slow}"
 
     def read(self, rows: Tensor, k: int, asked: Asked | None = None) -> Readout:
         """The k best tokens, logsumexp and entropy of each of [N, D] rows, and what else is asked of them.

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from raylens.workers.asked import Asked
 from raylens.workers.heap import heap_trimmed
+from raylens.workers.lenses.interface import Place
 from raylens.workers.projection import Projection
 from raylens.workers.topk import Readout
-from raylens.workers.walk import Part, Place, Walk
+from raylens.workers.walk import Part, Walk
 
 #: How far a residual may be from the sum of its parts, relative to its row's largest entry, to be read out as that sum.
 SUM_TOLERANCE = 1e-5

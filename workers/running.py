@@ -20,13 +20,18 @@ COMPILED_LOGITS, PLAIN_LOGITS = 1 << 19, 1 << 22
 
 
 @cache
-def is_compiled() -> bool:
-    """Whether numba is here and works."""
+def not_compiled() -> str:
+    """Why compiled code cannot be used, such as a numpy that numba does not know yet; empty where it can."""
     try:
         from raylens.workers.kernels import epilogue  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    except ImportError as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return ""
+
+
+def is_compiled() -> bool:
+    """Whether numba is here and works."""
+    return not not_compiled()
 
 
 def may_compile(device: torch.device, k: int) -> bool:

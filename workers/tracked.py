@@ -18,6 +18,11 @@ def track_names(asked: str | int | Sequence[str | int]) -> tuple[str, ...]:
     return tuple(token if isinstance(token, str) else f"{_ID}{token}" for token in each)
 
 
+def tracked_fields(names: Sequence[str]) -> list[str]:
+    """The fields of prompts that ``--track field:NAME`` names."""
+    return [name.removeprefix(_FIELD) for name in names if name.startswith(_FIELD)]
+
+
 class Tracked:
     """The tokens to track in each prompt.
 

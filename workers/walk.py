@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raylens.workers.asked import Asked, Final, Tally, nothing_asked
+from raylens.workers.lenses.interface import Place
 from raylens.workers.linear import LinearNorm
 from raylens.workers.product import Unembedding
 from raylens.workers.projection import ROWS
@@ -24,8 +25,6 @@ from raylens.workers.steps import AfterHead
 from raylens.workers.threads import each
 from raylens.workers.topk import Readout, joined
 
-#: (tap, layer).
-Place = tuple[str, int]
 Slots = NDArray[np.int64]
 
 

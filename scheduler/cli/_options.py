@@ -146,14 +146,23 @@ def show_command(store: str | Path, run: str, *options: str) -> str:
     return shlex.join(["raylens", "show", run, *options, "--store", str(store)])
 
 
+def printable(text: str) -> str:
+    """One line that a terminal takes no orders from: names of folders and what a run's files say may be anybody's."""
+    from raylens.storage.labels import text_label
+
+    return text if text.isprintable() else text_label(text)
+
+
+def say(text: str, err: bool = False) -> None:
+    """One line on stdout or stderr, made printable; a line break in it is shown, for it would pass for a line of ours."""
+    click.echo(printable(text), err=err)
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table on stdout, as wide as its text: for eyes, grep and column alike."""
     from rich.cells import cell_len
 
-    from raylens.storage.labels import text_label
-
-    # names of folders and what a run's files say may be anybody's, and a terminal takes orders
-    cells = [list(header), *([cell if cell.isprintable() else text_label(cell) for cell in row] for row in rows)]
+    cells = [list(header), *(list(map(printable, row)) for row in rows)]
     widths = [max(cell_len(row[column]) for row in cells) for column in range(len(header))]
     for row in cells:
         text = "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))

@@ -4,9 +4,8 @@ import time
 
 import click
 
-from raylens.scheduler.cli._options import open_store
+from raylens.scheduler.cli._options import open_store, say
 from raylens.storage.errors import StoreError
-from raylens.storage.labels import text_label
 
 #: Seconds to wait for the driver to end: its writer stores what is published, and Ray ends its actors.
 WAIT_SECONDS = 180.0
@@ -24,13 +23,11 @@ def command(store: str, run: str) -> None:
 
     folder = open_store(store)[run].folder
     pulse = ask_to_stop(folder)
-    click.echo(f"asked process {pulse.pid} on {text_label(pulse.host)} to stop; it stores what is published", err=True)
+    say(f"asked process {pulse.pid} on {pulse.host} to stop; it stores what is published", err=True)
     until = time.monotonic() + WAIT_SECONDS
     while (last := read_pulse(folder)) is not None and last.pid == pulse.pid and last.state(time.time()) != "died":
         if time.monotonic() > until:
             raise StoreError(f"{folder.root}: its driver has not stopped within {WAIT_SECONDS:.0f} seconds; see raylens status")
         time.sleep(0.2)
     counts = open_store(store)[run].counts()
-    click.echo(
-        f"{run}: stopped with {counts['records'] + sum(counts['failures'].values()):,} of {counts['prompts']:,} prompts stored"
-    )
+    say(f"{run}: stopped with {counts['records'] + sum(counts['failures'].values()):,} of {counts['prompts']:,} prompts stored")

@@ -4,7 +4,7 @@ import click
 import orjson
 
 from raylens.scheduler.cli._bar import with_bar
-from raylens.scheduler.cli._options import open_run, store_option
+from raylens.scheduler.cli._options import open_run, printable, say, store_option
 from raylens.storage.errors import UsageError
 
 
@@ -23,8 +23,8 @@ def command(address: str, store: str, as_json: bool) -> None:
     run, prompt = open_run(store, address)
     if prompt is not None:
         raise UsageError(f"{address!r} names a prompt; runs are compacted: {run.name}")
-    before, after = compact(run.folder, lambda groups: with_bar(groups, f"compacting {run.name}", len(groups)))
+    before, after = compact(run.folder, lambda groups: with_bar(groups, printable(f"compacting {run.name}"), len(groups)))
     if as_json:
         click.echo(orjson.dumps({"run": run.name, "segments_before": before, "segments": after}))
     else:
-        click.echo(f"{run.name}: {before:,} segments, now {after:,}")
+        say(f"{run.name}: {before:,} segments, now {after:,}")

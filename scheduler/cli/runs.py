@@ -37,8 +37,9 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     numbers = [f"{number:,}" for number in (row["prompts"], row["records"], sum(row["failures"].values()))]
-    return [row["run"], row["created"], row["model"], *numbers, "complete" if row["complete"] else "unfinished"]
+    model = "?" if row["model"] is None else str(row["model"])
+    return [row["run"], row["created"], model, *numbers, "complete" if row["complete"] else "unfinished"]
 
 
 def _row(run: "Run") -> dict[str, Any]:
-    return {"run": run.name, "created": run.manifest.created, "model": run.manifest.sources["model"], **run.counts()}
+    return {"run": run.name, "created": run.manifest.created, "model": run.manifest.sources.get("model"), **run.counts()}

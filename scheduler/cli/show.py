@@ -1,12 +1,12 @@
 """``raylens show``."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 import orjson
 
-from raylens.scheduler.cli._options import open_run, print_table, show_command, store_option
+from raylens.scheduler.cli._options import open_run, print_table, say, show_command, store_option
 from raylens.storage.errors import UsageError
 from raylens.storage.important import THRESHOLD
 from raylens.storage.labels import label, text_label
@@ -67,7 +67,7 @@ def command(
     if as_json:
         click.echo(orjson.dumps(readable(outcome, run.vocabulary)))
     elif isinstance(outcome, Failure):
-        click.echo(f"prompt {text_label(outcome.id)} failed ({outcome.kind}): {text_label(outcome.message)}")
+        say(f"prompt {text_label(outcome.id)} failed ({outcome.kind}): {text_label(outcome.message)}")
     elif outcome.generated is not None and position is None:
         _show_steps(run, outcome, top or 5, THRESHOLD if threshold is None else threshold)
     elif threshold is not None:
@@ -88,25 +88,34 @@ def _show_run(run: "Run", as_json: bool) -> None:
         return
     manifest = run.manifest
     edited = "of an edited model, " if "intervention" in manifest.identity else ""
-    click.echo(f"run {run.name}, {edited}made {manifest.created}, {'complete' if counts['complete'] else 'unfinished'}")
-    click.echo(f"model {manifest.sources['model']}, corpus {manifest.sources['corpus']}")
+    say(f"run {run.name}, {edited}made {manifest.created}, {'complete' if counts['complete'] else 'unfinished'}")
+    say(f"model {manifest.sources.get('model', '?')}, corpus {manifest.sources.get('corpus', '?')}")
     failed = sum(counts["failures"].values())
     click.echo(
         f"{counts['records']:,} records, {failed:,} failures, of {counts['prompts']:,} prompts; {counts['tokens']:,} tokens"
     )
     for section, values in manifest.identity.items():
-        click.echo(f"{section}: " + ", ".join(f"{name} {value}" for name, value in values.items() if value is not None))
+        say(f"{section}: " + ", ".join(f"{name} {value}" for name, value in values.items() if value is not None))
     if run.certificate:
-        lens, taps = run.certificate["lens"], ", ".join(run.certificate["run_taps"])
-        click.echo(f"taps: {taps}; last lens against the model's logits: {lens['error']:.1e}; {lens['path']}")
+        say(_measured(run.certificate))
     if refused := len(run.quarantine()):
         quarantined = show_command(run.folder.root.parents[1], run.name, "--quarantine")
-        click.echo(f"quarantine: {refused} entries refused; {quarantined} lists them")
+        say(f"quarantine: {refused} entries refused; {quarantined} lists them")
     for number, failure in enumerate(run.failures()):
         if number == MAX_FAILURES:
             click.echo("more failures: --json lists all")
             break
-        click.echo(f"failed {text_label(failure.id)} ({failure.kind}): {text_label(failure.message)}")
+        say(f"failed {text_label(failure.id)} ({failure.kind}): {text_label(failure.message)}")
+
+
+def _measured(certificate: dict[str, Any]) -> str:
+    """One line of it; what it does not say, as where another tool wrote it, is a question mark."""
+    taps, lens = certificate.get("run_taps"), certificate.get("lens")
+    lens = lens if isinstance(lens, dict) else {}
+    error = lens.get("error")
+    named = ", ".join(map(str, taps)) if isinstance(taps, list) else "?"
+    size = f"{error:.1e}" if isinstance(error, int | float) else "?"
+    return f"taps: {named}; last lens against the model's logits: {size}; {lens.get('path', '?')}"
 
 
 def _show_quarantine(run: "Run", as_json: bool) -> None:

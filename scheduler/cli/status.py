@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import DEFAULT_STORE, open_store, print_table, show_command
+from raylens.scheduler.cli._options import DEFAULT_STORE, open_store, print_table, say, show_command
 from raylens.storage.errors import RaylensError, StoreError, UsageError
-from raylens.storage.labels import text_label
 
 if TYPE_CHECKING:
     from raylens.storage.server_status import ServerStatus
@@ -73,7 +72,8 @@ def _server(url: str | None, uids: list[str] | None) -> "ServerStatus | None":
 
 def _print(found: "list[Status]", store: str | None, whole: bool, server: "ServerStatus | None") -> None:
     if whole and found:
-        click.echo("\n".join(f"{name:<10} {text}" for name, text in _lines(found[0], str(store))))
+        for name, text in _lines(found[0], str(store)):
+            say(f"{name:<10} {text}")
     elif found:
         header = ["run", "state", "stored", "prompts", "failures", "prompts/s", "to go", "in flight"]
         print_table(header, [_cells(one) for one in found])
@@ -86,7 +86,7 @@ def _print(found: "list[Status]", store: str | None, whole: bool, server: "Serve
                 "streams    not known: this user may not SCAN; name the store too, whose runs are then asked for one by one"
             )
         for uid, entries in (server.streams or {}).items():
-            click.echo(f"{'stream':<10} {entries:,} entries wait for the writer of {text_label(names.get(uid, uid))}")
+            say(f"{'stream':<10} {entries:,} entries wait for the writer of {names.get(uid, uid)}")
 
 
 def _cells(one: "Status") -> list[str]:
@@ -122,7 +122,7 @@ def _lines(one: "Status", store: str) -> list[tuple[str, str]]:
     lines += [
         (
             "driver",
-            f"process {pulse.pid} on {text_label(pulse.host)}, heard of {heard} ago; {pulse.ready} of {pulse.actors} actors up",
+            f"process {pulse.pid} on {pulse.host}, heard of {heard} ago; {pulse.ready} of {pulse.actors} actors up",
         ),
         (
             "in flight",
@@ -133,7 +133,7 @@ def _lines(one: "Status", store: str) -> list[tuple[str, str]]:
     if pulse.deaths or pulse.resubmitted:
         lines.append(("mended", f"{pulse.deaths:,} deaths of actors; {pulse.resubmitted:,} prompts submitted again"))
     if pulse.waiting:
-        lines.append(("waiting", text_label(pulse.waiting)))
+        lines.append(("waiting", pulse.waiting))
     return lines
 
 

@@ -7,7 +7,7 @@ import click
 import msgspec
 import orjson
 
-from raylens.scheduler.cli._options import DEFAULT_STORE, print_table, show_command
+from raylens.scheduler.cli._options import DEFAULT_STORE, print_table, say, show_command
 from raylens.storage.errors import StoreError
 
 if TYPE_CHECKING:
@@ -31,26 +31,37 @@ def command(store: str, name: str | None, mend: bool, as_json: bool) -> None:
     """
     from raylens.storage.repair import repair
     from raylens.storage.store import Store
-    from raylens.storage.verify import examine
 
     refused, found = [], []
     for folder in Store(store).folders(name):
-        click.echo(f"reading {folder.root.name}", err=True)
+        say(f"reading {folder.root.name}", err=True)
         if mend:
             try:
                 for line in repair(folder):
-                    click.echo(f"{folder.root.name}/{line}", err=True)
+                    say(f"{folder.root.name}/{line}", err=True)
             except StoreError as error:  # one run that cannot be mended does not hinder the others
                 refused.append(str(error))
-        found.append((folder, examine(folder)))
+        found.append((folder, _examined(folder)))
     if as_json:
         click.echo(orjson.dumps([_value(one) for _, one in found]))
     else:
         _print(found)
     for reason in refused:
-        click.echo(f"not repaired: {reason}", err=True)
+        say(f"not repaired: {reason}", err=True)
     if refused or any(one.damage for _, one in found):
         sys.exit(StoreError.exit_code)
+
+
+def _examined(folder: "RunFolder") -> "Findings":
+    """What is found in a run; the error as its damage where something hinders reading on, so that the others are read too."""
+    from raylens.storage.findings import Damage, Findings
+    from raylens.storage.verify import examine
+
+    try:
+        return examine(folder)
+    except StoreError as error:
+        file, _, problem = str(error).removeprefix(f"{folder.root}/").partition(": ")
+        return Findings(folder.root.name, damage=[Damage(file, f"{problem}; nothing else of the run was examined")])
 
 
 def _value(found: "Findings") -> dict[str, Any]:
@@ -73,14 +84,14 @@ def _print(runs: "list[tuple[RunFolder, Findings]]") -> None:
     print_table(header, [_row(found) for _, found in runs])
     for folder, found in runs:
         for damage in found.damage:
-            click.echo(f"damaged {folder.root / damage.file}: {damage.problem}")
+            say(f"damaged {folder.root / damage.file}: {damage.problem}")
         for name in found.leftovers[:MAX_LEFTOVERS]:
-            click.echo(f"leftover {folder.root / name}")
+            say(f"leftover {folder.root / name}")
         if (more := len(found.leftovers) - MAX_LEFTOVERS) > 0:
-            click.echo(f"{more:,} more leftovers in {folder.root}: --json lists all")
+            say(f"{more:,} more leftovers in {folder.root}: --json lists all")
         if found.quarantined:
             listing = show_command(folder.root.parents[1], found.run, "--quarantine")
-            click.echo(f"quarantine of {folder.root.name}: {found.quarantined:,} entries; {listing}")
+            say(f"quarantine of {folder.root.name}: {found.quarantined:,} entries; {listing}")
 
 
 def _row(found: "Findings") -> list[str]:

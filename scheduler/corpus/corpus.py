@@ -93,16 +93,18 @@ class Corpus:
         for _, _, prompt in self._located():
             yield prompt
 
-    def scan(self, progress: Callable[[int], None] | None = None) -> CorpusSummary:
+    def scan(self, progress: Callable[[int], None] | None = None, fields: Iterable[str] = ()) -> CorpusSummary:
         """Read the corpus once to its end and check every row. Uses 8 bytes a prompt.
 
         Args:
             progress: called now and then, and at the end, with the number of prompts so far.
+            fields: which some prompt must have beside its text, since they are asked for.
 
         Raises:
-            InputError: at the first row that is not a prompt, for a duplicate id, and if there is no prompt at all.
+            InputError: at the first row that is not a prompt, for a duplicate id, and if there is no prompt at all, or none with
+                a field.
         """
-        fingerprint, hashes = Fingerprint(), IdHashes()
+        fingerprint, hashes, lacking = Fingerprint(), IdHashes(), set(fields)
         count = size = 0
         has_messages = False
         for _, _, prompt in self._located():
@@ -110,10 +112,13 @@ class Corpus:
             size += fingerprint.update(prompt)
             count += 1
             has_messages = has_messages or prompt.messages is not None
+            lacking -= prompt.metadata.keys()
             if progress is not None and count % _PROGRESS_EVERY == 0:
                 progress(count)
         if not count:
             raise InputError(self.name, "no prompts", "give at least one")
+        for field in sorted(lacking):
+            raise InputError(self.name, f"no prompt has the field {field!r} beside its text", f"correct --track field:{field}")
         if progress is not None:
             progress(count)
         for suspects in hashes.suspects():

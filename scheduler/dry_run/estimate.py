@@ -22,6 +22,7 @@ from raylens.scheduler.writer_process import helpers_here
 from raylens.storage.cores import cores
 from raylens.workers.preflight import inspect_model
 from raylens.workers.selection import select_layers
+from raylens.workers.tracked import tracked_fields
 
 if TYPE_CHECKING:
     from raylens.scheduler.cluster import Share
@@ -116,7 +117,7 @@ def estimate(settings: RunSettings, corpus: Corpus, progress: Progress) -> Estim
     times = [time.perf_counter()]
     check(settings)
     progress.stage("checking the corpus")
-    summary = corpus.scan(progress.scanned)
+    summary = corpus.scan(progress.scanned, tracked_fields(settings.worker.lens.track))
     times.append(time.perf_counter())
     progress.stage("reading the model's configuration")
     from raylens.scheduler.dry_run.rehearsal import rehearse  # with torch, which takes a while

@@ -50,16 +50,18 @@ def aggregate(run: Run, by: str | None = None) -> Chart:
 
 
 def _maps(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], layers: Sequence[int]) -> list[Map]:
-    """What can be seen of all taps at once: means, without a map of what the run does not have."""
-    maps = [
-        Map(scale, np.array([series(groups[name], column, layers) for name in names]).reshape(len(names), len(layers)))
-        for column, scale in (
-            ("agreement", prob_scale("share of places where the best token is the final prediction")),
-            ("entropy", nats_scale("entropy in nats, mean, 12 and more alike")),
-            ("kl", nats_scale("KL of the final prediction from here in nats, mean, 12 and more alike")),
-        )
-    ]
-    return [one for one in maps if not np.isnan(one.values).all()]
+    """What can be seen of all taps at once: means, without the rows and the maps of what the run does not have."""
+    maps = []
+    for column, scale in (
+        ("agreement", prob_scale("share of places where the best token is the final prediction")),
+        ("entropy", nats_scale("entropy in nats, mean, 12 and more alike")),
+        ("kl", nats_scale("KL of the final prediction from here in nats, mean, 12 and more alike")),
+    ):
+        rows = {name: series(groups[name], column, layers) for name in names}
+        known = [name for name, values in rows.items() if np.isfinite(values).any()]
+        if known:
+            maps.append(Map(scale, known, np.array([rows[name] for name in known])))
+    return maps
 
 
 def _value(split: str | None) -> str:

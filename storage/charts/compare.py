@@ -2,22 +2,24 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from raylens.storage.charts.stack import Chart, Curve, Panels, Plot, drawn_taps, series
 from raylens.storage.comparison import compare
+from raylens.storage.labels import fit, text_label
 from raylens.storage.plots.panel import share_axis, signed_axis
 from raylens.storage.store import Run
 
 _SIGNED = (
-    ("entropy_change", "entropy in nats, the other less this, mean"),
-    ("logprob_change", "logprob of this run's best token in nats, the other less this, mean"),
-    ("next_logprob_change", "logprob of the prompt's next token in nats, the other less this, mean"),
-    ("kl_change", "KL to the final prediction in nats, the other less this, mean"),
-    ("shift", "layers by which the other decides later, mean, by the layer at which this one decides"),
+    ("entropy_change", "entropy in nats, {other} less {one}, mean"),
+    ("logprob_change", "logprob of the best token of {one} in nats, {other} less {one}, mean"),
+    ("next_logprob_change", "logprob of the prompt's next token in nats, {other} less {one}, mean"),
+    ("kl_change", "KL to the final prediction in nats, {other} less {one}, mean"),
+    ("shift", "layers by which {other} decides later, mean, by the layer at which {one} decides"),
 )
+_NAME_CELLS = 20  # of a run's name in a label, beside another's
 
 
 def compared(one: Run, other: Run) -> Chart:
@@ -36,14 +38,17 @@ def compared(one: Run, other: Run) -> Chart:
         Plot(share_axis("share of places where both have the same best token"), _curves(groups, names, "agreement", layers)),
         Plot(share_axis("share of the k best tokens that both have"), _curves(groups, names, "overlap", layers)),
     ]
+    short_one, short_other = _short(one.name, other.name)
     for column, label in _SIGNED:
         curves = _curves(groups, names, column, layers)
         known = np.concatenate([curve.values for curve in curves])
         if np.isfinite(known).any():
-            plots.append(Plot(signed_axis(label, float(np.nanmax(np.abs(known)))), curves))
+            text = label.format(one=short_one, other=short_other)
+            farthest = float(np.nanmax(np.abs(known)))
+            plots.append(Plot(signed_axis(text, farthest), curves))
     places = max(row["places"] for row in rows)
     return Chart(
-        heading=f"{_name(other)} against {_name(one)}",
+        heading=f"{_name(one)} against {_name(other)}",
         captions=(f"{places:,} places a layer that both runs have; layers are those of {one.name}",),
         panels=Panels(layers, plots, names),
     )
@@ -51,6 +56,14 @@ def compared(one: Run, other: Run) -> Chart:
 
 def _name(run: Run) -> str:
     return f"run {run.name} ({run.manifest.title})"
+
+
+def _short(one: str, other: str) -> tuple[str, str]:
+    """The names with room for both in a label, cut where they still differ."""
+    labels = (text_label(one), text_label(other))
+    ends: tuple[Literal["start", "end"], ...] = ("start", "end")
+    cuts = [(fit(labels[0], _NAME_CELLS, keep), fit(labels[1], _NAME_CELLS, keep)) for keep in ends]
+    return next((cut for cut in cuts if cut[0] != cut[1]), cuts[0])
 
 
 def _curves(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], column: str, layers: Sequence[int]) -> list[Curve]:

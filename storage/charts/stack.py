@@ -48,10 +48,12 @@ class Map:
 
     Attributes:
         scale: what the colours mean.
+        names: [N] of the rows, from the top down.
         values: [N, L].
     """
 
     scale: Scale
+    names: Sequence[str]
     values: Array
 
     @property
@@ -66,7 +68,7 @@ class Panels:
 
     Attributes:
         layers: along all of them.
-        names: of the curves, and of the rows of maps from the top down.
+        names: of the curves.
     """
 
     layers: Sequence[int]
@@ -142,14 +144,15 @@ def _draw_plot(sheet: Sheet, one: Plot, panels: Panels, bottom: float, width: fl
         panel.line(curve.values, style)
     if not one.alone:
         left = _LEFT + width + 0.15
-        panel.key(panels.names, left, sheet.width - left - MARGIN, CAPTION)
+        drawn = [style for style, curve in enumerate(one.curves) if np.isfinite(curve.values).any()]
+        panel.key([(style, panels.names[style]) for style in drawn], left, sheet.width - left - MARGIN, CAPTION)
 
 
 def _draw_map(sheet: Sheet, one: Map, panels: Panels, bottom: float, width: float) -> None:
     floor = bottom + BELOW
     sheet.mesh(_LEFT, floor, (width / len(panels.layers), _ROW), one.scale.paint(one.values[::-1]), edge=0.5)
     left = _LEFT + width + 0.15
-    for row, name in enumerate(reversed(panels.names)):
+    for row, name in enumerate(reversed(one.names)):
         text = sheet.fonts.fit(name, sheet.width - left - MARGIN, CAPTION)
         sheet.text(left, floor + (row + 0.5) * _ROW, text, CAPTION)
     draw_layers(sheet, _LEFT, floor, width, panels.layers)

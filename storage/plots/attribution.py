@@ -9,7 +9,7 @@ from raylens.storage.errors import UsageError
 from raylens.storage.fonts import Fonts
 from raylens.storage.labels import token_label
 from raylens.storage.plots.canvas import LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
-from raylens.storage.plots.request import Request, coverage, prediction, prompt_to
+from raylens.storage.plots.request import Request, coverage, prediction, read_to
 from raylens.storage.plots.scales import logit_scale
 from raylens.storage.record import Record
 from raylens.storage.taps import is_head, tap_order
@@ -56,16 +56,17 @@ def attribution(record: Record, vocabulary: Vocabulary, request: Request) -> Att
     values = np.array(
         [[terms[tap][rows[layer]] if layer in rows else np.nan for tap, rows in chosen.items()] for layer in layers]
     )
+    grey = "; grey: not lensed at that layer" if np.isnan(values).any() else ""
     return AttributionPicture(
         heading=request.heading(record),
         captions=request.captions(
             record,
-            f"prompt: {prompt_to(record, vocabulary, position)}",
+            read_to(record, vocabulary, position),
             f"added to the logit of {words} by each write, the final norm's factor held fixed{_check(record, column)}",
             coverage(record, [position]),
-            "rows: layer, 0 at the bottom; columns: what is written to the residual",
+            f"rows: layer, 0 at the bottom; columns: what is written to the residual{grey}",
         ),
-        scale=logit_scale("logit"),
+        scale=logit_scale("logit; 4 and more alike, to either side"),
         layers=layers,
         taps=taps,
         values=values,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raylens.storage.plots.canvas import Array, Dash, Sheet
+from raylens.storage.plots.canvas import CELL, MARGIN, Array, Dash, Sheet
 
 #: Room below a panel for the layers' numbers and the word below them, and above it for the axis's label; inches.
 BELOW, ABOVE = 0.5, 0.25
@@ -111,7 +111,8 @@ class Panel:
             self.sheet.lines([(self.left, y, self.left + self.width, y)], 0.6, _PALE)
             self.sheet.text(self.left - 0.08, y, text, align="right")
         draw_layers(self.sheet, self.left, self.bottom, self.width, self.layers)
-        self.sheet.text(self.left, self.bottom + self.height + 0.12, self.axis.label, colour=_GREY)
+        label = self.sheet.fonts.fit(self.axis.label, self.sheet.width - self.left - MARGIN, CELL)
+        self.sheet.text(self.left, self.bottom + self.height + 0.12, label, colour=_GREY)
 
     def line(self, values: Array, style: int) -> None:
         """[L] values as a line with dots; it breaks where one is not a number."""
@@ -130,10 +131,10 @@ class Panel:
             if np.isfinite(top):
                 self.sheet.fill(float(left), self.bottom, 0.8 * step, float(top) - self.bottom, STYLES[style][0])
 
-    def key(self, names: Sequence[str], left: float, room: float, points: float) -> None:
-        """The names of the lines, in order, beside the panel."""
-        for style, name in enumerate(names):
-            y = self.bottom + self.height - 0.1 - 0.24 * style
+    def key(self, names: Sequence[tuple[int, str]], left: float, room: float, points: float) -> None:
+        """The styles and names of the lines, in order, beside the panel."""
+        for row, (style, name) in enumerate(names):
+            y = self.bottom + self.height - 0.1 - 0.24 * row
             colour, dash = STYLES[style]
             self.sheet.path(np.array([left, left + 0.4]), np.array([y, y]), colour, dash)
             self.sheet.text(left + 0.5, y, self.sheet.fonts.fit(name, room - 0.5, points), points)

@@ -12,7 +12,7 @@ from raylens.storage.labels import token_label
 from raylens.storage.plots.canvas import LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
 from raylens.storage.plots.important import important_layers
 from raylens.storage.plots.paging import MOST_ROWS, page_caption, parts
-from raylens.storage.plots.request import Request, coverage, prediction, prompt_to, taps_of
+from raylens.storage.plots.request import Request, coverage, prediction, read_to, taps_of
 from raylens.storage.plots.scales import prob_scale
 from raylens.storage.record import Record
 from raylens.storage.vocabulary import Vocabulary
@@ -103,7 +103,7 @@ def _captions(record: Record, vocabulary: Vocabulary, position: int, columns: st
     actual = f"; {source} next: {token_label(vocabulary, following[0])}" if following else ""
     axes = f"rows: layer and tap, layer 0 at the bottom; columns: {columns}; framed: the predicted token"
     return (
-        f"prompt: {prompt_to(record, vocabulary, position)}",
+        read_to(record, vocabulary, position),
         predicted + actual,
         coverage(record, [position]),
         axes,

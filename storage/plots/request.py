@@ -165,13 +165,15 @@ def spans(positions: Sequence[int]) -> str:
     return ", ".join(shown)
 
 
-def prompt_to(record: Record, vocabulary: Vocabulary, position: int) -> str:
-    """The end of what the model had read at a position."""
+def read_to(record: Record, vocabulary: Vocabulary, position: int) -> str:
+    """The end of what the model had read at a position, and whether all of it was the prompt or it had written some itself."""
     # So many tokens fill the caption however long the prompt is.
     first = max(0, position + 1 - _PROMPT_CELLS)
     known = [vocabulary[i] if i < len(vocabulary) else None for i in record.token_ids[first : position + 1]]
     text = text_label(b"".join(token if token is not None else b"\xef\xbf\xbd" for token in known))
-    return fit(f"…{text}" if first else text, _PROMPT_CELLS, keep="end")
+    written = record.generated is not None and position >= record.generated.start
+    name = "text so far" if written else "prompt"
+    return f"{name}: {fit(f'…{text}' if first else text, _PROMPT_CELLS, keep='end')}"
 
 
 def coverage(record: Record, shown: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from raylens.storage.fonts import Fonts
 from raylens.storage.labels import token_label
 from raylens.storage.plots.canvas import CAPTION, LEAST_WIDTH, MARGIN, Array, Sheet, header
 from raylens.storage.plots.panel import ABOVE, BELOW, Axis, Panel, downward_axis, rank_axis, share_axis
-from raylens.storage.plots.request import Request, coverage, prediction, prompt_to
+from raylens.storage.plots.request import Request, coverage, prediction, read_to
 from raylens.storage.plots.standing import standing
 from raylens.storage.record import Record, TapLens
 from raylens.storage.vocabulary import Vocabulary
@@ -61,13 +61,12 @@ def trajectories(record: Record, vocabulary: Vocabulary, request: Request) -> Tr
     logprobs, ranks = zip(*(_followed(record, lens, token, column) for token in tokens), strict=True)
     found = np.array(ranks if stat == "rank" else logprobs)[:, rows]
     values = np.exp(found) if stat == "prob" else found
-    k = lens.ids.shape[2]
-    unknown = "" if all(token in record.tracked for token in tokens) else f"; no point where a token is not among the {k} best"
+    unknown = _unknown(record, lens, tokens)
     return Trajectories(
         heading=request.heading(record),
         captions=request.captions(
             record,
-            f"prompt: {prompt_to(record, vocabulary, position)}",
+            read_to(record, vocabulary, position),
             f"tap {tap}{unknown}",
             coverage(record, [position]),
         ),
@@ -76,6 +75,15 @@ def trajectories(record: Record, vocabulary: Vocabulary, request: Request) -> Tr
         values=values,
         axis=_axis(stat, values),
     )
+
+
+def _unknown(record: Record, lens: TapLens, tokens: list[int]) -> str:
+    """Where there is no point, in words: tracked tokens have one everywhere."""
+    exact = [token in record.tracked and "tracked_rank" in lens.stats for token in tokens]
+    if all(exact):
+        return ""
+    which = "a token that was not tracked" if any(exact) else "a token"
+    return f"; no point where {which} is not among the {lens.ids.shape[2]} best"
 
 
 def _best(record: Record, column: int) -> list[int]:
@@ -119,5 +127,5 @@ def draw(picture: Trajectories, fonts: Fonts) -> Sheet:
     for number in range(len(picture.names)):
         panel.line(picture.values[number], number)
     left = _LEFT + plot + 0.15
-    panel.key(picture.names, left, width - left - MARGIN, CAPTION)
+    panel.key(list(enumerate(picture.names)), left, width - left - MARGIN, CAPTION)
     return sheet

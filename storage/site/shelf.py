@@ -52,14 +52,7 @@ class Shelf:
         """
         with self._lock:
             one = self._follow(name)
-            prompts, tally = one.run.manifest.prompts, one.tally
-            return {
-                "prompts": prompts,
-                "records": tally.records,
-                "failures": dict(tally.failures),
-                "tokens": tally.tokens,
-                "complete": tally.records + tally.failures.total() == prompts,
-            }
+            return one.tally.counts(one.run.manifest.prompts)
 
     def _follow(self, name: str) -> _Followed:
         folder = named_run(self.store.path, name)  # without a look at all others, of which there may be a thousand

@@ -6,7 +6,19 @@ from typing import Any
 
 from tests.command import raylens_command
 
-NAMES = ["versions", "devices", "memory", "shared memory", "temporary folder", "store", "fonts", "demo model", "redis", "ray"]
+NAMES = [
+    "versions",
+    "devices",
+    "compiled code",
+    "memory",
+    "shared memory",
+    "temporary folder",
+    "store",
+    "fonts",
+    "demo model",
+    "redis",
+    "ray",
+]
 
 
 def findings(*options: str, env: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:

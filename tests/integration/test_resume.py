@@ -162,7 +162,7 @@ def test_show_quarantine(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path)
     quarantine = Quarantine(folder)
     quarantine.add("1700000000000-0", "checksum does not match", b"x" * 1234)
-    quarantine.add("1700000000000-1", "head: \x1b[31m", b"y", 3)
+    quarantine.add("1700000000000-1", "head: \x1b]0;x\x07", b"y", 3)
     shown = raylens_command("show", "demo", "--quarantine", "--store", str(tmp_path))
     assert shown.returncode == 0, shown.stderr
     header, first, second = shown.stdout.splitlines()

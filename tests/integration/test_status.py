@@ -101,7 +101,7 @@ def test_a_cancellation_that_nobody_heard_stops_no_later_run(tmp_path: Path, tin
 
 
 def make_pulse(**changes: Any) -> Pulse:
-    pulse = Pulse(FORMAT, "elsewhere", 1, time.time(), 4, 3, 2, 16, 5_000_000, 7, 1_000_000, "the server is full\x1b[31m")
+    pulse = Pulse(FORMAT, "elsewhere", 1, time.time(), 4, 3, 2, 16, 5_000_000, 7, 1_000_000, "the server is full\x1b]0;x\x07")
     return msgspec.structs.replace(pulse, **changes)
 
 
@@ -134,6 +134,7 @@ def test_rates_failures_and_refusals_are_told(server: EmbeddedServer, tmp_path: 
     assert found.seconds_left == pytest.approx(70, rel=0.2)
     assert found.seconds_since_commit == pytest.approx(2, abs=20)
     assert found.healthy(600)
+    assert not msgspec.structs.replace(found, state="stopped").healthy(600), "nobody is at work"
     assert not found.healthy(0.001)
     words = raylens_command("status", str(tmp_path), "demo").stdout
     for expected in (
@@ -155,6 +156,10 @@ def test_rates_failures_and_refusals_are_told(server: EmbeddedServer, tmp_path: 
     assert status(folder).seconds_left is None
     write_pulse(folder, make_pulse(at=time.time() - 2 * SILENT_SECONDS))
     assert status(folder).state == "silent"
+    for path in commits:
+        os.utime(path, (now - 10, now - 10))
+    assert status(folder).prompts_per_second > 0
+    assert status(folder).seconds_left is None, "it may never end"
     folder.pulse.write_text("{")
     assert (status(folder).state, status(folder).driver) == ("stopped", None)
     stream.drop()

@@ -444,6 +444,32 @@ def test_a_writer_told_to_stop_commits_what_is_complete(bench: Bench, monkeypatc
     bench.assert_stored(*(make_record(index) for index in range(PROMPTS - 1)))
 
 
+def test_an_entry_that_cannot_be_deleted_is_refused_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is read again while the server takes no deletions."""
+    monkeypatch.setattr(writer_module, "REWIND_SECONDS", 0.0)
+
+    def refuse(*_: object) -> None:
+        raise BrokerError("away")
+
+    poison = bench.stream.publish(b"poison")
+    writer = bench.writer()
+    with monkeypatch.context() as away:
+        away.setattr(Stream, "delete", refuse)
+        for _ in range(4):
+            writer.step()
+    assert [one.entry for one in Quarantine(bench.folder).entries()] == [poison]
+    writer.step()
+    assert bench.stream.length() == 0
+
+
+def test_a_writer_that_ends_leaves_its_successors_file(bench: Bench) -> None:
+    """One is about to take over: what it is writing under the next number is not garbage."""
+    taking = bench.folder.commits / ".000000001.json.0a1b2c3d.tmp"
+    writer = Writer(bench.folder, bench.open_stream(bench.server.url, bench.manifest.uid))
+    writer.run(stopping=lambda: taking.write_text("{") > 0)
+    assert taking.exists()
+
+
 class NeverEmpty(Stream):
     """A stream to which an actor adds something each time that the writer has read from it."""
 

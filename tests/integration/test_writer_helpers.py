@@ -17,7 +17,7 @@ from raylens.storage.quarantine import Quarantine
 from raylens.storage.record import Failure, Record
 from raylens.storage.server import EmbeddedServer
 from raylens.storage.stream import Stream
-from tests.builders import make_failure, make_large_record, make_record
+from tests.builders import make_failure, make_large_record, make_record, make_run
 from tests.running import command_line
 from tests.waiting import wait_until
 from tests.writing import Bench
@@ -103,6 +103,20 @@ def test_a_fenced_writers_segments_are_removed_in_the_end(bench: Bench) -> None:
     new.run(stopping=lambda: True)
     bench.assert_stored(*(make_record(index) for index in range(HELPERS + 1)))
     bench.assert_no_garbage()
+
+
+@pytest.mark.usefixtures("every_step")
+def test_a_segment_in_the_making_is_not_committed_into_a_new_run(bench: Bench) -> None:
+    """A helper was at it while ``run --fresh`` of another machine moved the run."""
+    bench.publish(make_record(0))
+    writer = bench.writer(helpers=1)
+    writer.step()
+    wait_until(lambda: len(list(bench.folder.tables.iterdir())) == 2, "the segment is made")
+    bench.folder.move_aside()
+    make_run(bench.store, prompts=PROMPTS)
+    with pytest.raises(Fenced, match="moved by run --fresh"):
+        writer.commit()
+    assert Ledger(bench.folder).refresh() == []
 
 
 def helpers_of(pid: int) -> list[psutil.Process]:

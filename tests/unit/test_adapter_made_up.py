@@ -201,6 +201,33 @@ def test_unlisted_step_after_the_head_is_refused(dtype: torch.dtype, after: Call
         adapt(made(dtype, after=after))
 
 
+def to_one_token(amount: float) -> Callable[[Tensor], Tensor]:
+    """What adds to one token's logit."""
+
+    def after(logits: Tensor) -> Tensor:
+        changed = logits.clone()
+        changed[..., 7] += amount
+        return changed
+
+    return after
+
+
+@pytest.mark.parametrize(
+    ("dtype", "after"),
+    [
+        (torch.float32, to_one_token(1e-3)),
+        (torch.float32, to_one_token(-torch.inf)),
+        (torch.bfloat16, lambda logits: logits.float() * 1.005),
+        (torch.bfloat16, lambda logits: logits + 0.004 * logits.abs().max() * torch.sign(torch.sin(1e4 * logits.float()))),
+    ],
+    ids=["one token's logit", "one token ruled out", "factor within rounding", "noise within rounding"],
+)
+def test_slight_steps_after_the_head_are_refused(dtype: torch.dtype, after: Callable[[Tensor], Tensor]) -> None:
+    """Also of one token alone, and in a short type where each single logit could have been rounded so."""
+    with pytest.raises(ModelError, match="does not give the model's logits"):
+        adapt(made(dtype, after=after))
+
+
 @pytest.mark.parametrize(
     ("parts", "reason"),
     [

@@ -129,6 +129,17 @@ def test_the_error_of_a_short_type_is_told() -> None:
         assert 1e-4 < stored["attribution_error"][-1].max() < 0.5
 
 
+def test_the_error_is_of_the_models_own_logit() -> None:
+    """Where the parts of the norm are not the model's, the error at the end says so, though the writes add up."""
+    model, adapter = built("llama")
+    found = find_attribution(model, adapter)
+    wrong = replace(found, norm=replace(found.norm, gain=1.1 * found.norm.gain))
+    settings = LensSettings(5, stats=("best_attribution",), logprobs="float32")
+    for record in Lens(adapter, settings, (2,), ("resid_post",), attribution=wrong)(pad(prompts(), model.device)):
+        assert isinstance(record, Record)
+        assert (record.taps["resid_post"].stats["attribution_error"] > 1e-2).all()
+
+
 def test_layers_that_are_not_lensed_count_too() -> None:
     """Terms of the chosen layers are those of a run of all, and the sum is still checked with all writes."""
     model, adapter = built("llama")

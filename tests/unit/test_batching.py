@@ -1,7 +1,11 @@
 """Batches hold every prompt once and no more tokens than told; padding is on the right and rows name the right places."""
 
+from pathlib import Path
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,10 +14,11 @@ from raylens.storage.record import Prompt, Record
 from raylens.workers.adapter import adapt
 from raylens.workers.batching import PADDING_SHARE, batches, pad, position_switch
 from raylens.workers.lens import Lens
-from raylens.workers.settings import LensSettings
+from raylens.workers.settings import GenerationSettings, LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.tokenize import Tokenized
+from raylens.workers.worker import Worker
 from tests.builders import same
-from tests.models import FAMILIES, make
+from tests.models import FAMILIES, make, save
 
 
 def tokenized(number: int, length: int, positions: list[int] | None = None) -> Tokenized:
@@ -38,6 +43,11 @@ def test_batches_hold_each_prompt_once_within_the_limit(lengths: list[int], limi
 def test_batches_are_full() -> None:
     """A batch is closed only when one more prompt would not fit."""
     assert [len(batch) for batch in batches([tokenized(n, 10) for n in range(7)], 30)] == [3, 3, 1]
+
+
+def test_tokens_to_be_generated_count() -> None:
+    """Each prompt takes the room of what is to follow it too."""
+    assert [len(batch) for batch in batches([tokenized(n, 10) for n in range(7)], 60, new=10)] == [3, 3, 1]
 
 
 def test_short_prompts_do_not_wait_behind_a_long_one() -> None:
@@ -78,15 +88,27 @@ def test_prompts_on_both_sides_of_a_switch_share_no_batch(lengths: list[int], ne
         assert all(length + new <= 16 for length in each) or all(length > 16 for length in each) or len(set(each)) == 1
 
 
-def test_a_prompt_does_not_feel_longer_ones_in_its_batch() -> None:
-    """Where positions are turned otherwise beyond a length, as of Phi-3 for 128k tokens: transformers goes by the longest."""
+@pytest.mark.parametrize(("lengths", "switch"), [((32,), 32), ((32, 16), 16), ((), None)])
+def test_the_switch_of_several_kinds_of_layers(lengths: tuple[int, ...], switch: int | None) -> None:
+    """Where each kind turns positions in its own way it is the first of them."""
+    kinds = {f"kind{n}": {"rope_type": "longrope", "original_max_position_embeddings": one} for n, one in enumerate(lengths)}
+    assert position_switch(SimpleNamespace(rope_parameters=kinds)) == switch
+
+
+def turning_at_16() -> Any:
+    """A model that turns positions otherwise beyond a length, as Phi-3 for 128k tokens does."""
     sizes = dict(FAMILIES["phi3"].config)
     half = sizes["hidden_size"] // sizes["num_attention_heads"] // 2
     factors = {"short_factor": [1.0] * half, "long_factor": [4.0 + n for n in range(half)]}
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16, **factors}
-    model = make(
+    return make(
         "phi3", **sizes | {"original_max_position_embeddings": 16, "max_position_embeddings": 64, "rope_parameters": rope}
     )
+
+
+def test_a_prompt_does_not_feel_longer_ones_in_its_batch() -> None:
+    """Where positions are turned otherwise beyond a length transformers goes by the longest; batches keep the two apart."""
+    model = turning_at_16()
     assert position_switch(model.config) == 16
     adapter = adapt(model)
     lens = Lens(adapter, LensSettings(5, logprobs="float32"), tuple(range(len(adapter.sites))), ("resid_post",))
@@ -97,3 +119,15 @@ def test_a_prompt_does_not_feel_longer_ones_in_its_batch() -> None:
 
     short, long = (Tokenized(Prompt(n, str(n)), "", list(range(5, 5 + n)), [n - 1], None) for n in (12, 30))
     assert same(read(short, long)["12"], read(short)["12"])
+
+
+@pytest.mark.parametrize("generation", [None, GenerationSettings(1)], ids=["read", "generate"])
+def test_a_worker_keeps_both_sides_of_the_switch_apart(tmp_path: Path, generation: GenerationSettings | None) -> None:
+    """What a prompt gets beside a longer one is to the bit what it gets alone, also where tokens are generated."""
+    turning_at_16().save_pretrained(save(tmp_path, "phi3"))
+    worker = Worker(WorkerSettings(ModelSettings(str(tmp_path)), LensSettings(5), generation=generation))
+    short, long = (Prompt(n, str(n), token_ids=list(range(5, 5 + n))) for n in (12, 30))
+    found = {one.id: one for one in worker.run([short, long])}
+    (alone,) = worker.run([short])
+    assert isinstance(alone, Record)
+    assert same(found["12"], alone)

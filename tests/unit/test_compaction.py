@@ -14,8 +14,10 @@ from raylens.storage.compaction import compact
 from raylens.storage.errors import Fenced, StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.manifest import read_manifest
 from raylens.storage.record import Failure, Record
 from raylens.storage.repair import repair
+from raylens.storage.segments import SegmentBuilder
 from raylens.storage.server import EmbeddedServer
 from raylens.storage.store import Run, Store
 from raylens.storage.stream import Stream
@@ -108,6 +110,20 @@ def test_the_watch_sees_the_groups(folder: RunFolder) -> None:
 
     compact(folder, watch)
     assert seen == [[1, 2, 4, 5, 6]]
+
+
+def test_a_mended_merged_segment_hides_no_commit_that_counts(folder: RunFolder) -> None:
+    """Where a commit before it has come back and has a prompt of its own, what a repair keeps stands for itself only."""
+    compact(folder)
+    builder = SegmentBuilder(read_manifest(folder).uid)
+    for index in (0, 9):
+        builder.add(outcome_of(index))
+    name, crc32, entries = builder.write(folder, 1, "0a1b2c3d")
+    back = Commit(FORMAT, 1, "0a1b2c3d", name, builder.size, crc32, entries)
+    Ledger(folder).path(1).write_bytes(msgspec.json.encode(back))
+    assert "which is in the ledger already" in examine(folder).damage[0].problem
+    repair(folder)
+    assert_whole(folder, 10)
 
 
 class Killed(BaseException):

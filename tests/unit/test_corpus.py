@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import raylens
 from raylens.scheduler.corpus import Corpus, CorpusSettings, Fingerprint
 from raylens.scheduler.corpus.duplicates import IdHashes
+from raylens.storage.errors import InputError
 from raylens.storage.record import Prompt
 
 Row = dict[str, Any]
@@ -208,6 +209,14 @@ def test_a_limit_stops_before_the_next_row_is_looked_at(tmp_path: Path) -> None:
     path.write_text('{"text": "good"}\n{"text": "good"}\nbad\n')
     assert corpus(path, limit=2).scan().count == 2
     assert Corpus.from_rows(["a", "b"], limit=9).scan().count == 2
+
+
+def test_a_field_that_no_prompt_has() -> None:
+    """What is asked of prompts' own fields is refused before a model loads, if no prompt has them; one is enough."""
+    rows = [{"text": "a"}, {"text": "b", "answer": " c"}]
+    assert Corpus.from_rows(rows).scan(fields=["answer"]).count == 2
+    with pytest.raises(InputError, match="no prompt has the field 'anwser' beside its text; correct --track field:anwser"):
+        Corpus.from_rows(rows).scan(fields=["answer", "anwser"])
 
 
 def test_progress_ends_with_the_count() -> None:

@@ -18,6 +18,7 @@ import zstandard
 import raylens
 from raylens.scheduler.corpus import Corpus, CorpusSettings
 from raylens.scheduler.corpus.files import ROW_LIMIT
+from raylens.scheduler.corpus.rows import ID_LIMIT
 from raylens.storage.errors import InputError, UsageError
 
 
@@ -231,3 +232,25 @@ def test_rows_just_under_the_limit_are_read(tmp_path: Path) -> None:
     for name in ("c.txt", "c.csv", "c.jsonl"):
         first = next(corpus(tmp_path / name).prompts())
         assert first.text == text
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_a_limit_is_that_many_prompts(limit: int) -> None:
+    """Of the first ones."""
+    found = [prompt.text for prompt in Corpus(CorpusSettings(texts=("a", "b", "c"), limit=limit)).prompts()]
+    assert found == ["a", "b", "c"][:limit]
+
+
+def test_the_longest_id() -> None:
+    """As many characters as the limit says are still an id."""
+    (prompt,) = Corpus.from_rows([{"id": "x" * ID_LIMIT, "text": "a"}]).prompts()
+    assert len(prompt.id) == ID_LIMIT
+
+
+def test_paragraphs_are_measured_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small ones are not one that is too long."""
+    monkeypatch.setattr("raylens.scheduler.corpus.text.ROW_LIMIT", 10)
+    path = tmp_path / "a.txt"
+    path.write_text("12345678\n\n" * 3)
+    corpus = Corpus(CorpusSettings(sources=(str(path),), format="paragraphs"))
+    assert [prompt.text for prompt in corpus.prompts()] == ["12345678"] * 3

@@ -239,6 +239,7 @@ def ids_of(text: str) -> list[int]:
         ({"layers": "x"}, r"--intervene: edits[1].layers: 'x': 'x' is no layer; write all"),
         ({"add": {"values": [1.0]}}, "edits[1].add: a vector of 1 numbers; the model's residual has 2"),
         ({"add": {"prompt": "a", "layer": 4}}, "edits[1]: layer 4 of a prompt: the model has layers 0 to 3"),
+        ({"add": {"prompt": "a", "layer": -1}}, "edits[1]: layer -1 of a prompt: the model has layers 0 to 3"),
         ({"add": {"prompt": ""}}, "edits[1]: prompt '' has no tokens; give a text"),
         ({"add": {"prompt": "a b", "position": 2}}, "prompt 'a b' has no position 2: it has 2 tokens; give 0 to 1, or last"),
         ({"add": {"prompt": "a b", "position": -3}}, "prompt 'a b' has no position -3"),

@@ -624,6 +624,10 @@ def every_tap(change: Change) -> Change:
             "name of a statistic: 'a/b'",
         ),
         (
+            every_tap(lambda stats: stats.update({"größe": {"shape": [2, 4], "dtype": "uint32", "data": b""}})),
+            "name of a statistic: 'größe'",
+        ),
+        (
             every_tap(lambda stats: stats.update({f"s{n}": stats["next_rank"] for n in range(15)})),
             "18 statistics, limit 16",
         ),
@@ -632,6 +636,27 @@ def every_tap(change: Change) -> Change:
 def test_statistics_are_checked(change: Change, reason: str) -> None:
     """Names, shapes, types, sizes and values of statistics, and the tracked ids."""
     refused_payload(changed_payload(make_record(tracked=2, stats=True), change), reason)
+
+
+def test_every_nan_of_a_statistic_is_the_same() -> None:
+    """Whatever bits an actor's NaN has: equal records are equal bytes."""
+    record = make_record(0, tracked=1, stats=True)
+    (tap, *_) = record.taps.values()
+    name = next(name for name, values in tap.stats.items() if values.dtype == np.float32)
+    tap.stats[name].view(np.uint32)[...] = 0xFFC12345
+    again = decode_payload(encode_payload(record), 0, VOCABULARY_SIZE)
+    assert isinstance(again, Record)
+    (tap, *_) = again.taps.values()
+    assert set(tap.stats[name].view(np.uint32).ravel().tolist()) == {0x7FC00000}
+
+
+def test_statistics_count_among_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracked tokens make most of a record large that is small without."""
+    monkeypatch.setattr(payload_module, "MAX_ARRAY_BYTES", 1000)
+    small: dict[str, Any] = {"layers": (0,), "taps": ("resid_post",), "k": 1, "stats": True}
+    encode_payload(make_record(0, **small))
+    with pytest.raises(FrameError, match="over the limit of 1000"):
+        encode_payload(make_record(0, tracked=100, **small))
 
 
 def test_as_many_taps_as_a_model_may_have() -> None:

@@ -5,11 +5,15 @@ import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from raylens.storage.errors import ModelError, UsageError
 from raylens.storage.generated import text_of
@@ -26,10 +30,10 @@ from raylens.workers.settings import (
     check,
     generation_settings,
 )
-from raylens.workers.stepping import Way
+from raylens.workers.stepping import Way, own_settings
 from raylens.workers.worker import Worker
 from tests.lens_files import save_tuned, translators
-from tests.models import CLOSE, FAMILIES, build, save, sentence
+from tests.models import CLOSE, FAMILIES, VOCABULARY, build, save, sentence
 from tests.reference import assert_record_is_exact
 
 #: Prompts of different lengths, the shortest of one token; windows of the families are 4 tokens, so both sides are longer.
@@ -147,13 +151,18 @@ def test_steps_against_a_plain_float64_pass(folders: Any) -> None:
 
 
 def test_statistics_are_of_the_sampled_tokens(folders: Any) -> None:
-    """KL, tracked tokens and the next token's logprob and rank are those of one pass; the next token is the sampled one."""
-    asked = {"stats": ("kl", "next_logprob", "next_rank"), "track": ("w20", "id:7")}
+    """KL, tracked tokens and the next token's logprob and rank are those of one pass; the next token is the sampled one.
+
+    Tracked tokens may be each prompt's own.
+    """
+    asked = {"stats": ("kl", "next_logprob", "next_rank"), "track": ("w20", "id:7", "field:own")}
     worker = Worker(settings(folders("llama"), GenerationSettings(NEW, 1.0), asked))
-    generated = records(worker, prompts(TEXTS))
+    given = [msgspec.structs.replace(prompt, metadata={"own": 30 + prompt.index}) for prompt in prompts(TEXTS)]
+    generated = records(worker, given)
     plain = Worker(settings(folders("llama"), None, {**asked, "positions": "all"}))
-    again = [Prompt(record.index, record.id, token_ids=record.token_ids) for record in generated]
+    again = [Prompt(record.index, record.id, token_ids=record.token_ids, metadata=record.metadata) for record in generated]
     for record, whole in zip(generated, records(plain, again), strict=True):
+        assert record.tracked == whole.tracked == [20, 7, 30 + record.index]
         assert_same_lens(record, whole)
         assert record.generated is not None
         last = record.taps["resid_post"].stats["next_logprob"][-1]
@@ -235,6 +244,27 @@ def test_the_end_of_a_sequence(folders: Any, tmp_path: Path) -> None:
     assert len(new_ids(free[0])) == NEW
 
 
+def test_the_end_as_the_last_token_there_is_room_for(tmp_path: Path) -> None:
+    """It is an end too, and not part of the text."""
+    folder = save(tmp_path / "ending")
+    (free,) = records(Worker(settings(folder, GenerationSettings(3))), prompts([[5, 6]]))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": new_ids(free)[2]}))
+    worker = Worker(settings(folder, GenerationSettings(3)))
+    (record,) = records(worker, prompts([[5, 6]]))
+    assert record.generated is not None
+    assert record.generated.finish == "eos"
+    assert record.generated.text == text_of(new_ids(free)[:2], worker.vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "ends"), [(None, 7, (7,)), (None, None, ()), (3, 7, (3,)), ([3, 4], 7, (3, 4))], ids=str
+)
+def test_which_tokens_end_a_sequence(asked: int | list[int] | None, own: int | None, ends: tuple[int, ...]) -> None:
+    """Those that the checkpoint names for generation, else the tokenizer's."""
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=asked))
+    assert own_settings(model, SimpleNamespace(eos_token_id=own)) == ends
+
+
 def test_wishes_of_a_checkpoint_are_left_alone(folders: Any, tmp_path: Path) -> None:
     """Temperature, penalties and forced tokens that a checkpoint brings do not change what is asked for."""
     folder = save(tmp_path / "wishful")
@@ -263,6 +293,23 @@ def test_not_a_number_fails_that_prompt_alone(tmp_path: Path) -> None:
     assert [new_ids(found[record.index]) for record in alone] == [new_ids(record) for record in alone]  # type: ignore[arg-type]
 
 
+def test_logits_that_are_no_numbers_are_told_where_the_last_layer_is_not_lensed(folders: Any) -> None:
+    """The lens of the first layer is finite, and what the model drew from is not."""
+    worker = Worker(settings(folders("llama"), GenerationSettings(3), {"layers": "0"}))
+
+    def spoil(module: nn.Module, _args: Any, output: Tensor) -> None:
+        if isinstance(module, nn.Linear) and module.out_features == VOCABULARY:
+            output.fill_(torch.nan)
+
+    handle = register_module_forward_hook(spoil)
+    try:
+        (failure,) = worker.run(prompts([[5, 6]]))
+    finally:
+        handle.remove()
+    assert isinstance(failure, Failure)
+    assert "--dtype float32" in failure.message
+
+
 def test_prompts_leave_room(folders: Any) -> None:
     """Prompt and new tokens fit the model together; a longer prompt fails or is cut as --on-long says."""
     long = Prompt(0, "long", token_ids=[5 + n % 40 for n in range(60)])  # the model reads 64
@@ -274,7 +321,8 @@ def test_prompts_leave_room(folders: Any) -> None:
     assert (record.generated.start, record.truncated_from, len(record.token_ids)) == (55, 60, 64)
 
 
-def test_a_model_that_is_wrong_token_by_token_is_refused() -> None:
+@pytest.mark.parametrize("growth", [1.0, 1e-3])
+def test_a_model_that_is_wrong_token_by_token_is_refused(growth: float) -> None:
     """Without a cache and a mask a model is run anew for each step, without padding; where that is wrong too it is refused."""
     model = copy.deepcopy(build("llama"))
     forward, lost = (
@@ -284,7 +332,7 @@ def test_a_model_that_is_wrong_token_by_token_is_refused() -> None:
     model.model.forward = lambda **given: forward(**given | lost)
     assert find_way(model).way == Way(padded=False, cached=False)
     passes = iter(range(1, 1 << 30))
-    model.lm_head.register_forward_hook(lambda _module, _given, logits: logits * next(passes))
+    model.lm_head.register_forward_hook(lambda _module, _given, logits: logits * (1 + growth * next(passes)))
     with pytest.raises(
         ModelError, match=r"--generate: LlamaForCausalLM does not give token by token .* \(off by .*\); generate with"
     ):
@@ -297,7 +345,9 @@ def test_a_model_that_is_wrong_token_by_token_is_refused() -> None:
         ({"tokens": 0}, "--generate 0: must be from 1"),
         ({"tokens": 5, "temperature": -1.0}, "--temperature -1.0: must be from 0"),
         ({"tokens": 5, "temperature": float("nan")}, "--temperature nan"),
+        ({"tokens": 5, "temperature": float("inf")}, "--temperature inf: must be from 0 to 1000"),
         ({"tokens": 5, "temperature": 1.0, "top_p": 0.0}, "--top-p 0.0: must be over 0"),
+        ({"tokens": 5, "temperature": 1.0, "top_p": float("nan")}, "--top-p nan: must be over 0"),
         ({"tokens": 5, "temperature": 1.0, "sample_top_k": 0}, "--sample-top-k 0: must be from 1"),
         ({"tokens": 5, "temperature": 1.0, "samples": 0}, "--samples 0: must be from 1"),
         ({"tokens": 5, "temperature": 1.0, "seed": -1}, "--seed -1: must be from 0"),

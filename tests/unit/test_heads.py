@@ -1,5 +1,7 @@
 """What attention heads write, against the output projection's weights in float64, and against what changes one head only."""
 
+import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from raylens.storage.errors import ModelError, UsageError
 from raylens.storage.record import Record
 from raylens.storage.taps import head_tap
-from raylens.workers.adapter import Adapter
+from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.attribution import find_attribution
 from raylens.workers.batching import pad
 from raylens.workers.heads import Heads, find_heads
@@ -164,6 +166,25 @@ def test_heads_by_the_width_of_one() -> None:
             find_heads(model, adapter, (1,))
     finally:
         model.config.num_attention_heads = kept
+
+
+def test_attention_that_adds_something_else_is_refused() -> None:
+    """Where what is added is twice what the projection gives, the heads' writes are not parts of it."""
+    model = copy.deepcopy(build("llama"))
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_hook(lambda _module, _args, out: (2 * out[0], *out[1:]))
+    with pytest.raises(ModelError, match=r"block 1: what the heads of self_attn\.o_proj write is off by"):
+        find_heads(model, adapt(model), (1,))
+
+
+def test_layers_with_fewer_heads() -> None:
+    """A head's tap is of the layers that have so many."""
+    model, adapter = built("llama")
+    heads = find_heads(model, adapter, (1, 2))
+    heads[2] = replace(heads[2], count=2)
+    (record,) = Lens(adapter, LensSettings(5), (2,), ("resid_post",), heads=heads)(pad(prompts(lengths=[4]), model.device))
+    assert isinstance(record, Record)
+    assert [record.taps[head_tap(head)].layers for head in range(COUNT)] == [(1, 2), (1, 2), (1,), (1,)]
 
 
 @pytest.mark.parametrize(

@@ -296,8 +296,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"tensor 'J.1' has shape \[31, 31\], and the model wants \[32, 32\]",
     ),
     "other depth": (
-        lambda path: torch.save({"J": dict.fromkeys(range(5), torch.eye(32))}, path),
-        "has a matrix for layer 4, and the model has layers 0 to 2",
+        lambda path: torch.save({"J": dict.fromkeys(range(4), torch.eye(32))}, path),
+        "has a matrix for layer 3, and the model has layers 0 to 2",
     ),
     "NaN": (lambda path: torch.save({"J": dict.fromkeys(LAYERS, torch.full((32, 32), torch.nan))}, path), "not finite"),
     "integers": (lambda path: torch.save({"J": dict.fromkeys(LAYERS, torch.eye(32).long())}, path), "not of a floating type"),
@@ -318,6 +318,13 @@ def test_hostile_file(tmp_path: Path, case: str, capsys: pytest.CaptureFixture[s
         opened(f"jacobian:{path}")
     assert "\n" not in str(found.value)
     assert "ran code" not in capsys.readouterr().out
+
+
+def test_a_bias_of_another_width(tmp_path: Path) -> None:
+    """One number, which could be added to a vector of any width, is no bias of this model."""
+    torch.save({"A": matrices(3, 32), "b": {0: torch.ones(1)}}, tmp_path / "lens.pt")
+    with pytest.raises(ModelError, match=r"tensor 'b\.0' has shape \[1\], and the model wants \[32\]"):
+        opened(f"linear:{tmp_path / 'lens.pt'}")
 
 
 def test_a_tensor_that_claims_more_than_its_file(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The manifest of a run: written once, compared on resume, and refused when it cannot be read."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -58,6 +59,18 @@ def test_changed_settings_are_refused_with_each_difference(folder: RunFolder) ->
     assert "new.come: None -> 2" in text
     assert "layers" not in text
     assert "--name" in text
+
+
+def test_an_empty_run_takes_other_settings(folder: RunFolder) -> None:
+    """With another model goes what was of the first one: its vocabulary and its certificate."""
+    create_or_resume(folder, make_manifest(identity={"model": {"name": "one"}}))
+    for path in (folder.vocabulary, folder.certificate):
+        path.write_bytes(b"of the first model")
+    wanted = make_manifest(identity={"model": {"name": "other"}})
+    assert create_or_resume(folder, wanted, empty=True) == wanted
+    assert read_manifest(folder) == wanted
+    assert not folder.vocabulary.exists()
+    assert not folder.certificate.exists()
 
 
 def test_a_run_that_lost_its_manifest_is_not_taken_for_another(folder: RunFolder) -> None:
@@ -145,6 +158,23 @@ def test_one_driver_holds_a_run(folder: RunFolder) -> None:
     with folder.lock(), pytest.raises(StoreError, match=f"by process {os.getpid()};"), folder.lock():
         pass
     with folder.lock():
+        pass
+
+
+def test_a_lock_of_a_folder_that_was_moved_is_not_held(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``run --fresh`` may put a new folder in the place of the old one between opening the lock and holding it."""
+    folder.create()
+    flock = fcntl.flock
+
+    def late(descriptor: int, kind: int) -> None:
+        monkeypatch.undo()
+        folder.move_aside()
+        folder.create()
+        (folder.root / "lock").touch()
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(StoreError, match="run was moved at this moment"), folder.lock():
         pass
 
 

@@ -16,7 +16,7 @@ from raylens.storage.errors import UsageError
 from raylens.storage.record import Record
 from raylens.storage.taps import TAPS
 from raylens.workers import lens as lens_module
-from raylens.workers import projection, running
+from raylens.workers import projection, running, walk
 from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.asked import Asked, Final, Tally
 from raylens.workers.batching import pad
@@ -103,6 +103,21 @@ def test_every_metric_against_its_definition(family: str, way: str, monkeypatch:
     if way == "segments":
         monkeypatch.setattr(lens_module, "PENDING_BYTES", 3000)
     check_all(family, model, adapter)
+
+
+@pytest.mark.parametrize("way", ["sums", "tap by tap", "plain"])
+@pytest.mark.parametrize("family", ["gpt2", "gptj"])  # whose logits have a constant part: of the norm's bias, and the head's
+def test_every_metric_by_tiles_and_blocks(family: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where a batch is read in several tiles and the vocabulary in several blocks, as large ones are."""
+    model, adapter = built(family)
+    for module in (walk, projection):
+        monkeypatch.setattr(module, "ROWS", 7)
+    monkeypatch.setattr(running, "PIECE", 64)
+    for most in ("COMPILED_LOGITS", "PLAIN_LOGITS"):
+        monkeypatch.setattr(running, most, 1)
+    if way == "plain":
+        monkeypatch.setattr(running, "is_compiled", lambda: False)
+    check_all(family, model, adapter if way == "sums" else replace(adapter, walk=None))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter counts with numpy, which warns of infinity and NaN
@@ -290,6 +305,21 @@ def test_metrics_of_the_residual_only(walk: bool, asked: tuple[str, ...]) -> Non
             assert lens.stats.keys() == (METRICS.keys() if tap == "resid_post" else others)
             for name, values in lens.stats.items():
                 np.testing.assert_allclose(values, every.taps[tap].stats[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("asked", [{"stats": ALL}, {"residual_stats": ALL}], ids=["every tap", "the residual"])
+def test_metrics_where_nothing_is_tracked(asked: dict[str, Any]) -> None:
+    """The residual's numbers are those of a run that reads each tap by itself, also where no other tap is asked anything."""
+    model, adapter = built("llama")
+    whole = records(model, replace(adapter, walk=None))
+    taps = ("attn_out", "resid_mid", "mlp_out", "resid_post")
+    lens = Lens(adapter, LensSettings(5, logprobs="float32", **asked), (0, 1, 2), taps)
+    assert "sums" in lens.path
+    for one, every in zip(lens(pad(prompts(), model.device)), whole, strict=True):
+        assert isinstance(one, Record)
+        for name in ALL:
+            found, expected = (record.taps["resid_post"].stats[name] for record in (one, every))
+            np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(

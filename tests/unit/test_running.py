@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from raylens.workers.kernels import epilogue
-from raylens.workers.running import MOST_KEPT, CompiledReadout, is_compiled, running_readout
+from raylens.workers.projection import Projection
+from raylens.workers.running import MOST_KEPT, CompiledReadout, is_compiled, not_compiled, running_readout
+from raylens.workers.steps import AfterHead
 from raylens.workers.threads import each
 from raylens.workers.topk import Readout, RunningReadout
 from tests.unit.test_topk import check, logits_of_all_kinds, random_logits
@@ -110,12 +112,15 @@ def test_which_form_reads() -> None:
 
 
 def test_without_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where numba cannot be imported the plain form reads."""
-    is_compiled.cache_clear()
+    """Where numba cannot be imported the plain form reads, and the certificate says why."""
+    projection = Projection(nn.Identity(), nn.Linear(8, 30), AfterHead())
+    assert "not compiled" not in projection.path
+    not_compiled.cache_clear()
     monkeypatch.setitem(sys.modules, "raylens.workers.kernels.epilogue", None)
     monkeypatch.delattr("raylens.workers.kernels.epilogue")
     assert isinstance(running_readout(2, 10, CPU), RunningReadout)
-    is_compiled.cache_clear()
+    assert "not compiled (" in projection.path
+    not_compiled.cache_clear()
 
 
 def test_threads_of_our_own() -> None:

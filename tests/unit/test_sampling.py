@@ -88,6 +88,21 @@ def test_a_nucleus_larger_than_the_candidates() -> None:
     assert len(set(found)) > 250
 
 
+def test_a_nucleus_ends_where_it_has_its_share() -> None:
+    """Two of four equal tokens have half of the probability exactly; a third is not drawn."""
+    assert set(drawn(torch.zeros(1, 4), GenerationSettings(1, 1.0, top_p=0.5), 60)) == {0, 1}
+
+
+def test_of_equal_tokens_the_first_are_in_the_nucleus() -> None:
+    """Where it ends among equal ones, those of lower ids may be drawn."""
+    logits = torch.randint(0, 3, (1, 300), generator=torch.Generator().manual_seed(0)).float()
+    order = logits[0].sort(descending=True, stable=True)
+    shares = torch.softmax(order.values.double(), 0)
+    nucleus = set(order.indices[shares.cumsum(0) - shares < 0.5].tolist())
+    assert len(nucleus) < int((logits == 2).sum())
+    assert set(drawn(logits, GenerationSettings(1, 1.0, top_p=0.5), 300)) <= nucleus
+
+
 def test_a_draw_depends_on_seed_prompt_and_step_alone() -> None:
     """The same key draws the same; another seed, prompt or step draws anew; neighbours in the batch do not matter."""
     logits = torch.randn(3, 500, generator=torch.Generator().manual_seed(0))
@@ -135,13 +150,22 @@ def test_greedy_takes_the_first_of_equals() -> None:
     np.testing.assert_allclose(choice.logprobs, torch.log_softmax(logits.double(), dim=1)[[0, 1], [1, 0]], atol=1e-6)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_no_numbers_spoil_no_neighbour(temperature: float) -> None:
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_the_lowest_temperature_takes_the_best() -> None:
+    """Where dividing by it puts every other logit out of range, the largest is drawn, surely."""
+    choice = Sampler(GenerationSettings(1, 1e-308))(torch.tensor([[1.0, 30.0, 29.0]]), ["a"], 0)
+    assert (choice.ids, choice.sampling_logprobs) == ([1], [0.0])
+
+
+@pytest.mark.parametrize(
+    "settings", [GenerationSettings(1), GenerationSettings(1, 1.0), GenerationSettings(1, 1.0, top_p=0.9)], ids=str
+)
+def test_logits_that_are_no_numbers_spoil_no_neighbour(settings: GenerationSettings) -> None:
     """A row of NaN gives some token whose logprob is none; the row beside it is drawn as ever."""
     logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(2))
     broken = logits.clone()
     broken[0, 3] = torch.nan
-    sampler = Sampler(GenerationSettings(1, temperature))
+    sampler = Sampler(settings)
     choice, right = sampler(broken, ["a", "b"], 0), sampler(logits, ["a", "b"], 0)
     assert math.isnan(choice.logprobs[0])
     assert (choice.ids[1], choice.logprobs[1]) == (right.ids[1], right.logprobs[1])

@@ -121,6 +121,15 @@ def test_a_missing_segment_is_found(folder: RunFolder) -> None:
         read_outcome(path, entries[0])
 
 
+def test_bytes_after_a_record_are_found(folder: RunFolder) -> None:
+    """An entry that reaches into the next record is not taken for its own."""
+    path, entries = write(folder)
+    longer = msgspec.structs.replace(entries[0], length=entries[0].length + 1)
+    for read in (read_line, read_outcome):
+        with pytest.raises(StoreError, match=rf"{path.name} at byte 0: damaged record"):
+            read(path, longer)
+
+
 def test_a_record_that_declares_too_much_is_refused(folder: RunFolder) -> None:
     """A size over the limit, or none at all, is refused before memory is asked for."""
     for number, frame in enumerate(

@@ -1,10 +1,12 @@
 """Numbers out of range are refused before a model is loaded, naming the option."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from raylens.storage.errors import UsageError
-from raylens.workers.settings import InputSettings, LensSettings, ModelSettings, WorkerSettings, check
+from raylens.workers.settings import MAX_TOP_K, InputSettings, LensSettings, ModelSettings, WorkerSettings, check
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,20 @@ def test_out_of_range(lens: LensSettings, given: InputSettings, option: str) -> 
     """Each number below 1 is refused under its option's name."""
     with pytest.raises(UsageError, match=f"{option}: must be at least 1"):
         check(WorkerSettings(ModelSettings("demo"), lens, given))
+
+
+def test_most_tokens_of_a_place() -> None:
+    """As many as 16 bits count, and no more."""
+    check(WorkerSettings(ModelSettings("demo"), LensSettings(top_k=MAX_TOP_K)))
+    with pytest.raises(UsageError, match=f"--top-k {MAX_TOP_K + 1}: at most 65535"):
+        check(WorkerSettings(ModelSettings("demo"), LensSettings(top_k=MAX_TOP_K + 1)))
+
+
+@pytest.mark.parametrize("lens", [{"top_k": "5"}, {"taps": "resid_post"}, {"layers": 3}], ids=str)
+def test_values_of_another_type(lens: dict[str, Any]) -> None:
+    """What a Python caller gives as text, number or list where another is wanted is refused as such."""
+    with pytest.raises(UsageError, match="Expected"):
+        check(WorkerSettings(ModelSettings("demo"), LensSettings(**lens)))
 
 
 @pytest.mark.parametrize("given", [InputSettings(), InputSettings(max_tokens=1, batch_tokens=1)])

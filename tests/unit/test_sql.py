@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from raylens.storage.errors import UsageError
-from raylens.storage.store import Run, open_store
+from raylens.storage.store import Run, Store, open_store
 from tests.queried import places, write_run
 from tests.waiting import HUNG, wait_until
 
@@ -29,6 +29,14 @@ VIEWS = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return write_run(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Run]]:
+    """Two runs of other records and numbers of layers, and each of them."""
+    path = tmp_path_factory.mktemp("store-of-two")
+    runs = [write_run(path, seed=seed, layers=4 - seed, name=name) for seed, name in enumerate(("one", "other"))]
+    return open_store(path), runs
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -72,6 +80,14 @@ def test_all_runs_of_a_store(tmp_path: Path) -> None:
         write_run(tmp_path, seed=seed, name=name)
     found = open_store(tmp_path).sql("SELECT run, count(*) AS n FROM prompts GROUP BY run ORDER BY run").rows()
     assert found == [{"run": "one", "n": 9}, {"run": "other", "n": 9}]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_store_mixes_no_two_runs(store: tuple[Store, list[Run]], view: str) -> None:
+    """Each view over all runs has the rows that it has over each run alone, although both use the same tokens and places."""
+    together, runs = store
+    alone = [row for run in runs for row in run.sql(f"SELECT * FROM {view}").rows()]
+    assert sorted(map(repr, together.sql(f"SELECT * FROM {view}").rows())) == sorted(map(repr, alone))
 
 
 def test_columns_of_one_name_are_told_apart(run: Run) -> None:

@@ -76,6 +76,27 @@ def test_a_missing_commit_is_named(tmp_path: Path) -> None:
         len(Store(tmp_path)["demo"])
 
 
+def test_a_gap_before_the_last_commit_is_named(tmp_path: Path) -> None:
+    """One commit after it is enough to know."""
+    folder, _ = make_run(tmp_path)
+    for index in range(2):
+        commit_outcomes(folder, make_record(index))
+    (folder.commits / "000000000.json").unlink()
+    with pytest.raises(StoreError, match=r"000000000\.json: missing"):
+        len(Store(tmp_path)["demo"])
+
+
+def test_neighbours(tmp_path: Path) -> None:
+    """The ids before and after one, in corpus order; None beyond both ends."""
+    folder, _ = make_run(tmp_path)
+    commit_outcomes(folder, make_record(2), make_failure(1), make_record(0))
+    run = Store(tmp_path)["demo"]
+    ids = ["prompt-0", "prompt-1", "prompt-2"]
+    assert [run.neighbours(one) for one in ids] == [(None, ids[1]), (ids[0], ids[2]), (ids[1], None)]
+    with pytest.raises(UsageError, match="no prompt"):
+        run.neighbours("prompt-3")
+
+
 @pytest.mark.parametrize(
     "prompt_id",
     ["a/b/c.txt", "../../etc/passwd", ".", "..", "/", "", "x" * 300, "日" * 300, "👩\u200d🔬", "a\nb", "a\0b", " 7 ", "-n", "*"],

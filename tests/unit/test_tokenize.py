@@ -30,8 +30,10 @@ def words() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", unk_token="<unk>")
 
 
-def tokenize(prompt: Prompt, positions: str = "last", limit: int = 6, size: int = 9, **settings: Any) -> Tokenized | Failure:
-    return Tokenizer(words(), InputSettings(**settings), positions, limit, size)(prompt)
+def tokenize(
+    prompt: Prompt, positions: str = "last", limit: int = 6, size: int = 9, new: int = 0, **settings: Any
+) -> Tokenized | Failure:
+    return Tokenizer(words(), InputSettings(**settings), positions, limit, size, new)(prompt)
 
 
 def ids(outcome: Tokenized | Failure) -> list[int]:
@@ -122,6 +124,14 @@ def test_as_long_as_allowed() -> None:
     assert failure(tokenize(Prompt(0, "0", "red " * 6), max_tokens=100))[0] == "too_long"
 
 
+@pytest.mark.parametrize(("max_tokens", "longest"), [(4, 4), (5, 4), (3, 3), (None, 4)])
+def test_room_for_new_tokens(max_tokens: int | None, longest: int) -> None:
+    """What is to be generated takes from the model's limit, not from --max-tokens."""
+    allowed = tokenize(Prompt(0, "0", token_ids=[1] * longest), new=2, max_tokens=max_tokens)
+    assert len(ids(allowed)) == longest
+    assert failure(tokenize(Prompt(0, "0", token_ids=[1] * (longest + 1)), new=2, max_tokens=max_tokens))[0] == "too_long"
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -132,7 +142,7 @@ def test_as_long_as_allowed() -> None:
     ],
     ids=["none", "refuses", "broken", "undefined"],
 )
-def test_template_that_cannot_be_used(settings: dict[str, str], reason: str) -> None:
+def test_template_that_cannot_be_used(settings: dict[str, Any], reason: str) -> None:
     """A missing, failing or broken template costs this prompt only, and its error is told in one line."""
     kind, message = failure(tokenize(Prompt(0, "0", messages=HELLO), **settings))
     assert kind == "input"

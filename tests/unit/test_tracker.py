@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -328,6 +329,19 @@ def test_results_that_always_vanish_become_a_failure(rig: Rig) -> None:
     rig.finish()
     rig.assert_stored()
     assert Store(rig.store)["demo"].counts()["failures"] == {"delivery": 1}
+
+
+def test_a_failure_of_delivery_leaves_the_metadata_out(rig: Rig) -> None:
+    """It may be this that the writer refuses."""
+    shard = Shard([msgspec.structs.replace(make_prompt(0), metadata={"split": "test"})])
+    rig.tracker = Tracker(iter([shard]), rig.ledger, rig.stream, rig._give_up, lambda _: 1)
+    assert rig.take() == shard
+    for _ in range(MAX_VANISHED):
+        rig.produce(shard)
+        rig.wipe()
+        rig.check()
+        rig.check()
+    assert [(failure.kind, failure.metadata) for failure in rig.gave_up] == [("delivery", {})]
 
 
 def test_when_even_failures_vanish_the_run_ends(rig: Rig) -> None:

@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 
 from raylens.storage import durable as durable_module
 from raylens.storage import repair as repair_module
+from raylens.storage import verify as verify_module
 from raylens.storage.errors import Fenced, StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.manifest import read_manifest
 from raylens.storage.record import Failure, Record
 from raylens.storage.repair import repair
+from raylens.storage.segments import SegmentBuilder
 from raylens.storage.store import Store
 from raylens.storage.verify import examine
 from tests.builders import commit_all, commit_outcomes, make_failure, make_record, make_run, same
@@ -251,6 +254,43 @@ def test_repair_fences_a_writer_elsewhere(folder: RunFolder) -> None:
     repair(folder)
     with pytest.raises(Fenced):
         elsewhere.append(Commit(FORMAT, elsewhere.next, "99999999", None, 0, 0, []))
+
+
+def test_repair_mends_what_was_committed_until_its_fence(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the last commit is missing shows only once a writer of another machine has committed after it."""
+    elsewhere = Ledger(folder)
+    elsewhere.refresh()
+    flip_last_record(folder)
+    commit_file(folder, 4).unlink()
+    fence = repair_module._fence
+
+    def late(folder: RunFolder) -> None:
+        builder = SegmentBuilder(read_manifest(folder).uid)
+        builder.add(outcome_of(8))
+        name, crc32, entries = builder.write(folder, elsewhere.next, "99999999")
+        elsewhere.append(Commit(FORMAT, elsewhere.next, "99999999", name, builder.size, crc32, entries))
+        fence(folder)
+
+    monkeypatch.setattr(repair_module, "_fence", late)
+    repair(folder)
+    assert examine(folder).damage == []
+    assert {outcome.index for outcome in Store(folder.root.parents[1])["demo"]} == {0, 1, 3, 4, 5, 6, 7, 8}
+
+
+def test_a_run_that_changes_while_it_is_read_is_read_again(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment that a compaction elsewhere has moved meanwhile is no damage."""
+    path = segment(folder, 1)
+    away = path.rename(folder.root / "away")
+    read = verify_module.read_vocabulary
+
+    def meanwhile(vocabulary: Path) -> Any:
+        if away.exists():
+            away.rename(path)
+            os.utime(folder.commits)
+        return read(vocabulary)
+
+    monkeypatch.setattr(verify_module, "read_vocabulary", meanwhile)
+    assert examine(folder).damage == []
 
 
 def test_run_json_is_not_guessed(folder: RunFolder) -> None:

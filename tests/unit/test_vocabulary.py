@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylens.storage.errors import StoreError
-from raylens.storage.vocabulary import MAX_BYTES, MAX_TOKEN_BYTES, read_vocabulary, write_vocabulary
+from raylens.storage.vocabulary import MAX_BYTES, MAX_TOKEN_BYTES, read_vocabulary, token_text, write_vocabulary
 from tests.builders import make_vocabulary
 
 
@@ -25,6 +25,12 @@ def test_every_vocabulary_reads_back(tmp_path_factory: pytest.TempPathFactory, t
     path = tmp_path_factory.getbasetemp() / "vocabulary"
     write_vocabulary(path, tokens)
     assert read_vocabulary(path) == tokens
+
+
+def test_the_text_of_a_token() -> None:
+    """Ids from the vocabulary's size on, and those that have no token, are named by their number."""
+    tokens = [b"a", None]
+    assert [token_text(tokens, token) for token in range(4)] == ["a", "‹id 1›", "‹id 2›", "‹id 3›"]
 
 
 def test_a_missing_vocabulary_is_named(tmp_path: Path) -> None:

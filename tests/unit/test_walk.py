@@ -10,16 +10,20 @@ from torch import Tensor, nn
 
 from raylens.storage.record import Record
 from raylens.storage.taps import TAPS
+from raylens.workers import certify_walk
 from raylens.workers import lens as lens_module
-from raylens.workers.adapter import Adapter
+from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.batching import pad
 from raylens.workers.lens import Lens
 from raylens.workers.linear import find_linear_norm
 from raylens.workers.plan import plan_walk
+from raylens.workers.projection import Projection
 from raylens.workers.readers import WalkReader
 from raylens.workers.running import MOST_KEPT
 from raylens.workers.settings import LensSettings
-from tests.models import VOCABULARY
+from raylens.workers.steps import AfterHead
+from raylens.workers.walk import Walk
+from tests.models import VOCABULARY, build
 from tests.unit.test_lens import built, prompts
 
 FOUR = ("attn_out", "resid_mid", "mlp_out", "resid_post")
@@ -107,11 +111,33 @@ def test_not_where_sums_are_not_exact() -> None:
     assert VOCABULARY > MOST_KEPT
 
 
-@pytest.mark.parametrize("amount", [0.1, 1e3])
+def test_not_where_they_are_further_from_float64_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose sums were measured to be off by more has no walk."""
+    assert adapt(build("llama")).walk is not None
+    monkeypatch.setattr(certify_walk, "ALLOWED", 0.0)
+    assert adapt(build("llama")).walk is None
+
+
+@pytest.mark.parametrize("step", [AfterHead(0.5), AfterHead(2.0, 3.0)], ids=str)
+@pytest.mark.parametrize("name", ["gpt2", "gptj"])
+def test_a_factor_is_of_the_constant_part_too(name: str, step: AfterHead) -> None:
+    """Where norm or head have a bias and the logits are scaled, sums give what reading each tap gives."""
+    model, adapter = built(name)
+    found = adapter.projection
+    assert adapter.walk is not None
+    projection = Projection(found.norm, found.head, step)
+    assert projection.unembedding is not None
+    with torch.inference_mode():
+        walk = Walk(adapter.walk.norm, projection.unembedding, step, adapter.walk.error)
+    scaled = replace(adapter, projection=projection, walk=walk)
+    same(records(model, lens(scaled)), records(model, lens(replace(scaled, walk=None))))
+
+
+@pytest.mark.parametrize("amount", [1e-3, 0.1, 1e3])
 def test_sum_that_does_not_hold_is_noticed(amount: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the model does at run time what it did not on the probe, residuals are read as stored, not as the wrong sum."""
     model, adapter = built("llama")
-    started: list[str | None] = []
+    started: list[Any] = []
     begin = WalkReader._begin
 
     def counted(self: WalkReader, residual: Tensor, wanted: Any) -> None:
@@ -126,19 +152,26 @@ def test_sum_that_does_not_hold_is_noticed(amount: float, monkeypatch: pytest.Mo
     same(found, expected)
 
 
-@pytest.mark.parametrize(("put", "taken"), [("0.mlp", "1.self_attn"), ("1.self_attn", "1.mlp")])
-def test_massive_activations_leave_no_rounding_behind(put: str, taken: str) -> None:
-    """What one module adds, a hundred thousand times the rest, and a later one takes away, as real models do."""
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"0.mlp": 1e5, "1.self_attn": -1e5},
+        {"1.self_attn": 1e5, "1.mlp": -1e5},
+        {"0.self_attn": 1e6, "0.mlp": -9e5, "1.self_attn": -9e4, "1.mlp": -9e3, "2.self_attn": -9e2, "2.mlp": -9e1},
+    ],
+    ids=["later", "at once", "step by step"],
+)
+def test_massive_activations_leave_no_rounding_behind(added: dict[str, float]) -> None:
+    """What one module adds, a hundred thousand times the rest, and later ones take away, as real models do."""
     model, adapter = built("llama")
     massive = torch.zeros(model.config.hidden_size)
-    massive[3] = 1e5
+    massive[3] = 1.0
 
     def add(amount: Tensor) -> Any:
         return lambda _module, _args, out: (out[0] + amount, *out[1:]) if isinstance(out, tuple) else out + amount
 
     hooks = [
-        model.model.layers.get_submodule(module).register_forward_hook(add(amount))
-        for module, amount in ((put, massive), (taken, -massive))
+        model.model.layers.get_submodule(module).register_forward_hook(add(amount * massive)) for module, amount in added.items()
     ]
     try:
         same(records(model, lens(adapter)), records(model, lens(replace(adapter, walk=None))))

@@ -174,6 +174,15 @@ def test_tap_the_model_lacks(tmp_path: Path) -> None:
     assert Worker(settings(tmp_path)).certificate["run_taps"] == ["attn_out", "mlp_out", "resid_post"]
 
 
+def test_float32_logprobs_are_not_of_running_sums(folder: Path) -> None:
+    """Whoever asks for whole logprobs has each tap read by itself, which is closer to float64."""
+    model = ModelSettings(str(folder), device_map='{"": "cpu"}')  # a GPU has no running sums
+    paths = [
+        Worker(WorkerSettings(model, LensSettings(logprobs=kind))).certificate["lens"]["path"] for kind in ("float16", "float32")
+    ]
+    assert ["sums of what is added" in path for path in paths] == [True, False]
+
+
 def test_vocabulary_and_certificate(worker: Worker) -> None:
     """The worker knows each token's bytes, and what it measured of the model can be written as JSON."""
     assert list(worker.vocabulary) == [f"w{number}".encode() for number in range(VOCABULARY)]
