@@ -77,7 +77,8 @@ class Tracked:
             return same[0]
         parts = ", ".join(f"{token_label(vocabulary, token)} (id:{token})" for token in (same or pieces)[:8])
         kind = "several tokens" if same else "no single token of this model"
-        raise UsageError(f"{given}: {kind}: {parts or 'nothing'}; track one of them, as id:N or with its leading space")
+        spaced = "" if name.startswith(" ") else " or with its leading space"
+        raise UsageError(f"{given}: {kind}: {parts or 'nothing'}; track one of them, as id:N{spaced}")
 
     def _tokens_of(self, data: bytes) -> list[int]:
         """The ids of these bytes. Looked for in a table, as a field of each of a million prompts may ask."""

@@ -16,6 +16,9 @@ from raylens.storage.plots.scales import nats_scale, prob_scale
 from raylens.storage.store import Run
 from raylens.storage.taps import TAPS
 
+#: Rows by tap, or by value of the key, None for prompts that lack it.
+_Groups = Mapping[Any, list[dict[str, Any]]]
+
 
 def aggregate(run: Run, by: str | None = None) -> Chart:
     """Ask the run and arrange the answers.
@@ -30,12 +33,12 @@ def aggregate(run: Run, by: str | None = None) -> Chart:
     if by is not None:
         last = next((tap for tap in reversed(TAPS) if any(row["tap"] == tap for row in rows)), "")
         rows = [row for row in rows if row["tap"] == last]
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    groups: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        groups[row["tap"] if by is None else _value(row["split"])].append(row)
+        groups[row["tap"] if by is None else row["split"]].append(row)
     if by is not None and (why := undrawn(by, [row["split"] for row in rows])):
         raise UsageError(why)
-    names = drawn_taps(groups) if by is None else sorted(groups)
+    names = drawn_taps(groups) if by is None else sorted(groups, key=lambda value: (value is not None, value or ""))
     layers = sorted({row["layer"] for name in names for row in groups[name]})
     plots = [_agreement(groups, names, layers), _entropy(groups, names, layers), _kl(groups, names, layers)]
     plots.append(_depth(run, by, layers, names))
@@ -45,11 +48,11 @@ def aggregate(run: Run, by: str | None = None) -> Chart:
     return Chart(
         heading=f"{run.manifest.title} · run {run.name}",
         captions=(caption, *([] if by else ["band: 10 to 90 % of the places, of resid_post"])),
-        panels=Panels(layers, [plot for plot in plots if plot is not None], names, _maps(groups, names, layers)),
+        panels=Panels(layers, [plot for plot in plots if plot is not None], [*map(_label, names)], _maps(groups, names, layers)),
     )
 
 
-def _maps(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], layers: Sequence[int]) -> list[Map]:
+def _maps(groups: _Groups, names: Sequence[str | None], layers: Sequence[int]) -> list[Map]:
     """What can be seen of all taps at once: means, without the rows and the maps of what the run does not have."""
     maps = []
     for column, scale in (
@@ -60,34 +63,35 @@ def _maps(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], laye
         rows = {name: series(groups[name], column, layers) for name in names}
         known = [name for name, values in rows.items() if np.isfinite(values).any()]
         if known:
-            maps.append(Map(scale, known, np.array([rows[name] for name in known])))
+            maps.append(Map(scale, [*map(_label, known)], np.array([rows[name] for name in known])))
     return maps
 
 
-def _value(split: str | None) -> str:
-    return "(none)" if split is None else text_label(split)
+def _label(name: str | None) -> str:
+    """Of a tap, or of a value of the key, which prompts that lack it do not have."""
+    return "(none)" if name is None else text_label(name)
 
 
-def _agreement(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], layers: Sequence[int]) -> Plot | None:
+def _agreement(groups: _Groups, names: Sequence[str | None], layers: Sequence[int]) -> Plot | None:
     curves = [Curve(series(groups[name], "agreement", layers)) for name in names]
     if all(np.isnan(curve.values).all() for curve in curves):
         return None
     return Plot(share_axis("share of places where the best token is the final prediction"), curves)
 
 
-def _entropy(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], layers: Sequence[int]) -> Plot:
+def _entropy(groups: _Groups, names: Sequence[str | None], layers: Sequence[int]) -> Plot:
     curves = [_banded(groups[name], name, "entropy", layers) for name in names]
     return Plot(upward_axis("entropy in nats, median", _highest(curves)), curves)
 
 
-def _kl(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], layers: Sequence[int]) -> Plot | None:
+def _kl(groups: _Groups, names: Sequence[str | None], layers: Sequence[int]) -> Plot | None:
     curves = [_banded(groups[name], name, "kl", layers) for name in names]
     if all(np.isnan(curve.values).all() for curve in curves):
         return None
     return Plot(upward_axis("KL of the final prediction from here in nats, median", _highest(curves)), curves)
 
 
-def _banded(rows: Sequence[Mapping[str, Any]], name: str, column: str, layers: Sequence[int]) -> Curve:
+def _banded(rows: Sequence[Mapping[str, Any]], name: str | None, column: str, layers: Sequence[int]) -> Curve:
     """The median, and for resid_post its band: several would hide each other."""
     low, middle, high = (series(rows, f"{column}_{part}", layers) for part in (10, 50, 90))
     return Curve(middle, low, high) if name == "resid_post" else Curve(middle)
@@ -99,15 +103,15 @@ def _highest(curves: Sequence[Curve]) -> float:
     )
 
 
-def _depth(run: Run, by: str | None, layers: Sequence[int], names: Sequence[str]) -> Plot | None:
+def _depth(run: Run, by: str | None, layers: Sequence[int], names: Sequence[str | None]) -> Plot | None:
     try:
         rows = run.query("depth", **({} if by is None else {"by": by})).rows()
     except UsageError:  # a run without the final prediction has no depth
         return None
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    groups: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        groups[_value(row["split"]) if by is not None else ""].append(row)
-    curves = [Curve(series(groups[name], "stable_share", layers)) for name in (names if by else [""])]
+        groups[row.get("split")].append(row)
+    curves = [Curve(series(groups[name], "stable_share", layers)) for name in (names if by is not None else [None])]
     if by is not None:
         return Plot(share_axis("share of places decided for good by this layer"), curves)
     at_layer = np.diff(curves[0].values, prepend=0.0)

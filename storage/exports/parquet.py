@@ -27,10 +27,12 @@ def write(run: Run, file: BinaryIO) -> None:
 
 def _groups(parts: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
     group: list[pa.RecordBatch] = []
+    rows = 0
     for part in parts:
         group.append(part)
-        if sum(map(len, group)) >= GROUP:
+        rows += len(part)
+        if rows >= GROUP:
             yield group
-            group = []
+            group, rows = [], 0
     if group:
         yield group

@@ -13,11 +13,27 @@ WITH terms AS (
             ELSE attribution[$to::INTEGER] - CASE WHEN $minus::INTEGER IS NULL THEN 0 ELSE attribution[$minus::INTEGER] END
         END::DOUBLE AS term
     FROM places
+),
+summed AS (
+    SELECT
+        split, tap, layer, count(term) AS places, avg(term) AS attribution, stddev_samp(term) / sqrt(count(term)) AS deviation,
+        avg((term > 0)::INTEGER) AS positive, max(attribution_error) AS error
+    FROM terms
+    GROUP BY split, tap, layer
+),
+widths AS (
+    -- Student's t, two-sided: by degrees of freedom up to 30, and beyond to four digits
+    SELECT
+        *,
+        deviation * coalesce(
+            [
+                12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448, 2.1314,
+                2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423
+            ][places - 1],
+            1.96 + 2.37 / (places - 2.2)
+        ) AS half
+    FROM summed
 )
-SELECT
-    split, tap, layer, count(term) AS places, avg(term) AS attribution,
-    avg(term) - 1.96 * stddev_samp(term) / sqrt(count(term)) AS low, avg(term) + 1.96 * stddev_samp(term) / sqrt(count(term)) AS high,
-    avg((term > 0)::INTEGER) AS positive, max(attribution_error) AS error
-FROM terms
-GROUP BY split, tap, layer
+SELECT split, tap, layer, places, attribution, attribution - half AS low, attribution + half AS high, positive, error
+FROM widths
 ORDER BY split, layer, tap_order(tap)

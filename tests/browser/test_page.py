@@ -34,6 +34,7 @@ def run(tmp_path: Path) -> Run:
     folder, _ = make_run(tmp_path / "store", 1)
     record = make_record(0, id="one", tokens=7, layers=tuple(range(5)), taps=TAPS, k=4, vocabulary_size=12, tracked=2)
     record = with_stats(dataclasses.replace(record, tracked=[1, 4]), 1)
+    record.taps["resid_post"].stats["tracked_logprob"] *= 9  # to some that are far down
     record.taps["resid_post"].stats["best_rank"] = np.arange(20, 55, dtype=np.uint32).reshape(5, 7)
     commit_outcomes(folder, record)
     return Run(folder)
@@ -183,6 +184,30 @@ def test_pins_are_drawn_and_told_in_numbers(run: Run, tmp_path: Path, open_page:
     known = [ranks(record, lens, np.full(7, token, dtype=np.uint32))[:, column].astype(int) for token in (other, tracked)]
     assert rows == [[">4" if rank > 4 else str(rank), str(exact)] for rank, exact in zip(*known, strict=True)]
     assert page.locator("svg.trajectory path").count() == 2
+
+
+def test_what_is_known_of_a_tracked_token_is_drawn_where_it_is(run: Run, tmp_path: Path, open_page: Open) -> None:
+    """At any rank and logprob, on an axis that reaches it; no two values at one height."""
+    record = record_of(run)
+    stats = record.taps["resid_post"].stats
+    column = record.positions.index(3)
+    for stat, name in (("rank", "tracked_rank"), ("logprob", "tracked_logprob")):
+        page = shown(open_page, run, tmp_path, state=f"#pin={record.tracked[0]}&position=3&stat={stat}")
+        heights = [float(dot.get_attribute("cy") or 0) for dot in page.locator("svg.trajectory circle").all()]
+        values = stats[name][:, column, 0].astype(float)
+        assert len(heights) == len(values)
+        assert max(values) > 5 or min(values) < -12  # beyond the k best, and beyond the axis of what is not known exactly
+        order = np.argsort(values if stat == "rank" else -values, kind="stable")
+        placed = np.array(heights)[order]
+        assert (np.diff(placed)[np.abs(np.diff(values[order])) > 0.5] > 0).all()
+
+
+def test_the_first_tab_goes_to_the_first_control(run: Run, tmp_path: Path, open_page: Open) -> None:
+    """Also where the page has moved a wide grid to show the last position."""
+    page = shown(open_page, run, tmp_path)
+    page.keyboard.press("Tab")
+    first = page.evaluate("document.activeElement === document.querySelector('a[href], button, input, select, summary')")
+    assert first, page.evaluate("document.activeElement.outerHTML")
 
 
 def test_a_search_finds_tokens_and_colours_by_one(run: Run, tmp_path: Path, open_page: Open) -> None:

@@ -88,8 +88,8 @@ def test_compare_shows_the_effect_by_layer(place: Path) -> None:
     drawn = raylens_command(*("plot", "plain", "--kind", "compare", "--against", "steered", "-s", "st", "-o", "c.svg"), cwd=place)
     assert drawn.returncode == 0, drawn.stderr
     picture = (place / "c.svg").read_text()
-    assert ", edited) against run plain (" in picture
-    assert "logprob of this run's best token" in picture
+    assert ") against run steered (" in picture
+    assert "logprob of the best token of plain in nats, steered less plain, mean" in picture
 
 
 def test_titles(place: Path) -> None:

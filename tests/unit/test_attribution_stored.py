@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raylens.storage import named_queries
 from raylens.storage.errors import UsageError
 from raylens.storage.payload import decode_payload, encode_payload
 from raylens.storage.plots import render
@@ -176,13 +177,29 @@ def test_the_query_against_the_records(run: Run, asked: dict[str, Any], number: 
     assert {(row["tap"], row["layer"]) for row in rows} == wanted.keys()
     for row in rows:
         values = np.array(wanted[row["tap"], row["layer"]])
-        half = 1.96 * values.std(ddof=1) / len(values) ** 0.5
+        half = 2.0930 * values.std(ddof=1) / len(values) ** 0.5  # Student's t of 19 degrees of freedom
         assert row["places"] == len(values) == 20
         np.testing.assert_allclose(
             [row["attribution"], row["low"], row["high"]], values.mean() + np.array([0, -half, half]), rtol=1e-5, atol=1e-6
         )
         assert row["positive"] == pytest.approx((values > 0).mean())
         assert row["error"] is None if row["tap"] not in ("resid_post",) else row["error"] < 1e-4
+
+
+@pytest.mark.parametrize(("count", "t"), [(2, 12.7062), (3, 4.3027), (31, 2.0423), (32, 2.0395), (121, 1.9799), (1001, 1.9623)])
+def test_the_interval_of_few_and_many(run: Run, count: int, t: float) -> None:
+    """Student's t, from tables; of one place there is none."""
+    sql = (Path(named_queries.__file__).parent / "queries" / "attribution.sql").read_text()
+    places = (
+        "SELECT NULL AS split, 'attn_out' AS tap, 0 AS layer, NULL AS attribution_error, [0.0] AS attribution, "
+        f"(range % 2)::DOUBLE AS best_attribution FROM range({count})"
+    )
+    asked = sql.replace("WITH terms", f"WITH places AS ({places}), terms")
+    (row,) = run.sql(asked, {"to": None, "minus": None}).rows()
+    values = np.arange(count) % 2
+    assert row["high"] - row["attribution"] == pytest.approx(t * values.std(ddof=1) / count**0.5, rel=1e-4)
+    (alone,) = run.sql(asked.replace(f"range({count})", "range(1)"), {"to": None, "minus": None}).rows()
+    assert alone["low"] is alone["high"] is None
 
 
 def test_the_query_of_best_tokens(run: Run) -> None:

@@ -12,7 +12,7 @@ from raylens.storage.charts.compare import compared
 from raylens.storage.comparison import compare
 from raylens.storage.errors import UsageError
 from raylens.storage.record import Record, TapLens
-from raylens.storage.store import Run
+from raylens.storage.store import Run, open_store
 from tests.builders import commit_outcomes, make_record, make_run
 from tests.command import raylens_command
 from tests.queried import write_run
@@ -70,6 +70,20 @@ def test_values_of_a_key_are_drawn_apart(runs: tuple[Run, Run]) -> None:
     assert list(picture.panels.names) == ["(none)", "kind0", "kind1"]
     places = sum(len(record.positions) for record in runs[0].records())
     assert f"{places} places a layer; by kind" in picture.captions[0]
+
+
+def test_a_value_called_none_is_one_of_its_own(tmp_path: Path) -> None:
+    """Beside prompts that lack the key, which are called so in the picture."""
+    folder, _ = make_run(tmp_path)
+    for index, metadata in enumerate(({"t": "(none)"}, {}, {"t": "a"}, {"t": "a"})):
+        commit_outcomes(folder, make_record(index, metadata=metadata))
+    (run,) = open_store(tmp_path)
+    picture = aggregate(run, by="t")
+    assert list(picture.panels.names) == ["(none)", "(none)", "a"]
+    assert "16 places a layer" in picture.captions[0]
+    rows = {(row["split"], row["layer"]): row["entropy_50"] for row in run.query("layers", by="t", tap="resid_post")}
+    for split, curve in zip((None, "(none)", "a"), picture.panels.plots[1].curves, strict=True):
+        assert curve.values.tolist() == [rows[split, layer] for layer in picture.panels.layers]
 
 
 def test_differences_are_the_comparisons(runs: tuple[Run, Run]) -> None:

@@ -119,6 +119,7 @@ def test_refused(value: Any, problem: str, tmp_path: Path) -> None:
         ("e.toml", "", "ends in .toml; name it .yaml or .json by what it holds"),
         ("edits", "", "ends in nothing; name it"),
         ("gone.yaml", None, "No such file or directory; check the path"),
+        ("gone", None, "No such file or directory; check the path"),
         ("e.json", "{", "line 1: not JSON (Expecting property name"),
         ("e.json", '{"edits": [],\n "edits": []}', "'edits' is given twice; keep one"),
         ("e.json", '{"edits": [{"tap": "attn_out", "layers": 0, "scale": NaN}]}', "edits[0].scale: nan is not"),

@@ -54,6 +54,8 @@ def read_values(path: Path) -> Any:
     """
     name, suffix = str(path), path.suffix.lower()
     if suffix not in MOST_BYTES:
+        if not path.exists():
+            raise bad(name, "", "No such file or directory", "check the path")
         raise bad(name, "", f"ends in {suffix or 'nothing'}", "name it .yaml or .json by what it holds")
     try:
         if path.exists() and not path.is_file():  # a device might never end

@@ -1,7 +1,8 @@
 // Pinned tokens over the layers of a tap at one position, by rank, probability or logprob.
 
 const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [640, 220, 48, 12, 10, 34];
-const LEAST_LOGPROB = -12;
+// Of the logprob axis: from 0 down in four steps of the first of these that reach the lowest value.
+const LOGPROB_STEPS = [3, 5, 10, 20, 50, 100];
 const DASHES = ["", "6 3", "2 3", "8 3 2 3", "4 2", "1 2"];
 
 class Trajectory {
@@ -21,12 +22,12 @@ class Trajectory {
     this.element.hidden = !known || state.pins.length === 0;
     if (this.element.hidden) return;
     const layers = lens.taps.get(state.tap).layers;
-    const axis = this.#axis(state);
-    this.heading.replaceChildren(`Pinned tokens: ${axis.name} over layers of ${state.tap}, position ${state.position}`);
     const lines = state.pins.map((id) => {
       const token = lens.token(id);
       return layers.map((layer) => (token < 0 ? null : lens.find(state.tap, layer, column, token)));
     });
+    const axis = this.#axis(state, lines.flat().filter(Boolean));
+    this.heading.replaceChildren(`Pinned tokens: ${axis.name} over layers of ${state.tap}, position ${state.position}${axis.note ?? ""}`);
     const x = (number) => LEFT + ((WIDTH - LEFT - RIGHT) * (number + 0.5)) / layers.length;
     this.picture.setAttribute("aria-label", `${axis.name} of ${state.pins.length} tokens over ${layers.length} layers; in numbers below`);
     this.picture.replaceChildren(
@@ -37,20 +38,35 @@ class Trajectory {
     this.#table(state, layers, lines, axis);
   }
 
-  #axis(state) {
-    const span = HEIGHT - TOP - BOTTOM;
-    if (state.stat === "prob" || state.stat === "logprob") {
-      const least = state.stat === "prob" ? 0 : LEAST_LOGPROB;
-      const most = state.stat === "prob" ? 1 : 0;
-      const y = (value) => TOP + (span * (most - Math.max(value, least))) / (most - least);
-      const ticks = state.stat === "prob" ? [0, 0.25, 0.5, 0.75, 1] : [-12, -9, -6, -3, 0];
-      const of = (found) => found && (state.stat === "prob" ? Math.exp(found.logprob) : found.logprob);
-      return { name: state.stat === "prob" ? "probability" : "logprob", y, of, ticks: ticks.map((tick) => [tick, String(tick)]), beyond: "" };
+  // Wide enough for every value that is known: those of tracked tokens are, at any rank.
+  #axis(state, known) {
+    if (state.stat === "prob") {
+      return { name: "probability", ...this.#linear([0, 0.25, 0.5, 0.75, 1]), of: (found) => found && Math.exp(found.logprob), beyond: "" };
     }
-    const { k } = this.lens.taps.get(state.tap);
-    const { ticks } = this.lens.scales.rank;
-    const y = (rank) => TOP + (span * Math.log(Math.min(rank, k + 1))) / Math.log(k + 1);
-    return { name: "rank", y, of: (found) => (found ? found.rank : k + 1), ticks, beyond: `>${k}` };
+    if (state.stat === "logprob") {
+      const lowest = Math.min(...known.map((found) => found.logprob), 0);
+      const step = LOGPROB_STEPS.find((one) => lowest >= -4 * one) ?? Math.ceil(-lowest / 4);
+      const ticks = [-4, -3, -2, -1, 0].map((times) => times * step || 0);
+      return { name: "logprob", ...this.#linear(ticks), of: (found) => found && found.logprob, beyond: "" };
+    }
+    return this.#ranks(this.lens.taps.get(state.tap).k, Math.max(...known.map((found) => found.rank), 1));
+  }
+
+  #linear(values) {
+    const [least, most] = [values[0], values[values.length - 1]];
+    const y = (value) => TOP + ((HEIGHT - TOP - BOTTOM) * (most - value)) / (most - least);
+    return { y, ticks: values.map((value) => [value, String(value)]) };
+  }
+
+  // As far as the k best, with a last line for what lies beyond; further where a rank beyond is known, and then without that line.
+  #ranks(k, highest) {
+    const powers = Math.ceil(Math.log10(highest));
+    const far = highest > k + 1;
+    const last = far ? 10 ** powers : k + 1;
+    const ticks = far ? [...Array(powers + 1).keys()].map((power) => [10 ** power, (10 ** power).toLocaleString("en")]) : this.lens.scales.rank.ticks;
+    const y = (rank) => TOP + ((HEIGHT - TOP - BOTTOM) * Math.log(rank)) / Math.log(last);
+    const note = far ? `; no point where a token that was not tracked is not among the ${k} best` : "";
+    return { name: "rank", y, of: (found) => (found ? found.rank : far ? null : k + 1), ticks, beyond: `>${k}`, note };
   }
 
   #tick(y, text) {
@@ -89,8 +105,7 @@ class Trajectory {
 
   #number(found, axis) {
     if (!found) return axis.beyond || "–";
-    const value = axis.of(found);
-    return axis.name === "probability" ? percent(found.logprob) : rounded(value);
+    return axis.name === "probability" ? percent(found.logprob) : rounded(axis.of(found));
   }
 
   #name(id) {
