@@ -203,7 +203,7 @@ def test_what_is_known_of_a_tracked_token_is_drawn_where_it_is(run: Run, tmp_pat
 
 
 def test_the_first_tab_goes_to_the_first_control(run: Run, tmp_path: Path, open_page: Open) -> None:
-    """Also where the page has moved a wide grid to show the last position."""
+    """And not into the grid, which the page has moved to show the last position."""
     page = shown(open_page, run, tmp_path)
     page.keyboard.press("Tab")
     first = page.evaluate("document.activeElement === document.querySelector('a[href], button, input, select, summary')")

@@ -65,15 +65,6 @@ class Grid {
     this.mark(state);
   }
 
-  // Brings the marked cell into its box. Not by scrollIntoView, from which the next Tab would set out, past links and controls.
-  reveal() {
-    if (!this.marked) return;
-    const box = this.table.parentElement;
-    const [cell, seen] = [this.marked.getBoundingClientRect(), box.getBoundingClientRect()];
-    box.scrollLeft += cell.right - seen.right;
-    box.scrollTop += Math.max(0, cell.bottom - seen.bottom);
-  }
-
   #caption(state) {
     const { lens } = this;
     return (

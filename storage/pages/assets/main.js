@@ -56,7 +56,7 @@ async function start() {
   };
   document.getElementById("panes").replaceChildren(...panes.map((pane) => pane.element));
   draw(["tap"]);
-  for (const pane of panes) pane.grid.reveal();
+  for (const pane of panes) pane.grid.marked?.scrollIntoView({ block: "nearest", inline: "end" });
   window.addEventListener("hashchange", () => {
     state = stateFrom(location.hash, lenses);
     draw(["tap"]);
