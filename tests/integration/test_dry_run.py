@@ -203,8 +203,9 @@ def test_bad_input_is_told_before_anything_loads(place: Path) -> None:
 
 def test_ctrl_c_leaves_nothing(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Exit code 130, no temporary folder of ours, no process."""
-    log = place / "stopped.log"
-    with Running(log, "run", str(place / "c.jsonl"), "-m", str(place / "model"), "--positions", "all", "--dry-run") as running:
+    log, corpus = place / "stopped.log", place / "long.txt"
+    corpus.write_text("\n".join(sentences(64, 400)))  # of which a dry run measures for seconds
+    with Running(log, "run", str(corpus), "-m", str(place / "model"), "--positions", "all", "--dry-run") as running:
         wait_until(lambda: "loading the model" in log.read_text(), "the model is being loaded")
         running.stop()
         assert running.process.wait(timeout=HUNG) == 130
