@@ -41,19 +41,12 @@ class Broker:
         if now - self._looked < WATCH_SECONDS:
             return
         self._looked = now
-        if self._answers():
+        if self._probe.answers():
             self._answered = now
         elif self._embedded is not None:
             self._embedded.restart()
         elif now - self._answered > MAX_AWAY_SECONDS:
             raise BrokerError(f"--redis {redact(self.url)}: has not answered for {MAX_AWAY_SECONDS:.0f} seconds; is it up?")
-
-    def _answers(self) -> bool:
-        try:
-            self._probe.ping()
-        except BrokerError:
-            return False
-        return True
 
     def memory(self) -> Memory:
         """What the server holds, and may hold.

@@ -138,12 +138,9 @@ def answers(url: str) -> bool:
     """Whether the server answers right now."""
     stream = Stream(url, "probe", retries=0)
     try:
-        stream.ping()
-    except BrokerError:
-        return False
+        return stream.answers()
     finally:
         stream.close()
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +269,14 @@ class Stream:
     def ping(self) -> None:
         """Raise BrokerError unless the server answers."""
         self._call("PING")
+
+    def answers(self) -> bool:
+        """Whether the server answers right now."""
+        try:
+            self.ping()
+        except BrokerError:
+            return False
+        return True
 
     def close(self) -> None:
         """Close the connections."""

@@ -66,23 +66,14 @@ def test_uncommitted_segments_are_invisible(tmp_path: Path) -> None:
         run["prompt-1"]
 
 
-def test_a_missing_commit_is_named(tmp_path: Path) -> None:
-    """A ledger with a hole is damage, not a shorter run."""
+@pytest.mark.parametrize(("commits", "missing"), [(3, 1), (2, 0)])
+def test_a_missing_commit_is_named(tmp_path: Path, commits: int, missing: int) -> None:
+    """A ledger with a hole is damage, not a shorter run; one commit after it is enough to know."""
     folder, _ = make_run(tmp_path)
-    for index in range(3):
+    for index in range(commits):
         commit_outcomes(folder, make_record(index))
-    (folder.commits / "000000001.json").unlink()
-    with pytest.raises(StoreError, match=r"000000001\.json: missing"):
-        len(Store(tmp_path)["demo"])
-
-
-def test_a_gap_before_the_last_commit_is_named(tmp_path: Path) -> None:
-    """One commit after it is enough to know."""
-    folder, _ = make_run(tmp_path)
-    for index in range(2):
-        commit_outcomes(folder, make_record(index))
-    (folder.commits / "000000000.json").unlink()
-    with pytest.raises(StoreError, match=r"000000000\.json: missing"):
+    (folder.commits / f"{missing:09}.json").unlink()
+    with pytest.raises(StoreError, match=rf"{missing:09}\.json: missing"):
         len(Store(tmp_path)["demo"])
 
 
