@@ -17,7 +17,7 @@ from raylens.scheduler.corpus import Corpus, CorpusSettings, CorpusSummary, Form
 from raylens.scheduler.fit_progress import FitProgress
 from raylens.scheduler.new_folder import new_folder
 from raylens.scheduler.settings import check_actors
-from raylens.scheduler.stopping import Stopping
+from raylens.scheduler.stopping import Stopping, heeding
 from raylens.storage.durable import write_file
 from raylens.storage.errors import ModelError
 from raylens.workers.fitting.report import FitReport
@@ -53,7 +53,7 @@ def fit_corpus(
     check_actors(actors.count, actors.gpus_each)
     with new_folder("--output", output) as folder, ExitStack() as stack:
         progress.stage("checking the corpus")
-        summary = corpus.scan(_ends(stopping))
+        summary = corpus.scan(heeding(stopping, lambda _prompts: None))
         progress.stage("reading the model's configuration")
         facts = inspect_model(WorkerSettings(settings.model))
         check_chat(summary, facts, "give texts instead")
@@ -150,14 +150,6 @@ def fit_with_progress(settings: FitSettings, corpus: Corpus, output: Path, actor
             return fit_corpus(settings, corpus, output, actors, progress, stopping)
         finally:
             progress.close()
-
-
-def _ends(stopping: Callable[[], bool]) -> Callable[[int], None]:
-    def scanned(_prompts: int) -> None:
-        if stopping():
-            raise KeyboardInterrupt
-
-    return scanned
 
 
 def _texts(settings: FitSettings, corpus: Corpus, facts: ModelFacts) -> Any:

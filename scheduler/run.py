@@ -23,6 +23,7 @@ from raylens.scheduler.samples import samples_of
 from raylens.scheduler.settings import RunSettings, check
 from raylens.scheduler.settled import settled, with_stats
 from raylens.scheduler.shards import cut, estimated_positions
+from raylens.scheduler.stopping import heeding
 from raylens.scheduler.tracker import Tracker, open_bytes
 from raylens.scheduler.writer_process import WriterProcess
 from raylens.storage.durable import store_errors, write_file
@@ -80,7 +81,7 @@ def run_corpus(
     check(settings)
     check_writable(settings.store)
     progress.stage("checking the corpus")
-    summary = corpus.scan(_scanned(progress, stopping), tracked_fields(settings.worker.lens.track))
+    summary = corpus.scan(heeding(stopping, progress.scanned), tracked_fields(settings.worker.lens.track))
     progress.stage("reading the model's configuration")
     facts = inspect_model(settings.worker)
     settings = msgspec.structs.replace(settings, worker=with_stats(settings.worker, facts))
@@ -130,17 +131,6 @@ def _uid(folder: RunFolder) -> str | None:
     with suppress(StoreError):
         return read_manifest(folder).uid
     return None
-
-
-def _scanned(progress: Progress, stopping: Callable[[], bool]) -> Callable[[int], None]:
-    """Shows how far the check of the corpus is, and ends it when the user wants to stop."""
-
-    def scanned(prompts: int) -> None:
-        progress.scanned(prompts)
-        if stopping():
-            raise KeyboardInterrupt
-
-    return scanned
 
 
 def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Callable[[], bool]) -> bool:

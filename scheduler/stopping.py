@@ -3,7 +3,22 @@
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+def heeding(stopping: Callable[[], bool], told: Callable[[_T], None]) -> Callable[[_T], None]:
+    """For what is told how far something is: ends it with KeyboardInterrupt as soon as the user wants to stop."""
+
+    def heeded(value: _T) -> None:
+        if stopping():
+            raise KeyboardInterrupt
+        told(value)
+
+    return heeded
 
 
 class Stopping:

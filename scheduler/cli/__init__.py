@@ -107,7 +107,10 @@ def group() -> None:
 def main() -> None:
     """Entry point of the ``raylens`` command."""
     atexit.register(_spare_torch)
-    group()
+    try:
+        group()
+    finally:  # python -m would end by the signal for an interrupt that came within an exec, such as a dataclass's, until the next
+        exec("")  # noqa: S102
 
 
 def _spare_torch() -> None:

@@ -267,11 +267,13 @@ def _dry_run(settings: Any, corpus: Any, as_json: bool, quiet: bool) -> None:
 
     from raylens.scheduler.dry_run.estimate import estimate
     from raylens.scheduler.progress import choose
+    from raylens.scheduler.stopping import Stopping
 
     progress = choose(as_json=False, quiet=quiet)  # stdout is for the estimate
-    with contextlib.redirect_stdout(sys.stderr):  # Ray prints notices to stdout, where only our data belongs
+    # Ray prints notices to stdout, where only our data belongs
+    with Stopping() as stopping, contextlib.redirect_stdout(sys.stderr):
         try:
-            found = estimate(settings, corpus, progress)
+            found = estimate(settings, corpus, progress, stopping)
         finally:
             progress.close()
     click.echo(orjson.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))

@@ -17,6 +17,7 @@ from raylens.scheduler.dry_run.extent import measure, sample
 from raylens.scheduler.progress import Progress, duration
 from raylens.scheduler.settings import RunSettings, check
 from raylens.scheduler.settled import settled, with_stats
+from raylens.scheduler.stopping import heeding
 from raylens.scheduler.tracker import OPEN_BYTES
 from raylens.scheduler.writer_process import helpers_here
 from raylens.storage.cores import cores
@@ -108,35 +109,37 @@ def _range(seconds: Range) -> str:
     return f"about {duration(seconds.expected)} ({duration(seconds.least)} to {duration(seconds.most)})"
 
 
-def estimate(settings: RunSettings, corpus: Corpus, progress: Progress) -> Estimate:
+def estimate(settings: RunSettings, corpus: Corpus, progress: Progress, stopping: Callable[[], bool]) -> Estimate:
     """Tokenize the whole corpus, lens a part of it, and work out what all of it takes.
 
     Raises:
         RaylensError: as the run itself would before its first result.
+        KeyboardInterrupt: ``stopping`` said so.
     """
+    tell = heeding(stopping, progress.stage)
     times = [time.perf_counter()]
     check(settings)
-    progress.stage("checking the corpus")
-    summary = corpus.scan(progress.scanned, tracked_fields(settings.worker.lens.track))
+    tell("checking the corpus")
+    summary = corpus.scan(heeding(stopping, progress.scanned), tracked_fields(settings.worker.lens.track))
     times.append(time.perf_counter())
-    progress.stage("reading the model's configuration")
+    tell("reading the model's configuration")
     from raylens.scheduler.dry_run.rehearsal import rehearse  # with torch, which takes a while
 
     facts = inspect_model(settings.worker)
     check_chat(summary, facts)
     times.append(time.perf_counter())
-    progress.stage("starting Ray")
+    tell("starting Ray")
     from raylens.scheduler.cluster import check_reached, cluster, share
 
-    with cluster(settings.ray, progress.stage) as ours:
+    with cluster(settings.ray, tell, stopping) as ours:
         check_reached(settings.redis, ours)
         parts = share(settings.actors, settings.gpus_per_actor)
     times.append(time.perf_counter())
     scanning, preparing, ray = (after - before for before, after in pairwise(times))
     worker = settled(with_stats(settings.worker, facts), facts, ours.gpus)
-    extent = measure(corpus, summary.count, worker, facts, parts.actors, _now_and_then(progress))
+    extent = measure(corpus, summary.count, worker, facts, parts.actors, heeding(stopping, _now_and_then(tell)))
     prompts, threads = sample(corpus, extent, worker, SAMPLE), max(1, int(parts.cpus))
-    found = rehearse(worker, prompts, extent.prompts, parts.actors, threads, progress.stage)
+    found = rehearse(worker, prompts, extent.prompts, parts.actors, threads, tell)
     # each actor imports and reads once more what this process did
     start = scanning + 2 * preparing + ray + found.load_seconds + found.warm_up_seconds
     writers = max(1, helpers_here(settings.writer_helpers))
@@ -165,16 +168,16 @@ def estimate(settings: RunSettings, corpus: Corpus, progress: Progress) -> Estim
     )
 
 
-def _now_and_then(progress: Progress) -> Callable[[int], None]:
-    """Shows how far the corpus is, not for every prompt."""
-    progress.stage("tokenizing")
+def _now_and_then(tell: Callable[[str], None]) -> Callable[[int], None]:
+    """Tells how far the corpus is, not for every prompt."""
+    tell("tokenizing")
     last = time.monotonic()
 
     def told(prompts: int) -> None:
         nonlocal last
         if time.monotonic() - last >= _TELL_SECONDS:
             last = time.monotonic()
-            progress.stage(f"tokenizing: {prompts:,} prompts so far")
+            tell(f"tokenizing: {prompts:,} prompts so far")
 
     return told
 

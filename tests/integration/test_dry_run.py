@@ -1,11 +1,13 @@
 """raylens run --dry-run against the run itself: exact counts, bytes within a quarter, and advice that can be taken."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 import raylens
@@ -201,12 +203,20 @@ def test_bad_input_is_told_before_anything_loads(place: Path) -> None:
         assert "loading the model" not in one.stderr
 
 
-def test_ctrl_c_leaves_nothing(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Exit code 130, no temporary folder of ours, no process."""
-    log, corpus = place / "stopped.log", place / "long.txt"
+@pytest.mark.parametrize("stage", ["starting Ray", "loading the model", "measuring: 2 of"])
+def test_ctrl_c_leaves_nothing(place: Path, tmp_path: Path, stage: str) -> None:
+    """Exit code 130, no temporary folder of ours, no process, and nothing but two words on what was done."""
+    log, corpus, temporary = tmp_path / "stopped.log", tmp_path / "long.txt", tmp_path / "temporary"
     corpus.write_text("\n".join(sentences(64, 400)))  # of which a dry run measures for seconds
-    with Running(log, "run", str(corpus), "-m", str(place / "model"), "--positions", "all", "--dry-run") as running:
-        wait_until(lambda: "loading the model" in log.read_text(), "the model is being loaded")
+    temporary.mkdir()
+    command = ("run", str(corpus), "-m", str(place / "model"), "--positions", "all", "--dry-run")
+    # Ray's own folder stays where its sockets' names are short enough
+    with Running(log, *command, env={"RAY_TMPDIR": "/tmp"} | os.environ | {"TMPDIR": str(temporary)}) as running:
+        wait_until(lambda: stage in log.read_text() or running.process.poll() is not None, stage)
+        children = running.children("")
         running.stop()
         assert running.process.wait(timeout=HUNG) == 130
-        assert running.stderr().splitlines()[-1] == "stopped"
+        assert running.stderr().splitlines()[-2:] == ["stopping; once more ends at once", "stopped"]
+    assert not list(temporary.glob("raylens-*"))
+    _, alive = psutil.wait_procs(children, timeout=HUNG)
+    assert not alive

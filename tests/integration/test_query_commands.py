@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -63,6 +65,20 @@ def test_a_process_of_its_own_says_no_more_than_its_answer(store: Path, tmp_path
     shutil.copytree(store, tmp_path / "raylens-store")
     done = raylens_command(*arguments, env={}, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_interrupt_within_an_exec_ends_a_module_as_any_other(tmp_path: Path) -> None:
+    """Imports run text too, as dataclasses do; Python itself would end by the signal when it was started with -m."""
+    (tmp_path / "interrupted.py").write_text(
+        "import click\n"
+        "from raylens.scheduler.cli import main, runs\n"
+        "runs.command = click.Command('runs', callback=lambda: exec('raise KeyboardInterrupt'))\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted", "runs"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
 
 
 def test_variables_are_named_as_the_options_are(store: Path) -> None:
