@@ -16,6 +16,8 @@ from raylens.storage.wanted import tracked_number, wanted
 
 #: Beyond every layer and position.
 _END = 1 << 31
+#: Metadata keys that a message names.
+_KEYS_TOLD = 20
 _SPAN = re.compile(r"([0-9]{0,9}):([0-9]{0,9})")
 _PLAIN = re.compile(r"[0-9]{1,9}")
 #: Options that choose places; the others but --token, whose places say what is wanted, are parameters of the statement.
@@ -75,12 +77,15 @@ def select(run: Run, database: Database, query: NamedQuery, given: Mapping[str, 
         given: option -> value, as text or as the numbers it stands for; what is absent is as the query's header says.
 
     Raises:
-        UsageError: an option that the query does not take or that lacks a value, or a run that lacks what the query needs.
+        UsageError: an option that the query does not take or that lacks a value, a metadata key that no prompt has, or a run that
+            lacks what the query needs.
     """
     options = _options(query, given)
     values = {name: _READ[name](value, run) if value is not None else None for name, value in options.items()}
     lowest, highest = _range(values.get("positions") or (0, _END))
     by = values.get("by")
+    if by is not None:
+        _check_key(run, database, by)
     split = "NULL::VARCHAR" if by is None else f"metadata_value(metadata, {text_literal(by)})"
     database.define(
         "asked",
@@ -104,6 +109,25 @@ def _options(query: NamedQuery, given: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"query {query.name} needs --{option.name}: {option.help}")
     defaults = {name: None if option.default == "none" else option.default for name, option in taken.items()}
     return {**defaults, **given}
+
+
+def _check_key(run: Run, database: Database, key: str) -> None:
+    """Of a run without prompts nothing is known."""
+    found = "SELECT 1 FROM prompt_rows WHERE run = $run AND list_contains(json_keys(metadata), $key) LIMIT 1"
+    with database.query(found, {"run": run.name, "key": key}) as reader:
+        if reader.read_all().num_rows:
+            return
+    keys = f"""
+        SELECT
+            count(*) AS prompts, list_slice(list_sort(list_distinct(flatten(list(json_keys(metadata))))), 1, {_KEYS_TOLD}) AS keys
+        FROM prompt_rows
+        WHERE run = $run
+    """  # noqa: S608  constant
+    with database.query(keys, {"run": run.name}) as reader:
+        (row,) = reader.read_all().to_pylist()
+    if row["prompts"]:
+        has = f"their metadata has {', '.join(row['keys'])}" if row["keys"] else "they have no metadata"
+        raise UsageError(f"--by {key}: no prompt of run {run.name!r} has it; {has}")
 
 
 def _define_places(database: Database, query: NamedQuery, has: Lensed, run: Run, values: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """A run with odd ids and metadata that queries are tested on, and plain answers from its records."""
 
 import dataclasses
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,13 @@ def with_stats(record: Record, seed: int) -> Record:
 
     taps = {name: dataclasses.replace(tap, stats=stats(tap.entropy.shape)) for name, tap in record.taps.items()}
     return dataclasses.replace(record, taps=taps)
+
+
+def documented(query: str) -> list[str]:
+    """The columns that docs/QUERIES.md names of a query."""
+    guide = (Path(__file__).parents[1] / "docs" / "QUERIES.md").read_text()
+    line = next(line for line in guide.splitlines() if line.startswith(f"| `{query}` | "))  # before those of the views
+    return re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", line.split(" | ")[2]))
 
 
 def write_run(

@@ -21,7 +21,7 @@ def undrawn(by: str, splits: "Iterable[str | None]") -> str | None:
     """Why there is no picture by a key of metadata that has these values, None where a prompt lacks it; None if there is one."""
     values = set(splits)
     if values == {None}:
-        return f"--by {by}: no prompt of the run has it"
+        return f"--by {by}: no prompt that has a record has it"
     return f"--by {by}: {len(values)} values; at most {MOST_VALUES} are drawn apart" if len(values) > MOST_VALUES else None
 
 

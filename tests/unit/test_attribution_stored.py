@@ -28,6 +28,7 @@ from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.worker import Worker
 from tests.builders import commit_outcomes, make_record, make_run
 from tests.command import raylens_command
+from tests.queried import documented
 from tests.tiny import WORDS, save_word_llama, sentences
 
 TRACK = ("field:right", "id:7", "field:wrong")
@@ -223,6 +224,11 @@ def test_questions_that_cannot_be(run: Run, asked: dict[str, Any], words: str) -
     """Each names what the run has."""
     with pytest.raises(UsageError, match=words):
         run.query("attribution", **asked).rows()
+
+
+def test_columns_of_the_query_are_as_documented(run: Run) -> None:
+    """Names and order."""
+    assert run.query("attribution", by="k").to_arrow().schema.names == ["split", *documented("attribution")]
 
 
 def test_a_run_without_attributions(tmp_path: Path) -> None:

@@ -183,5 +183,5 @@ def test_too_many_values(runs: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("raylens.storage.charts.MOST_VALUES", 2)
     with pytest.raises(UsageError, match="--by kind: 3 values"):
         aggregate(runs[0], by="kind")
-    with pytest.raises(UsageError, match="--by kin: no prompt of the run has it"):
+    with pytest.raises(UsageError, match=r"--by kin: no prompt of run 'one' has it; their metadata has .*kind"):
         aggregate(runs[0], by="kin")

@@ -18,7 +18,7 @@ from raylens.storage.selection import CHOOSING, NEEDS, OPTIONS
 from raylens.storage.store import Run, Store, open_store
 from raylens.storage.taps import TAPS
 from tests.builders import commit_outcomes, make_failure, make_record, make_run
-from tests.queried import KEYS, RESIDUAL, decided, grouped, places, same_rows, text, write_run
+from tests.queried import KEYS, RESIDUAL, decided, documented, grouped, places, same_rows, text, write_run
 
 
 @pytest.fixture(scope="module")
@@ -329,12 +329,35 @@ def test_a_key_of_any_name(tmp_path_factory: pytest.TempPathFactory, key: str, v
         ("token", {"token": 2, "positions": "last:0"}, "--positions last:0: give all"),
         ("token", {"token": 2, "tap": "nose"}, "unknown tap 'nose'"),
         ("layers", {"tap": "attn_out,mlp_out"}, "name one tap, or all"),
+        *(
+            (name, {"by": "kin"}, "--by kin: no prompt of run 'demo' has it; their metadata has .*kind")
+            for name in ("depth", "depths", "failures", "flips", "handoff", "layers", "outliers", "promoted")
+        ),
     ],
 )
 def test_options_that_cannot_be(run: Run, name: str, options: dict[str, Any], problem: str) -> None:
     """What a query does not take, lacks or cannot read is refused by name."""
     with pytest.raises(UsageError, match=problem):
         query(run, name, **options)
+
+
+@pytest.mark.parametrize("name", sorted(named_queries().keys() - {"attribution"}))
+def test_columns_are_as_documented(run: Run, name: str) -> None:
+    """Names and order; with a key to split by there is one more, before them."""
+    options = {"token": "id:1"} if name in {"token", "trajectory"} else {}
+    assert run.query(name, **options).to_arrow().schema.names == documented(name)
+    assert run.query(name, **options, by="kind").to_arrow().schema.names == ["split", *documented(name)]
+
+
+def test_a_key_where_there_is_none(tmp_path: Path) -> None:
+    """Of a run without prompts it is not known that none has the key; a null is a value that a prompt has."""
+    folder, _ = make_run(tmp_path)
+    assert query(Store(tmp_path)["demo"], "failures", by="kind") == []
+    commit_outcomes(folder, make_record(0))
+    with pytest.raises(UsageError, match=r"--by kind: .* has it; they have no metadata"):
+        query(Store(tmp_path)["demo"], "layers", by="kind")
+    commit_outcomes(folder, make_failure(1, metadata={"kind": None}))
+    assert {row["split"] for row in query(Store(tmp_path)["demo"], "layers", by="kind")} == {None}
 
 
 @pytest.mark.parametrize(
