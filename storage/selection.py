@@ -227,7 +227,8 @@ def _span(option: str, value: Any) -> tuple[int, int]:
         first, end = int(match[1] or 0), int(match[2] or _END)
         if first < end:
             return first, end
-    raise UsageError(f"--{option} {text[:40]}: give all, N, or A:B with A below B (B itself is not included)")
+    last = "last, last:N, " if option == "positions" else ""
+    raise UsageError(f"--{option} {text[:40]}: give all, {last}N, or A:B with A below B (B itself is not included)")
 
 
 def _positions(value: Any, _: Run) -> tuple[int, int]:

@@ -33,7 +33,12 @@ if TYPE_CHECKING:
     "--stat", help="What is shown: rank, prob, logprob, final_prob, final_logprob, entropy, kl, best or next, as the kind has it."
 )
 @click.option("--tap", help="The tap shown.")
-@click.option("--positions", metavar="A:B", help="Positions shown; the last 24 (grid) or the last one by default.")
+@click.option(
+    "--positions",
+    metavar="A:B",
+    help="all, last, last:N, or from A to before B: those shown, by default the last 24 (grid) or the last one; those that an "
+    "aggregate counts, all by default.",
+)
 @click.option("--layer-step", type=click.IntRange(min=1), help="Every Nth layer, counted from the last one down.")
 @click.option(
     "--token",
@@ -78,7 +83,7 @@ def command(address: str, store: str, every: bool, output: str, as_json: bool, *
     if kind in CHARTS:
         if prompt is not None:
             raise UsageError(f"--kind {kind} draws a whole run; {address!r} names a prompt: give the run alone")
-        _refuse({**options, "every": every}, _OF_RECORDS, f"--kind {kind}")
+        _refuse({**options, "every": every}, (*_OF_RECORDS, *(("positions",) if kind == "compare" else ())), f"--kind {kind}")
         _plot_run(run, store, output, as_json, options)
         return
     _refuse(options, ("against", "by"), f"--kind {kind}")
@@ -104,7 +109,7 @@ def command(address: str, store: str, every: bool, output: str, as_json: bool, *
 
 
 #: Options of pictures of records, which charts of whole runs do not take.
-_OF_RECORDS = ("stat", "tap", "positions", "layer_step", "tokens", "important", "threshold", "pages", "every", "suffix")
+_OF_RECORDS = ("stat", "tap", "layer_step", "tokens", "important", "threshold", "pages", "every", "suffix")
 #: Names of options that are not those of their parameters.
 _NAMES = {
     "tokens": "token",
@@ -147,9 +152,8 @@ def _plot_run(run: "Run", store: str, output: str, as_json: bool, options: dict[
     kind, against = options["kind"], options["against"]
     if (kind == "compare") != (against is not None):
         raise UsageError("--kind compare needs the other run, and only it does: --against RUN")
-    path = chart(
-        run, output, other=None if against is None else open_store(store)[against], by=options["by"], font=options["font"]
-    )
+    other = None if against is None else open_store(store)[against]
+    path = chart(run, output, other=other, by=options["by"], positions=options["positions"], font=options["font"])
     click.echo(orjson.dumps({"file": str(path), "kind": kind, "run": run.name}) if as_json else path)
 
 

@@ -25,13 +25,22 @@ def undrawn(by: str, splits: "Iterable[str | None]") -> str | None:
     return f"--by {by}: {len(values)} values; at most {MOST_VALUES} are drawn apart" if len(values) > MOST_VALUES else None
 
 
-def chart(run: "Run", path: str | Path, *, other: "Run | None" = None, by: str | None = None, font: str | None = None) -> Path:
+def chart(
+    run: "Run",
+    path: str | Path,
+    *,
+    other: "Run | None" = None,
+    by: str | None = None,
+    positions: str | None = None,
+    font: str | None = None,
+) -> Path:
     """Draw a run into a file, or how another run differs from it. The same store gives the same bytes.
 
     Args:
         path: where to write; its suffix, png, svg or pdf, picks the format.
         other: the run that is compared.
         by: a metadata key whose values are drawn apart.
+        positions: those that are counted: all, last, last:N or A:B; all by default.
         font: a font file to use for what DejaVu Sans lacks.
 
     Returns:
@@ -45,7 +54,7 @@ def chart(run: "Run", path: str | Path, *, other: "Run | None" = None, by: str |
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         raise UsageError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
-    data = render(run, suffix, other=other, by=by, font=font)
+    data = render(run, suffix, other=other, by=by, positions=positions, font=font)
     try:
         path.write_bytes(data)
     except OSError as error:
@@ -53,7 +62,15 @@ def chart(run: "Run", path: str | Path, *, other: "Run | None" = None, by: str |
     return path
 
 
-def render(run: "Run", suffix: str, *, other: "Run | None" = None, by: str | None = None, font: str | None = None) -> bytes:
+def render(
+    run: "Run",
+    suffix: str,
+    *,
+    other: "Run | None" = None,
+    by: str | None = None,
+    positions: str | None = None,
+    font: str | None = None,
+) -> bytes:
     """The file that ``chart`` would write, in memory.
 
     Args:
@@ -67,10 +84,13 @@ def render(run: "Run", suffix: str, *, other: "Run | None" = None, by: str | Non
     from raylens.storage.plots import canvas
     from raylens.storage.plots.files import encode
 
-    if other is not None and by is not None:
-        raise UsageError("a comparison of two runs is not split by metadata; leave --by out")
+    for option, given in (("by", by), ("positions", positions)):
+        if other is not None and given is not None:
+            raise UsageError(
+                f"--{option}: does not go with a comparison of two runs, which is of all prompts and positions of both"
+            )
     fonts = choose_fonts(None if font is None else Path(font))
-    picture = aggregate.aggregate(run, by) if other is None else compare.compared(run, other)
+    picture = aggregate.aggregate(run, by, positions) if other is None else compare.compared(run, other)
     with canvas.settled(fonts):
         (data,) = encode([picture.draw(fonts)], suffix, picture.heading)
     return data

@@ -20,16 +20,20 @@ from raylens.storage.taps import TAPS
 _Groups = Mapping[Any, list[dict[str, Any]]]
 
 
-def aggregate(run: Run, by: str | None = None) -> Chart:
+def aggregate(run: Run, by: str | None = None, positions: str | None = None) -> Chart:
     """Ask the run and arrange the answers.
 
     Args:
         by: a metadata key whose values are drawn apart, of the last tap of a block that was lensed.
+        positions: those that are counted, as queries take them.
 
     Raises:
         UsageError: the run has no records, or none that can be drawn; the key has too many values, or no prompt has it.
     """
-    rows = run.query("layers", **({} if by is None else {"by": by})).rows()
+    chosen = {name: given for name, given in (("by", by), ("positions", positions)) if given is not None}
+    rows = run.query("layers", **chosen).rows()
+    if not rows:  # a run without records is refused by the query
+        raise UsageError(f"--positions {positions}: none of them was lensed in run {run.name!r}")
     if by is not None:
         last = next((tap for tap in reversed(TAPS) if any(row["tap"] == tap for row in rows)), "")
         rows = [row for row in rows if row["tap"] == last]
@@ -41,10 +45,13 @@ def aggregate(run: Run, by: str | None = None) -> Chart:
     names = drawn_taps(groups) if by is None else sorted(groups, key=lambda value: (value is not None, value or ""))
     layers = sorted({row["layer"] for name in names for row in groups[name]})
     plots = [_agreement(groups, names, layers), _entropy(groups, names, layers), _kl(groups, names, layers)]
-    plots.append(_depth(run, by, layers, names))
+    plots.append(_depth(run, chosen, layers, names))
     counts = run.counts()
     places = sum(max(row["places"] for row in group) for group in (groups.values() if by else [rows]))
-    caption = f"{counts['records']:,} prompts, {places:,} places a layer" + (f"; by {text_label(by)}, tap {last}" if by else "")
+    caption = f"{counts['records']:,} prompts, {places:,} places a layer"
+    caption += (f"; positions {text_label(positions)}" if positions else "") + (
+        f"; by {text_label(by)}, tap {last}" if by else ""
+    )
     return Chart(
         heading=f"{run.manifest.title} · run {run.name}",
         captions=(caption, *([] if by else ["band: 10 to 90 % of the places, of resid_post"])),
@@ -103,16 +110,16 @@ def _highest(curves: Sequence[Curve]) -> float:
     )
 
 
-def _depth(run: Run, by: str | None, layers: Sequence[int], names: Sequence[str | None]) -> Plot | None:
+def _depth(run: Run, chosen: Mapping[str, str], layers: Sequence[int], names: Sequence[str | None]) -> Plot | None:
     try:
-        rows = run.query("depth", **({} if by is None else {"by": by})).rows()
+        rows = run.query("depth", **chosen).rows()
     except UsageError:  # a run without the final prediction has no depth
         return None
     groups: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row.get("split")].append(row)
-    curves = [Curve(series(groups[name], "stable_share", layers)) for name in (names if by is not None else [None])]
-    if by is not None:
+    curves = [Curve(series(groups[name], "stable_share", layers)) for name in (names if "by" in chosen else [None])]
+    if "by" in chosen:
         return Plot(share_axis("share of places decided for good by this layer"), curves)
     at_layer = np.diff(curves[0].values, prepend=0.0)
     return Plot(share_axis("share of places decided for good at this layer, bars, and by it"), curves, alone=True, bars=at_layer)

@@ -1,5 +1,6 @@
 """What a picture is asked to show, checked against what the record has."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from raylens.storage.taps import ALIASES, TAPS, is_head, tap_order
 from raylens.storage.vocabulary import Vocabulary
 from raylens.storage.wanted import Wanted
 
+_LAST = re.compile(r"last(?::([1-9][0-9]{0,8}))?")
 _PROMPT_CELLS = 240  # of the prompt in a caption: its end, which is what the position has read last
 
 
@@ -211,11 +213,15 @@ def columns_of(record: Record, positions: Sequence[int]) -> list[int]:
 
 
 def positions_of(record: Record, text: str) -> list[int]:
-    """The lensed positions that ``A:B`` or one number stands for, as in a Python slice.
+    """The lensed positions that are meant by ``all``, ``last``, ``last:N``, one number, or ``A:B`` as in a Python slice.
 
     Raises:
-        UsageError: none of them was lensed, or it is neither.
+        UsageError: none of them was lensed, or it is none of these.
     """
+    if text == "all":
+        return list(record.positions)
+    if match := _LAST.fullmatch(text):
+        return list(record.positions[-int(match[1] or 1) :])
     first, colon, last = text.partition(":")
     try:
         part = (
@@ -224,7 +230,7 @@ def positions_of(record: Record, text: str) -> list[int]:
             else slice(int(first), int(first) + 1 or None)
         )
     except ValueError:
-        raise UsageError(f"--positions {text!r}: write A:B or one position") from None
+        raise UsageError(f"--positions {text!r}: write all, last, last:N, A:B or one position") from None
     lensed = set(record.positions)
     chosen = [position for position in range(len(record.token_ids))[part] if position in lensed]
     if not chosen:

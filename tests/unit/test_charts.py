@@ -137,6 +137,19 @@ def test_one_layer_of_each_tap_beside_more_layers_of_others(tmp_path: Path) -> N
             draw()
 
 
+def test_positions_are_chosen(runs: tuple[Run, Run]) -> None:
+    """The curves and the layers of decision are of those places, which the caption tells."""
+    picture = aggregate(runs[0], positions="last:2")
+    rows = {(row["tap"], row["layer"]): row for row in runs[0].query("layers", positions="last:2").rows()}
+    wanted = [[rows[tap, layer]["entropy"] for layer in picture.panels.layers] for tap in TAPS]
+    assert picture.panels.maps[1].values.tolist() == wanted
+    depth = runs[0].query("depth", positions="last:2").rows()
+    assert picture.panels.plots[-1].curves[0].values.tolist() == [row["stable_share"] for row in depth]
+    assert "14 places a layer; positions last:2" in picture.captions[0]
+    with pytest.raises(UsageError, match="--positions 50:: none of them was lensed in run 'one'"):
+        aggregate(runs[0], positions="50:")
+
+
 def test_a_key_of_a_run_without_the_last_tap(tmp_path: Path) -> None:
     """What is drawn apart is of the last tap there is."""
     run = write_run(tmp_path, stats=False, taps=("attn_out", "mlp_out"))
@@ -166,6 +179,7 @@ def test_by_the_command(runs: tuple[Run, Run], tmp_path: Path) -> None:
         (("one", "--kind", "aggregate", "--against", "other"), "--against RUN"),
         (("one", "--kind", "aggregate", "--tap", "mlp_out"), "--tap"),
         (("one", "--kind", "compare", "--against", "other", "--by", "kind"), "--by"),
+        (("one", "--kind", "compare", "--against", "other", "--positions", "last"), "--positions"),
         (("one", "--all", "--by", "kind"), "--by"),
         (("one/x", "--all"), "give the run alone"),
     ],

@@ -12,12 +12,28 @@ from raylens.storage.errors import UsageError
 from raylens.storage.plots import FORMATS, grid, rank, trajectory, write
 from raylens.storage.plots import render as render_files
 from raylens.storage.plots.paging import parts
-from raylens.storage.plots.request import Request
+from raylens.storage.plots.request import Request, positions_of
 from raylens.storage.record import Record
 from raylens.storage.store import Run
+from tests.builders import make_record
 from tests.command import raylens_command
 from tests.pictured import ENGLISH, HOSTILE, fixed, make, render
 from tests.queried import write_run
+
+# --- positions
+
+
+def test_positions_by_the_words_of_a_run() -> None:
+    """Of a prompt of eight tokens, of which four were lensed; A:B counts tokens, last those that were lensed."""
+    record = make_record(0, tokens=8, positions=[1, 2, 5, 6])
+    words = {"all": [1, 2, 5, 6], "last": [6], "last:3": [2, 5, 6], "last:9": [1, 2, 5, 6], "2": [2], "2:": [2, 5, 6], "-2:": [6]}
+    assert {word: positions_of(record, word) for word in words} == words
+    for word in ("last:0", "last:-1", "first", "last:", "1:2:3", ""):
+        with pytest.raises(UsageError, match="write all, last, last:N, A:B or one position"):
+            positions_of(record, word)
+    with pytest.raises(UsageError, match=r"none of them was lensed in prompt .*, which has 1 to 6"):
+        positions_of(record, "3:5")
+
 
 # --- a token that colours a grid
 
