@@ -7,21 +7,18 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from raylens.storage.errors import UsageError
-from raylens.storage.important import THRESHOLD
+from raylens.storage.important import SURE, sure_layers, whole_percents
 from raylens.storage.record import Record
 from raylens.storage.steps import steps
 from raylens.storage.store import Run
 from raylens.storage.taps import ALIASES
 from raylens.storage.vocabulary import token_text
 
-#: A layer is important if any of these components has a token of more than THRESHOLD percent.
-IMPORTANT = ("attention_mechanism", "mlp_output", "block_output")
-
 #: Component -> token and percent, best first.
 Layer = dict[str, list[tuple[str, int]]]
+#: Given a record and the number of a lensed position: its layers and taps that are written.
+Chosen = Callable[[Record, int], tuple[Iterable[int], Iterable[str]]]
 
 
 def write_all_layers(run: Run, file: BinaryIO, records: Iterable[Record] | None = None) -> None:
@@ -31,48 +28,32 @@ def write_all_layers(run: Run, file: BinaryIO, records: Iterable[Record] | None 
         UsageError: the run lacks the last layer's block output, or a record its last token.
         StoreError: a segment is damaged.
     """
-    _write(run, file, records, "all_layers_data", lambda layers: layers)
+    _write(run, file, records, "all_layers_data", lambda record, _: (record.layers, ALIASES.values()))
 
 
 def write_important_layers(run: Run, file: BinaryIO, records: Iterable[Record] | None = None) -> None:
-    """Write ``important_layers.json``; raises as ``write_all_layers``."""
-    _write(run, file, records, "important_layers", important)
+    """Write ``important_layers.json``, without the middle residual; raises as ``write_all_layers``."""
+    _write(run, file, records, "important_layers", lambda record, column: (sorted(sure_layers(record, column)), SURE))
 
 
 #: File -> what writes it.
 FILES = {"all_layers.json": write_all_layers, "important_layers.json": write_important_layers}
 
 
-def important(layers: dict[int, Layer]) -> dict[int, Layer]:
-    """The layers in which a component is sure enough of a token, without the middle residual."""
-    shown = {layer: {name: components[name] for name in IMPORTANT if name in components} for layer, components in layers.items()}
-    return {
-        layer: components
-        for layer, components in shown.items()
-        if any(percent > THRESHOLD for best in components.values() for _, percent in best)
-    }
+def _write(run: Run, file: BinaryIO, records: Iterable[Record] | None, key: str, chosen: Chosen) -> None:
+    found = _steps(run, run.records() if records is None else records, chosen)
+    file.writelines(_object((f"step_{number}", {**said, key: layers}) for number, said, layers in found))
 
 
-def _write(
-    run: Run,
-    file: BinaryIO,
-    records: Iterable[Record] | None,
-    key: str,
-    chosen: Callable[[dict[int, Layer]], dict[int, Layer]],
-) -> None:
-    found = _steps(run, run.records() if records is None else records)
-    file.writelines(_object((f"step_{number}", {**said, key: chosen(layers)}) for number, said, layers in found))
-
-
-def _steps(run: Run, records: Iterable[Record]) -> Iterator[tuple[int, dict[str, str], dict[int, Layer]]]:
+def _steps(run: Run, records: Iterable[Record], chosen: Chosen) -> Iterator[tuple[int, dict[str, str], dict[int, Layer]]]:
     """Number, what was said, and the layers of each step; the steps of one record are numbered on from those before."""
     before = 0
     for record in records:
         if record.generated is None:
-            yield record.index, _said(run, record), _layers(run, record, -1)
+            yield record.index, _said(run, record), _layers(run, record, -1, chosen)
         for step in steps(record, run.vocabulary):
             said = {"input_text": step.text, "predicted_token": step.token_text}
-            yield before + step.number, said, _layers(run, record, step.number)
+            yield before + step.number, said, _layers(run, record, step.number, chosen)
         before += len(record.positions)
 
 
@@ -99,23 +80,20 @@ def _said(run: Run, record: Record) -> dict[str, str]:
     return {"input_text": record.text, "predicted_token": token_text(run.vocabulary, int(block.ids[-1, -1, 0]))}
 
 
-def _layers(run: Run, record: Record, column: int) -> dict[int, Layer]:
-    layers: dict[int, Layer] = {}
-    for layer in record.layers:
-        layers[layer] = {
+def _layers(run: Run, record: Record, column: int, chosen: Chosen) -> dict[int, Layer]:
+    layers, taps = chosen(record, column)
+    return {
+        layer: {
             component: _best(run, record, tap, layer, column)
             for component, tap in ALIASES.items()
-            if tap in record.taps and layer in record.taps[tap].layers
+            if tap in taps and tap in record.taps and layer in record.taps[tap].layers
         }
-    return layers
+        for layer in layers
+    }
 
 
 def _best(run: Run, record: Record, tap: str, layer: int, column: int) -> list[tuple[str, int]]:
     lens = record.taps[tap]
     place = (lens.layers.index(layer), column)
-    # float32, as a softmax gives it, so that the percent cut off is the same
-    probabilities = np.exp(lens.logprobs[place].astype(np.float64)).astype(np.float32).tolist()
-    return [
-        (token_text(run.vocabulary, int(token)), int(probability * 100))
-        for token, probability in zip(lens.ids[place], probabilities, strict=True)
-    ]
+    percents = whole_percents(lens.logprobs[place]).tolist()
+    return [(token_text(run.vocabulary, int(token)), percent) for token, percent in zip(lens.ids[place], percents, strict=True)]

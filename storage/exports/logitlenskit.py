@@ -41,7 +41,12 @@ def widget_data(run: Run, record: Record) -> dict[str, Any]:
     topk = [[[names[token] for token in place] for place in layer] for layer in lens.ids.tolist()]
     probabilities = np.round(np.exp(lens.logprobs.astype(np.float64)), DECIMALS).tolist()
     return {
-        "meta": {"version": 2, "timestamp": run.manifest.created, "model": run.manifest.sources["model"], "prompt": record.id},
+        "meta": {
+            "version": 2,
+            "timestamp": run.manifest.created,
+            "model": str(run.manifest.sources.get("model", "")),
+            "prompt": record.id,
+        },
         "layers": list(lens.layers),
         "input": [token_text(run.vocabulary, record.token_ids[position]) for position in record.positions],
         "tracked": [_trajectories(topk, probabilities, at) for at in range(len(record.positions))],

@@ -61,7 +61,7 @@ def aggregate(run: Run) -> dict[str, Any]:
         "baseline": {name: {"final": found[name]["final"]} for name in BASELINE if "final" in found.get(name, {})},
         "raylens": {
             "run": run.name,
-            "model": run.manifest.sources["model"],
+            "model": str(run.manifest.sources.get("model", "")),
             "lens": kind,
             "edited": "intervention" in run.manifest.identity,
             "records": records,

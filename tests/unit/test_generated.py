@@ -1,5 +1,6 @@
 """What a record says of its generation: what cannot be true is refused on the wire and in the store; the steps for people."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from raylens.storage.errors import FrameError, StoreError
 from raylens.storage.exports.logitlens4llms import FILES
 from raylens.storage.generated import MAX_SAMPLES
-from raylens.storage.important import sure_layers
+from raylens.storage.important import sure_layers, whole_percents
 from raylens.storage.payload import decode_payload, encode_payload
 from raylens.storage.record import Record
 from raylens.storage.record_json import decode_outcome, encode_outcome
@@ -148,6 +149,15 @@ def test_lines_of_the_steps() -> None:
     assert counts[0] > counts[-1] == 4 * NEW
 
 
+def test_percents_are_cut_off_as_the_seed_cuts_them() -> None:
+    """``int(value * 100)`` of Python floats that were float32: 0.04 is 3 percent, which a product in float32 makes 4."""
+    logprobs = np.log(np.arange(1, 101) / 100).astype(np.float32)
+    wanted = [int(float(np.float32(math.exp(logprob))) * 100) for logprob in logprobs]
+    assert whole_percents(logprobs).tolist() == wanted
+    assert (wanted[3], int(np.float32(math.exp(logprobs[3])) * 100)) == (3, 4)
+    assert whole_percents(np.array([[-np.inf, 0.0]], np.float16)).tolist() == [[0, 100]]
+
+
 def test_the_seeds_files_have_each_step(tmp_path: Any) -> None:
     """Steps of a record from 0, of the next record from where the first ended; of one record alone from 0 again."""
     folder, _ = make_run(tmp_path)
@@ -170,7 +180,7 @@ def test_the_seeds_files_have_each_step(tmp_path: Any) -> None:
             assert (found["input_text"], found["predicted_token"]) == (step.text, step.token_text)
             lens = record.taps["resid_post"]
             wanted = [
-                [f" t{token}", int(np.exp(np.float32(logprob)) * 100)]
+                [f" t{token}", int(float(np.float32(math.exp(logprob))) * 100)]
                 for token, logprob in zip(lens.ids[1, step.number], lens.logprobs[1, step.number], strict=True)
             ]
             assert found["all_layers_data"]["3"]["block_output"] == wanted
