@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from raylens.storage.errors import ClusterError
+from raylens.storage.errors import ClusterError, one_line
 
 #: Shared memory of a local Ray: prompts and receipts are small, results never pass through it.
 OBJECT_STORE_BYTES = 200 * 10**6
@@ -87,11 +87,10 @@ def _joined(address: str) -> Iterator[None]:
         with _own_signals():
             _init(target)
     except Exception as error:  # of a node that is not up within half a minute, Ray raises a bare one
-        text = " ".join(str(error).split())[:300]
         remedy = f"is it up, of Ray {ray.__version__}, and if a token guards it, RAY_AUTH_MODE=token set?"
-        if "AF_UNIX" in text:  # of a local Ray, whose sockets are in the temporary folder
+        if "AF_UNIX" in str(error):  # of a local Ray, whose sockets are in the temporary folder
             remedy = "set TMPDIR to a shorter path, such as /tmp"
-        raise ClusterError(f"--ray {address}: {text}; {remedy}") from error
+        raise ClusterError(f"--ray {address}: {one_line(error)}; {remedy}") from error
     try:
         yield
     finally:

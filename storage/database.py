@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import duckdb
 import pyarrow as pa
 
-from raylens.storage.errors import StoreError, UsageError
+from raylens.storage.errors import StoreError, UsageError, one_line
 from raylens.storage.store import Run
 from raylens.storage.table_files import REMEDY, as_glob, read_parquet, table_files, text_literal
 from raylens.storage.tables import KINDS, LENS, PROMPTS
@@ -64,14 +64,14 @@ class Database:
         try:
             self._connection.execute("SET memory_limit = ?", [memory])
         except duckdb.Error as error:
-            raise UsageError(f"{MEMORY}={memory}: {_one_line(error)}; give a size such as 2GB") from error
+            raise UsageError(f"{MEMORY}={memory}: {one_line(error)}; give a size such as 2GB") from error
 
     def _open(self, runs: Sequence[Run]) -> None:
         try:
             self._paths = paths = self._create_views(runs)
         except duckdb.Error as error:  # a table whose ends are right, but not what lies between
             names = ", ".join(run.name for run in runs)
-            raise StoreError(f"tables of {names} cannot be read ({_one_line(error)}); {REMEDY}") from error
+            raise StoreError(f"tables of {names} cannot be read ({one_line(error)}); {REMEDY}") from error
         self._connection.execute("SET allowed_paths = ?", [[form for path in paths for form in (str(path), as_glob(path))]])
         for setting in ("enable_external_access = false", "lock_configuration = true"):
             self._connection.execute(f"SET {setting}")
@@ -190,10 +190,6 @@ def _apart(fields: Sequence[pa.Field]) -> list[str]:
         tries = itertools.chain([field.name], (f"{field.name}_{number}" for number in itertools.count(1)))
         names.append(next(name for name in tries if name not in names))
     return names
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _empty(schema: pa.Schema) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raylens.storage.errors import OtherFormat, StoreError
+from raylens.storage.errors import OtherFormat, StoreError, one_line
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.record import Failure, Record
@@ -93,7 +93,7 @@ def _check_about(path: Path, expected: About) -> pq.FileMetaData:
         metadata = pq.read_metadata(path)
         found = msgspec.json.decode((metadata.metadata or {}).get(ABOUT.encode(), b"nothing"), type=About)
     except (OSError, pa.ArrowException, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise StoreError(f"damaged table ({_one_line(error)})") from error
+        raise StoreError(f"damaged table ({one_line(error)})") from error
     if found.format != FORMAT:
         raise OtherFormat(f"table of format {found.format}; this raylens reads format {FORMAT}")
     if found != expected:
@@ -111,14 +111,14 @@ def _check_rows(path: Path, about: About, expected: pa.Table) -> None:
     try:
         found = pq.read_table(path, partitioning=None, page_checksum_verification=True)
     except (OSError, pa.ArrowException, MemoryError) as error:
-        raise StoreError(f"damaged table ({_one_line(error)})") from error
+        raise StoreError(f"damaged table ({one_line(error)})") from error
     expected = _as_written(expected, found.schema.names)
     if found.schema.names != expected.schema.names or not found.equals(expected):
         raise StoreError("its rows are not what the records give")
     try:
         _check_statistics(metadata, found)
     except (ValueError, OverflowError, pa.ArrowException) as error:  # a name or number in it cannot be read
-        raise StoreError(f"damaged table ({_one_line(error)})") from error
+        raise StoreError(f"damaged table ({one_line(error)})") from error
     _check_in_duckdb(path, expected)
 
 
@@ -165,7 +165,7 @@ def _check_in_duckdb(path: Path, expected: pa.Table) -> None:
         try:
             found = connection.execute(sql.format(read_parquet([path]))).fetchone()
         except duckdb.Error as error:
-            raise StoreError(f"damaged table ({_one_line(error)})") from error
+            raise StoreError(f"damaged table ({one_line(error)})") from error
         if found != connection.execute(sql.format("expected")).fetchone():
             raise StoreError("DuckDB reads other rows than the records give")
 
@@ -241,7 +241,3 @@ def _committed(folder: RunFolder) -> list[TableFiles]:
             found.append(files)
     ledger.check_whole()
     return found
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

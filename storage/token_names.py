@@ -7,7 +7,8 @@ from raylens.storage.errors import UsageError
 from raylens.storage.labels import token_label
 from raylens.storage.vocabulary import Vocabulary
 
-_ID = "id:"
+#: Before the id of a token, and before the field of a prompt that names one.
+ID, FIELD = "id:", "field:"
 _SUGGESTED = 6
 #: Digits of an id; more are none, and int() refuses some thousands.
 MAX_DIGITS = 18
@@ -19,10 +20,10 @@ def token_ids(name: Any, vocabulary: Vocabulary, option: str = "token") -> list[
     Raises:
         UsageError: a text that no single token is, with tokens near it; an id outside the vocabulary.
     """
-    number = str(name).removeprefix(_ID)
+    number = str(name).removeprefix(ID)
     if (isinstance(name, int) or number != name) and number.isascii() and number.isdigit():
         if len(number) > MAX_DIGITS or int(number) >= len(vocabulary):
-            raise UsageError(f"--{option} {_ID}{number[:20]}: ids are from 0 to {len(vocabulary) - 1}")
+            raise UsageError(f"--{option} {ID}{number[:20]}: ids are from 0 to {len(vocabulary) - 1}")
         return [int(number)]
     if not isinstance(name, str):
         raise UsageError(f"--{option} {name}: a token is named by its text or its id")

@@ -7,9 +7,7 @@ from typing import Any
 from raylens.storage.errors import UsageError
 from raylens.storage.record import Record
 from raylens.storage.store import Run
-from raylens.storage.token_names import token_ids
-
-_FIELD = "field:"
+from raylens.storage.token_names import FIELD, token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ def wanted(names: str | int | Sequence[str | int], run: Run) -> Wanted:
         raise UsageError("--token: name at least one token, by its text or as id:N")
     tokens: list[int | Own] = []
     for name in each:
-        own = isinstance(name, str) and name.startswith(_FIELD)
+        own = isinstance(name, str) and name.startswith(FIELD)
         tokens += [Own(tracked_number("token", name, run))] if own else token_ids(name, run.vocabulary)
     return Wanted(tuple(dict.fromkeys(tokens)))
 
@@ -76,9 +74,9 @@ def tracked_number(option: str, value: Any, run: Run) -> int:
     names = list(dict.fromkeys(run.manifest.identity.get("lens", {}).get("track", ())))
     if value in names:
         return names.index(value) + 1
-    ids = [] if not isinstance(value, int | str) or str(value).startswith(_FIELD) else token_ids(value, run.vocabulary, option)
+    ids = [] if not isinstance(value, int | str) or str(value).startswith(FIELD) else token_ids(value, run.vocabulary, option)
     for number, name in enumerate(names, start=1):
-        if not name.startswith(_FIELD) and token_ids(name, run.vocabulary) == ids:
+        if not name.startswith(FIELD) and token_ids(name, run.vocabulary) == ids:
             return number
     has = f"it tracks {', '.join(map(repr, names))}" if names else "it tracks none"
     raise UsageError(f"--{option} {value!r}: not a tracked token of run {run.name!r}; {has}")

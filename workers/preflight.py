@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from raylens.storage.errors import ModelError, UsageError
+from raylens.storage.errors import ModelError, UsageError, one_line
 from raylens.storage.vocabulary import Vocabulary
 from raylens.workers.interventions.fitting import check_edits
 from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
@@ -177,15 +177,15 @@ def load_tokenizer(settings: ModelSettings, source: ModelSource) -> Any:
 
 
 def _not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
-    text = " ".join(str(error).split())
+    text = str(error)
     if "trust_remote_code" in text:
         return ModelError(f"--model {settings.source}: needs its own code; read it, then give --trust-remote-code")
     if given_path(settings.source, "--model").exists():  # asked first, as the text may name a folder in any words
-        return ModelError(f"--model {settings.source}: its configuration or tokenizer cannot be read ({text[:300]})")
+        return ModelError(f"--model {settings.source}: its configuration or tokenizer cannot be read ({one_line(error)})")
     if "gated" in text or "401" in text:
         return ModelError(f"--model {settings.source}: access denied by the hub; accept its licence there and run hf auth login")
     return ModelError(
-        f"--model {settings.source}: no such folder here and not loadable from the hub ({text[:300]}); check the name"
+        f"--model {settings.source}: no such folder here and not loadable from the hub ({one_line(error)}); check the name"
     )
 
 

@@ -6,21 +6,19 @@ from typing import Any
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import token_label
 from raylens.storage.record import Metadata
-from raylens.storage.token_names import MAX_DIGITS
+from raylens.storage.token_names import FIELD, ID, MAX_DIGITS
 from raylens.storage.vocabulary import Vocabulary
-
-_ID, _FIELD = "id:", "field:"
 
 
 def track_names(asked: str | int | Sequence[str | int]) -> tuple[str, ...]:
     """What ``--track`` would be given: one token or several, by text or id."""
     each = [asked] if isinstance(asked, str) or not isinstance(asked, Sequence) else asked
-    return tuple(token if isinstance(token, str) else f"{_ID}{token}" for token in each)
+    return tuple(token if isinstance(token, str) else f"{ID}{token}" for token in each)
 
 
 def tracked_fields(names: Sequence[str]) -> list[str]:
     """The fields of prompts that ``--track field:NAME`` names."""
-    return [name.removeprefix(_FIELD) for name in names if name.startswith(_FIELD)]
+    return [name.removeprefix(FIELD) for name in names if name.startswith(FIELD)]
 
 
 class Tracked:
@@ -40,7 +38,7 @@ class Tracked:
     def __init__(self, names: Sequence[str], tokenizer: Any, vocabulary: Vocabulary) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._ids: dict[bytes, list[int]] | None = None
-        self._named = {name: None if name.startswith(_FIELD) else self._id(name, f"--track {name!r}") for name in names}
+        self._named = {name: None if name.startswith(FIELD) else self._id(name, f"--track {name!r}") for name in names}
 
     def __len__(self) -> int:
         return len(self._named)
@@ -54,16 +52,16 @@ class Tracked:
         return tuple(self._of_field(name, metadata) if token is None else token for name, token in self._named.items())
 
     def _of_field(self, name: str, metadata: Metadata) -> int:
-        field = name.removeprefix(_FIELD)
+        field = name.removeprefix(FIELD)
         if field not in metadata:
             raise UsageError(f"--track {name}: the prompt has no field {field!r} beside its text")
         value = metadata[field]
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UsageError(f"--track {name}: is a {type(value).__name__}; give the text of one token, or its id as a number")
-        return self._id(f"{_ID}{value}" if isinstance(value, int) else value, f"--track {name}: {value!r}")
+        return self._id(f"{ID}{value}" if isinstance(value, int) else value, f"--track {name}: {value!r}")
 
     def _id(self, name: str, given: str) -> int:
-        vocabulary, number = self._vocabulary, name.removeprefix(_ID)
+        vocabulary, number = self._vocabulary, name.removeprefix(ID)
         if number != name and number.isascii() and number.isdigit():
             if len(number) > MAX_DIGITS or int(number) >= len(vocabulary):
                 raise UsageError(f"{given}: ids are from 0 to {len(vocabulary) - 1}")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # imported where they are used, for --help is to be quick
 
 #: Where runs go when nothing is said.
 DEFAULT_STORE = "raylens-store"
+#: Of a corpus; those of ``CorpusSettings.format``, whose import takes longer than --help should.
+CORPUS_FORMATS = ("auto", "jsonl", "csv", "parquet", "txt", "lines", "paragraphs")
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from raylens.scheduler.cli._options import model_options, model_settings, print_table
+from raylens.scheduler.cli._options import CORPUS_FORMATS, model_options, model_settings, print_table
 
 if TYPE_CHECKING:
     from raylens.workers.fitting.report import FitReport
-
-_FORMATS = ("auto", "jsonl", "csv", "parquet", "txt", "lines", "paragraphs")
 
 
 @click.command("fit-lens", context_settings={"show_default": True})
@@ -31,7 +29,7 @@ _FORMATS = ("auto", "jsonl", "csv", "parquet", "txt", "lines", "paragraphs")
 @click.option("--learning-rate", type=float, help="Of Adam at the first step; 0.05 / width of the model by default.")
 @click.option("--batch-tokens", type=int, default=512, help="Tokens of one batch; longer prompts are cut to it.")
 @click.option("--seed", type=int, default=0, help="Of the split of the prompts and the order of the batches.")
-@click.option("--format", "kind_of_corpus", type=click.Choice(_FORMATS), default="auto", help="Of the corpus.")
+@click.option("--format", "kind_of_corpus", type=click.Choice(CORPUS_FORMATS), default="auto", help="Of the corpus.")
 @click.option("--column", help="Key or column of the text.")
 @click.option("--id-column", help="Key or column of the id.")
 @click.option("--limit", type=int, help="Stop after this many prompts.")

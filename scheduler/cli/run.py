@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raylens.scheduler.cli._options import (
+    CORPUS_FORMATS,
     DEFAULT_STORE,
     generation_options,
     intervene_option,
@@ -23,8 +24,6 @@ from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED, UsageError
 
 if TYPE_CHECKING:
     from raylens.scheduler.run import RunResult
-
-_FORMATS = ("auto", "jsonl", "csv", "parquet", "txt", "lines", "paragraphs")
 
 
 def _read_text(option: str, path: str) -> str:
@@ -75,7 +74,7 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(_FORMATS),
+    type=click.Choice(CORPUS_FORMATS),
     default="auto",
     help="Of the corpus; auto goes by extension.",
 )

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from raylens.storage.errors import one_line
 from raylens.workers.lenses.interface import Shape
 from raylens.workers.lenses.source import bad_file
 
@@ -101,7 +102,7 @@ def open_tensors(path: Path, shape: Shape) -> Iterator[Tensors]:
             with safe_open(path, framework="pt") as file:
                 yield Tensors(path, list(file.keys()), lambda name: file.get_slice(name).get_shape(), file.get_tensor)
         except (SafetensorError, OSError) as error:
-            raise bad_file(path, f"not a safetensors file ({_line(error)})", _SAVE_AGAIN) from error
+            raise bad_file(path, f"not a safetensors file ({one_line(error)})", _SAVE_AGAIN) from error
     else:
         tensors = _flat(_loaded(path))
         yield Tensors(path, list(tensors), lambda name: tensors[name].shape, tensors.__getitem__)
@@ -114,7 +115,7 @@ def _loaded(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a file that is not what it says may make anything fail
-        raise bad_file(path, f"torch cannot read it ({_line(error)})", _SAVE_AGAIN) from error
+        raise bad_file(path, f"torch cannot read it ({one_line(error)})", _SAVE_AGAIN) from error
 
 
 def _check_zip(path: Path) -> None:
@@ -149,7 +150,3 @@ def _flat(value: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
         if isinstance(key, str | int):
             found |= _flat(inner, f"{prefix}.{key}" if prefix else str(key), depth + 1)
     return found
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
