@@ -27,32 +27,42 @@ _KEYS = f"""
 
 
 def aggregate(shelf: Shelf, request: Request) -> dict[str, Any]:
-    """Entropy, KL and agreement by layer and tap, decision depth, and failures; ``by`` splits by a metadata key."""
+    """Entropy, KL and agreement by layer and tap, decision depth, and failures.
+
+    ``by`` splits by a metadata key, ``positions`` chooses those that are counted.
+    """
     one = shelf.run(request.path_params["run"])
-    by = asked.text(request, "by")
-    split = {} if by is None else {"by": by}
-    layers = one.query("layers", **split).rows()
+    chosen = _chosen(request)
+    by = chosen.get("by")
+    layers = one.query("layers", **chosen).rows()
     return {
         "run": one.name,
         "by": by,
+        "positions": chosen.get("positions"),
         "keys": [row["key"] for row in one.sql(_KEYS).rows()],
         "layers": layers,
         "undrawn": charts.undrawn(by, [row["split"] for row in layers]) if by is not None and layers else None,
-        "depth": _depth(one, split),
-        "failures": one.query("failures", **split).rows(),
+        "depth": _depth(one, chosen),
+        "failures": one.query("failures", **({} if by is None else {"by": by})).rows(),
     }
 
 
-def _depth(run: Run, split: dict[str, str]) -> list[dict[str, Any]]:
+def _chosen(request: Request) -> dict[str, str]:
+    return {name: given for name in ("by", "positions") if (given := asked.text(request, name)) is not None}
+
+
+def _depth(run: Run, chosen: dict[str, str]) -> list[dict[str, Any]]:
     try:
-        return run.query("depth", **split).rows()
+        return run.query("depth", **chosen).rows()
     except UsageError:  # a run without the final prediction has no depth
         return []
 
 
 def aggregate_picture(shelf: Shelf, request: Request) -> bytes:
     """The chart of a run as SVG."""
-    return charts.render(shelf.run(request.path_params["run"]), "svg", by=asked.text(request, "by"))
+    chosen = _chosen(request)
+    one = shelf.run(request.path_params["run"])
+    return charts.render(one, "svg", by=chosen.get("by"), positions=chosen.get("positions"))
 
 
 def _both(shelf: Shelf, request: Request) -> tuple[Run, Run]:

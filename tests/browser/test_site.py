@@ -20,6 +20,7 @@ from tests.browser.viewing import Site, viewing
 from tests.builders import commit_outcomes, make_failure, make_record, make_run
 from tests.command import raylens_command
 from tests.queried import write_run
+from tests.waiting import wait_until
 
 Open = Callable[..., Page]
 View = Callable[..., Site]
@@ -169,6 +170,22 @@ def test_aggregates_are_drawn_and_told_in_numbers(site: Site, store: Path, open_
     page.get_by_label("Split by metadata key").fill("kind")
     page.get_by_role("button", name="Show").click()
     expect(table).to_have_count(len(open_store(store)["first"].query("layers", by="kind").rows()))
+
+
+def test_aggregates_of_some_positions(site: Site, store: Path, open_page: Open) -> None:
+    """Picture and numbers are of those; where none was lensed the page says so."""
+    page = open_page(site.url("/runs/first/aggregate"))
+    page.get_by_label("Positions").fill("last")
+    page.get_by_role("button", name="Show").click()
+    expect(page).to_have_url(re.compile("positions=last"))
+    first = page.get_by_role("region", name="By layer and tap").locator("tbody tr").first
+    (rows, everything) = (open_store(store)["first"].query("layers", **chosen).rows() for chosen in ({"positions": "last"}, {}))
+    assert first.locator("td").nth(2).inner_text() == str(rows[0]["places"]) != str(everything[0]["places"])
+    assert "positions=last" in str(page.locator("figure img").get_attribute("src"))
+    wait_until(lambda: page.evaluate("document.querySelector('figure img').naturalWidth > 300"), "the picture is there")
+    page.goto(site.url("/runs/first/aggregate?positions=500:"))
+    assert page.get_by_text("None of these positions was lensed.").count() == 1
+    assert site.get("/api/runs/first/aggregate?positions=last").json()["positions"] == "last"
 
 
 def test_runs_are_compared_and_prompts_shown_side_by_side(site: Site, store: Path, open_page: Open) -> None:
