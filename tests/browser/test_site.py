@@ -194,6 +194,7 @@ def test_runs_are_compared_and_prompts_shown_side_by_side(site: Site, store: Pat
     page.get_by_label("Compare with").select_option("second")
     page.get_by_role("button", name="Compare").click()
     expect(page.get_by_role("region", name="By layer and tap").locator("tbody tr").nth(1)).to_be_visible()
+    assert page.get_by_text("those of second less those of first").count() == 1
     page.get_by_role("link", name="side by side").click()
     page.get_by_role("link", name="beside second").nth(2).click()
     page.wait_for_selector("html[data-ready]")
