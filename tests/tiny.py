@@ -23,16 +23,16 @@ def save_tiny_llama(folder: Path) -> Path:
     return _save(folder, tokenizer, len(tokenizer), layers=2, width=64)
 
 
-def save_word_llama(folder: Path, layers: int = 2) -> Path:
+def save_word_llama(folder: Path, layers: int = 2, seed: int = 11) -> Path:
     """Save a 32-wide Llama whose tokens are the words of ``sentences`` and some more, 256 in all: next to no time a prompt."""
     words = {word: number for number, word in enumerate([*dict.fromkeys(WORDS), *map(str, range(256))][:256])}
     core = Tokenizer(models.WordLevel(words, unk_token="0"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return _save(folder, PreTrainedTokenizerFast(tokenizer_object=core, unk_token="0"), len(words), layers, width=32)
+    return _save(folder, PreTrainedTokenizerFast(tokenizer_object=core, unk_token="0"), len(words), layers, width=32, seed=seed)
 
 
-def _save(folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int, layers: int, width: int) -> Path:
-    torch.manual_seed(11)
+def _save(folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int, layers: int, width: int, seed: int = 11) -> Path:
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,

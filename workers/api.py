@@ -1,8 +1,7 @@
 """``raylens.lens``: one text, in this process, without Ray, Redis or a store."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -13,6 +12,7 @@ from raylens.storage.taps import parse_taps
 from raylens.workers.interventions.edits import read_edits
 from raylens.workers.lenses.source import lens_digest, parse_lens
 from raylens.workers.metrics import parse_stats
+from raylens.workers.model import load_model
 from raylens.workers.preflight import inspect_model
 from raylens.workers.settings import (
     DType,
@@ -24,6 +24,7 @@ from raylens.workers.settings import (
     check_types,
     generation_settings,
 )
+from raylens.workers.source import state
 from raylens.workers.tracked import track_names
 from raylens.workers.worker import Worker
 
@@ -31,16 +32,36 @@ from raylens.workers.worker import Worker
 _ONE_AT_A_TIME = Lock()
 
 
-@lru_cache(maxsize=1)
+@dataclass(slots=True)
+class _Kept:
+    """What the last call used: a model as its files were, and a worker on it; there may be memory for no other beside it."""
+
+    files: tuple[Any, ...] | None = None
+    model: tuple[Any, Any] | None = None
+    settings: WorkerSettings | None = None
+    worker: Worker | None = None
+
+
+_kept = _Kept()
+
+
 def loaded(settings: WorkerSettings) -> Worker:
-    """A worker in this process, which stays loaded until another one is asked for.
+    """A worker in this process. Its model stays loaded until another one is asked for, or its files change.
 
     Raises:
         RaylensError: the model cannot be used, or the settings are wrong.
     """
     check(settings)
+    files = (settings.model, *state(settings.model))
+    if _kept.worker is not None and (_kept.settings, _kept.files) == (settings, files):
+        return _kept.worker
     inspect_model(settings)
-    return Worker(settings)
+    _kept.worker = None
+    if _kept.model is None or _kept.files != files:
+        _kept.model = None
+        _kept.model, _kept.files = load_model(settings.model), files
+    _kept.worker, _kept.settings = Worker(settings, _kept.model), settings
+    return _kept.worker
 
 
 def read(worker: Worker, text: str) -> Record:
@@ -80,7 +101,7 @@ def lens(
     sample_top_k: int | None = None,
     seed: int = 0,
 ) -> Record:
-    """The lens of one text. The model stays loaded for the next call with the same settings; threads take turns.
+    """The lens of one text. The model stays loaded for the next call; threads take turns.
 
     Args:
         text: the prompt.

@@ -22,7 +22,7 @@ from raylens.workers.lens import PENDING_BYTES, Lens
 from raylens.workers.lenses.interface import Place
 from raylens.workers.sampling import Sampler
 from raylens.workers.settings import GenerationSettings
-from raylens.workers.stepping import own_settings, run_steps
+from raylens.workers.stepping import end_ids, run_steps
 from raylens.workers.tokenize import Tokenized
 
 #: Decimals of the stored logprobs.
@@ -58,7 +58,7 @@ class Generation:
         self._lens = lens
         self._settings = settings
         self._vocabulary = vocabulary
-        self._ends = own_settings(model, tokenizer)
+        self._ends = end_ids(model, tokenizer)
         self._steps = find_way(model)
         self._sampler = Sampler(settings)
 

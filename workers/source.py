@@ -67,6 +67,13 @@ def resolve(settings: ModelSettings) -> ModelSource:
     return ModelSource(settings.source, settings.revision, settings.source.rpartition("/")[2], "")
 
 
+def state(settings: ModelSettings) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of each file of a model of this machine, which another in its place would not share."""
+    path = given_path(settings.source, "--model")
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    return tuple((file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files if file.is_file())
+
+
 def fingerprint(folder: Path) -> str:
     """SHA-256 of a model folder: small files whole; of weights their size and a MiB of beginning, middle and end.
 

@@ -3,8 +3,8 @@
 Shapes: B prompts, T tokens of the longest, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,15 +52,21 @@ class _Chooser(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, -torch.inf).scatter_(1, ids.unsqueeze(1), 0.0)
 
 
-def own_settings(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Take from a loaded model the ids that end a sequence, and every other wish for how its text is generated.
-
-    Checkpoints bring temperatures, penalties and forced tokens, which ``generate`` would apply where nothing is said.
-    """
+def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a sequence."""
     asked = model.generation_config.eos_token_id if model.generation_config is not None else None
     ends = tokenizer.eos_token_id if asked is None else asked
-    model.generation_config = GenerationConfig()
     return tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (int(ends),)
+
+
+@contextmanager
+def _without_wishes(model: Any) -> Iterator[None]:
+    """Checkpoints bring temperatures, penalties and forced tokens, which ``generate`` would apply where nothing is said."""
+    wishes, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = wishes
 
 
 @torch.inference_mode()
@@ -78,7 +84,7 @@ def run_steps(
     """Generate up to ``tokens`` tokens after each prompt.
 
     Args:
-        model: whose own generation settings were taken away.
+        model: whose own wishes for how its text is generated are left aside.
         ends: ids after which a prompt is done; its rows and logits are given on, and mean nothing, until all are done.
         hooks, sink: as of ``capture``; the rows are those of each prompt's newest token, [B, D], before ``choose`` is called.
         intervention: what is changed in the model while it runs.
@@ -106,7 +112,7 @@ def run_steps(
         eos_token_id=list(ends) or None,
         disable_compile=True,  # compiled code passes by the hooks
     )
-    with ExitStack() as entered:  # what is entered for one pass ends where the next begins
+    with _without_wishes(model), ExitStack() as entered:  # what is entered for one pass ends where the next begins
         seeing = model.register_forward_pre_hook(enter, with_kwargs=True)
         try:
             model.generate(

@@ -40,13 +40,17 @@ class Worker:
         certificate: what was measured of the model (adapter.py), with the taps of this run.
         vocabulary: token id -> bytes.
 
+    Args:
+        settings: what is asked for.
+        loaded: the model and its tokenizer, where they are there already.
+
     Raises:
         ModelError: the model cannot be loaded or lensed.
     """
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, loaded: tuple[Any, Any] | None = None) -> None:
         self._settings = settings
-        self._model, tokenizer = load_model(settings.model)
+        self._model, tokenizer = loaded or load_model(settings.model)
         adapter = adapt(self._model, settings.lens.top_k)
         if settings.lens.logprobs == "float32":  # running sums are within 2e-4, and each tap read by itself within 1e-4
             adapter = replace(adapter, walk=None)

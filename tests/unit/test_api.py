@@ -1,13 +1,20 @@
-"""``raylens.lens`` called from several threads at once."""
+"""``raylens.lens``: what stays loaded between calls, and calls from several threads at once."""
 
+import json
+import shutil
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaForCausalLM
 
 import raylens
+from raylens.storage.payload import encode_payload
 from raylens.workers import api
+from tests.tiny import save_word_llama
 
 
 def test_threads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +33,63 @@ def test_threads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(raylens.lens, "abcd"))
     assert most == [1, 1, 1, 1]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[str, str]:
+    """Two small models of the same words and other weights, which end a text with every third token."""
+    found = save_word_llama(tmp_path / "one"), save_word_llama(tmp_path / "other", seed=5)
+    for folder in found:
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(0, 256, 3))}))
+    return str(found[0]), str(found[1])
+
+
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many models there were already, each time one was made."""
+    there: weakref.WeakSet[Any] = weakref.WeakSet()
+    found: list[int] = []
+    init = LlamaForCausalLM.__init__
+
+    def seen(self: Any, *args: Any, **more: Any) -> None:
+        found.append(len(there))
+        there.add(self)
+        init(self, *args, **more)
+
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", seen)
+    return found
+
+
+#: Questions about one text, after each of which another worker is needed.
+ASKED: tuple[dict[str, Any], ...] = (
+    {"top_k": 3},
+    {"stats": "kl,next_rank", "track": "me"},
+    {"intervene": {"edits": [{"tap": "attn_out", "layers": 1, "scale": 0}]}},
+    {"generate": 8},
+    {"heads": "all", "stats": "attribution,best_attribution", "track": "me"},
+    {"generate": 8, "temperature": 1.0, "seed": 4},
+    {"layers": "1", "taps": "resid_post"},
+    {"top_k": 3},
+)
+
+
+def test_one_model_is_read_once_for_many_questions(folders: tuple[str, str], beside: list[int]) -> None:
+    """Each has the answer of a process that was asked nothing else; the next model is read when the last one is gone."""
+    texts = ["call me", "you may"]
+    asked = [(model, text, more) for model in folders for more in ASKED for text in texts]
+    found = [encode_payload(raylens.lens(text, model=model, **more)) for model, text, more in asked]
+    assert beside == [0, 0]
+    for (model, text, more), answer in zip(asked[:: len(texts) + 1], found[:: len(texts) + 1], strict=True):
+        raylens.lens("me", model=folders[folders[0] == model])  # so that this one is read anew
+        assert encode_payload(raylens.lens(text, model=model, **more)) == answer
+
+
+def test_a_model_that_was_saved_anew_is_read_anew(folders: tuple[str, str], tmp_path: Path) -> None:
+    """In the same folder and of the same sizes, as a training that goes on saves it."""
+    one, other = (raylens.lens("call me", model=model) for model in folders)
+    assert one.taps["resid_post"].logprobs.tolist() != other.taps["resid_post"].logprobs.tolist()
+    raylens.lens("call me", model=folders[0])
+    shutil.rmtree(folders[0])  # written over, the files would change what is mapped into memory
+    shutil.copytree(folders[1], folders[0])
+    again = raylens.lens("call me", model=folders[0])
+    assert again.taps["resid_post"].logprobs.tolist() == other.taps["resid_post"].logprobs.tolist()

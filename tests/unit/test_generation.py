@@ -30,7 +30,7 @@ from raylens.workers.settings import (
     check,
     generation_settings,
 )
-from raylens.workers.stepping import Way, own_settings
+from raylens.workers.stepping import Way, end_ids
 from raylens.workers.worker import Worker
 from tests.lens_files import save_tuned, translators
 from tests.models import CLOSE, FAMILIES, VOCABULARY, build, save, sentence
@@ -262,7 +262,7 @@ def test_the_end_as_the_last_token_there_is_room_for(tmp_path: Path) -> None:
 def test_which_tokens_end_a_sequence(asked: int | list[int] | None, own: int | None, ends: tuple[int, ...]) -> None:
     """Those that the checkpoint names for generation, else the tokenizer's."""
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=asked))
-    assert own_settings(model, SimpleNamespace(eos_token_id=own)) == ends
+    assert end_ids(model, SimpleNamespace(eos_token_id=own)) == ends
 
 
 def test_wishes_of_a_checkpoint_are_left_alone(folders: Any, tmp_path: Path) -> None:
