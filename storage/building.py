@@ -1,15 +1,14 @@
 """Segments made of payloads: in helper processes where batches fill up, since decoding, JSON and tables are most of writing."""
 
-import os
-import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 
 from raylens.storage.errors import FrameError, StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit
+from raylens.storage.orphans import end_with_parent
 from raylens.storage.payload import decode_payload
 from raylens.storage.segments import SegmentBuilder
 
@@ -84,7 +83,7 @@ class Helpers:
     def __init__(self, most: int) -> None:
         self.most = most
         spawn = get_context("spawn")  # a fork would share the writer's connection
-        self._pool = ProcessPoolExecutor(most, mp_context=spawn, initializer=_end_with_parent) if most else None
+        self._pool = ProcessPoolExecutor(most, mp_context=spawn, initializer=end_with_parent) if most else None
 
     def make(self, maker: Maker, n: int, batch: Batch, full: bool) -> "Future[Made]":
         """Begin to make a segment: in a helper where batches fill up, which is seldom worth one otherwise, else here and now."""
@@ -93,15 +92,3 @@ class Helpers:
         made: Future[Made] = Future()
         made.set_result(maker.make(n, batch.payloads))
         return made
-
-
-def _end_with_parent() -> None:
-    """A helper whose writer is killed would wait for work for ever: it holds both ends of its own queue."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -10,6 +10,7 @@ from pathlib import Path
 from raylens.storage.cores import cores
 from raylens.storage.errors import UsageError
 from raylens.storage.layout import RunFolder
+from raylens.storage.orphans import end_with_parent
 from raylens.storage.plots import FORMATS, write
 from raylens.storage.plots.request import Request, for_record
 from raylens.storage.record import Record
@@ -40,11 +41,8 @@ class Job:
     font: str | None = None
 
 
-def plot_all(run: Run, job: Job, processes: int | None = None) -> Iterator[list[Path]]:
+def plot_all(run: Run, job: Job) -> Iterator[list[Path]]:
     """Draw every record of a run; the paths of each as they are written.
-
-    Args:
-        processes: by default one for each core.
 
     Raises:
         UsageError: a choice that does not fit the kind or a record, or a folder that cannot be written.
@@ -58,9 +56,8 @@ def plot_all(run: Run, job: Job, processes: int | None = None) -> Iterator[list[
     ids = [entry.id for entry in run.entries if entry.failure is None]
     width = len(str(max((entry.index for entry in run.entries), default=0)))
     context = multiprocessing.get_context("spawn")  # not forked: the caller may have threads
-    with ProcessPoolExecutor(
-        processes or min(cores(), max(1, len(ids))), context, initializer=_begin, initargs=(run.folder.root, job, width)
-    ) as pool:
+    processes = min(cores(), max(1, len(ids)))
+    with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(run.folder.root, job, width)) as pool:
         try:
             yield from pool.map(_draw, ids, chunksize=CHUNK)
         finally:  # also where the caller stops, or a picture cannot be drawn
@@ -74,6 +71,7 @@ _width: int
 
 def _begin(root: Path, job: Job, width: int) -> None:
     global _run, _job, _width
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who then asks for no more
     _run, _job, _width = Run(RunFolder(root)), job, width
 

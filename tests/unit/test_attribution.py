@@ -129,6 +129,27 @@ def test_the_error_of_a_short_type_is_told() -> None:
         assert 1e-4 < stored["attribution_error"][-1].max() < 0.5
 
 
+@pytest.mark.parametrize("name", ["llama", "granite"])
+def test_the_error_at_each_layer(name: str) -> None:
+    """At every residual it is how far the writes up to there are from it: the largest of the tracked, next and best tokens'."""
+    model, adapter = built(name, dtype=torch.bfloat16)
+    for record in records(name, model, adapter):
+        taps, last = record.taps, len(record.token_ids) - 1  # after which there is no next token
+        terms = {
+            tap: np.concatenate([taps[tap].stats[one].reshape(*taps[tap].ids.shape[:2], -1) for one in ATTRIBUTIONS], axis=2)
+            for tap in taps
+        }
+        so_far = terms["resid_pre"][0]
+        for layer in range(3):
+            for write, residual in (("attn_out", "resid_mid"), ("mlp_out", "resid_post")):
+                so_far = so_far + terms[write][layer]
+                error = taps[residual].stats["attribution_error"][layer, :last]
+                gap = np.abs(so_far - terms[residual][layer]).max(axis=1)[:last]
+                if (residual, layer) != ("resid_post", 2):  # there it is of the model's own logit
+                    np.testing.assert_allclose(error, gap, rtol=0.01, atol=5e-5)
+        assert last == 0 or taps["resid_post"].stats["attribution_error"][1, :last].max() > 1e-3
+
+
 def test_the_error_is_of_the_models_own_logit() -> None:
     """Where the parts of the norm are not the model's, the error at the end says so, though the writes add up."""
     model, adapter = built("llama")

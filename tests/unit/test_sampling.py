@@ -169,3 +169,31 @@ def test_logits_that_are_no_numbers_spoil_no_neighbour(settings: GenerationSetti
     choice, right = sampler(broken, ["a", "b"], 0), sampler(logits, ["a", "b"], 0)
     assert math.isnan(choice.logprobs[0])
     assert (choice.ids[1], choice.logprobs[1]) == (right.ids[1], right.logprobs[1])
+
+
+def test_a_low_temperature_is_not_none() -> None:
+    """Only at 0 the first of equals is taken: at any other each of them is drawn, with its half of the probability."""
+    sampler = Sampler(GenerationSettings(1, 1e-6))
+    choices = [sampler(torch.tensor([[2.0, 1.0, 2.0]]), ["a"], step) for step in range(40)]
+    assert {choice.ids[0] for choice in choices} == {0, 2}
+    for choice in choices:
+        assert choice.sampling_logprobs[0] == pytest.approx(math.log(0.5), abs=1e-12)
+
+
+def test_all_but_the_least_probable() -> None:
+    """One fewer than there are rules out one token; as many as there are, or more, rule out none."""
+    logits = torch.tensor([[0.3, 0.1, 0.2, 0.4]])
+    assert set(drawn(logits, GenerationSettings(1, 1.0, top_k=3), 200)) == {0, 2, 3}
+    assert set(drawn(logits, GenerationSettings(1, 1.0, top_k=4), 200)) == {0, 1, 2, 3}
+    assert drawn(logits, GenerationSettings(1, 1.0, top_k=9), 50) == drawn(logits, GenerationSettings(1, 1.0), 50)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("settings", [GenerationSettings(1, 1.0), GenerationSettings(1, 1.0, top_p=0.9, top_k=3)], ids=str)
+def test_a_logit_that_overflowed_is_told(settings: GenerationSettings) -> None:
+    """An infinite logit gives a token whose logprob is no finite number, which the record's failure goes by."""
+    logits = torch.zeros(1, 20)
+    logits[0, 7] = torch.inf
+    choice = Sampler(settings)(logits, ["a"], 0)
+    assert not math.isfinite(choice.logprobs[0])
+    assert choice.sampling_logprobs == [0.0]

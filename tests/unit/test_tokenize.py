@@ -177,3 +177,11 @@ def test_failures_keep_what_the_prompt_had() -> None:
 def test_longest_input(config: dict[str, Any], tokenizer_limit: int, longest: int) -> None:
     """The smaller of what the model's positions and the tokenizer allow; a huge number where neither says."""
     assert longest_input(SimpleNamespace(**config), SimpleNamespace(model_max_length=tokenizer_limit)) == longest
+
+
+@pytest.mark.parametrize("role", ["system", "tool"])
+def test_a_reply_is_asked_for_after_anything_but_a_reply(role: str) -> None:
+    """Of a system's text or a tool's result too the model is to go on as the assistant."""
+    outcome = tokenize(Prompt(0, "0", messages=[*HELLO, {"role": role, "content": "blue"}]), limit=20, chat_template=TEMPLATE)
+    assert isinstance(outcome, Tokenized)
+    assert outcome.text.endswith("[reply]")
