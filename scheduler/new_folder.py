@@ -17,10 +17,10 @@ def new_folder(option: str, path: Path) -> Iterator[Path]:
     Raises:
         UsageError: something has that name, or nothing can be written there; names the option.
     """
-    if path.exists() or path.is_symlink():
-        raise UsageError(f"{option} {path}: is there already; give another name, or move it away")
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
+        if path.exists() or path.is_symlink():
+            raise UsageError(f"{option} {path}: is there already; give another name, or move it away")
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.mkdir()
     except OSError as error:
@@ -30,6 +30,8 @@ def new_folder(option: str, path: Path) -> Iterator[Path]:
         unfinished.rename(path)
         fsync_folder(path.parent)
     except OSError as error:
+        if error.errno is None:  # of no file: a library's, such as a TimeoutError
+            raise
         raise UsageError(f"{option} {path}: {error.strerror}; give a folder that can be written") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

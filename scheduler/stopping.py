@@ -50,4 +50,5 @@ class Stopping:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._old.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            if handler is not None:  # of a program that embeds Python, and set it by other means
+                signal.signal(number, handler)  # type: ignore[arg-type]

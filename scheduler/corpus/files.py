@@ -96,6 +96,8 @@ def find_files(sources: tuple[str, ...]) -> list[InputFile]:
 
 def _identity(path: str) -> object:
     """The same for two names of one file; a path that is none yet is told when it is opened."""
+    if path == "-":  # standard input, whatever file has that name
+        return path
     try:
         found = Path(path).stat()
     except OSError:

@@ -107,7 +107,7 @@ class RowKeys:
             return str(index)
         value = metadata.pop(key)
         if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
+            value = _digits(value, key)
         if not isinstance(value, str):
             raise BadRow(f"{key!r} is {_kind(value)}, not a string or an integer", "give every row an id of its own")
         if not value:
@@ -115,6 +115,13 @@ class RowKeys:
         if len(value) > ID_LIMIT:
             raise BadRow(f"{key!r} has {len(value):,} characters", f"use at most {ID_LIMIT:,}")
         return value
+
+
+def _digits(value: int, key: str) -> str:
+    try:
+        return str(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        raise BadRow(f"{key!r} holds a number of thousands of digits", f"use at most {ID_LIMIT:,}") from None
 
 
 def _kind(value: Any) -> str:
@@ -150,7 +157,8 @@ def _token_ids(value: Any) -> list[int]:
         raise BadRow(f"'token_ids' is {_kind(value)}, not a list", "write a list of integers from 0")
     for position, token in enumerate(value):
         if type(token) is not int or token < 0:
-            raise BadRow(f"'token_ids' holds {str(token)[:40]} at position {position}", "write a list of integers from 0")
+            shown = _digits(token, "token_ids") if type(token) is int else str(token)
+            raise BadRow(f"'token_ids' holds {shown[:40]} at position {position}", "write a list of integers from 0")
     return value
 
 

@@ -64,9 +64,11 @@ class Bill:
         return round(stored.fixed_bytes + stored.prompt_bytes * self.extent.prompts / max(1, stored.prompts) + lens)
 
     def sent_bytes(self) -> int:
-        """Bytes of all frames."""
-        stored = self.measured.stored
-        return round(stored.sent_bytes * self.extent.prompts / max(1, stored.prompts))
+        """Bytes of all frames, nearly all of which are of positions."""
+        stored, extent = self.measured.stored, self.extent
+        if not stored.positions:
+            return round(stored.sent_bytes * extent.prompts / max(1, stored.prompts))
+        return round(stored.sent_bytes * extent.positions / stored.positions)
 
     def _share(self, taps: tuple[str, ...], layers: tuple[int, ...]) -> float:
         """Places of a position, to those that the run reads."""

@@ -47,10 +47,11 @@ class Costs:
     def __init__(self, measured: "Rehearsal", start: float, crew: Crew) -> None:
         self._token, self._position = fit([*measured.calls, *measured.contrasts])
         self._start, self._crew = start, crew
-        parts = [call.seconds / self._read(call.tokens, call.positions) for call in measured.calls]
-        expected = sum(call.seconds for call in measured.calls)
-        whole = sum(self._read(call.tokens, call.positions) for call in measured.calls)
-        self._parts = Range(min(parts), expected / whole, max(parts)) if parts else Range(1.0, 1.0, 1.0)
+        # a call whose prompts all failed has no position, and may cost nothing by what the others took
+        read = [(call.seconds, cost) for call in measured.calls if (cost := self._read(call.tokens, call.positions)) > 0]
+        parts = [seconds / cost for seconds, cost in read]
+        expected = sum(seconds for seconds, _ in read) / sum(cost for _, cost in read) if read else 1.0
+        self._parts = Range(min(parts), expected, max(parts)) if parts else Range(1.0, 1.0, 1.0)
         stored = measured.stored
         self._written = stored.seconds / max(1, stored.positions)
 

@@ -4,7 +4,7 @@ Its steps are those of ``--generate``; a prompt that was only read is one, of it
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from raylens.storage.errors import UsageError
@@ -18,7 +18,7 @@ from raylens.storage.vocabulary import token_text
 #: Component -> token and percent, best first.
 Layer = dict[str, list[tuple[str, int]]]
 #: Given a record and the number of a lensed position: its layers and taps that are written.
-Chosen = Callable[[Record, int], tuple[Iterable[int], Iterable[str]]]
+Chosen = Callable[[Record, int], tuple[Iterable[int], Collection[str]]]
 
 
 def write_all_layers(run: Run, file: BinaryIO, records: Iterable[Record] | None = None) -> None:

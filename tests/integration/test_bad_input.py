@@ -219,6 +219,12 @@ def test_a_home_of_nobody(tmp_path: Path) -> None:
     check(raylens_command("lens", "a", "-m", "~nosuchuser/m", cwd=tmp_path), 2, "--model ~nosuchuser/m")
 
 
+def test_a_file_called_as_standard_input_is(tmp_path: Path) -> None:
+    """The two are not one, so that both may be given; what is refused is the model."""
+    (tmp_path / "-").write_text("a\n")
+    check(raylens_command("run", "-", "./-", "-m", "./nowhere", cwd=tmp_path, stdin="b\n"), 4, "./nowhere: no such folder")
+
+
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
     """What takes the output may be full too."""
     make_run(tmp_path / "raylens-store")

@@ -197,6 +197,8 @@ def test_bad_text(tmp_path: Path) -> None:
         ("\udcff", "row 2: 'text' holds half of a surrogate pair; write the whole character, or remove it"),
         ({"text": "x", "y\ud800": 1}, "row 2: 'y\\ud800' holds half of a surrogate pair"),
         ({"text": "x" * (64 << 20)}, "row 2: a row longer than 64 MiB; split it"),
+        ({"text": "x", "id": 10**5000}, "row 2: 'id' holds a number of thousands of digits; use at most 4,096"),
+        ({"token_ids": [-(10**5000)]}, "row 2: 'token_ids' holds a number of thousands of digits"),
     ],
 )
 def test_bad_python_rows(row: Any, message: str) -> None:

@@ -2,13 +2,16 @@
 
 import math
 from array import array
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raylens.scheduler.corpus import Corpus
-from raylens.scheduler.dry_run.costs import fit
+from raylens.scheduler.dry_run.bill import Bill
+from raylens.scheduler.dry_run.costs import Costs, Crew, fit
 from raylens.scheduler.dry_run.extent import Extent, sample
 from raylens.scheduler.dry_run.rehearsal import Call
 from raylens.workers.settings import ModelSettings, WorkerSettings
@@ -58,3 +61,26 @@ def test_the_beginning_of_a_sample_is_spread_too() -> None:
     corpus = Corpus.from_rows([{"id": f"p{number}", "text": "word"} for number in range(64)])
     found = [prompt.index for prompt in sample(corpus, extent(list(range(64))), WORKER, 64)]
     assert sorted(found[:7]) == [8, 16, 24, 32, 40, 48, 56]
+
+
+def measured(*calls: Call, **stored: float) -> Any:
+    """As a rehearsal tells it, with what matters here."""
+    found = {"seconds": 0.0, "prompts": 2, "positions": 20, "sent_bytes": 1000, **stored}
+    return SimpleNamespace(calls=list(calls), contrasts=[], stored=SimpleNamespace(**found))
+
+
+def test_a_call_whose_prompts_all_failed() -> None:
+    """It has no position, and where tokens cost nothing it tells nothing of how far off the others are."""
+    calls = [Call(1, 10, 1.0), Call(1000, 13, 1.0), Call(1, 10, 1.0)]
+    assert fit(calls)[0] == 0
+    crew = Crew(1.0, 1.0, 1)
+    found = Costs(measured(*calls, Call(1, 0, 1.0)), 0.0, crew).work(10, 100)
+    assert (found.least, found.most) == pytest.approx((100 / 13, 10.0))
+    assert Costs(measured(), 0.0, crew).work(10, 100).expected == 0
+
+
+def test_what_is_sent_grows_with_positions() -> None:
+    """As where 32 of 256 tokens were generated to measure; by prompts where none of the sample had a position."""
+    whole = Extent(10, 0, 0, 0, 800, 1, array("I"))
+    for stored, sent in ((measured(), 40_000), (measured(positions=0), 5_000)):
+        assert Bill(whole, stored, Costs(stored, 0.0, Crew(1.0, 1.0, 1)), (), (), 0, here=True).sent_bytes() == sent

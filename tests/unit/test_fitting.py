@@ -358,6 +358,10 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         pass
     with pytest.raises(KeyboardInterrupt), new_folder("--output", tmp_path / "b") as folder:
         _stopped(folder)
+    with pytest.raises(TimeoutError, match="server away"), new_folder("--output", tmp_path / "b"):
+        raise TimeoutError("server away")  # which is an OSError, and not of the folder
+    with pytest.raises(UsageError, match="File name too long"), new_folder("--output", tmp_path / ("x" * 300)):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["lens"]
     with (
