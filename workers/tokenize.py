@@ -39,6 +39,7 @@ class Tokenizer:
         self._settings = settings
         self._positions = positions
         self._limit = min(settings.max_tokens or limit, limit - new)
+        self._new = new
         self._why = f" before {new} generated ones" if new else ""
         self._vocabulary_size = vocabulary_size
 
@@ -46,6 +47,8 @@ class Tokenizer:
         """The tokenized prompt, or why it cannot be read."""
         try:
             text, ids = self._ids(prompt)
+            if self._new and len(ids) > self._limit:  # what is generated goes on from what is read
+                text = self._cut(prompt, text)
         except Exception as error:  # noqa: BLE001  a template or tokenizer may raise anything; the run goes on
             return _failure(prompt, "input", f"cannot be tokenized: {type(error).__name__}: {error}")
         if not ids:
@@ -80,6 +83,17 @@ class Tokenizer:
         )
         # the template writes the special tokens itself
         return text, self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _cut(self, prompt: Prompt, text: str) -> str:
+        """The text of as many tokens as are read."""
+        count, special = self._limit, not prompt.messages  # as in _ids
+        if prompt.token_ids is not None:
+            return str(self._tokenizer.decode(prompt.token_ids[:count]) if self._known(prompt.token_ids) else "")
+        if not getattr(self._tokenizer, "is_fast", False):
+            ids = self._tokenizer(text, add_special_tokens=special)["input_ids"][:count]
+            return str(self._tokenizer.decode(ids, skip_special_tokens=special))
+        spans = self._tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)["offset_mapping"]
+        return text[: max(end for _, end in spans[:count])]
 
     def _known(self, ids: list[int]) -> bool:
         return all(0 <= number < self._vocabulary_size for number in ids)

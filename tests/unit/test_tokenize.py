@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer as Core
 from tokenizers import models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from raylens.storage.record import Failure, Prompt
 from raylens.workers.settings import InputSettings, ModelSettings
@@ -114,6 +114,30 @@ def test_too_long_is_cut() -> None:
     outcome = tokenize(Prompt(0, "0", "red " * 5 + "blue"), "last:2", on_long="truncate", max_tokens=4)
     assert isinstance(outcome, Tokenized)
     assert (outcome.ids, outcome.positions, outcome.truncated_from) == ([0, 1, 1, 1], [2, 3], 7)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        (Prompt(0, "0", "red  blue red blue red"), "red  blue red"),
+        (Prompt(0, "0", messages=HELLO), "[user] red"),
+        (Prompt(0, "0", token_ids=[1, 2, 2, 1, 2]), "red blue blue red"),
+    ],
+    ids=["text", "messages", "token_ids"],
+)
+def test_what_is_generated_goes_on_from_what_is_read(prompt: Prompt, text: str) -> None:
+    """The text of a prompt that was cut to leave room for new tokens ends where its tokens do."""
+    outcome = tokenize(prompt, limit=6, new=2, on_long="truncate", chat_template=TEMPLATE)
+    assert isinstance(outcome, Tokenized)
+    assert (outcome.text, len(outcome.ids)) == (text, 4)
+
+
+def test_what_is_read_by_a_tokenizer_in_python() -> None:
+    """It does not tell where tokens are in the text: bytes of ByT5, whose end of the text is no part of it."""
+    tokenizer = Tokenizer(ByT5Tokenizer(), InputSettings(on_long="truncate"), "last", 6, 400, 2)
+    outcome = tokenizer(Prompt(0, "0", "h\u00e9llo"))
+    assert isinstance(outcome, Tokenized)
+    assert (outcome.text, len(outcome.ids)) == ("h\u00e9l", 4)
 
 
 def test_as_long_as_allowed() -> None:
