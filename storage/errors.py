@@ -94,9 +94,9 @@ class FrameError(RaylensError):
     """Bytes from the stream that are not a valid frame of this run."""
 
 
-def one_line(error: Exception, most: int = 300) -> str:
-    """What a library's error says, as part of a message of ours: in one line, cut after so many characters."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+def one_line(error: Exception) -> str:
+    """What a library's error says, as part of a message of ours: in one line, and no more than its beginning."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 #: Exit code of a run that finished with at least one failed prompt.

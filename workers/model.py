@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import torch
 
-from raylens.storage.errors import DeviceError, ModelError, UsageError
+from raylens.storage.errors import DeviceError, ModelError, UsageError, one_line
 from raylens.workers.preflight import load_tokenizer
 from raylens.workers.settings import ModelSettings
 from raylens.workers.source import resolve
@@ -41,7 +41,7 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
             f"--model {settings.source}: does not fit the GPU ({error}); try --dtype bfloat16 or --device-map auto"
         ) from error
     except Exception as error:
-        raise ModelError(f"--model {settings.source}: cannot load the weights ({' '.join(str(error).split())[:300]})") from error
+        raise ModelError(f"--model {settings.source}: cannot load the weights ({one_line(error)})") from error
     if missing := sorted(report["missing_keys"]):  # transformers has filled these at random
         named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise ModelError(

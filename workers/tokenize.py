@@ -47,8 +47,8 @@ class Tokenizer:
         """The tokenized prompt, or why it cannot be read."""
         try:
             text, ids = self._ids(prompt)
-            if self._new and len(ids) > self._limit:  # what is generated goes on from what is read
-                text = self._cut(prompt, text)
+            if self._new and self._settings.on_long == "truncate" and len(ids) > self._limit:
+                text = self._cut(prompt, text, ids[: self._limit])
         except Exception as error:  # noqa: BLE001  a template or tokenizer may raise anything; the run goes on
             return _failure(prompt, "input", f"cannot be tokenized: {type(error).__name__}: {error}")
         if not ids:
@@ -84,16 +84,15 @@ class Tokenizer:
         # the template writes the special tokens itself
         return text, self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _cut(self, prompt: Prompt, text: str) -> str:
-        """The text of as many tokens as are read."""
-        count, special = self._limit, not prompt.messages  # as in _ids
+    def _cut(self, prompt: Prompt, text: str, ids: list[int]) -> str:
+        """The part of a prompt's text that these first ids of it stand for: what is generated goes on from there."""
         if prompt.token_ids is not None:
-            return str(self._tokenizer.decode(prompt.token_ids[:count]) if self._known(prompt.token_ids) else "")
+            return self._tokenizer.decode(ids) if self._known(ids) else ""
+        special = not prompt.messages  # as in _ids
         if not getattr(self._tokenizer, "is_fast", False):
-            ids = self._tokenizer(text, add_special_tokens=special)["input_ids"][:count]
             return str(self._tokenizer.decode(ids, skip_special_tokens=special))
         spans = self._tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)["offset_mapping"]
-        return text[: max(end for _, end in spans[:count])]
+        return text[: max(end for _, end in spans[: len(ids)])]
 
     def _known(self, ids: list[int]) -> bool:
         return all(0 <= number < self._vocabulary_size for number in ids)

@@ -11,7 +11,7 @@ import click
 import orjson
 
 from raylens.scheduler.cli._options import print_table, write_bytes
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, one_line
 from raylens.storage.labels import fit, label, text_label
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (OverflowError, pa.ArrowNotImplementedError) as error:
-        raise UsageError(f"a column holds what this form cannot ({' '.join(str(error).split())}); cast it to VARCHAR") from error
+        raise UsageError(f"a column holds what this form cannot ({one_line(error)}); cast it to VARCHAR") from error
 
 
 def _rows(reader: "pa.RecordBatchReader") -> Iterator[dict[str, Any]]:

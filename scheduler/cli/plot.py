@@ -83,7 +83,7 @@ def command(address: str, store: str, every: bool, output: str, as_json: bool, *
     if kind in CHARTS:
         if prompt is not None:
             raise UsageError(f"--kind {kind} draws a whole run; {address!r} names a prompt: give the run alone")
-        _refuse({**options, "every": every}, (*_OF_RECORDS, *(("positions",) if kind == "compare" else ())), f"--kind {kind}")
+        _refuse({**options, "every": every}, _OF_RECORDS, f"--kind {kind}")
         _plot_run(run, store, output, as_json, options)
         return
     _refuse(options, ("against", "by"), f"--kind {kind}")

@@ -10,15 +10,17 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import zstandard
 
 import raylens
+from raylens.scheduler.cli._options import CORPUS_FORMATS
 from raylens.scheduler.corpus import Corpus, CorpusSettings
 from raylens.scheduler.corpus.files import ROW_LIMIT
 from raylens.scheduler.corpus.rows import ID_LIMIT
+from raylens.scheduler.corpus.settings import Format
 from raylens.storage.errors import InputError, UsageError
 
 
@@ -254,3 +256,8 @@ def test_paragraphs_are_measured_one_by_one(tmp_path: Path, monkeypatch: pytest.
     path.write_text("12345678\n\n" * 3)
     corpus = Corpus(CorpusSettings(sources=(str(path),), format="paragraphs"))
     assert [prompt.text for prompt in corpus.prompts()] == ["12345678"] * 3
+
+
+def test_the_commands_take_every_format() -> None:
+    """Their list is written down beside them, so that --help need not import what reads a corpus."""
+    assert get_args(Format) == CORPUS_FORMATS

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, one_line
 from raylens.storage.taps import ALIASES, TAPS
 from raylens.workers.interventions.file import bad, read_values
 from raylens.workers.interventions.places import check_positions
@@ -222,9 +222,7 @@ def _tensor(name: str, place: str, path: Path, key: str) -> tuple[float, ...]:
                 raise bad(name, place, f"tensor {key!r} of {path} has shape {shape}", "save a vector of the model's width")
             tensor = file.get_tensor(key)
     except (SafetensorError, OSError) as error:
-        raise bad(
-            name, place, f"{path} cannot be read ({' '.join(str(error).split())[:200]})", "give a .safetensors file"
-        ) from error
+        raise bad(name, place, f"{path} cannot be read ({one_line(error)})", "give a .safetensors file") from error
     if not tensor.is_floating_point():
         raise bad(name, place, f"tensor {key!r} of {path} is {tensor.dtype}", "save it as a floating type")
     return tuple(tensor.double().tolist())

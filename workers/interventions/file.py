@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, one_line
 
 #: Bytes of a file by what it is: YAML of a megabyte would be read for half a minute.
 MOST_BYTES = {".json": 1 << 20, ".yaml": 1 << 17, ".yml": 1 << 17}
@@ -77,7 +77,7 @@ def read_values(path: Path) -> Any:
         problem = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
         raise bad(name, f"line {mark.line + 1}" if mark else "", f"not YAML ({problem})") from error
     except (RecursionError, ValueError) as error:  # nested without end; a number of thousands of digits; a date that is none
-        raise bad(name, "", f"cannot be read ({' '.join(str(error).split())[:100]})") from error
+        raise bad(name, "", f"cannot be read ({one_line(error)})") from error
 
 
 def _json(name: str, text: str) -> Any:
