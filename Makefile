@@ -3,7 +3,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check fix clean soak
+.PHONY: demo test check fix clean soak lowest
 
 $(VENV)/installed: pyproject.toml infra/constraints.txt infra/install.sh
 	@echo "installing into $(VENV); the first time takes a few minutes"
@@ -15,6 +15,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed check
 	$(BIN)/pytest -n 2 --dist worksteal --durations 40 -m "not alone"
 	$(BIN)/pytest -m alone
+
+# Every test with the oldest version of each package that pyproject.toml allows
+lowest:
+	infra/install.sh .venv-lowest infra/lowest.txt
+	.venv-lowest/bin/pytest -n 2 --dist worksteal -m "not alone"
 
 # Three hundred faults over three thousand prompts, for about an hour: make soak SOAK="--seed 1 --server redis7"
 soak: $(VENV)/installed
@@ -31,4 +36,4 @@ fix: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) raylens-demo raylens-store
+	rm -rf $(VENV) .venv-lowest raylens-demo raylens-store

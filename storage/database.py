@@ -104,7 +104,7 @@ class Database:
         try:
             statements = self._connection.extract_statements(sql)
             # EXPLAIN is not among them, for EXPLAIN ANALYZE runs what it explains, a COPY over a table too.
-            if len(statements) != 1 or statements[0].type is not duckdb.StatementType.SELECT:
+            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise UsageError("SQL: give one SELECT (or FROM, DESCRIBE, SHOW, SUMMARIZE) statement; the store is read only")
             reader = self._ask(
                 lambda: self._connection.sql(sql, params=dict(parameters) if parameters else None).to_arrow_reader()

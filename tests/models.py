@@ -9,10 +9,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -445,6 +447,8 @@ FAMILIES: dict[str, Family] = {
     # post-norm blocks: the residual itself is normed, so no sum holds; there is no final norm
     "openai-gpt": Family(_GPT, stack="transformer.h", norm="", attn="", mlp="", mid="", refused=_NO_SUM),
 }
+if Version(version("transformers")) < Version("5.14"):  # raylens takes older ones too, which do not have it
+    del FAMILIES["minicpm3"]
 
 
 def path(module: nn.Module, name: str) -> nn.Module | None:

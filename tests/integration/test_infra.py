@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import yaml
+from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 import raylens
@@ -28,6 +30,15 @@ def tool(*command: str) -> None:
     """A linter that finds nothing."""
     done = subprocess.run(command, cwd=ROOT, env=TOOLS, capture_output=True, text=True, timeout=HUNG, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_lowest_versions_are_the_lower_ends_of_the_ranges() -> None:
+    """``make lowest`` tests what pyproject.toml allows: of every package that raylens needs, or gives an extra for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["frames"]]
+    pins = [line for line in (INFRA / "lowest.txt").read_text().splitlines() if not line.startswith("#")]
+    assert pins == sorted(f"{one.name}=={bound.version}" for one in needed for bound in one.specifier if bound.operator == ">=")
+    assert len(pins) == len(needed)
 
 
 def test_scripts_are_clean() -> None:

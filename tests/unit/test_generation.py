@@ -106,7 +106,8 @@ def assert_same_lens(found: Record, wanted: Record) -> None:
         np.testing.assert_allclose(other.entropy, lens.entropy[:, columns], atol=30 * CLOSE, err_msg=tap)
         np.testing.assert_allclose(other.logprobs, lens.logprobs[:, columns], atol=30 * CLOSE, err_msg=tap)
         close = np.isclose(np.diff(other.logprobs, axis=2), 0, atol=60 * CLOSE).any(axis=2)
-        assert (close | (other.ids == lens.ids[:, columns]).all(axis=2)).all(), tap
+        same = (other.ids == lens.ids[:, columns])[..., :-1]  # what is as good as the last one of them is not known
+        assert (close | same.all(axis=2)).all(), tap
         for name, values in lens.stats.items():
             if name.endswith("rank"):
                 assert np.mean(other.stats[name] != values[:, columns]) < 0.02, (tap, name)
@@ -118,13 +119,15 @@ def assert_same_lens(found: Record, wanted: Record) -> None:
 def test_greedy_text_is_transformers_own_and_the_lens_that_of_one_pass(folders: Any, name: str) -> None:
     """Prompts of different lengths together give the ids that generate gives each alone, and every tap is as in a plain pass."""
     generated = records(Worker(settings(folders(name), GenerationSettings(NEW))), prompts(TEXTS))
-    model, _ = load_model(ModelSettings(str(folders(name))))
+    model, tokenizer = load_model(ModelSettings(str(folders(name))))
     cached = name != "recurrent_gemma"  # whose cache keeps what it held of the prompt before, if the next has one token
     for record, ids in zip(generated, TEXTS, strict=True):
         assert record.generated is not None
         assert record.token_ids[: len(ids)] == ids
         assert new_ids(record) == written(model, ids, max_new_tokens=NEW, use_cache=cached)
-        assert (record.generated.start, record.generated.finish) == (len(ids), "length" if len(new_ids(record)) == NEW else "eos")
+        assert record.generated.start == len(ids)
+        assert record.generated.finish == ("eos" if new_ids(record)[-1] in end_ids(model, tokenizer) else "length")
+        assert record.generated.finish == "eos" or len(new_ids(record)) == NEW
         assert record.positions == list(range(len(ids) - 1, len(record.token_ids) - 1))
     plain = Worker(settings(folders(name), None, {"positions": "all"}))
     again = [Prompt(record.index, record.id, token_ids=record.token_ids) for record in generated]
