@@ -40,7 +40,7 @@ GOOD = b'{"text": "good"}\n'
         (b'{"text": "a"', "c.jsonl:3: not valid JSON ("),
         (b'{"text": "a", "n": NaN}', "c.jsonl:3: not valid JSON ("),
         (b'{"text": "a", "n": 1e999}', "c.jsonl:3: not valid JSON (number is infinity"),
-        (b'{"text": "a", "n": ' + b"[" * 9000 + b"]" * 9000 + b"}", "c.jsonl:3: not valid JSON ("),
+        (b'{"text": "a", "n": ' + b"[" * 90_000 + b"]" * 90_000 + b"}", "c.jsonl:3: not valid JSON ("),
         (b'"x"', "c.jsonl:3: not a JSON object; write one object a line"),
         (b'[{"text": "x"}]', "c.jsonl:3: not a JSON object; write one object a line"),
         (b'{"text": "a\xff"}', "c.jsonl:3: not valid UTF-8 (byte 0xff at offset 11 of the line); save the file as UTF-8"),

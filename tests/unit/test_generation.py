@@ -328,11 +328,9 @@ def test_prompts_leave_room(folders: Any) -> None:
 def test_a_model_that_is_wrong_token_by_token_is_refused(growth: float) -> None:
     """Without a cache and a mask a model is run anew for each step, without padding; where that is wrong too it is refused."""
     model = copy.deepcopy(build("llama"))
-    forward, lost = (
-        model.model.forward,
-        {"attention_mask": None, "past_key_values": None, "position_ids": None, "use_cache": False},
-    )
-    model.model.forward = lambda **given: forward(**given | lost)
+    forward = model.model.forward
+    lost = {"attention_mask": None, "position_ids": None, "use_cache": False, "past_key_values": None, "cache": None}
+    model.model.forward = lambda **given: forward(**{name: lost.get(name, value) for name, value in given.items()})
     assert find_way(model).way == Way(padded=False, cached=False)
     passes = iter(range(1, 1 << 30))
     model.lm_head.register_forward_hook(lambda _module, _given, logits: logits * (1 + growth * next(passes)))
