@@ -62,7 +62,7 @@ class Spool:
                 self.descriptor = os.dup(file.fileno())
         except OSError as error:
             remedy = f"make room in {tempfile.gettempdir()}, or save the input as a file and name it"
-            raise InputError(name, f"cannot be kept in a temporary file ({error.strerror})", remedy) from None
+            raise InputError(name, f"cannot be read to its end and kept in a temporary file ({error.strerror})", remedy) from None
         weakref.finalize(self, os.close, self.descriptor)
 
     def open(self) -> BinaryIO:
