@@ -11,7 +11,7 @@ from tests.kill.faults import FAULTS
 
 ROOT = Path(__file__).parent.parent.parent
 SEED = 1
-PROMPTS = 60
+PROMPTS = 90  # so many that a slow machine is not through them before the last fault
 #: test_kills.py kills actor, writer, server and driver, and test_server.py freezes the server.
 ELSEWHERE = {"kill_actor", "kill_writer", "restart_server", "freeze_server", "kill_driver"}
 KINDS = [fault.__name__ for fault in FAULTS if fault.__name__ not in ELSEWHERE]
