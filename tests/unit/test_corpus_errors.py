@@ -36,16 +36,22 @@ GOOD = b'{"text": "good"}\n'
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "a" "b"}', "c.jsonl:3: not valid JSON (unexpected character"),
+        (b'{"text": "a" "b"}', "c.jsonl:3: not valid JSON (unexpected character...column 14); write one JSON"),
         (b'{"text": "a"', "c.jsonl:3: not valid JSON ("),
         (b'{"text": "a", "n": NaN}', "c.jsonl:3: not valid JSON ("),
         (b'{"text": "a", "n": 1e999}', "c.jsonl:3: not valid JSON (number is infinity"),
-        (b'{"text": "a", "n": ' + b"[" * 90_000 + b"]" * 90_000 + b"}", "c.jsonl:3: not valid JSON ("),
+        (
+            b'{"text": "a", "n": ' + b"[" * 90_000 + b"]" * 90_000 + b"}",
+            "c.jsonl:3: not valid JSON (...depth...); write one JSON",
+        ),
         (b'"x"', "c.jsonl:3: not a JSON object; write one object a line"),
         (b'[{"text": "x"}]', "c.jsonl:3: not a JSON object; write one object a line"),
         (b'{"text": "a\xff"}', "c.jsonl:3: not valid UTF-8 (byte 0xff at offset 11 of the line); save the file as UTF-8"),
         (b'{"a\xff": 1, "text": "a"}', "c.jsonl:3: not valid UTF-8 (byte 0xff at offset 3 of the line)"),
-        (b'{"text": "\\ud800"}', "c.jsonl:3: half of a \\ud800-\\udfff escape pair (no low surrogate in string"),
+        (
+            b'{"text": "\\ud800"}',
+            "c.jsonl:3: half of a \\ud800-\\udfff escape pair (no low surrogate in string...); write both",
+        ),
         (b'{"text": "\\udc00"}', "c.jsonl:3: half of a \\ud800-\\udfff escape pair ("),
         (b'{"text": "a", "m": "\\ud800x"}', "c.jsonl:3: half of a \\ud800-\\udfff escape pair ("),
         (b'{"text": null}', "c.jsonl:3: 'text' is null, not a string; give every row a string"),
@@ -87,7 +93,8 @@ GOOD = b'{"text": "good"}\n'
 def test_bad_json_lines(tmp_path: Path, line: bytes, message: str) -> None:
     path = tmp_path / "c.jsonl"
     path.write_bytes(GOOD + b" \n" + line + b"\n" + GOOD)
-    assert message in refusal(path)
+    found = refusal(path)
+    assert all(part in found for part in message.split("...")), found  # between them are words of a library, which change
 
 
 @pytest.mark.parametrize("content", ['[{"text": "a"}]', '\ufeff\n [\n  {"text": "a"}\n]'])
