@@ -31,7 +31,8 @@ def test_kept_until_any_kernel_changes(tmp_path: Path) -> None:
     (folder / "one.py").write_text(ONE)
 
     def run() -> str:
-        done = subprocess.run([sys.executable, "-c", RUN], cwd=tmp_path, capture_output=True, text=True, check=True)
+        # -B: Python's own bytecode of a file as long and of the same second as the one before would be taken for it
+        done = subprocess.run([sys.executable, "-B", "-c", RUN], cwd=tmp_path, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     (folder / "two.py").write_text(TWO.format(number=1))
