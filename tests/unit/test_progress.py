@@ -1,0 +1,148 @@
+"""What a run says of itself: how fast it is, how long it still takes, and how often it says so."""
+
+import json
+
+import pytest
+
+from raylens.scheduler import progress as module
+from raylens.scheduler.events import Events
+from raylens.scheduler.progress import LINE_SECONDS, Lines, Meter, duration
+
+
+class Clock:
+    """A clock that tests set."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def started(total: int = 100, done: int = 0) -> Meter:
+    meter = Meter()
+    meter.start("demo", total, done, failed=0)
+    return meter
+
+
+def test_rates_count_from_when_a_model_is_loaded(clock: Clock) -> None:
+    """The time that loading takes says nothing of how fast the run is."""
+    meter = started()
+    clock.now += 30
+    meter.begin()
+    clock.now += 10
+    meter.add(records=4, failures=1, tokens=50)
+    assert meter.rate() == (0.5, 5.0)
+    assert meter.eta() == 190.0
+    meter.begin()
+    assert meter.rate() == (0.5, 5.0), "a second actor's loading does not begin it anew"
+
+
+def test_what_was_done_before_does_not_count_as_speed(clock: Clock) -> None:
+    """A run that is resumed tells how fast it is now."""
+    meter = started(total=1000, done=900)
+    meter.begin()
+    clock.now += 20
+    meter.add(records=10, failures=0, tokens=200)
+    assert meter.rate() == (0.5, 10.0)
+    assert meter.eta() == 180.0
+
+
+def test_rates_are_of_the_last_minute(clock: Clock) -> None:
+    """A corpus may become slower: what was longer ago is forgotten."""
+    meter = started(total=10_000)
+    for _ in range(100):
+        clock.now += 1
+        meter.add(records=10, failures=0, tokens=100)
+    for _ in range(61):
+        clock.now += 1
+        meter.add(records=1, failures=0, tokens=10)
+    assert meter.rate() == (1.0, 10.0)
+    clock.now += 61
+    assert meter.rate()[0] == pytest.approx(0.5), "and falls while nothing comes"
+
+
+def test_nothing_is_foretold_before_anything_is_done(clock: Clock) -> None:
+    """Without a rate there is no time to the end."""
+    assert Meter().rate() == (0.0, 0.0)
+    assert Meter().eta() is None
+    meter = started()
+    clock.now += 5
+    assert meter.eta() is None
+    assert meter.line() == "0/100 prompts, 0.0 tokens/s"
+
+
+def test_a_line(clock: Clock) -> None:
+    """All that is known in one line; what there is none of is left out."""
+    meter = started(total=2_000)
+    clock.now += 2
+    meter.add(records=999, failures=1, tokens=12_000)
+    meter.in_flight = 2_500_000
+    assert meter.line() == "1,000/2,000 prompts, 6,000.0 tokens/s, 2.5 MB in flight, 1 failed, ETA 0:02"
+    meter.in_flight = 0
+    meter.add(records=1_000, failures=0, tokens=0)
+    assert meter.line() == "2,000/2,000 prompts, 6,000.0 tokens/s, 1 failed"
+
+
+def test_durations() -> None:
+    """Minutes and seconds, with hours where there are any."""
+    assert [duration(seconds) for seconds in (0, 59.9, 60, 3599, 3600, 90_061)] == [
+        *("0:00", "0:59", "1:00", "59:59", "1:00:00", "25:01:01")
+    ]
+
+
+def test_lines_come_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """A log gets what happens at once, how far a run is at most every ten seconds, and its end in any case."""
+    lines = Lines()
+
+    def said() -> str:
+        return capsys.readouterr().err
+
+    lines.stage("checking the corpus")
+    assert said() == "checking the corpus\n"
+    lines.scanned(10)
+    assert said() == ""
+    clock.now += LINE_SECONDS
+    lines.scanned(20)
+    lines.scanned(30)
+    assert said() == "corpus: 20 prompts checked\n"
+    lines.start("demo", total=3, done=1, failed=0)
+    assert said() == "run demo: 3 prompts, 1 done before\n"
+    lines.working()
+    clock.now += 1
+    lines.committed(1, 0, tokens=5)
+    assert said() == ""
+    lines.waiting("the server is full")
+    assert said() == "the server is full\n"
+    lines.committed(1, 0, tokens=5)
+    assert said() == "3/3 prompts, 10.0 tokens/s\n"
+
+
+def test_events_tell_the_same(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers of an event are those that a line would show."""
+    events = Events()
+    events.start("demo", total=10, done=2, failed=1)
+    events.working()
+    events.in_flight(77)
+    clock.now += 4
+    events.committed(1, 1, tokens=10)
+    *_, last = map(json.loads, capsys.readouterr().out.splitlines())
+    del last["time"]
+    assert last == {
+        "event": "progress",
+        "run": "demo",
+        "done": 4,
+        "prompts": 10,
+        "failed": 2,
+        "prompts_per_second": 0.5,
+        "tokens_per_second": 2.5,
+        "eta_seconds": 12.0,
+        "in_flight_bytes": 77,
+    }
