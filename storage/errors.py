@@ -99,6 +99,11 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def named_line(error: Exception) -> str:
+    """The same with the error's type before it, for one whose words say little without: ``KeyError: 'rope_theta'``."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 #: Exit code of a run that finished with at least one failed prompt.
 EXIT_FAILED_PROMPTS = 3
 #: Exit code of a run stopped by Ctrl-C or SIGTERM; the same command resumes it.

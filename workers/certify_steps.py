@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raylens.storage.errors import ModelError
+from raylens.storage.errors import ModelError, named_line
 from raylens.workers.blocks import input_device
 from raylens.workers.probe import probe_ids
 from raylens.workers.stepping import Way, run_steps
@@ -53,7 +53,7 @@ def find_way(model: Any) -> Steps:
             else:
                 found = torch.cat([_steps(model, way, [prompt], forced) for prompt in (long, short)])
         except Exception as failed:  # noqa: BLE001  a model may raise anything
-            problem = " ".join(f"{type(failed).__name__}: {failed}".split())[:300]
+            problem = named_line(failed)
             continue
         target = torch.stack(wanted)
         error = float((found - target).norm() / target.norm())

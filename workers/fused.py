@@ -8,6 +8,7 @@ import time
 import torch
 from torch import Tensor
 
+from raylens.storage.errors import named_line
 from raylens.workers.asked import Asked, Final
 from raylens.workers.blocks import device_of
 from raylens.workers.projection import Projection
@@ -44,7 +45,7 @@ def try_fused(projection: Projection, rows: Tensor, k: int = K) -> str:
         found_answers = projection.read(many[:ASKED], k, asked)
     except Exception as failure:  # noqa: BLE001  a compiler may raise anything; the other path is there
         projection.fused = False
-        return f"the Triton kernel does not run here: {type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
+        return f"the Triton kernel does not run here: {named_line(failure)}"
     error = max(difference(found, expected), difference(found_answers, answers))
     allowed = of_logits(ALLOWED, float(expected.logsumexp.abs().max()))
     projection.fused = error <= allowed and fused < by_block

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raylens.storage.errors import ModelError
+from raylens.storage.errors import ModelError, named_line
 from raylens.workers.blocks import ATTENTION_NAMES, MLP_NAMES, first_tensor, flat_rows, input_device, input_tensor, submodules
 
 _PROBE_TOKENS = 13
@@ -53,8 +53,9 @@ def probe_blocks(model: nn.Module, stack: nn.ModuleList, ids: Tensor) -> tuple[l
         try:
             logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         except Exception as error:  # a model may raise anything
-            text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise ModelError(f"{type(model).__name__}: cannot run a prompt of {ids.shape[1]} tokens ({text})") from error
+            raise ModelError(
+                f"{type(model).__name__}: cannot run a prompt of {ids.shape[1]} tokens ({named_line(error)})"
+            ) from error
     for probe in probes:
         if probe.calls.get("") != 1:
             times = probe.calls.get("", 0)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raylens.storage.errors import named_line
 from raylens.workers.asked import Tally, nothing_asked
 from raylens.workers.kernels.floats import PIECE
 from raylens.workers.topk import Readout, RunningReadout
@@ -25,7 +26,7 @@ def not_compiled() -> str:
     try:
         from raylens.workers.kernels import epilogue  # noqa: F401
     except ImportError as error:
-        return " ".join(f"{type(error).__name__}: {error}".split())
+        return named_line(error)
     return ""
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from raylens.storage.errors import named_line
 from raylens.storage.record import Failure, Prompt
 from raylens.workers.selection import select_positions
 from raylens.workers.settings import InputSettings
@@ -50,7 +51,7 @@ class Tokenizer:
             if self._new and self._settings.on_long == "truncate" and len(ids) > self._limit:
                 text = self._cut(prompt, text, ids[: self._limit])
         except Exception as error:  # noqa: BLE001  a template or tokenizer may raise anything; the run goes on
-            return _failure(prompt, "input", f"cannot be tokenized: {type(error).__name__}: {error}")
+            return _failure(prompt, "input", f"cannot be tokenized: {named_line(error)}")
         if not ids:
             return _failure(prompt, "empty", "the prompt has no tokens")
         if not self._known(ids):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, named_line
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.vocabulary import Vocabulary, token_text
 from raylens.workers.adapter import adapt
@@ -125,7 +125,7 @@ class Worker:
         try:
             return replace(found, tracked=self._tracked.of(prompt.metadata))
         except Exception as error:  # noqa: BLE001  a tokenizer may raise anything; one bad prompt never stops a run
-            text = str(error) if isinstance(error, UsageError) else f"--track: {type(error).__name__}: {error}"
+            text = str(error) if isinstance(error, UsageError) else f"--track: {named_line(error)}"
             return Failure(prompt.id, prompt.index, "input", text[:500], prompt.metadata)
 
     def read(self, ready: list[Tokenized]) -> Iterator[Record | Failure]:
@@ -179,6 +179,5 @@ class Worker:
 
     def _failure(self, tokenized: Tokenized, error: Exception) -> Failure:
         kind = "memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "model"
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         prompt = tokenized.prompt
-        return Failure(prompt.id, prompt.index, kind, f"{len(tokenized.ids)} tokens: {text}", prompt.metadata)
+        return Failure(prompt.id, prompt.index, kind, f"{len(tokenized.ids)} tokens: {named_line(error)}", prompt.metadata)
