@@ -9,7 +9,7 @@
     │   ├── ServerFull      5   it is at its memory limit, for longer than one waits
     │   └── StreamGone      5   a run's stream is not there: the run has ended, or the server lost it
     ├── ClusterError        5   Ray cannot be reached or used
-    ├── StoreError          6   a store that is damaged or locked
+    ├── StoreError          6   a store that is damaged, locked or not there
     │   ├── OtherFormat     6   a file of a version this raylens does not read
     │   └── Fenced          6   another writer took the run over
     └── FrameError          1   bytes from the stream that are not a valid frame
@@ -77,7 +77,7 @@ class ClusterError(RaylensError):
 
 
 class StoreError(RaylensError):
-    """A store that is damaged, locked, or of a version this raylens cannot read."""
+    """A store that is damaged, locked, not there, or of a version this raylens cannot read."""
 
     exit_code = 6
 

@@ -99,7 +99,7 @@ def group() -> None:
     """The logit lens for corpora.
 
     Results go to stdout, progress to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 finished with failed prompts,
-    4 model or input not loadable, 5 Ray or Redis unreachable, 6 store damaged or locked, 130 stopped.
+    4 model or input not loadable, 5 Ray or Redis unreachable, 6 store damaged, locked or not there, 130 stopped.
     Options can be set as RAYLENS_COMMAND_OPTION too, such as RAYLENS_RUN_TOP_K; not --fresh, nor those that may be repeated.
     """
 
