@@ -17,8 +17,8 @@ def event_line(event: str, **fields: Any) -> str:
 class Events:
     """Each line has ``time`` (ISO 8601, UTC), ``event``, and ``run`` once it has a name.
 
-    ``event`` is stage, scan, start, progress, failure (of one prompt, with its id), waiting or error; then the command adds
-    done or stopped.
+    ``event`` is stage, scan, fetch, start, progress, failure (of one prompt, with its id), waiting or error; then the command
+    adds done or stopped.
     """
 
     def __init__(self) -> None:
@@ -31,6 +31,9 @@ class Events:
 
     def scanned(self, prompts: int) -> None:
         self._emit("scan", prompts=prompts)
+
+    def fetched(self, done: int, total: int) -> None:
+        self._emit("fetch", bytes=done, total=total)
 
     def start(self, run: str, total: int, done: int, failed: int) -> None:
         self._meter.start(run, total, done, failed)

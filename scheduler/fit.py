@@ -85,7 +85,7 @@ def fit_corpus(
             {**{part: len(prompts) for part, prompts in texts.parts.items()}, "skipped": texts.skipped},
         )
         if settings.kind == "tuned":
-            save_tuned(folder, maps, settings.model.source, facts.commit)
+            save_tuned(folder, maps, settings.model.source, facts.source.revision)
         else:
             save_linear(folder, maps)
         _write_provenance(folder, settings, facts, corpus.name, summary, report)

@@ -47,6 +47,16 @@ class Heartbeat:
         """Whether the run is to stop, by a signal or by ``raylens cancel``."""
         return lambda: stopping() or self.cancelled()
 
+    def while_waiting(self, what: str, ended: Callable[[], bool]) -> Callable[[], bool]:
+        """Whether the run is to stop, for what asks that again and again; monitors are told what it waits for meanwhile."""
+
+        def waiting() -> bool:
+            if self.due():
+                self.beat(what)
+            return ended()
+
+        return waiting
+
     def __enter__(self) -> "Heartbeat":
         self._folder.cancel.unlink(missing_ok=True)  # meant for a driver before this one
         self.beat()

@@ -20,6 +20,9 @@ class Progress(Protocol):
     def scanned(self, prompts: int) -> None:
         """So many prompts of the corpus have been checked."""
 
+    def fetched(self, done: int, total: int) -> None:
+        """So many bytes of the model have come from the hub."""
+
     def start(self, run: str, total: int, done: int, failed: int) -> None:
         """The run begins with ``done`` of ``total`` prompts in the ledger, ``failed`` of them failures."""
 
@@ -101,6 +104,7 @@ class Quiet:
 
     def stage(self, text: str) -> None: ...
     def scanned(self, prompts: int) -> None: ...
+    def fetched(self, done: int, total: int) -> None: ...
     def start(self, run: str, total: int, done: int, failed: int) -> None: ...
     def working(self) -> None: ...
     def committed(self, records: int, failures: int, tokens: int) -> None: ...
@@ -123,6 +127,9 @@ class Lines:
 
     def scanned(self, prompts: int) -> None:
         self._now_and_then(f"corpus: {prompts:,} prompts checked")
+
+    def fetched(self, done: int, total: int) -> None:
+        self._now_and_then(_fetching(done, total))
 
     def start(self, run: str, total: int, done: int, failed: int) -> None:
         self._meter.start(run, total, done, failed)
@@ -184,6 +191,9 @@ class Bar:
     def scanned(self, prompts: int) -> None:
         self._bar.update(self._task, description="checking the corpus", completed=prompts)
 
+    def fetched(self, done: int, total: int) -> None:
+        self._bar.update(self._task, note=_fetching(done, total))
+
     def start(self, run: str, total: int, done: int, failed: int) -> None:
         self._meter.start(run, total, done, failed)
         self._bar.update(self._task, description=run, total=total, completed=done, note="")
@@ -218,6 +228,10 @@ def choose(*, as_json: bool, quiet: bool) -> Progress:
     if quiet:
         return Quiet()
     return Bar() if sys.stderr.isatty() else Lines()
+
+
+def _fetching(done: int, total: int) -> str:
+    return f"fetching the model: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
 
 
 def duration(seconds: float) -> str:

@@ -35,6 +35,7 @@ from raylens.storage.record import Prompt
 from raylens.storage.stream import RETRIES, Stream, stream_key
 from raylens.storage.tally import Tally
 from raylens.storage.vocabulary import write_vocabulary
+from raylens.workers.hub import fetch
 from raylens.workers.interventions.edits import identity as edits_identity
 from raylens.workers.lenses.source import parse_lens
 from raylens.workers.preflight import ModelFacts, inspect_model
@@ -147,7 +148,9 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         broker = stack.enter_context(Broker(settings.redis))
         progress.stage("starting Ray")
         ended = heartbeat.or_cancelled(stopping)
-        ours = stack.enter_context(cluster(settings.ray, progress.stage, _while_waiting(heartbeat, ended)))
+        ours = stack.enter_context(
+            cluster(settings.ray, progress.stage, heartbeat.while_waiting("waiting for a node of the cluster", ended))
+        )
         check_reached(settings.redis, ours)
         check_nodes()
         stream = Stream(broker.url, run, _DRIVER_RETRIES)
@@ -156,6 +159,8 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         worker = settled(settings.worker, plan.facts, ours.gpus)
         host = next(iter(ours.hosts)) if settings.redis == "embedded" else None  # no machine that joins would reach it
         parts = share(settings.actors, settings.gpus_per_actor, host)
+        if ours.one_host and plan.facts.source.revision is not None:
+            _fetch(plan.facts, progress, heartbeat.while_waiting("fetching the model from the hub", ended))
         progress.stage(f"loading the model in {parts.actors} actor{'s' if parts.actors > 1 else ''}")
         pool = stack.enter_context(Pool(worker, run, broker.url, parts))
         fresh = cut(_remaining(plan), plan.manifest.prompts - plan.ledger.count, parts.actors, worker)
@@ -174,15 +179,15 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
     return plan.ledger.count == plan.manifest.prompts
 
 
-def _while_waiting(heartbeat: Heartbeat, ended: Callable[[], bool]) -> Callable[[], bool]:
-    """Whether the run is to stop; asked while the cluster has no node yet, which monitors are told."""
+def _fetch(facts: ModelFacts, progress: Progress, stopping: Callable[[], bool]) -> None:
+    """Where it can be seen, for the actors of this machine; the actors of others fetch the model themselves."""
 
-    def waiting() -> bool:
-        if heartbeat.due():
-            heartbeat.beat("waiting for a node of the cluster")
-        return ended()
+    def told(done: int, total: int) -> None:
+        if stopping():
+            raise KeyboardInterrupt
+        progress.fetched(done, total)
 
-    return waiting
+    fetch(facts.source.path, str(facts.source.revision), told)
 
 
 def _writer(plan: _Plan, redis: str) -> WriterProcess | ExternalWriter:
@@ -209,7 +214,12 @@ def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, fac
         },
         "corpus": {"prompts": summary.count, "fingerprint": summary.fingerprint},
     }
-    sources = {"model": worker.model.source, "label": facts.source.label, "revision": facts.commit, "corpus": corpus.name}
+    sources = {
+        "model": worker.model.source,
+        "label": facts.source.label,
+        "revision": facts.source.revision,
+        "corpus": corpus.name,
+    }
     if worker.generation is not None:
         identity["generation"] = msgspec.to_builtins(worker.generation)
     if facts.lens_digest is not None:

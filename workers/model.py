@@ -19,9 +19,8 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
         UsageError: the device map cannot be read.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    _draw_no_loading()
     source = resolve(settings)
     tokenizer = load_tokenizer(settings, source)
     device_map = _device_map(settings)
@@ -48,6 +47,17 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
             f"--model {settings.source}: the checkpoint lacks weights ({named}); give that of a causal language model"
         )
     return model.eval(), tokenizer
+
+
+def _draw_no_loading() -> None:
+    """No bar over the loading of weights; one over their download, which transformers would leave out with it, stays."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    disabled = are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if not disabled:
+        enable_progress_bars()
 
 
 def _device_map(settings: ModelSettings) -> str | dict[str, int | str] | None:

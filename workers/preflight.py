@@ -24,7 +24,6 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
     Attributes:
         source: where it is.
-        commit: the hub's commit, for a hub id.
         n_layers, width, vocabulary_size: of the model.
         vocabulary: token id -> bytes.
         tokenizer_hash, chat_template_hash: SHA-256, short.
@@ -33,7 +32,6 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """
 
     source: ModelSource
-    commit: str | None
     n_layers: int
     width: int
     vocabulary_size: int
@@ -46,7 +44,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     @property
     def weights(self) -> str:
         """What tells the weights from others: a fingerprint of the files, or the hub id and commit."""
-        return self.source.fingerprint[:16] or f"{self.source.path}@{self.commit}"
+        return self.source.fingerprint[:16] or f"{self.source.path}@{self.source.revision}"
 
 
 def pinned(model: ModelSettings, facts: ModelFacts) -> ModelSettings:
@@ -54,7 +52,7 @@ def pinned(model: ModelSettings, facts: ModelFacts) -> ModelSettings:
     path = given_path(model.source, "--model")
     if model.source != "demo" and path.exists():
         model = msgspec.structs.replace(model, source=str(path.resolve()))
-    return model if facts.commit is None else msgspec.structs.replace(model, revision=facts.commit)
+    return msgspec.structs.replace(model, revision=facts.source.revision)
 
 
 def inspect_model(settings: WorkerSettings) -> ModelFacts:
@@ -86,7 +84,6 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
     template = settings.input.chat_template or getattr(tokenizer, "chat_template", None) or ""
     return ModelFacts(
         source=source,
-        commit=getattr(config, "_commit_hash", None) if not source.fingerprint else None,
         n_layers=n_layers,
         width=width,
         vocabulary_size=size,
@@ -177,16 +174,9 @@ def load_tokenizer(settings: ModelSettings, source: ModelSource) -> Any:
 
 
 def _not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
-    text = str(error)
-    if "trust_remote_code" in text:
+    if "trust_remote_code" in str(error):
         return ModelError(f"--model {settings.source}: needs its own code; read it, then give --trust-remote-code")
-    if given_path(settings.source, "--model").exists():  # asked first, as the text may name a folder in any words
-        return ModelError(f"--model {settings.source}: its configuration or tokenizer cannot be read ({one_line(error)})")
-    if "gated" in text or "401" in text:
-        return ModelError(f"--model {settings.source}: access denied by the hub; accept its licence there and run hf auth login")
-    return ModelError(
-        f"--model {settings.source}: no such folder here and not loadable from the hub ({one_line(error)}); check the name"
-    )
+    return ModelError(f"--model {settings.source}: its configuration or tokenizer cannot be read ({one_line(error)})")
 
 
 def _hash(data: bytes) -> str:

@@ -14,6 +14,7 @@ import msgspec
 import platformdirs
 
 from raylens.storage.errors import ModelError, UsageError
+from raylens.workers.hub import commit_of
 from raylens.workers.paths import given_path
 from raylens.workers.settings import ModelSettings
 
@@ -31,7 +32,7 @@ class ModelSource(msgspec.Struct, frozen=True):
 
     Attributes:
         path: a folder, or a hub id.
-        revision: for a hub id, the revision asked for.
+        revision: for a hub id, the commit.
         label: a short name for run names and pictures.
         fingerprint: of a folder's configuration and weights; empty for a hub id, whose commit says it.
     """
@@ -46,7 +47,7 @@ def resolve(settings: ModelSettings) -> ModelSource:
     """Find the model, converting a GGUF file once into the user's cache.
 
     Raises:
-        ModelError: there is no such folder, file or package; with the remedy.
+        ModelError: there is no such folder, file, package or model of the hub; with the remedy.
         UsageError: a revision of what is not on the hub.
     """
     path = given_path(settings.source, "--model")
@@ -64,7 +65,7 @@ def resolve(settings: ModelSettings) -> ModelSource:
         return ModelSource(str(path.resolve()), None, path.resolve().name, fingerprint(path))
     if settings.source.startswith((".", "/", "~")) or settings.source.count("/") > 1:
         raise ModelError(f"--model {settings.source}: no such folder; check the path, or give a hub id such as org/name")
-    return ModelSource(settings.source, settings.revision, settings.source.rpartition("/")[2], "")
+    return ModelSource(settings.source, commit_of(settings.source, settings.revision), settings.source.rpartition("/")[2], "")
 
 
 def state(settings: ModelSettings) -> tuple[tuple[str, int, int], ...]:
