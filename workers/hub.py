@@ -97,6 +97,7 @@ def _bar(before: int, total: int, told: Callable[[int, int], None]) -> Any:
 
     class Told(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **more: Any) -> None:
+            more.pop("name", None)  # that older versions give to any class
             super().__init__(*args, **{**more, "disable": False, "file": io.StringIO(), "mininterval": 1.0})
 
         def display(self, *_: Any, **__: Any) -> None:
