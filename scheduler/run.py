@@ -77,7 +77,7 @@ def run_corpus(
 
     Raises:
         RaylensError: the corpus, model, store or a service cannot be used; nothing that is stored is lost.
-        KeyboardInterrupt: ``stopping`` said so while the corpus was read or Ray started.
+        KeyboardInterrupt: ``stopping`` said so while the corpus was read, Ray started or the model was fetched.
     """
     check(settings)
     check_writable(settings.store)
