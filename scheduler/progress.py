@@ -192,7 +192,7 @@ class Bar:
         self._bar.update(self._task, description="checking the corpus", completed=prompts)
 
     def fetched(self, done: int, total: int) -> None:
-        self._bar.update(self._task, note=_fetching(done, total))
+        self._bar.update(self._task, description=_fetching(done, total))
 
     def start(self, run: str, total: int, done: int, failed: int) -> None:
         self._meter.start(run, total, done, failed)
@@ -200,6 +200,7 @@ class Bar:
 
     def working(self) -> None:
         self._meter.begin()
+        self._bar.update(self._task, description=self._meter.run)
 
     def committed(self, records: int, failures: int, tokens: int) -> None:
         self._meter.add(records, failures, tokens)

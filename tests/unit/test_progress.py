@@ -1,12 +1,14 @@
 """What a run says of itself: how fast it is, how long it still takes, and how often it says so."""
 
 import json
+import re
+from collections.abc import Callable
 
 import pytest
 
 from raylens.scheduler import progress as module
 from raylens.scheduler.events import Events
-from raylens.scheduler.progress import LINE_SECONDS, Lines, Meter, duration
+from raylens.scheduler.progress import LINE_SECONDS, Bar, Lines, Meter, duration
 
 
 class Clock:
@@ -146,3 +148,27 @@ def test_events_tell_the_same(clock: Clock, capsys: pytest.CaptureFixture[str]) 
         "eta_seconds": 12.0,
         "in_flight_bytes": 77,
     }
+
+
+def test_a_bar_says_what_is_done_now(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Preparations by their names, the fetching of a model by its bytes, and once a model is loaded the run's name."""
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "140")
+
+    def last(*told: Callable[[Bar], None]) -> str:
+        bar = Bar()
+        bar.start("demo", total=4, done=1, failed=0)
+        for tell in told:
+            tell(bar)
+        bar.close()
+        return [line for line in re.split(r"[\r\n]+", capsys.readouterr().err) if "/4" in line][-1]
+
+    def load(bar: Bar) -> None:
+        bar.stage("loading the model in 1 actor")
+
+    assert "loading the model in 1 actor" in last(load)
+    assert "fetching the model: 12 of 345 MB" in last(lambda bar: bar.fetched(12_300_000, 345_000_000))
+    working = last(load, Bar.working, lambda bar: bar.committed(2, 0, tokens=10))
+    assert "demo" in working
+    assert "loading" not in working
+    assert "3/4" in working
