@@ -71,6 +71,7 @@ def fetch(repo: str, commit: str, told: Callable[[int, int], None]) -> None:
         for name, size in sizes.items():
             hf_hub_download(repo, name, revision=commit, tqdm_class=_bar(done, total, told))
             done += size
+            told(done, total)
     except (OSError, ValueError) as error:
         raise ModelError(f"--model {repo}: its weights cannot be fetched from the hub ({one_line(error)})") from error
 
@@ -93,7 +94,7 @@ def _weights(repo: str, commit: str) -> Iterator[str]:
 
 def _bar(before: int, total: int, told: Callable[[int, int], None]) -> Any:
     """A class for what huggingface_hub takes for a progress bar, that draws nothing and tells instead."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     class Told(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **more: Any) -> None:
@@ -102,5 +103,9 @@ def _bar(before: int, total: int, told: Callable[[int, int], None]) -> Any:
 
         def display(self, *_: Any, **__: Any) -> None:
             told(before + int(self.n), total)
+
+        # with these there is no second bar, of bytes from the network beside those that are written
+        def update_transfer(self, *_: Any) -> None: ...
+        def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None: ...
 
     return Told
