@@ -25,6 +25,7 @@ from raylens.workers.fitting.settings import BATCH_TOKENS, TOKENS, FitSettings, 
 from raylens.workers.paths import given_path
 from raylens.workers.preflight import ModelFacts, inspect_model, load_config, load_tokenizer, pinned
 from raylens.workers.settings import DType, InputSettings, ModelSettings, WorkerSettings
+from raylens.workers.source import fetch_weights
 
 _PACKAGES = ("torch", "transformers", "ray", "numpy", "tokenizers")
 #: Of provenance.json.
@@ -53,7 +54,7 @@ def fit_corpus(
     check_actors(actors.count, actors.gpus_each)
     with new_folder("--output", output) as folder, ExitStack() as stack:
         progress.stage("checking the corpus")
-        summary = corpus.scan(heeding(stopping, lambda _prompts: None))
+        summary = corpus.scan(heeding(stopping, progress.scanned))
         progress.stage("reading the model's configuration")
         facts = inspect_model(WorkerSettings(settings.model))
         check_chat(summary, facts, "give texts instead")
@@ -65,14 +66,17 @@ def fit_corpus(
         fitted = places(settings.kind, facts.n_layers)
         if not fitted:
             raise ModelError("--kind linear: the model has one layer, whose output is the last; give --kind tuned")
+        progress.stage("tokenizing")
         texts = _texts(settings, corpus, facts)
         from raylens.scheduler.cluster import cluster, share
         from raylens.scheduler.fitters import Fitters
         from raylens.scheduler.nodes import check_nodes
 
         progress.stage("starting Ray")
-        stack.enter_context(cluster(actors.ray, progress.stage, stopping))
+        ours = stack.enter_context(cluster(actors.ray, progress.stage, stopping))
         check_nodes()
+        if ours.one_host:  # the actors of other machines fetch the model themselves
+            fetch_weights(facts.source, heeding(stopping, progress.fetched))
         fitters = Fitters(settings, texts.parts, fitted, share(actors.count, actors.gpus_each), stopping)
         stack.callback(fitters.stop)
         progress.stage(f"fitting {len(fitted)} maps on {texts.tokens('fit'):,} tokens")

@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from raylens.scheduler.progress import LINE_SECONDS
+from raylens.scheduler.progress import LINE_SECONDS, checking, fetching
 
 
 class FitProgress:
@@ -33,17 +33,31 @@ class FitProgress:
         elif not self._quiet:
             self._say(text)
 
+    def scanned(self, prompts: int) -> None:
+        """So many prompts of the corpus have been checked."""
+        self._now_and_then(checking(prompts))
+
+    def fetched(self, done: int, total: int) -> None:
+        """So many bytes of the model have come from the hub."""
+        self._now_and_then(fetching(done, total))
+
     def steps(self, done: int, total: int) -> None:
         """So many steps of the fitting are made."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total)
-        elif not self._quiet and time.monotonic() - self._last >= LINE_SECONDS:
-            self._say(f"{done:,}/{total:,} steps")
+        else:
+            self._now_and_then(f"{done:,}/{total:,} steps")
 
     def close(self) -> None:
         """The fitting has ended."""
         if self._bar is not None:
             self._bar.stop()
+
+    def _now_and_then(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+        elif not self._quiet and time.monotonic() - self._last >= LINE_SECONDS:
+            self._say(text)
 
     def _say(self, text: str) -> None:
         self._last = time.monotonic()

@@ -126,10 +126,10 @@ class Lines:
         self._say(text)
 
     def scanned(self, prompts: int) -> None:
-        self._now_and_then(f"corpus: {prompts:,} prompts checked")
+        self._now_and_then(checking(prompts))
 
     def fetched(self, done: int, total: int) -> None:
-        self._now_and_then(_fetching(done, total))
+        self._now_and_then(fetching(done, total))
 
     def start(self, run: str, total: int, done: int, failed: int) -> None:
         self._meter.start(run, total, done, failed)
@@ -189,10 +189,10 @@ class Bar:
         self._bar.update(self._task, description=text)
 
     def scanned(self, prompts: int) -> None:
-        self._bar.update(self._task, description="checking the corpus", completed=prompts)
+        self._bar.update(self._task, description=checking(prompts))
 
     def fetched(self, done: int, total: int) -> None:
-        self._bar.update(self._task, description=_fetching(done, total))
+        self._bar.update(self._task, description=fetching(done, total))
 
     def start(self, run: str, total: int, done: int, failed: int) -> None:
         self._meter.start(run, total, done, failed)
@@ -231,7 +231,13 @@ def choose(*, as_json: bool, quiet: bool) -> Progress:
     return Bar() if sys.stderr.isatty() else Lines()
 
 
-def _fetching(done: int, total: int) -> str:
+def checking(prompts: int) -> str:
+    """So many prompts of the corpus have been checked."""
+    return f"checking the corpus: {prompts:,} prompts so far"
+
+
+def fetching(done: int, total: int) -> str:
+    """So many bytes of the model have come from the hub."""
     return f"fetching the model: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
 
 

@@ -35,12 +35,12 @@ from raylens.storage.record import Prompt
 from raylens.storage.stream import RETRIES, Stream, stream_key
 from raylens.storage.tally import Tally
 from raylens.storage.vocabulary import write_vocabulary
-from raylens.workers.hub import fetch
 from raylens.workers.interventions.edits import identity as edits_identity
 from raylens.workers.lenses.source import parse_lens
 from raylens.workers.preflight import ModelFacts, inspect_model
 from raylens.workers.publish import publish
 from raylens.workers.settings import LensSettings
+from raylens.workers.source import fetch_weights
 from raylens.workers.tracked import tracked_fields
 
 #: Times the driver tries to reach the server before it goes on with other things.
@@ -159,8 +159,9 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         worker = settled(settings.worker, plan.facts, ours.gpus)
         host = next(iter(ours.hosts)) if settings.redis == "embedded" else None  # no machine that joins would reach it
         parts = share(settings.actors, settings.gpus_per_actor, host)
-        if ours.one_host and plan.facts.source.revision is not None:
-            _fetch(plan.facts, progress, heartbeat.while_waiting("fetching the model from the hub", ended))
+        if ours.one_host:  # the actors of other machines fetch the model themselves
+            waiting = heartbeat.while_waiting("fetching the model from the hub", ended)
+            fetch_weights(plan.facts.source, heeding(waiting, progress.fetched))
         progress.stage(f"loading the model in {parts.actors} actor{'s' if parts.actors > 1 else ''}")
         pool = stack.enter_context(Pool(worker, run, broker.url, parts))
         fresh = cut(_remaining(plan), plan.manifest.prompts - plan.ledger.count, parts.actors, worker)
@@ -177,17 +178,6 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         writer.finish()
     plan.ledger.refresh()
     return plan.ledger.count == plan.manifest.prompts
-
-
-def _fetch(facts: ModelFacts, progress: Progress, stopping: Callable[[], bool]) -> None:
-    """Where it can be seen, for the actors of this machine; the actors of others fetch the model themselves."""
-
-    def told(done: int, total: int) -> None:
-        if stopping():
-            raise KeyboardInterrupt
-        progress.fetched(done, total)
-
-    fetch(facts.source.path, str(facts.source.revision), told)
 
 
 def _writer(plan: _Plan, redis: str) -> WriterProcess | ExternalWriter:

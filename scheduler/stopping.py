@@ -5,18 +5,18 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import TypeVar
+from typing import ParamSpec
 
-_T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 
-def heeding(stopping: Callable[[], bool], told: Callable[[_T], None]) -> Callable[[_T], None]:
+def heeding(stopping: Callable[[], bool], told: Callable[_P, None]) -> Callable[_P, None]:
     """For what is told how far something is: ends it with KeyboardInterrupt as soon as the user wants to stop."""
 
-    def heeded(value: _T) -> None:
+    def heeded(*values: _P.args, **named: _P.kwargs) -> None:
         if stopping():
             raise KeyboardInterrupt
-        told(value)
+        told(*values, **named)
 
     return heeded
 

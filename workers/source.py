@@ -8,13 +8,14 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import platformdirs
 
 from raylens.storage.errors import ModelError, UsageError
-from raylens.workers.hub import commit_of
+from raylens.workers.hub import commit_of, fetch
 from raylens.workers.paths import given_path
 from raylens.workers.settings import ModelSettings
 
@@ -66,6 +67,19 @@ def resolve(settings: ModelSettings) -> ModelSource:
     if settings.source.startswith((".", "/", "~")) or settings.source.count("/") > 1:
         raise ModelError(f"--model {settings.source}: no such folder; check the path, or give a hub id such as org/name")
     return ModelSource(settings.source, commit_of(settings.source, settings.revision), settings.source.rpartition("/")[2], "")
+
+
+def fetch_weights(source: ModelSource, told: Callable[[int, int], None]) -> None:
+    """Bring what is on the hub into this machine's cache, where that can be seen; of what is here there is nothing to bring.
+
+    Args:
+        told: called about once a second with the bytes that are there and that there are to be.
+
+    Raises:
+        ModelError: they cannot be fetched.
+    """
+    if source.revision is not None:
+        fetch(source.path, source.revision, told)
 
 
 def state(settings: ModelSettings) -> tuple[tuple[str, int, int], ...]:

@@ -23,6 +23,7 @@ from raylens.scheduler.writer_process import helpers_here
 from raylens.storage.cores import cores
 from raylens.workers.preflight import inspect_model
 from raylens.workers.selection import select_layers
+from raylens.workers.source import fetch_weights
 from raylens.workers.tracked import tracked_fields
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def estimate(settings: RunSettings, corpus: Corpus, progress: Progress, stopping
     worker = settled(with_stats(settings.worker, facts), facts, ours.gpus)
     extent = measure(corpus, summary.count, worker, facts, parts.actors, heeding(stopping, _now_and_then(tell)))
     prompts, threads = sample(corpus, extent, worker, SAMPLE), max(1, int(parts.cpus))
+    fetch_weights(facts.source, heeding(stopping, progress.fetched))
     found = rehearse(worker, prompts, extent.prompts, parts.actors, threads, tell)
     # each actor imports and reads once more what this process did
     start = scanning + 2 * preparing + ray + found.load_seconds + found.warm_up_seconds

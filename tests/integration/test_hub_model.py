@@ -11,7 +11,7 @@ import raylens
 from tests.builders import same
 from tests.command import raylens_command
 from tests.hub import Hub
-from tests.tiny import save_word_llama
+from tests.tiny import save_word_llama, sentences
 
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -87,3 +87,21 @@ def test_code_of_a_model_is_run_only_when_asked(hub: Hub, words: Path, tmp_path:
     assert trusted.returncode == 0, trusted.stderr
     plain = raylens_command("lens", "call me ishmael", "-m", str(words))
     assert trusted.stdout == plain.stdout
+
+
+def test_a_lens_is_fitted_to_one_commit(hub: Hub, words: Path, tmp_path: Path) -> None:
+    """A dry run of the model, then a fit of a lens to it: both of the commit that its files then name, fetched once."""
+    commit = hub.add("org/words", words)
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    (tmp_path / "c.txt").write_text("\n".join(sentences(60, 9)))
+    more = ("--format", "lines", "-m", "org/words", "--ray", "local", "--quiet")
+    dry = raylens_command("run", "c.txt", *more, "--dry-run", "-o", "store", cwd=tmp_path, env=environment)
+    assert dry.returncode == 0, dry.stderr
+    fitted = raylens_command(
+        "fit-lens", "c.txt", *more, *("-o", "lens", "--kind", "linear", "--tokens", "200"), cwd=tmp_path, env=environment
+    )
+    assert fitted.returncode == 0, fitted.stderr
+    provenance = json.loads((tmp_path / "lens" / "provenance.json").read_text())
+    assert provenance["model"]["weights"] == f"org/words@{commit}"
+    weights = [one for one in hub.asked if one.startswith("GET") and one.endswith("model.safetensors")]
+    assert weights == [f"GET /org/words/resolve/{commit}/model.safetensors"]

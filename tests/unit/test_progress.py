@@ -114,7 +114,7 @@ def test_lines_come_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str
     clock.now += LINE_SECONDS
     lines.scanned(20)
     lines.scanned(30)
-    assert said() == "corpus: 20 prompts checked\n"
+    assert said() == "checking the corpus: 20 prompts so far\n"
     lines.start("demo", total=3, done=1, failed=0)
     assert said() == "run demo: 3 prompts, 1 done before\n"
     lines.working()

@@ -1,0 +1,74 @@
+"""What is said while a lens is fitted: what is done now at once, how far it is now and then."""
+
+import re
+
+import pytest
+
+from raylens.scheduler import fit_progress as module
+from raylens.scheduler.fit_progress import FitProgress
+from raylens.scheduler.progress import LINE_SECONDS
+
+
+class Clock:
+    """A clock that tests set."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """For logs: prompts that are checked, bytes that have come from the hub, and steps, at most every ten seconds."""
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    progress = FitProgress(quiet=False)
+    progress.stage("checking the corpus")
+    progress.scanned(1_000)
+    clock.now += LINE_SECONDS
+    progress.scanned(2_000)
+    progress.fetched(1_000_000, 5_000_000)
+    clock.now += LINE_SECONDS
+    progress.fetched(2_000_000, 5_000_000)
+    progress.steps(1, 9)
+    clock.now += LINE_SECONDS
+    progress.steps(2, 9)
+    progress.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "checking the corpus",
+        "checking the corpus: 2,000 prompts so far",
+        "fetching the model: 2 of 5 MB",
+        "2/9 steps",
+    ]
+
+
+def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing."""
+    progress = FitProgress(quiet=True)
+    progress.stage("checking the corpus")
+    progress.scanned(1)
+    progress.fetched(1, 2)
+    progress.steps(1, 2)
+    progress.close()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a terminal what is done now stands before the bar, which fills by the steps."""
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+
+    def last(steps: int) -> str:
+        progress = FitProgress(quiet=False)
+        progress.fetched(12_300_000, 345_000_000)
+        if steps:
+            progress.stage("fitting 4 maps on 512 tokens")
+            progress.steps(steps, 4)
+        progress.close()
+        return [line for line in re.split(r"[\r\n]+", capsys.readouterr().err) if "maps" in line or "fetching" in line][-1]
+
+    assert "fetching the model: 12 of 345 MB" in last(0)
+    fitting = last(1)
+    assert "fitting 4 maps on 512 tokens" in fitting
+    assert "25%" in fitting
