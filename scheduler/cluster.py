@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.client import ray as client
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from raylens.storage.errors import ClusterError, one_line
@@ -33,15 +34,16 @@ NODE_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """The addresses of its machines, and its GPUs."""
+    """The addresses of its machines, its GPUs, and whether it was joined through Ray Client, maybe from another machine."""
 
     hosts: frozenset[str]
     gpus: float
+    client: bool = False
 
     @property
-    def one_host(self) -> bool:
-        """Whether all of it is on one machine."""
-        return len(self.hosts) <= 1
+    def here(self) -> bool:
+        """Whether all of it is on this machine; but through Ray Client, a driver is on a machine of the cluster."""
+        return len(self.hosts) <= 1 and not self.client
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ def _resources(host: str | None = None) -> list[dict[str, float]]:
 
 def _cluster() -> Cluster:
     hosts = frozenset(node["NodeManagerAddress"] for node in _nodes())
-    return Cluster(hosts, gpus=sum(node.get("GPU", 0.0) for node in _resources()))
+    return Cluster(hosts, gpus=sum(node.get("GPU", 0.0) for node in _resources()), client=client.is_connected())
 
 
 def check_reached(redis: str, ours: Cluster) -> None:
@@ -191,8 +193,10 @@ def check_reached(redis: str, ours: Cluster) -> None:
     Raises:
         ClusterError: they may.
     """
-    if redis == "embedded" and not ours.one_host:
-        raise ClusterError("the Ray cluster has other machines, which the embedded server does not reach; give --redis URL")
+    if redis == "embedded" and not ours.here:
+        raise ClusterError(
+            "the Ray cluster has other machines, or may have, which the embedded server does not reach; give --redis URL"
+        )
 
 
 def share(actors: int | None, gpus_per_actor: float, host: str | None = None) -> Share:

@@ -75,7 +75,7 @@ def fit_corpus(
         progress.stage("starting Ray")
         ours = stack.enter_context(cluster(actors.ray, progress.stage, stopping))
         check_nodes()
-        if ours.one_host:  # the actors of other machines fetch the model themselves
+        if ours.here:  # the actors of other machines fetch the model themselves
             fetch_weights(facts.source, heeding(stopping, progress.fetched))
         fitters = Fitters(settings, texts.parts, fitted, share(actors.count, actors.gpus_each), stopping)
         stack.callback(fitters.stop)

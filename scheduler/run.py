@@ -159,7 +159,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         worker = settled(settings.worker, plan.facts, ours.gpus)
         host = next(iter(ours.hosts)) if settings.redis == "embedded" else None  # no machine that joins would reach it
         parts = share(settings.actors, settings.gpus_per_actor, host)
-        if ours.one_host:  # the actors of other machines fetch the model themselves
+        if ours.here:  # the actors of other machines fetch the model themselves
             waiting = heartbeat.while_waiting("fetching the model from the hub", ended)
             fetch_weights(plan.facts.source, heeding(waiting, progress.fetched))
         progress.stage(f"loading the model in {parts.actors} actor{'s' if parts.actors > 1 else ''}")

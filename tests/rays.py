@@ -31,5 +31,5 @@ def node(log: Path, env: dict[str, str], *arguments: str, python: str = sys.exec
         yield
 
 
-def head(folder: Path, port: int, env: dict[str, str], cpus: int = 1) -> AbstractContextManager[None]:
-    return node(folder / "head.log", env, "--head", "--port", str(port), "--include-dashboard", "false", cpus=cpus)
+def head(folder: Path, port: int, env: dict[str, str], *more: str, cpus: int = 1) -> AbstractContextManager[None]:
+    return node(folder / "head.log", env, "--head", "--port", str(port), "--include-dashboard", "false", *more, cpus=cpus)

@@ -147,9 +147,8 @@ def estimate(settings: RunSettings, corpus: Corpus, progress: Progress, stopping
     writers = max(1, helpers_here(settings.writer_helpers))
     costs = Costs(found, start, _crew(parts, ours.gpus, extent.shards, writers))
     taps, layers = tuple(found.worker.certificate["run_taps"]), select_layers(worker.lens.layers, facts.n_layers)
-    here = ours.one_host and not settings.ray.startswith("ray://")
     heads = found.worker.certificate.get("heads", {"count": 0, "layers": []})
-    bill = Bill(extent, found, costs, taps, layers, heads["count"] * len(heads["layers"]), here)
+    bill = Bill(extent, found, costs, taps, layers, heads["count"] * len(heads["layers"]), ours.here)
     return Estimate(
         prompts=extent.prompts,
         failures=extent.failures,

@@ -16,7 +16,7 @@ from raylens.storage.pulse import Pulse, read_pulse
 from tests.command import raylens_command
 from tests.rays import head, node, own_env
 from tests.running import Running
-from tests.servers import free_port
+from tests.servers import free_port, reach
 from tests.tiny import sentences
 from tests.waiting import HUNG, wait_until
 
@@ -57,6 +57,21 @@ def test_nodes_without_this_raylens(tmp_path: Path, tiny: Path) -> None:
     assert re.search(rf"[0-9.]+ has raylens 0\.0\.1, and this is {re.escape(__version__)}", error), error
     assert f"Install raylens=={__version__} there with pip" in error
     assert "loading the model" not in done.stderr, "no actor was begun"
+
+
+def test_ray_client(tmp_path: Path, tiny: Path) -> None:
+    """A driver that is on no node, through Ray Client: it needs a server that actors reach, and then runs as any other."""
+    env, client, port = own_env(tmp_path), free_port(), free_port()
+    with ExitStack() as stack:
+        stack.enter_context(head(tmp_path, port, env, "--ray-client-server-port", str(client)))
+        url = stack.enter_context(reach("valkey9", "password", tmp_path))
+        arguments = ["--text", "hi", "-m", str(tiny), "-o", "st", "--name", "r", "--ray", f"ray://127.0.0.1:{client}"]
+        refused = raylens_command("run", *arguments, cwd=tmp_path, env=env)
+        assert refused.returncode == 5, refused.stderr
+        assert "the embedded server does not reach; give --redis URL" in refused.stderr
+        done = raylens_command("run", *arguments, "--redis", url, cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+    assert raylens.open(tmp_path / "st")["r"].counts()["records"] == 1
 
 
 def test_a_node_that_joins_and_one_that_leaves(tmp_path: Path, tiny: Path) -> None:
