@@ -70,8 +70,9 @@ class Sampler:
     def _scores(self, logits: NDArray[np.float32]) -> _Floats:
         scores = logits.astype(np.float64)
         # from the best one down, so that no temperature is so low that the best is out of range
-        scores -= scores.max()
-        scores /= self._settings.temperature
+        with np.errstate(invalid="ignore"):  # of an infinite logit, which _draw looks for
+            scores -= scores.max()
+            scores /= self._settings.temperature
         return scores
 
     def _draw(self, scores: _Floats, prompt: str, step: int) -> tuple[int, float]:

@@ -25,7 +25,7 @@ _SUMMARIES = {
     "export": "Write the records of a run to a file.",
     "fit-lens": "Fit a tuned or linear lens to a model.",
     "lens": "Lens one text and print the grid.",
-    "plot": "Draw a picture of one prompt.",
+    "plot": "Draw a prompt, all of them, or a whole run.",
     "query": "Ask a run a question of the library.",
     "run": "Lens a corpus into a store.",
     "runs": "List the runs of a store.",

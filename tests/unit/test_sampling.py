@@ -188,7 +188,6 @@ def test_all_but_the_least_probable() -> None:
     assert drawn(logits, GenerationSettings(1, 1.0, top_k=9), 50) == drawn(logits, GenerationSettings(1, 1.0), 50)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("settings", [GenerationSettings(1, 1.0), GenerationSettings(1, 1.0, top_p=0.9, top_k=3)], ids=str)
 def test_a_logit_that_overflowed_is_told(settings: GenerationSettings) -> None:
     """An infinite logit gives a token whose logprob is no finite number, which the record's failure goes by."""
