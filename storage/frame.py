@@ -1,10 +1,11 @@
 """The envelope on the stream: a payload is cut into frames of at most 1 MiB (docs/FORMAT.md, section Frame).
 
-Decoding trusts nothing: sizes are tested before anything is allocated, types and values before anything is used.
+Decoding trusts nothing: sizes are tested before anything is allocated, types and values before anything is used. So msgspec reads
+what msgpack wrote: it knows the type of each part and makes nothing of what is of another.
 """
 
 import zlib
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgpack
 import msgspec
@@ -20,8 +21,6 @@ CHUNK_BYTES = 1 << 20
 MAX_CHUNKS = 256
 #: Bytes of one whole frame: a chunk and its envelope.
 MAX_FRAME_BYTES = CHUNK_BYTES + 512
-#: Items of any list in a frame or payload, such as the layers of a tap; and of a map, such as the fields of a frame.
-MAX_ITEMS, MAX_FIELDS = 4096, 16
 
 T = TypeVar("T")
 
@@ -36,7 +35,10 @@ class Frame(msgspec.Struct, frozen=True):
     chunk: int
     chunks: int
     crc32: int
-    body: bytes
+    body: Annotated[bytes, msgspec.Meta(max_length=CHUNK_BYTES)]
+
+
+_FRAME = msgspec.msgpack.Decoder(Frame)
 
 
 def split(payload: bytes, run: str, index: int, attempt: bytes) -> list[bytes]:
@@ -53,7 +55,7 @@ def split(payload: bytes, run: str, index: int, attempt: bytes) -> list[bytes]:
     frames = (
         Frame(VERSION, run, index, attempt, chunk, len(bodies), zlib.crc32(body), body) for chunk, body in enumerate(bodies)
     )
-    return [msgpack.packb(msgspec.to_builtins(frame, builtin_types=(bytes,)), use_bin_type=True) for frame in frames]
+    return [pack(frame) for frame in frames]
 
 
 def decode_frame(data: bytes, run: str, prompts: int) -> Frame:
@@ -64,7 +66,7 @@ def decode_frame(data: bytes, run: str, prompts: int) -> Frame:
     """
     if len(data) > MAX_FRAME_BYTES:
         raise FrameError(f"frame of {len(data)} bytes is over the limit of {MAX_FRAME_BYTES}")
-    frame = unpack(data, Frame, max_bin=CHUNK_BYTES)
+    frame = unpack(data, _FRAME)
     if frame.version not in READABLE:
         raise FrameError(f"frame version {frame.version}, expected one of {sorted(READABLE)}")
     if frame.run != run:
@@ -80,26 +82,18 @@ def decode_frame(data: bytes, run: str, prompts: int) -> Frame:
     return frame
 
 
-def unpack(data: bytes, kind: type[T], max_bin: int, max_map: int = MAX_FIELDS) -> T:
-    """A msgpack value of the given struct, its sizes bounded before anything is made of it.
+def pack(value: msgspec.Struct) -> bytes:
+    """A struct as a msgpack map."""
+    return bytes(msgpack.packb(msgspec.to_builtins(value, builtin_types=(bytes,)), use_bin_type=True))
 
-    Args:
-        max_bin, max_map: the longest part of bytes, and the most items of a map, anywhere in it.
+
+def unpack(data: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
+    """A msgpack value of a decoder's struct: what is of another type is refused before anything is made of it.
 
     Raises:
         FrameError: it is not one.
     """
     try:
-        value = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            max_str_len=4096,
-            max_bin_len=max_bin,
-            max_array_len=MAX_ITEMS,
-            max_map_len=max_map,
-            max_ext_len=0,
-        )
-        return msgspec.convert(value, kind, builtin_types=(bytes,))  # else text would pass for bytes, as base64
-    except (ValueError, msgspec.ValidationError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise FrameError(f"not a valid {kind.__name__.strip('_').lower()}: {error}") from error
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FrameError(f"not a valid {decoder.type.__name__.strip('_').lower()}: {error}") from error

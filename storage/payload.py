@@ -7,16 +7,15 @@ import math
 import operator
 import threading
 from itertools import islice
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import msgpack
 import msgspec
 import numpy as np
 import zstandard
 from numpy.typing import DTypeLike, NDArray
 
 from raylens.storage.errors import FrameError
-from raylens.storage.frame import MAX_FIELDS, MAX_ITEMS, unpack
+from raylens.storage.frame import pack, unpack
 from raylens.storage.generated import Generated, fault
 from raylens.storage.record import Failure, Metadata, Record, TapLens
 from raylens.storage.statistics import STATISTICS, Form
@@ -27,11 +26,11 @@ MAX_HEAD_BYTES = 128 << 20
 #: Bytes of all arrays of one outcome, decompressed; they compress by half, so a full payload has about so many.
 MAX_ARRAY_BYTES = 512 << 20
 #: Layers of one tap.
-MAX_LAYERS = MAX_ITEMS
+MAX_LAYERS = 4096
 #: Tracked tokens of a record.
 MAX_TRACKED = 4096
 #: Taps of a record, and statistics of each.
-MAX_TAPS, MAX_STATS = len(TAPS) + MAX_HEADS, MAX_FIELDS
+MAX_TAPS, MAX_STATS = len(TAPS) + MAX_HEADS, 16
 
 _ARRAYS = {"ids": "<u4", "logprobs": "", "logsumexp": "<f4", "entropy": "<f4"}
 _STAT_TYPES = {"float32": "<f4", "uint32": "<u4"}
@@ -66,25 +65,28 @@ class _Head(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class _Stat(msgspec.Struct, frozen=True):
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[int, ...], msgspec.Meta(max_length=3)]
     dtype: Literal["float32", "uint32"]
     data: bytes
 
 
 class _Tap(msgspec.Struct, frozen=True):
-    layers: list[int]
+    layers: Annotated[list[int], msgspec.Meta(max_length=MAX_LAYERS)]
     shape: tuple[int, int, int]
     dtype: Literal["float16", "float32"]
     ids: bytes
     logprobs: bytes
     logsumexp: bytes
     entropy: bytes
-    stats: dict[str, _Stat] = {}
+    stats: Annotated[dict[str, _Stat], msgspec.Meta(max_length=MAX_STATS)] = {}
 
 
 class _Payload(msgspec.Struct, frozen=True):
     head: bytes
-    taps: dict[str, _Tap]
+    taps: Annotated[dict[str, _Tap], msgspec.Meta(max_length=MAX_TAPS)]
+
+
+_PAYLOAD = msgspec.msgpack.Decoder(_Payload)
 
 
 def encode_payload(outcome: Record | Failure) -> bytes:
@@ -116,7 +118,7 @@ def encode_payload(outcome: Record | Failure) -> bytes:
         raise FrameError(f"text, tokens and metadata of {len(encoded)} bytes are over the limit of {MAX_HEAD_BYTES}")
     _check_size(taps)
     payload = _Payload(_zstd.compress(encoded), taps)
-    return bytes(msgpack.packb(msgspec.to_builtins(payload, builtin_types=(bytes,)), use_bin_type=True))
+    return pack(payload)
 
 
 def decode_payload(payload: bytes, index: int, vocabulary_size: int) -> Record | Failure:
@@ -125,7 +127,7 @@ def decode_payload(payload: bytes, index: int, vocabulary_size: int) -> Record |
     Raises:
         FrameError: with the reason.
     """
-    packed = unpack(payload, _Payload, max_bin=len(payload), max_map=MAX_TAPS)
+    packed = unpack(payload, _PAYLOAD)
     try:
         head = msgspec.json.decode(_inflate(packed.head, limit=MAX_HEAD_BYTES), type=_Head)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -198,8 +200,6 @@ def _check_taps(taps: dict[str, _Tap], head: _Head, vocabulary_size: int) -> Non
 
 
 def _check_stats(tap: _Tap, tracked: int) -> None:
-    if len(tap.stats) > MAX_STATS:
-        raise FrameError(f"{len(tap.stats)} statistics, limit {MAX_STATS}")
     places = tap.shape[:2]
     for name, stat in tap.stats.items():
         if not (name.isascii() and name.isidentifier() and len(name) <= 64):

@@ -3,20 +3,26 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgpack
+import msgspec
 import zstandard
 
 from raylens.storage.durable import read_file, write_file
 from raylens.storage.errors import StoreError
 
-#: Bytes of a vocabulary file decompressed, and bytes of one token.
+#: Bytes of a vocabulary file decompressed, its tokens, and bytes of one of them.
 MAX_BYTES = 256 << 20
+MAX_TOKENS = 1 << 24
 MAX_TOKEN_BYTES = 1 << 16
 
 #: Token id -> its bytes; None where the tokenizer has no such token.
 Vocabulary = Sequence[bytes | None]
+
+_Token = Annotated[bytes, msgspec.Meta(max_length=MAX_TOKEN_BYTES)]
+# what is of another type is refused before anything is made of it
+_DECODER = msgspec.msgpack.Decoder(Annotated[list[_Token | None], msgspec.Meta(max_length=MAX_TOKENS)])
 
 
 class StoredVocabulary(Sequence[bytes | None]):
@@ -65,15 +71,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     try:
         if not 0 < zstandard.get_frame_parameters(data).content_size <= MAX_BYTES:
             raise StoreError(f"{path}: vocabulary is over the limit of {MAX_BYTES} bytes")
-        tokens = msgpack.unpackb(
-            zstandard.ZstdDecompressor().decompress(data),
-            max_bin_len=MAX_TOKEN_BYTES,
-            max_str_len=0,
-            max_map_len=0,
-            max_ext_len=0,
-        )
-    except (ValueError, zstandard.ZstdError, msgpack.exceptions.UnpackException) as error:
+        tokens: Vocabulary = _DECODER.decode(zstandard.ZstdDecompressor().decompress(data))
+        return tokens
+    except (msgspec.DecodeError, zstandard.ZstdError) as error:
         raise StoreError(f"{path}: damaged vocabulary ({error})") from error
-    if not isinstance(tokens, list) or not all(token is None or isinstance(token, bytes) for token in tokens):
-        raise StoreError(f"{path}: not a list of byte strings")
-    return tokens
