@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from raylens.storage.durable import store_errors
 from raylens.storage.layout import RunFolder
 from raylens.storage.manifest import read_manifest
 from raylens.storage.pulse import Pulse, read_pulse
@@ -95,7 +96,9 @@ def _rates(tally: Tally, now: float) -> tuple[float, float, float | None]:
     """Prompts and tokens a second in the last minute, or since a writer began if that is later; and the last commit's age."""
     since, elapsed, prompts, tokens = None, RATE_SECONDS, 0, 0
     for commit in reversed(tally.last):
-        age = max(now - tally.ledger.path(commit.n).stat().st_mtime, 0.0)
+        path = tally.ledger.path(commit.n)
+        with store_errors(path):  # of a tally that is kept, the run may have been moved aside meanwhile
+            age = max(now - path.stat().st_mtime, 0.0)
         since = age if since is None else since
         if age > RATE_SECONDS:
             break

@@ -12,12 +12,13 @@ import orjson
 from raylens.storage.durable import read_file
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.frames import Frames
-from raylens.storage.layout import RunFolder, runs_folder
-from raylens.storage.ledger import Entry, Ledger
+from raylens.storage.layout import RunFolder, named_run, runs_folder
+from raylens.storage.ledger import Entry
 from raylens.storage.manifest import Manifest, read_manifest
+from raylens.storage.places import Places
 from raylens.storage.quarantine import Quarantine, Quarantined
 from raylens.storage.record import Failure, Record
-from raylens.storage.segments import read_line, read_outcome, segment_path
+from raylens.storage.segments import read_line, read_outcome
 from raylens.storage.tally import Tally
 from raylens.storage.vocabulary import StoredVocabulary, Vocabulary
 
@@ -32,7 +33,7 @@ T = TypeVar("T")
 
 
 class Run(Frames):
-    """One run of a store. Sees what was committed when first asked, but for counts and status; open it again to see more.
+    """One run of a store. Sees what was committed when first asked, but for counts, failures and status; ``later`` sees more.
 
     ``run[prompt_id]`` is a Record or Failure, ``for outcome in run`` goes in corpus order, ``len(run)`` counts them.
     """
@@ -66,26 +67,26 @@ class Run(Frames):
         return value
 
     @cached_property
-    def _places(self) -> dict[str, tuple[Path, Entry]]:
-        places: dict[str, tuple[Path, Entry]] = {}
-        ledger = Ledger(self.folder)
-        for commit in ledger.follow():
-            if commit.segment is not None:
-                path = segment_path(self.folder, commit)
-                places.update((entry.id, (path, entry)) for entry in commit.entries)
-        ledger.check_whole()
-        return places
+    def _places(self) -> Places:
+        return Places(self.folder)
 
-    @cached_property
+    @property
     def entries(self) -> list[Entry]:
         """The ledger's entries in corpus order."""
-        return sorted((entry for _, entry in self._places.values()), key=lambda entry: entry.index)
+        return self._places.entries
+
+    def later(self) -> "Run":
+        """The run as it is committed now; of its ledger only what is new is read."""
+        run = Run(self.folder)
+        if "_places" in self.__dict__:
+            run._places = Places(self.folder, self._places)
+        return run
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._places.of)
 
     def __contains__(self, prompt_id: object) -> bool:
-        return prompt_id in self._places
+        return prompt_id in self._places.of
 
     def __getitem__(self, prompt_id: str) -> Record | Failure:
         outcome = self._read(prompt_id, read_outcome)
@@ -125,12 +126,12 @@ class Run(Frames):
                     raise
 
     def _place(self, prompt_id: str) -> tuple[Path, Entry]:
-        if prompt_id not in self._places:
+        if prompt_id not in self._places.of:
             some = ", ".join(repr(entry.id) for entry in self.entries[:3])
             raise UsageError(
-                f"run {self.name!r} has no prompt {prompt_id[:80]!r}; it has {len(self)}, such as {some or 'none yet'}"
+                f"run {self.name!r} has no prompt {str(prompt_id)[:80]!r}; it has {len(self)}, such as {some or 'none yet'}"
             )
-        return self._places[prompt_id]
+        return self._places.of[prompt_id]
 
     def __iter__(self) -> Iterator[Record | Failure]:
         for entry in self.entries:
@@ -145,12 +146,13 @@ class Run(Frames):
                 yield outcome
 
     def failures(self) -> Iterator[Failure]:
-        """The failures in corpus order."""
-        for entry in self.entries:
-            if entry.failure is not None:
-                outcome = self[entry.id]
-                assert isinstance(outcome, Failure)
-                yield outcome
+        """The failures in corpus order; nothing is kept in memory of the prompts that did not fail."""
+        failed = Run(self.folder)
+        failed._places = Places(self.folder, wanted=lambda entry: entry.failure is not None)
+        for entry in failed.entries:
+            outcome = failed[entry.id]
+            assert isinstance(outcome, Failure)
+            yield outcome
 
     def counts(self) -> dict[str, Any]:
         """``prompts`` of the corpus, ``records``, ``failures`` by kind, ``tokens``, and ``complete``."""
@@ -258,8 +260,10 @@ class Store:
         return [Run(RunFolder(runs_folder(self.path) / name)) for name in self.names()]
 
     def __getitem__(self, name: str) -> Run:
+        if (exact := named_run(self.path, name)) is not None:  # without a look at all others, of which there may be a thousand
+            return Run(exact)
         names = self.names()
-        fitting = [name] if name in names else [one for one in names if name and one.startswith(name)]
+        fitting = [one for one in names if name and one.startswith(name)]
         if len(fitting) != 1:
             problem = "no run" if not fitting else f"{len(fitting)} runs that begin with"
             raise UsageError(f"store {self.path} has {problem} {name!r}; it has {', '.join(fitting or names) or 'none'}")

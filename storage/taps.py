@@ -1,7 +1,8 @@
 """The places in a transformer block that can be lensed, under TransformerLens's names."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from raylens.storage.errors import UsageError
 
@@ -45,14 +46,25 @@ def tap_order(tap: str) -> int:
     return TAPS.index(tap) if tap in TAPS else len(TAPS) + int(tap.removeprefix("head_"))
 
 
+def names_in(spec: object, option: str) -> list[str]:
+    """Names from a list of them or a comma-separated text.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    given: list[Any] = spec.split(",") if isinstance(spec, str) else list(spec) if isinstance(spec, Iterable) else [spec]
+    if not all(isinstance(name, str) for name in given):
+        raise UsageError(f"{option} {spec!r}: give names, as a list or as a text with commas between them")
+    return [name.strip() for name in given]
+
+
 def parse_taps(spec: str | Sequence[str], option: str = "--taps") -> tuple[str, ...]:
     """Canonical tap names from names or a comma-separated list of them, in order and without repeats.
 
     Raises:
         UsageError: an unknown or missing name.
     """
-    names = [name.strip() for name in (spec.split(",") if isinstance(spec, str) else spec) if name.strip()]
-    chosen = {ALIASES.get(name, name) for name in names}
+    chosen = {ALIASES.get(name, name) for name in names_in(spec, option) if name}
     unknown = sorted(tap for tap in chosen if not is_tap(tap))
     if unknown or not chosen:
         wrong = f"unknown tap {unknown[0]!r}" if unknown else "no tap named"

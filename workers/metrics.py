@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylens.storage.errors import UsageError
+from raylens.storage.taps import names_in
 
 Values = NDArray[Any]
 
@@ -135,8 +136,7 @@ def parse_stats(asked: str | Iterable[str]) -> tuple[str, ...]:
     Raises:
         UsageError: there is no such metric.
     """
-    names = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else map(str, asked))]
-    names = [name for given in names for name in {"all": ALL, "none": ()}.get(given, (given,))]
+    names = [name for given in names_in(asked, "--stats") for name in {"all": ALL, "none": ()}.get(given, (given,))]
     for name in names:
         if name not in STATS:
             raise UsageError(f"--stats {name}: there is no such statistic; choose from {', '.join(STATS)}, all, or none")

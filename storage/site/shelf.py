@@ -1,4 +1,4 @@
-"""The runs of a store as the site last read them: read again only where the ledger has grown."""
+"""The runs of a store as the site last read them: of a ledger that has grown only what is new is read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,7 @@ class Shelf:
         if one is None or one.run.manifest.uid != run.manifest.uid or one.repaired != repaired:
             one = self._followed[name] = _Followed(run, Tally.of(run.folder), repaired)
         if one.tally.follow():
-            one.run = run
+            one.run = one.run.later()
         return one
 
 

@@ -6,6 +6,8 @@ import msgspec
 import pytest
 
 from raylens.storage.errors import UsageError
+from raylens.storage.taps import parse_taps
+from raylens.workers.metrics import parse_stats
 from raylens.workers.settings import MAX_TOP_K, InputSettings, LensSettings, ModelSettings, WorkerSettings, check
 
 
@@ -36,6 +38,14 @@ def test_values_of_another_type(lens: dict[str, Any]) -> None:
     """What a Python caller gives as text, number or list where another is wanted is refused as such."""
     with pytest.raises(UsageError, match="Expected"):
         check(WorkerSettings(ModelSettings("demo"), LensSettings(**lens)))
+
+
+@pytest.mark.parametrize("given", [5, None, [1], ["attn_out", None], b"attn_out"], ids=str)
+def test_names_of_another_type(given: Any) -> None:
+    """Taps and statistics that a Python caller gives are names, or one text of them."""
+    for parse, option in ((parse_taps, "--taps"), (parse_stats, "--stats")):
+        with pytest.raises(UsageError, match=f"{option} .*: give names, as a list or as a text with commas between them"):
+            parse(given)
 
 
 @pytest.mark.parametrize("given", [InputSettings(), InputSettings(max_tokens=1, batch_tokens=1)])

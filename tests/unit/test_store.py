@@ -53,6 +53,22 @@ def test_an_open_run_does_not_change(tmp_path: Path) -> None:
     assert again.counts()["complete"]
 
 
+def test_a_run_later(tmp_path: Path) -> None:
+    """It has what was committed meanwhile, and only that is read; the run from before it stays as it was."""
+    folder, _ = make_run(tmp_path, prompts=4)
+    commit_outcomes(folder, make_record(0))
+    run = Store(tmp_path)["demo"]
+    assert [entry.id for entry in run.entries] == ["prompt-0"]
+    commit_outcomes(folder, make_failure(2), make_record(1))
+    Ledger(folder).path(0).write_bytes(b"damaged")
+    later = run.later()
+    assert [entry.id for entry in later.entries] == ["prompt-0", "prompt-1", "prompt-2"]
+    assert same(later["prompt-1"], make_record(1))
+    assert len(run) == 1
+    with pytest.raises(StoreError, match=r"000000000\.json: damaged"):
+        len(Store(tmp_path)["demo"].later())
+
+
 def test_uncommitted_segments_are_invisible(tmp_path: Path) -> None:
     """A segment that no commit names does not exist for readers, and neither do half-written commits."""
     folder, _ = make_run(tmp_path)
@@ -108,8 +124,10 @@ def test_any_id_finds_its_prompt(tmp_path: Path, prompt_id: str) -> None:
 
 
 def test_an_unknown_prompt_is_named_shortly(tmp_path: Path) -> None:
-    """The error shows the beginning of the id, and what a run without prompts has."""
+    """The error shows the beginning of the id, and what a run without prompts has; an id may be asked for by what is no text."""
     make_run(tmp_path)
+    with pytest.raises(UsageError, match="has no prompt '0'; it has 0, such as none yet"):
+        Store(tmp_path)["demo"][0]  # type: ignore[index]
     with pytest.raises(UsageError, match=r"has no prompt 'yyyyyyyy+'; it has 0, such as none yet") as refused:
         Store(tmp_path)["demo"]["y" * 5000]
     assert len(str(refused.value)) < 200

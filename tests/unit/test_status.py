@@ -1,0 +1,23 @@
+"""How far a run is, by its files, while others change them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from raylens.storage.errors import StoreError
+from raylens.storage.status import status
+from raylens.storage.tally import Tally
+from tests.builders import commit_outcomes, make_record, make_run
+
+
+def test_a_run_that_is_moved_aside_while_it_is_watched(tmp_path: Path) -> None:
+    """As ``raylens run --fresh`` does: what was followed of it is no longer there, which is told as of any damaged run."""
+    folder, _ = make_run(tmp_path)
+    commit_outcomes(folder, make_record(0))
+    tally = Tally.of(folder)
+    assert status(folder, tally).stored == 1
+    shutil.move(folder.root, folder.root.with_name("demo.old-1"))
+    make_run(tmp_path)
+    with pytest.raises(StoreError, match=r"000000000\.json: No such file"):
+        status(folder, tally)
