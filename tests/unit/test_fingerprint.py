@@ -19,5 +19,22 @@ def test_of_tokenizer_and_all_parts_of_the_weights(tmp_path: Path) -> None:
         changed[place] = 1
         seen.append(written("model.safetensors", bytes(changed)))
     seen.append(written("tokenizer.json", b"[]"))
+    large = bytearray(size)
+    seen.append(written("tokenizer.json", bytes(large)))
+    large[size // 3] = 1  # of a tokenizer every byte counts
+    seen.append(written("tokenizer.json", bytes(large)))
     assert len(set(seen)) == len(seen)
     assert written("README.md", b"x") == seen[-1]
+
+
+def test_of_all_that_changes_results(tmp_path: Path) -> None:
+    """What ends a generated text, which tokens a tokenizer adds, and a model's own code."""
+    (tmp_path / "config.json").write_text("{}")
+    seen = [fingerprint(tmp_path)]
+    names = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    for name in (*names, "vocab.txt", "spiece.model", "modeling_own.py"):
+        (tmp_path / name).write_text("1")
+        seen.append(fingerprint(tmp_path))
+        (tmp_path / name).write_text("2")
+        seen.append(fingerprint(tmp_path))
+    assert len(set(seen)) == len(seen)
