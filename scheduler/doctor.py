@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from packaging.requirements import Requirement
-
+from raylens.scheduler.requirements import requirements
 from raylens.storage.cores import cores
 from raylens.storage.errors import RaylensError
 
@@ -68,8 +67,7 @@ def examine(store: Path, redis: str, ray: str) -> Iterator[Finding]:
 def _versions() -> Finding:
     """Python, and every package that raylens asks for, against its range."""
     wrong = []
-    needed = [Requirement(text) for text in importlib.metadata.requires("raylens") or []]
-    needed = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    needed = requirements()
     for one in needed:
         try:
             version = importlib.metadata.version(one.name)

@@ -10,10 +10,9 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylens import __version__
+from raylens.scheduler.requirements import requirements
 from raylens.storage.errors import ClusterError
 
-#: Packages that an actor imports.
-NEEDED = ("torch", "transformers", "accelerate", "redis", "msgpack", "zstandard", "msgspec")
 #: Seconds to wait for an answer; a node that is too busy to give one is left to the actors.
 ANSWER_SECONDS = 60.0
 
@@ -26,7 +25,8 @@ def check_nodes() -> None:
     """
     here = ray.get_runtime_context().get_node_id()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
-    asked = {_ask(node["NodeID"]): node["NodeManagerAddress"] for node in nodes}
+    needed = [one.name for one in requirements()]
+    asked = {_ask(node["NodeID"], needed): node["NodeManagerAddress"] for node in nodes}
     if not asked:
         return
     answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
@@ -38,12 +38,12 @@ def check_nodes() -> None:
         )
 
 
-def _ask(node: str) -> Any:
-    def installed(needed: tuple[str, ...]) -> tuple[str | None, list[str]]:
+def _ask(node: str, needed: list[str]) -> Any:
+    def installed(needed: list[str]) -> tuple[str | None, list[str]]:
         # sent as its code, since on that node there may be no module to import it from
-        from importlib import util
+        from importlib.metadata import Distribution
 
-        missing = [name for name in needed if util.find_spec(name) is None]
+        missing = [name for name in needed if not any(Distribution.discover(name=name))]
         try:
             import raylens
         except ImportError:
@@ -51,7 +51,7 @@ def _ask(node: str) -> Any:
         return str(raylens.__version__), missing
 
     task = ray.remote(num_cpus=0, max_retries=0)(installed)
-    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(NEEDED)
+    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(needed)
 
 
 def _problem(call: Any) -> str:

@@ -21,12 +21,17 @@ from tests.tiny import sentences
 from tests.waiting import HUNG, wait_until
 
 
-def other_python(folder: Path, version: str | None) -> str:
-    """An interpreter that has all packages of this one but raylens, or another raylens."""
+def other_python(folder: Path, version: str | None, lacks: str | None = None) -> str:
+    """An interpreter that has all packages of this one but raylens, or another raylens; or all but one."""
     venv.create(folder, with_pip=False, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    # a folder of a .pth file is searched, but its own .pth files, of which raylens's editable install is one, are not read
-    (packages / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    here = Path(sysconfig.get_paths()["purelib"])
+    if lacks is not None:
+        for path in here.iterdir():
+            if not path.name.startswith(lacks) and not (packages / path.name).exists() and path.suffix != ".pth":
+                (packages / path.name).symlink_to(path)
+    else:  # a folder of a .pth file is searched, but its own .pth files, of which raylens's editable install is one, are not read
+        (packages / "others.pth").write_text(f"{here}\n")
     if version is not None:
         (packages / "raylens").mkdir()
         (packages / "raylens" / "__init__.py").write_text(f"__version__ = {version!r}\n")
@@ -43,11 +48,11 @@ def test_nodes_without_this_raylens(tmp_path: Path, tiny: Path) -> None:
     """The run ends with each node's address, what it lacks and the remedy; no actor was begun."""
     port, env = free_port(), own_env(tmp_path)
     del env["PYTHONPATH"]
-    others = {"none": None, "old": "0.0.1"}
+    others = {"none": None, "old": "0.0.1", "poor": __version__}
     with ExitStack() as stack:
         stack.enter_context(head(tmp_path, port, env))
         for name, version in others.items():
-            python = other_python(tmp_path / name, version)
+            python = other_python(tmp_path / name, version, lacks="safetensors" if name == "poor" else None)
             stack.enter_context(node(tmp_path / f"{name}.log", env, "--address", f"127.0.0.1:{port}", python=python))
         arguments = ["--text", "hi", "-m", str(tiny), "--ray", f"127.0.0.1:{port}"]
         done = raylens_command("run", *arguments, cwd=tmp_path, env={"HOME": str(tmp_path)})
@@ -55,6 +60,7 @@ def test_nodes_without_this_raylens(tmp_path: Path, tiny: Path) -> None:
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert re.search(r"[0-9.]+ has no raylens", error), error
     assert re.search(rf"[0-9.]+ has raylens 0\.0\.1, and this is {re.escape(__version__)}", error), error
+    assert re.search(r"[0-9.]+ lacks safetensors[.;]", error), error
     assert f"Install raylens=={__version__} there with pip" in error
     assert "loading the model" not in done.stderr, "no actor was begun"
 
