@@ -17,7 +17,7 @@ FORMAT = 1
 _NAME = re.compile(r"(?:[0-9]{9}|[1-9][0-9]{9,17})\.json")
 
 _Size = Annotated[int, msgspec.Meta(ge=0)]
-_Index = Annotated[int, msgspec.Meta(ge=0, lt=1 << 30)]  # a damaged file must not ask for a byte a prompt without end
+_Index = Annotated[int, msgspec.Meta(ge=0, lt=1 << 30)]  # a damaged file must not ask for memory without end
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -51,21 +51,22 @@ class Commit(msgspec.Struct, frozen=True):
 
 
 class Indexes:
-    """A set of prompt indexes: a byte a prompt, 10 MB for ten million."""
+    """A set of prompt indexes: a bit a prompt, 1.25 MB for ten million."""
 
     def __init__(self) -> None:
         self._has = bytearray()
         self.count = 0
 
     def __contains__(self, index: int) -> bool:
-        return 0 <= index < len(self._has) and bool(self._has[index])
+        return 0 <= index < 8 * len(self._has) and bool(self._has[index >> 3] >> (index & 7) & 1)
 
     def add(self, index: int) -> None:
         """Put an index in; one that is in already changes nothing."""
-        if index >= len(self._has):
-            self._has.extend(bytes(max(index + 1 - len(self._has), len(self._has))))
-        if not self._has[index]:
-            self._has[index] = 1
+        place, bit = index >> 3, 1 << (index & 7)
+        if place >= len(self._has):
+            self._has.extend(bytes(max(place + 1 - len(self._has), len(self._has))))
+        if not self._has[place] & bit:
+            self._has[place] |= bit
             self.count += 1
 
 

@@ -5,7 +5,6 @@ Decoding trusts nothing: sizes are tested before anything is allocated, types an
 
 import math
 import operator
-import threading
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -20,6 +19,7 @@ from raylens.storage.generated import Generated, fault
 from raylens.storage.record import Failure, Metadata, Record, TapLens
 from raylens.storage.statistics import STATISTICS, Form
 from raylens.storage.taps import MAX_HEADS, TAPS, is_tap
+from raylens.storage.zstd import own
 
 #: Bytes of the JSON head (text, ids, tokens, metadata) of one outcome, decompressed: two of the corpus's largest rows.
 MAX_HEAD_BYTES = 128 << 20
@@ -36,17 +36,6 @@ _ARRAYS = {"ids": "<u4", "logprobs": "", "logsumexp": "<f4", "entropy": "<f4"}
 _STAT_TYPES = {"float32": "<f4", "uint32": "<u4"}
 _LOGPROB_TYPES = {"float16": "<f2", "float32": "<f4"}
 _LOGPROB_BYTES = {"float16": 2, "float32": 4}
-
-
-class _Zstd(threading.local):
-    """Of each thread its own. A record has dozens of small arrays, and making a compressor takes longer than using it."""
-
-    def __init__(self) -> None:
-        self.compress = zstandard.ZstdCompressor(level=1).compress
-        self.decompress = zstandard.ZstdDecompressor().decompress
-
-
-_zstd = _Zstd()
 
 
 class _Head(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -117,7 +106,7 @@ def encode_payload(outcome: Record | Failure) -> bytes:
     if len(encoded) > MAX_HEAD_BYTES:
         raise FrameError(f"text, tokens and metadata of {len(encoded)} bytes are over the limit of {MAX_HEAD_BYTES}")
     _check_size(taps)
-    payload = _Payload(_zstd.compress(encoded), taps)
+    payload = _Payload(own.compress(encoded), taps)
     return pack(payload)
 
 
@@ -228,7 +217,7 @@ def _inflate(data: bytes, limit: int, expected: int | None = None) -> bytes:
             raise FrameError(f"compressed part declares {size} bytes, limit {limit}")
         if expected is not None and size != expected:
             raise FrameError(f"compressed part declares {size} bytes, its shape needs {expected}")
-        raw = _zstd.decompress(data, max_output_size=size, allow_extra_data=False)
+        raw = own.decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FrameError(f"compressed part: {error}") from error
     return raw
@@ -238,7 +227,7 @@ def _deflate(values: NDArray[Any], dtype: DTypeLike) -> bytes:
     """Byte-shuffled, so that bytes of like magnitude lie together, then zstd level 1 (46 times smaller than plain JSON)."""
     flat = np.ascontiguousarray(values, dtype=dtype)
     shuffled = flat.view(np.uint8).reshape(-1, flat.itemsize).T.tobytes()
-    return _zstd.compress(shuffled)
+    return own.compress(shuffled)
 
 
 def _restore(data: bytes, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raylens.storage.generated import text_of
 from raylens.storage.important import SURE, sure_layers
 from raylens.storage.labels import text_label, token_label
 from raylens.storage.record import Record
@@ -43,9 +42,11 @@ def steps(record: Record, vocabulary: Vocabulary) -> Iterator[Step]:
     prompt = record.text[: len(record.text) - len(generated.text)]
     new = record.token_ids[generated.start :]
     logprobs = zip(generated.logprobs, generated.sampling_logprobs, strict=True)
+    written = b""
     for number, (token, (logprob, drawn)) in enumerate(zip(new, logprobs, strict=True)):
-        text = prompt + text_of(new[:number], vocabulary)
+        text = prompt + written.decode("utf-8", "replace")
         yield Step(number, generated.start - 1 + number, token, token_text(vocabulary, token), text, logprob, drawn)
+        written += vocabulary[token] or b""
 
 
 def lines(record: Record, vocabulary: Vocabulary, top: int, threshold: float) -> Iterator[str]:

@@ -9,8 +9,8 @@ from raylens.storage.site.shelf import Shelf
 from raylens.storage.taps import TAPS, is_head
 from raylens.storage.wanted import wanted
 
-#: Places of a page.
-SIZE = 100
+#: Places of a page, and pages: those before one are found anew for it.
+SIZE, PAGES = 100, 1000
 
 
 def tokens(shelf: Shelf, request: Request) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def tokens(shelf: Shelf, request: Request) -> dict[str, Any]:
         **options,
     }
     rank = asked.whole(request, "rank", 1, 1, 10_000)
-    number = asked.whole(request, "page", 1, 1, 1_000_000)
+    number = asked.whole(request, "page", 1, 1, PAGES)
     shown = {"run": one.name, "token": asked.text(request, "token"), **chosen, "rank": rank, "page": number}
     if shown["token"] is None:
         return {**shown, "ids": [], "places": [], "more": False}
@@ -31,7 +31,7 @@ def tokens(shelf: Shelf, request: Request) -> dict[str, Any]:
     found = one.query("token", token=shown["token"], rank=rank, limit=number * SIZE + 1, **given).rows()
     pinned = {"of": ids[0], "pin": ",".join(map(str, ids))} if ids else {}
     places = [{**place, "shown": _shown(place) | pinned} for place in found[(number - 1) * SIZE : number * SIZE]]
-    return {**shown, "ids": ids, "places": places, "more": len(found) > number * SIZE}
+    return {**shown, "ids": ids, "places": places, "more": len(found) > number * SIZE and number < PAGES}
 
 
 def _tap(request: Request) -> str:

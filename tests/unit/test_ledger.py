@@ -7,11 +7,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raylens.storage.durable import create_file, write_file
 from raylens.storage.errors import Fenced, StoreError
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import FORMAT, Commit, Entry, Ledger
+from raylens.storage.ledger import FORMAT, Commit, Entry, Indexes, Ledger
 from tests.builders import make_run
 
 
@@ -91,6 +93,16 @@ def test_what_is_appended_is_read(folder: RunFolder) -> None:
     for ledger in (ours, theirs):
         assert (ledger.next, ledger.count) == (3, 3)
         assert [index in ledger for index in (-1, 0, 1, 2, 3, 4, 1 << 40)] == [False, True, True, False, True, False, False]
+
+
+@given(st.lists(st.integers(0, 3000) | st.integers(0, 40)))
+def test_indexes_are_a_set(indexes: list[int]) -> None:
+    """Each is in once it was put in, and no other is."""
+    found = Indexes()
+    for index in indexes:
+        found.add(index)
+    assert found.count == len(set(indexes))
+    assert {index for index in range(-9, 3100) if index in found} == set(indexes)
 
 
 def test_a_prompt_counts_once(folder: RunFolder) -> None:

@@ -274,6 +274,14 @@ def deep() -> bytes:
     return b"\x80\x02" + b"}(K\x00" * 20_000 + b"K\x00" + b"s" * 20_000 + b"."
 
 
+def shared(keys: int) -> dict[int, Any]:
+    """Of a file of some kilobytes, with as many names as the fourth power of the keys."""
+    value: Any = torch.zeros(1)
+    for _ in range(4):
+        value = dict.fromkeys(range(keys), value)
+    return {0: value}
+
+
 HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a pickle": (lambda path: path.write_bytes(pickle.dumps(Bomb())), "not a file of torch.save"),
     "code": (lambda path: torch.save({"J": {0: Bomb()}}, path), "holds more than tensors, numbers and strings .*print"),
@@ -287,6 +295,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no pickle": (lambda path: archive(path, b"\x80\x02nonsense"), "not a file of torch.save"),
     "nesting": (lambda path: archive(path, deep()), "torch cannot read it|has no tensor named"),
+    "shared dictionaries": (lambda path: torch.save(shared(100), path), "has more than 65,536 parts"),
     "nothing": (lambda path: path.write_bytes(b""), "not a file of torch.save"),
     "compressed": (lambda path: archive(path, bytes(10_000), compressed=True), "compressed records"),
     "long pickle": (lambda path: archive(path, b"\x80\x02" + b"N0" * (2 << 19) + b"N."), "more than"),

@@ -26,6 +26,8 @@ _STORAGES = {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFl
 _IMPORTS = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
 #: Bytes of a pickle that describes no more tensors than a lens has.
 _MOST_PICKLE = 4 << 20
+#: Values in the dictionaries of a file, and how deep these are nested.
+_MOST_PARTS, _DEPTH = 1 << 16, 4
 #: A lens has a matrix and a bias for each layer, at most in float64; twice that leaves room for what else is saved with it.
 _ROOM = 2
 _SLACK = 1 << 20
@@ -104,7 +106,7 @@ def open_tensors(path: Path, shape: Shape) -> Iterator[Tensors]:
         except (SafetensorError, OSError) as error:
             raise bad_file(path, f"not a safetensors file ({one_line(error)})", _SAVE_AGAIN) from error
     else:
-        tensors = _flat(_loaded(path))
+        tensors = _flat(path, _loaded(path))
         yield Tensors(path, list(tensors), lambda name: tensors[name].shape, tensors.__getitem__)
 
 
@@ -139,14 +141,21 @@ def _check_pickle(path: Path, described: bytes) -> None:
             raise bad_file(path, f"holds more than tensors, numbers and strings ({wanted[:100]})", _SAVE_AGAIN)
 
 
-def _flat(value: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
+def _flat(path: Path, value: Any) -> dict[str, Tensor]:
     """The tensors in nested dictionaries; what else is in them is left out."""
-    if isinstance(value, Tensor):
-        return {prefix: value}
-    if not isinstance(value, dict) or depth > 3:
-        return {}
     found: dict[str, Tensor] = {}
-    for key, inner in value.items():
-        if isinstance(key, str | int):
-            found |= _flat(inner, f"{prefix}.{key}" if prefix else str(key), depth + 1)
+    for number, (name, inner) in enumerate(_parts("", value, 0)):
+        if number == _MOST_PARTS:  # a dictionary may stand in a small file many times
+            raise bad_file(path, f"has more than {_MOST_PARTS:,} parts", _SAVE_AGAIN)
+        if isinstance(inner, Tensor):
+            found[name] = inner
     return found
+
+
+def _parts(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
+    """A value and, where it is a dictionary, those in it, with their names."""
+    yield name, value
+    if isinstance(value, dict) and depth < _DEPTH:
+        for key, inner in value.items():
+            if isinstance(key, str | int):
+                yield from _parts(f"{name}.{key}" if name else str(key), inner, depth + 1)
