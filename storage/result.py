@@ -79,7 +79,23 @@ def run_query(run: Run, name: str, options: Mapping[str, Any]) -> Result:
     def prepare(database: Database) -> tuple[str, Mapping[str, Any]]:
         return query.sql, select(run, database, query, options)
 
-    return Result([run], prepare, hidden=None if "by" in options else "split")
+    return Result([run], prepare, hidden=_hidden(options))
+
+
+def ask(run: Run, database: Database, name: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All rows of a named query over one run, whose tables are open already: opening them takes longer than most queries.
+
+    Raises:
+        UsageError, StoreError: as ``Result.reader``.
+    """
+    query = named_query(name)
+    with database.query(query.sql, select(run, database, query, options), _hidden(options)) as reader:
+        rows: list[dict[str, Any]] = reader.read_all().to_pylist()
+        return rows
+
+
+def _hidden(options: Mapping[str, Any]) -> str | None:
+    return None if "by" in options else "split"
 
 
 def sql_query(runs: Sequence[Run], sql: str, parameters: Mapping[str, Any] | None = None) -> Result:

@@ -1,14 +1,15 @@
 """Pictures of whole runs, computed by queries (docs/QUERIES.md) and drawn small, like those of records."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raylens.storage.errors import UsageError
 from raylens.storage.plots import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from raylens.storage.database import Database
     from raylens.storage.store import Run
 
 #: The kinds of chart.
@@ -23,6 +24,16 @@ def undrawn(by: str, splits: "Iterable[str | None]") -> str | None:
     if values == {None}:
         return f"--by {by}: no prompt that has a record has it"
     return f"--by {by}: {len(values)} values; at most {MOST_VALUES} are drawn apart" if len(values) > MOST_VALUES else None
+
+
+def depth(run: "Run", database: "Database", chosen: "Mapping[str, str]") -> "list[dict[str, Any]]":
+    """At which layer predictions are decided, by the query of that name; nothing of a run without the final prediction."""
+    from raylens.storage.result import ask
+
+    try:
+        return ask(run, database, "depth", chosen)
+    except UsageError:
+        return []
 
 
 def chart(

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from raylens.storage.charts import undrawn
+from raylens.storage.charts import depth, undrawn
 from raylens.storage.charts.stack import Chart, Curve, Map, Panels, Plot, drawn_taps, series
+from raylens.storage.database import Database
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import text_label
 from raylens.storage.plots.panel import share_axis, upward_axis
 from raylens.storage.plots.scales import nats_scale, prob_scale
+from raylens.storage.result import ask
 from raylens.storage.store import Run
 from raylens.storage.taps import TAPS
 
@@ -31,7 +33,8 @@ def aggregate(run: Run, by: str | None = None, positions: str | None = None) -> 
         UsageError: the run has no records, or none that can be drawn; the key has too many values, or no prompt has it.
     """
     chosen = {name: given for name, given in (("by", by), ("positions", positions)) if given is not None}
-    rows = run.query("layers", **chosen).rows()
+    with Database([run]) as database:
+        rows, decided = ask(run, database, "layers", chosen), depth(run, database, chosen)
     if not rows:  # a run without records is refused by the query
         raise UsageError(f"--positions {positions}: none of them was lensed in run {run.name!r}")
     if by is not None:
@@ -45,7 +48,7 @@ def aggregate(run: Run, by: str | None = None, positions: str | None = None) -> 
     names = drawn_taps(groups) if by is None else sorted(groups, key=lambda value: (value is not None, value or ""))
     layers = sorted({row["layer"] for name in names for row in groups[name]})
     plots = [_agreement(groups, names, layers), _entropy(groups, names, layers), _kl(groups, names, layers)]
-    plots.append(_depth(run, chosen, layers, names))
+    plots.append(_depth(decided, layers, names if by is not None else None))
     counts = run.counts()
     places = sum(max(row["places"] for row in group) for group in (groups.values() if by else [rows]))
     caption = f"{counts['records']:,} prompts, {places:,} places a layer"
@@ -110,16 +113,14 @@ def _highest(curves: Sequence[Curve]) -> float:
     )
 
 
-def _depth(run: Run, chosen: Mapping[str, str], layers: Sequence[int], names: Sequence[str | None]) -> Plot | None:
-    try:
-        rows = run.query("depth", **chosen).rows()
-    except UsageError:  # a run without the final prediction has no depth
+def _depth(rows: Sequence[Mapping[str, Any]], layers: Sequence[int], values: Sequence[str | None] | None) -> Plot | None:
+    if not rows:
         return None
-    groups: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+    groups: defaultdict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row.get("split")].append(row)
-    curves = [Curve(series(groups[name], "stable_share", layers)) for name in (names if "by" in chosen else [None])]
-    if "by" in chosen:
+    curves = [Curve(series(groups[value], "stable_share", layers)) for value in ([None] if values is None else values)]
+    if values is not None:
         return Plot(share_axis("share of places decided for good by this layer"), curves)
     at_layer = np.diff(curves[0].values, prepend=0.0)
     return Plot(share_axis("share of places decided for good at this layer, bars, and by it"), curves, alone=True, bars=at_layer)

@@ -6,10 +6,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from raylens.storage import charts, comparison
-from raylens.storage.errors import UsageError
+from raylens.storage.database import Database
 from raylens.storage.pages.page import Link, page, record_data
 from raylens.storage.record import Failure
 from raylens.storage.record_view import readable
+from raylens.storage.result import ask
 from raylens.storage.site import asked
 from raylens.storage.site.links import address, run_links
 from raylens.storage.site.prompts import outcome_of
@@ -34,28 +35,24 @@ def aggregate(shelf: Shelf, request: Request) -> dict[str, Any]:
     one = shelf.run(request.path_params["run"])
     chosen = _chosen(request)
     by = chosen.get("by")
-    layers = one.query("layers", **chosen).rows()
-    return {
-        "run": one.name,
-        "by": by,
-        "positions": chosen.get("positions"),
-        "keys": [row["key"] for row in one.sql(_KEYS).rows()],
-        "layers": layers,
-        "undrawn": charts.undrawn(by, [row["split"] for row in layers]) if by is not None and layers else None,
-        "depth": _depth(one, chosen),
-        "failures": one.query("failures", **({} if by is None else {"by": by})).rows(),
-    }
+    with Database([one]) as database:
+        layers = ask(one, database, "layers", chosen)
+        with database.query(_KEYS) as reader:
+            keys = reader.read_all()["key"].to_pylist()
+        return {
+            "run": one.name,
+            "by": by,
+            "positions": chosen.get("positions"),
+            "keys": keys,
+            "layers": layers,
+            "undrawn": charts.undrawn(by, [row["split"] for row in layers]) if by is not None and layers else None,
+            "depth": charts.depth(one, database, chosen),
+            "failures": ask(one, database, "failures", {} if by is None else {"by": by}),
+        }
 
 
 def _chosen(request: Request) -> dict[str, str]:
     return {name: given for name in ("by", "positions") if (given := asked.text(request, name)) is not None}
-
-
-def _depth(run: Run, chosen: dict[str, str]) -> list[dict[str, Any]]:
-    try:
-        return run.query("depth", **chosen).rows()
-    except UsageError:  # a run without the final prediction has no depth
-        return []
 
 
 def aggregate_picture(shelf: Shelf, request: Request) -> bytes:
