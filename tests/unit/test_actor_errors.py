@@ -1,0 +1,49 @@
+"""Ray's exceptions, in the words that a user gets: raylens's own error as it was, or one line with a remedy."""
+
+import pytest
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+
+from raylens.scheduler.actor_errors import cause, reason
+from raylens.storage.errors import BrokerError, ModelError
+
+#: As Ray writes it, but for the addresses.
+SHORT_OF_MEMORY = """The actor died unexpectedly before finishing this task.
+The actor is dead because all references to the actor were removed.
+Task was killed due to the node running low on memory. Memory on the node was 15.4GB / 16.0GB.
+Refer to the documentation on how to address the out of memory issue: https://docs.ray.io"""
+
+
+def raised(error: BaseException) -> RayTaskError:
+    """As Ray hands on what a call of an actor raised."""
+    return RayTaskError("work", "Traceback", error)
+
+
+def test_an_error_of_ours_comes_as_it_was() -> None:
+    """So that its exit code is that of what went wrong."""
+    error = BrokerError("the server is away")
+    assert cause(raised(error)) is error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("first\n  what it is\n\n"), "an actor failed: ValueError: what it is; try it on another model or report it"),
+        (KeyError(), "an actor failed: KeyError: KeyError; try it on another model or report it"),
+        (RuntimeError("CUDA: Out of Memory"), "RuntimeError: CUDA: Out of Memory; try fewer --actors or --batch-tokens"),
+    ],
+    ids=["of several lines", "without words", "memory"],
+)
+def test_any_other_error_is_one_line_with_a_remedy(error: Exception, message: str) -> None:
+    """Its type, its last line, and what to try."""
+    found = cause(raised(error))
+    assert type(found) is ModelError
+    assert str(found).endswith(message)
+
+
+def test_what_ended_an_actor() -> None:
+    """Of a node short of memory the first sentence about it, of the kernel's killer its line, else the last line, cut to 200."""
+    assert reason(OutOfMemoryError(SHORT_OF_MEMORY)) == "Task was killed due to the node running low on memory"
+    assert reason(OSError("it died\nperhaps by the OOM killer\nsee the log")) == "perhaps by the OOM killer"
+    assert reason(OSError("it died\nsee the log ")) == "see the log"
+    assert reason(OSError("x" * 500)) == "x" * 200
+    assert reason(RayActorError(error_msg=" ")) == "RayActorError"
