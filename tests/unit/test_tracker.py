@@ -222,6 +222,17 @@ def test_a_prompt_that_kills_its_actors_becomes_a_failure(rig: Rig) -> None:
     assert [failure.id for failure in run.failures()] == ["prompt-0"]
 
 
+def test_a_failure_of_a_crash_keeps_the_metadata(rig: Rig) -> None:
+    """By which a user finds the prompt; its results were never refused."""
+    shard = Shard([msgspec.structs.replace(make_prompt(0), metadata={"split": "test"})])
+    rig.tracker = Tracker(iter([shard]), rig.ledger, rig.stream, rig._give_up, lambda _: 1)
+    assert rig.take() == shard
+    for _ in range(DEATHS_BEFORE_FAILURE):
+        rig.tracker.lost(shard, blame=True)
+    rig.check()
+    assert [(failure.kind, failure.metadata) for failure in rig.gave_up] == [("crash", {"split": "test"})]
+
+
 def test_a_failure_that_cannot_be_published_waits(rig: Rig) -> None:
     """While the server is away a failure is kept, and published once it is back; the other prompts of the shard go on."""
     shard = rig.take()
@@ -255,6 +266,7 @@ def test_vanished_receipts_are_sent_again(rig: Rig) -> None:
     wait_until(lambda: time.time() > now + 0.002, "the server's clock has moved on")
     rig.produce(second)
     rig.check()
+    assert rig.tracker.vanished == 2
     again = [rig.take() for _ in range(2)]
     assert [rig.indexes(shard) for shard in again] == [[0], [1]]
     assert rig.tracker.next_shard() is None
@@ -355,7 +367,7 @@ def test_when_even_failures_vanish_the_run_ends(rig: Rig) -> None:
             rig.check()
             rig.wipe()
 
-    with pytest.raises(StoreError, match="results vanish from the server before they are stored"):
+    with pytest.raises(StoreError, match=r"results vanish from the server before they are stored.* prompt 'prompt-[01]'"):
         lose_everything()
 
 
@@ -473,6 +485,23 @@ def test_estimates_of_open_bytes_follow_the_positions(server: EmbeddedServer, tm
     rig.close()
 
 
+def test_bytes_are_open_until_they_are_stored(rig: Rig) -> None:
+    """Expected first, then known, then none; of what is published it is told how much the writer is behind."""
+    first, second = rig.take(), rig.take()
+    assert rig.tracker.unstored() == (0, 0)
+    expected = rig.tracker.open_bytes
+    known = sum(receipt.size for receipt in rig.produce(first))
+    assert rig.tracker.unstored() == (2, known)
+    assert rig.tracker.open_bytes == expected / 2 + known
+    rig.commit()
+    rig.tracker.follow()
+    assert rig.tracker.unstored() == (0, 0)
+    assert rig.tracker.open_bytes == expected / 2
+    rig.produce(second)
+    rig.finish()
+    assert rig.tracker.open_bytes == 0
+
+
 def test_a_small_server_has_less_open() -> None:
     """A quarter of the server's memory limit, and never more than 256 MiB."""
     assert open_bytes(0) == open_bytes(8 * OPEN_BYTES) == open_bytes(4 * OPEN_BYTES) == OPEN_BYTES
@@ -533,6 +562,19 @@ def test_prompts_stored_by_an_earlier_driver_are_not_handed_out(rig: Rig) -> Non
     assert rig.gave_up == []
 
 
+def test_what_was_lost_and_is_stored_nevertheless_is_not_tried_again(rig: Rig) -> None:
+    """An actor may publish a part of its shard, and die before it answers."""
+    shard = rig.take()
+    rig.publish(shard.prompts[0])
+    rig.tracker.lost(shard, blame=True)
+    rig.commit()
+    rig.tracker.follow()
+    assert rig.take() == Shard(shard.prompts[1:])
+    rig.produce(Shard(shard.prompts[1:]))
+    rig.finish()
+    rig.assert_stored()
+
+
 def test_late_answers_change_nothing(rig: Rig) -> None:
     """Receipts and losses of prompts that are stored already are ignored."""
     shard = rig.take()
@@ -552,9 +594,10 @@ def test_late_answers_change_nothing(rig: Rig) -> None:
 
 def test_a_shard_put_back_comes_next(rig: Rig) -> None:
     """A shard that no actor had room for is handed out before anything else."""
-    first = rig.take()
+    first, second = rig.take(), rig.take()
+    rig.tracker.lost(second, blame=False)
     rig.tracker.put_back(first)
-    assert rig.take() == first
+    assert [rig.take(), rig.take()] == [first, second]
 
 
 # ---- any order of anything
