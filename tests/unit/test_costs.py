@@ -14,6 +14,7 @@ from raylens.scheduler.dry_run.bill import Bill
 from raylens.scheduler.dry_run.costs import Costs, Crew, fit
 from raylens.scheduler.dry_run.extent import Extent, sample
 from raylens.scheduler.dry_run.rehearsal import Call
+from raylens.storage.writer import COMMIT_SECONDS
 from raylens.workers.settings import ModelSettings, WorkerSettings
 
 SECONDS = st.floats(1e-6, 10)
@@ -77,6 +78,37 @@ def test_a_call_whose_prompts_all_failed() -> None:
     found = Costs(measured(*calls, Call(1, 0, 1.0)), 0.0, crew).work(10, 100)
     assert (found.least, found.most) == pytest.approx((100 / 13, 10.0))
     assert Costs(measured(), 0.0, crew).work(10, 100).expected == 0
+
+
+def test_the_calls_measured_are_the_range() -> None:
+    """Together they are what is expected, the fastest and the slowest by themselves are its ends."""
+    calls = [Call(10, 10, 1.0), Call(30, 30, 6.0)]
+    found = Costs(measured(*calls), 0.0, Crew(1.0, 1.0, 1)).work(40, 40)
+    assert (found.least, found.expected, found.most) == pytest.approx((4.0, 7.0, 8.0))
+
+
+@pytest.mark.parametrize(
+    ("crew", "least", "expected", "most"),
+    [
+        (Crew(1.0, 4.0, 1), 10, 12.5, 20),
+        (Crew(2.0, 4.0, 1), 10, 10, 20),  # one writer is slower than two actors
+        (Crew(2.0, 4.0, 2), 5, 7.5, 15),
+        (Crew(2.0, math.inf, 4), 5, 5, 5),  # beside GPUs the writer has the CPUs to itself
+    ],
+)
+def test_a_run_takes_what_its_crew_takes(crew: Crew, least: float, expected: float, most: float) -> None:
+    """A tenth of a second each for a position to read and to write; three to start, and the last results wait for a commit."""
+    found = Costs(measured(Call(10, 10, 1.0), seconds=2.0), 3.0, crew).run(100, 100)
+    wanted = (3 + least, 3 + expected + COMMIT_SECONDS / 2, 3 + most + COMMIT_SECONDS)
+    assert (found.least, found.expected, found.most) == pytest.approx(wanted)
+
+
+def test_other_places_cost_in_proportion() -> None:
+    """More rows to multiply are more to read, more places are more to write."""
+    costs = Costs(measured(Call(10, 10, 1.0), seconds=2.0), 0.0, Crew(1.0, 1.0, 1))
+    assert costs.work(100, 100, products=3.0).expected == pytest.approx(20.0)
+    rows, places = costs.run(100, 100, products=3.0), costs.run(100, 100, places=3.0)
+    assert (rows.least, places.least) == pytest.approx((20.0, 30.0))
 
 
 def test_what_is_sent_grows_with_positions() -> None:
