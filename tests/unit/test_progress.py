@@ -8,7 +8,7 @@ import pytest
 
 from raylens.scheduler import progress as module
 from raylens.scheduler.events import Events
-from raylens.scheduler.progress import LINE_SECONDS, Bar, Lines, Meter, duration
+from raylens.scheduler.progress import LINE_SECONDS, Bar, Lines, Meter, Quiet, choose, duration
 
 
 class Clock:
@@ -127,6 +127,32 @@ def test_lines_come_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str
     assert said() == "3/3 prompts, 10.0 tokens/s\n"
 
 
+def test_lines_tell_failures_and_what_is_in_flight(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Failures of the calls before too; standard output is for data."""
+    lines = Lines()
+    lines.start("demo", total=9, done=2, failed=1)
+    lines.in_flight(3_000_000)
+    clock.now += LINE_SECONDS
+    lines.committed(1, 1, tokens=5)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == "4/9 prompts, 0.5 tokens/s, 3.0 MB in flight, 2 failed, ETA 0:25"
+    clock.now += LINE_SECONDS
+    lines.fetched(12_300_000, 345_000_000)
+    assert capsys.readouterr().err == "fetching the model: 12 of 345 MB\n"
+
+
+def test_the_display_fits_options_and_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Events for programs even where it is to be quiet, a bar for eyes, lines for logs."""
+    assert isinstance(choose(as_json=True, quiet=True), Events)
+    assert isinstance(choose(as_json=False, quiet=True), Quiet)
+    assert isinstance(choose(as_json=False, quiet=False), Lines)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    bar = choose(as_json=False, quiet=False)
+    assert isinstance(bar, Bar)
+    bar.close()
+
+
 def test_events_tell_the_same(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     """Numbers of an event are those that a line would show."""
     events = Events()
@@ -172,3 +198,5 @@ def test_a_bar_says_what_is_done_now(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "demo" in working
     assert "loading" not in working
     assert "3/4" in working
+    assert "tokens/s, 2.5 MB in flight" in last(lambda bar: bar.in_flight(2_500_000), lambda bar: bar.committed(1, 0, tokens=10))
+    assert "the server is full" in last(lambda bar: bar.waiting("the server is full"))
