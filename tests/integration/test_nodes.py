@@ -179,18 +179,40 @@ def test_no_node_joins(tmp_path: Path) -> None:
 
 UNEVEN = """
 from ray.cluster_utils import Cluster
-from raylens.scheduler.cluster import cluster, share
+from raylens.scheduler.cluster import cluster, room, share
+from raylens.storage.errors import ClusterError
 
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 3})
 nodes.add_node(num_cpus=1, num_gpus=3)
-with cluster(nodes.address):
+for cpus in (0, 2, 4):
+    nodes.add_node(num_cpus=cpus, num_gpus=0, node_ip_address="127.0.0.3")
+with cluster(nodes.address) as ours:
+    (gpu_host,) = ours.hosts - {"127.0.0.3"}
+    print(ours.one_host, ours.gpus)
     print([share(None, each).actors for each in (0.5, 1, 2, 3)])
+    for actors, each, host in ((None, 1, gpu_host), (2, 1, gpu_host), (None, 1, "127.0.0.3"), (12, 1, "127.0.0.3")):
+        found = share(actors, each, host)
+        print(found.actors, found.cpus, found.gpus, found.host == host, room(found))
+    try:
+        share(1, 4)
+    except ClusterError as error:
+        print(error)
+"""
+
+SHARES = """False 6.0
+[12, 6, 2, 2]
+6 0.3333333333333333 1 True 6
+2 1.0 1 True 6
+2 2.0 0.0 True 2
+12 0.5 0.0 True 2
+--gpus-per-actor 4: no node of the cluster has that many GPUs
 """
 
 
-def test_no_actor_is_spread_over_nodes(tmp_path: Path) -> None:
-    """Two nodes of three GPUs have room for two actors of two, not for three. The GPUs are made up."""
+def test_actors_of_uneven_nodes(tmp_path: Path) -> None:
+    """No actor is spread over two: nodes of three GPUs have room for one of two each. Without GPUs there is an actor a node, of
+    the CPUs that the smallest has, on the machine that was named. The GPUs are made up."""
     command = [sys.executable, "-c", UNEVEN]
     done = subprocess.run(command, env=own_env(tmp_path), capture_output=True, text=True, timeout=HUNG, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[12, 6, 2, 2]"
+    assert done.stdout.endswith(SHARES)

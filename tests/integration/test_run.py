@@ -1,6 +1,7 @@
 """Runs from a corpus file to a store, by the command line, with the real demo model and two Ray actors."""
 
 import json
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import raylens
+from raylens.storage.errors import InputError
 from raylens.storage.record import Failure, Record
 from raylens.workers.metrics import ALL
 from raylens.workers.settings import ModelSettings
@@ -185,3 +187,20 @@ def test_python_run_open_and_iterate(tmp_path: Path, tiny: Path) -> None:
     again = raylens.run(rows, model=str(tiny), store=tmp_path / "st", positions="last:2", ray="local", quiet=True)
     assert again.manifest == run.manifest
     assert again.counts()["complete"]
+
+
+class Changing:
+    """Rows of which the last is another one when they are read again."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.passes += 1
+        yield from ("call me ishmael", f"pass {self.passes}")
+
+
+def test_a_corpus_that_changes_while_it_is_read(tmp_path: Path, tiny: Path) -> None:
+    """The run does not end as if its records were of the corpus that it is named after."""
+    with pytest.raises(InputError, match="the corpus changed while it was read; run again when nothing writes to it"):
+        raylens.run(Changing(), model=str(tiny), store=tmp_path / "st", quiet=True)
