@@ -9,6 +9,8 @@ import venv
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 import raylens
 from raylens import __version__
 from raylens.storage.layout import RunFolder
@@ -179,6 +181,7 @@ def test_no_node_joins(tmp_path: Path) -> None:
 
 UNEVEN = """
 from ray.cluster_utils import Cluster
+from raylens.scheduler import nodes as module
 from raylens.scheduler.cluster import cluster, room, share
 from raylens.storage.errors import ClusterError
 
@@ -193,10 +196,13 @@ with cluster(nodes.address) as ours:
     for actors, each, host in ((None, 1, gpu_host), (2, 1, gpu_host), (None, 1, "127.0.0.3"), (12, 1, "127.0.0.3")):
         found = share(actors, each, host)
         print(found.actors, found.cpus, found.gpus, found.host == host, room(found))
-    try:
-        share(1, 4)
-    except ClusterError as error:
-        print(error)
+    module.check_nodes()
+    module.NEEDED += ("no_such_package", "nor_this_one")
+    for refused in (lambda: share(1, 4), module.check_nodes):
+        try:
+            refused()
+        except ClusterError as error:
+            print(error)
 """
 
 SHARES = """False 6.0
@@ -209,10 +215,25 @@ SHARES = """False 6.0
 """
 
 
-def test_actors_of_uneven_nodes(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the program prints."""
+    env = own_env(tmp_path_factory.mktemp("uneven"))
+    done = subprocess.run([sys.executable, "-c", UNEVEN], env=env, capture_output=True, text=True, timeout=HUNG, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_actors_of_uneven_nodes(uneven: str) -> None:
     """No actor is spread over two: nodes of three GPUs have room for one of two each. Without GPUs there is an actor a node, of
     the CPUs that the smallest has, on the machine that was named. The GPUs are made up."""
-    command = [sys.executable, "-c", UNEVEN]
-    done = subprocess.run(command, env=own_env(tmp_path), capture_output=True, text=True, timeout=HUNG, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith(SHARES)
+    assert SHARES in uneven
+
+
+def test_nodes_that_lack_a_package(uneven: str) -> None:
+    """Each of them with all that it lacks; where nothing is lacking nothing is said."""
+    _, refused = uneven.split(SHARES)
+    found = re.search(r"^nodes of the Ray cluster cannot run actors: (.*?)\. Install raylens==", refused)
+    assert found is not None, refused
+    assert len(lacking := found[1].split("; ")) == 4
+    assert all(re.fullmatch(r"[0-9.]+ lacks no_such_package, nor_this_one", one) for one in lacking)

@@ -78,6 +78,11 @@ def test_fewer_places_take_no_more_time(rehearsed: Rehearsal) -> None:
     later = bill(rehearsed, start=100.0).seconds()
     assert later is not None
     assert later.expected == pytest.approx(whole.expected + 100)
+    heads = bill(rehearsed, heads=1_000_000_000)
+    same = heads.seconds(layers=(0, 4)), heads.seconds()
+    assert same[0] is not None
+    assert same[1] is not None
+    assert same[0].expected == pytest.approx(same[1].expected, rel=1e-3), "heads are read whatever the layers"
     assert bill(rehearsed, here=False).seconds() is None
     assert bill(rehearsed, here=False).seconds(positions=0) is None
 
