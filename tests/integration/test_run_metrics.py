@@ -21,13 +21,13 @@ ray.init(sys.argv[1], log_to_driver=False)
 metrics = RunMetrics("r", 7)
 metrics.set(deaths=2, ready=1)
 metrics.committed(Commit(1, 0, "w", None, 0, 0, []))
-for n, kinds in ((1, (None, "model", None)), (2, ("crash",))):
+for n, kinds in ((1, (None, "model", None, None)), (2, ("crash",))):
     metrics.committed(Commit(1, n, "w", "s", 9, 0, [Entry(n, "p", 0, 3, 0 if kind else 5, kind) for kind in kinds]))
 metrics.set(deaths=3)
 threading.Event().wait()
 """
 
-SERVED = {"prompts": 7, "deaths": 3, "ready": 1, "failures": 2, "stored_prompts": 4, "stored_tokens": 10}
+SERVED = {"prompts": 7, "deaths": 3, "ready": 1, "failures": 2, "stored_prompts": 5, "stored_tokens": 15}
 
 
 def served(port: int) -> dict[str, float]:

@@ -70,5 +70,6 @@ def test_a_sample_of_samples(model: Path, facts: ModelFacts) -> None:
     """Each is a prompt under its own id."""
     settings = worker(model, generation=GenerationSettings(3, 1.0, samples=2))
     found = sample(corpus(), measured(settings, facts), settings, 100)
-    assert sorted(prompt.id for prompt in found) == sorted(f"p{length}#{number}" for length in LENGTHS for number in (1, 2))
+    wanted = [(f"p{length}#{number}", number) for length in LENGTHS for number in (1, 2)]
+    assert sorted((prompt.id, prompt.sample) for prompt in found) == sorted(wanted)
     assert all(LENGTHS[prompt.index // 2] == len((prompt.text or "").split()) for prompt in found)

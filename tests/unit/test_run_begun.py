@@ -1,6 +1,8 @@
 """What a run writes before its first actor: its name, and what its results depend on. The user stops it there."""
 
 import importlib.metadata
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,19 @@ def test_a_run_with_results_takes_no_other_settings(place: Place, changes: dict[
     with pytest.raises(UsageError) as refused:
         place.begin(name="kept", **changes)
     assert difference in str(refused.value)
+
+
+def test_another_tokenizer_is_another_run(place: Place) -> None:
+    """Of the same weights: the same words are other tokens to it."""
+    place.begin(name="words")
+    commit_outcomes(RunFolder(runs_folder(place.store) / "words"), make_failure(0))
+    other = shutil.copytree(place.model(), place.folder / "renamed")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words["call"], words["me"] = words["me"], words["call"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UsageError, match=r"settings: model\.tokenizer: \w+ -> \w+;"):
+        place.begin(name="words", model=str(other))
 
 
 def test_what_makes_no_difference(place: Place) -> None:

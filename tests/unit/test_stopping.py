@@ -17,13 +17,13 @@ def test_the_first_signal_asks_and_the_second_ends(number: signal.Signals, capsy
     before = [signal.getsignal(one) for one in SIGNALS]
     with Stopping() as stopping:
         assert not stopping()
+        assert signal.getsignal(number) not in before, "or it would end the tests"
         signal.raise_signal(number)
         assert stopping()
         assert capsys.readouterr().err == "stopping; once more ends at once\n"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
-        for one in SIGNALS:
-            signal.raise_signal(one)
+        assert [signal.getsignal(one) for one in SIGNALS] == [signal.SIG_IGN] * 2
         assert capsys.readouterr().err == ""
     assert [signal.getsignal(one) for one in SIGNALS] == before
 
