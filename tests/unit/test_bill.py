@@ -1,6 +1,10 @@
 """What a run takes and what would make it cheaper, by a rehearsal of some prompts: the corpus's share of what was measured."""
 
 from array import array
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,11 +14,13 @@ from raylens.scheduler.dry_run.advice import Advice, advise, size
 from raylens.scheduler.dry_run.bill import Bill
 from raylens.scheduler.dry_run.costs import Costs, Crew
 from raylens.scheduler.dry_run.extent import Extent
-from raylens.scheduler.dry_run.rehearsal import Rehearsal, rehearse
+from raylens.scheduler.dry_run.rehearsal import Call, Rehearsal, rehearse
+from raylens.storage.vocabulary import write_vocabulary
+from raylens.storage.writer import COMMIT_SECONDS
 from raylens.workers.settings import GenerationSettings, InputSettings, LensSettings, ModelSettings, WorkerSettings
 from tests.tiny import save_word_llama, sentences
 
-PROMPTS, WORDS, LAYERS = 6, 20, 8
+PROMPTS, WORDS, LAYERS, TOP_K = 6, 20, 8, 10
 TAPS = ("attn_out", "resid_post")
 EVERY = tuple(range(LAYERS))
 
@@ -22,7 +28,7 @@ EVERY = tuple(range(LAYERS))
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> WorkerSettings:
     folder = save_word_llama(tmp_path_factory.mktemp("model"), layers=LAYERS)
-    read_out = LensSettings(taps=TAPS, positions="all")
+    read_out = LensSettings(TOP_K, taps=TAPS, positions="all")
     return WorkerSettings(ModelSettings(str(folder)), read_out, InputSettings(batch_tokens=64))
 
 
@@ -39,11 +45,14 @@ def bill(rehearsed: Rehearsal, times: int = 1, heads: int = 0, here: bool = True
     return Bill(extent, rehearsed, Costs(rehearsed, start, Crew(1.0, 1.0, 1)), TAPS, EVERY, heads, here)
 
 
-def test_what_was_rehearsed_is_what_was_stored(rehearsed: Rehearsal) -> None:
+def test_what_was_rehearsed_is_what_was_stored(rehearsed: Rehearsal, tmp_path: Path) -> None:
     """Of a corpus of just these prompts each byte is known; one five times as large takes five times as many, but for what each
     run has once."""
     stored = rehearsed.stored
     assert (stored.prompts, stored.positions) == (PROMPTS, (PROMPTS - 1) * WORDS)
+    write_vocabulary(tmp_path / "vocabulary", rehearsed.worker.vocabulary)
+    assert stored.fixed_bytes > (tmp_path / "vocabulary").stat().st_size
+    assert stored.sent_bytes > bill(rehearsed).places * TOP_K, "a token takes a byte at least"
     assert bill(rehearsed).store_bytes() == stored.fixed_bytes + stored.prompt_bytes + stored.lens_bytes
     assert bill(rehearsed, 5).store_bytes() == stored.fixed_bytes + 5 * (stored.prompt_bytes + stored.lens_bytes)
     assert bill(rehearsed, 5).sent_bytes() == 5 * stored.sent_bytes
@@ -68,23 +77,27 @@ def test_fewer_places_take_fewer_bytes(rehearsed: Rehearsal) -> None:
     assert bill(rehearsed, heads=16).store_bytes(layers=(0, 4)) == round(fixed + stored.lens_bytes * 20 / 32)
 
 
-def test_fewer_places_take_no_more_time(rehearsed: Rehearsal) -> None:
-    """No positions leave what the tokens take; the seconds before and after are counted; elsewhere nothing is known."""
-    whole = bill(rehearsed).seconds()
-    fewer = bill(rehearsed).seconds(positions=0)
-    assert whole is not None
-    assert fewer is not None
-    assert fewer.expected < whole.expected
-    later = bill(rehearsed, start=100.0).seconds()
-    assert later is not None
-    assert later.expected == pytest.approx(whole.expected + 100)
-    heads = bill(rehearsed, heads=1_000_000_000)
-    same = heads.seconds(layers=(0, 4)), heads.seconds()
-    assert same[0] is not None
-    assert same[1] is not None
-    assert same[0].expected == pytest.approx(same[1].expected, rel=1e-3), "heads are read whatever the layers"
-    assert bill(rehearsed, here=False).seconds() is None
-    assert bill(rehearsed, here=False).seconds(positions=0) is None
+def test_fewer_places_take_less_time(rehearsed: Rehearsal) -> None:
+    """Had a token taken 10 ms and a position 20: what is multiplied at a position counts, heads always among it. Elsewhere
+    nothing is known."""
+    stored = copy(rehearsed.stored)
+    stored.seconds = 0.0
+    timed = replace(rehearsed, stored=stored, calls=[Call(100, 100, 3.0)], contrasts=[Call(100, 1, 1.02)])
+
+    def expected(heads: int = 0, **changes: Any) -> float:
+        found = bill(timed, heads=heads, start=7.0).seconds(**changes)
+        assert found is not None
+        return found.expected - 7 - COMMIT_SECONDS / 2
+
+    products = rehearsed.worker.products
+    every, fewer = products(TAPS, EVERY), products(TAPS, (0, 4))
+    assert expected() == expected(heads=5) == pytest.approx(3.0)
+    assert expected(positions=0) == pytest.approx(1.0)
+    assert expected(layers=(0, 4)) == pytest.approx(1 + 2 * fewer / every)
+    assert expected(heads=5, layers=(0, 4)) == pytest.approx(1 + 2 * (fewer + 5) / (every + 5))
+    assert expected(taps=("resid_post",)) == pytest.approx(1 + 2 * products(("resid_post",), EVERY) / every)
+    assert bill(timed, here=False).seconds() is None
+    assert bill(timed, here=False).seconds(positions=0) is None
 
 
 def test_where_no_position_was_told_from_a_token(settings: WorkerSettings) -> None:
@@ -93,6 +106,7 @@ def test_where_no_position_was_told_from_a_token(settings: WorkerSettings) -> No
         settings, lens=LensSettings(taps=TAPS, positions="last"), generation=GenerationSettings(2)
     )
     found = rehearse(generating, list(Corpus.from_rows(sentences(2, 3)).prompts()), 2, 1, 1, lambda _: None)
+    assert found.stored.prompts == 2, "however often they were read"
     assert bill(found).seconds() is not None
     assert bill(found).seconds(layers=(0, 4)) is None
     assert bill(found).seconds(positions=1) is None

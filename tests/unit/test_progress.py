@@ -192,6 +192,7 @@ def test_a_bar_says_what_is_done_now(monkeypatch: pytest.MonkeyPatch, capsys: py
     def load(bar: Bar) -> None:
         bar.stage("loading the model in 1 actor")
 
+    assert "1/4" in last()
     assert "loading the model in 1 actor" in last(load)
     assert "fetching the model: 12 of 345 MB" in last(lambda bar: bar.fetched(12_300_000, 345_000_000))
     working = last(load, Bar.working, lambda bar: bar.committed(2, 0, tokens=10))
