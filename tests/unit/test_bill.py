@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import orjson
 import pytest
 
 from raylens.scheduler.corpus import Corpus
@@ -15,9 +16,10 @@ from raylens.scheduler.dry_run.bill import Bill
 from raylens.scheduler.dry_run.costs import Costs, Crew
 from raylens.scheduler.dry_run.extent import Extent
 from raylens.scheduler.dry_run.rehearsal import Call, Rehearsal, rehearse
-from raylens.storage.vocabulary import write_vocabulary
+from raylens.scheduler.dry_run.stored import Stored
 from raylens.storage.writer import COMMIT_SECONDS
 from raylens.workers.settings import GenerationSettings, InputSettings, LensSettings, ModelSettings, WorkerSettings
+from raylens.workers.tokenize import Tokenized
 from tests.tiny import save_word_llama, sentences
 
 PROMPTS, WORDS, LAYERS, TOP_K = 6, 20, 8, 10
@@ -45,13 +47,22 @@ def bill(rehearsed: Rehearsal, times: int = 1, heads: int = 0, here: bool = True
     return Bill(extent, rehearsed, Costs(rehearsed, start, Crew(1.0, 1.0, 1)), TAPS, EVERY, heads, here)
 
 
-def test_what_was_rehearsed_is_what_was_stored(rehearsed: Rehearsal, tmp_path: Path) -> None:
+def test_every_byte_on_disk_is_told_once(rehearsed: Rehearsal, tmp_path: Path) -> None:
+    """Of a run's folder, with the certificate that a run has in it too."""
+    worker = rehearsed.worker
+    found = [worker.tokenize(prompt) for prompt in Corpus.from_rows(sentences(3, WORDS)).prompts()]
+    stored = Stored(tmp_path, worker)
+    stored.add(list(worker.read([one for one in found if isinstance(one, Tokenized)])), 0.0)
+    stored.finish()
+    files = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert stored.fixed_bytes + stored.prompt_bytes + stored.lens_bytes == files + len(orjson.dumps(worker.certificate))
+
+
+def test_what_was_rehearsed_is_what_was_stored(rehearsed: Rehearsal) -> None:
     """Of a corpus of just these prompts each byte is known; one five times as large takes five times as many, but for what each
     run has once."""
     stored = rehearsed.stored
     assert (stored.prompts, stored.positions) == (PROMPTS, (PROMPTS - 1) * WORDS)
-    write_vocabulary(tmp_path / "vocabulary", rehearsed.worker.vocabulary)
-    assert stored.fixed_bytes > (tmp_path / "vocabulary").stat().st_size
     assert stored.sent_bytes > bill(rehearsed).places * TOP_K, "a token takes a byte at least"
     assert bill(rehearsed).store_bytes() == stored.fixed_bytes + stored.prompt_bytes + stored.lens_bytes
     assert bill(rehearsed, 5).store_bytes() == stored.fixed_bytes + 5 * (stored.prompt_bytes + stored.lens_bytes)
