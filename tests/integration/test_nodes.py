@@ -193,7 +193,7 @@ with cluster(nodes.address) as ours:
     (gpu_host,) = ours.hosts - {"127.0.0.3"}
     print(ours.one_host, ours.gpus)
     print([share(None, each).actors for each in (0.5, 1, 2, 3)])
-    for actors, each, host in ((None, 1, gpu_host), (2, 1, gpu_host), (None, 1, "127.0.0.3"), (12, 1, "127.0.0.3")):
+    for actors, each, host in ((None, 1, gpu_host), (2, 2, gpu_host), (None, 1, "127.0.0.3"), (12, 1, "127.0.0.3")):
         found = share(actors, each, host)
         print(found.actors, found.cpus, found.gpus, found.host == host, room(found))
     module.check_nodes()
@@ -208,7 +208,7 @@ with cluster(nodes.address) as ours:
 SHARES = """False 6.0
 [12, 6, 2, 2]
 6 0.3333333333333333 1 True 6
-2 1.0 1 True 6
+2 1.0 2 True 2
 2 2.0 0.0 True 2
 12 0.5 0.0 True 2
 --gpus-per-actor 4: no node of the cluster has that many GPUs
