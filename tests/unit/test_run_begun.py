@@ -14,7 +14,7 @@ from raylens.scheduler.corpus import Corpus
 from raylens.scheduler.progress import Quiet
 from raylens.scheduler.run import RunResult, run_corpus
 from raylens.scheduler.settings import RunSettings
-from raylens.storage.errors import ModelError, UsageError
+from raylens.storage.errors import ModelError, StoreError, UsageError
 from raylens.storage.layout import RunFolder, runs_folder
 from raylens.storage.manifest import Manifest, read_manifest
 from raylens.workers.settings import GenerationSettings, InputSettings, LensSettings, ModelSettings, WorkerSettings
@@ -185,6 +185,17 @@ def test_what_is_stored_already_is_told(place: Place) -> None:
     assert place.begin(name="told").told == ("told", 2, 1, 1)
     commit_outcomes(folder, make_record(0, vocabulary_size=256))
     assert place.begin(name="told").told == ("told", 2, 2, 1)
+
+
+def test_records_that_lost_their_manifest(place: Place) -> None:
+    """They may be of any model: the run does not go on as if they were of this one."""
+    place.begin(name="lost")
+    folder = RunFolder(runs_folder(place.store) / "lost")
+    commit_outcomes(folder, make_failure(1))
+    folder.manifest.unlink()
+    with pytest.raises(StoreError, match=r"run\.json: missing, and nothing else says what the records are of"):
+        place.begin(name="lost")
+    assert not folder.manifest.exists()
 
 
 def test_begun_anew(place: Place) -> None:
