@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import math
 import os
 import secrets
 import signal
@@ -123,7 +124,7 @@ def _check_reachable(address: str) -> None:
     """Ask the address itself first: Ray keeps trying for minutes before it says that nobody is there."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
 
 
 def _init(address: str | None) -> None:
@@ -211,27 +212,39 @@ def share(actors: int | None, gpus_per_actor: float, host: str | None = None) ->
         ClusterError: no node has what one actor needs.
     """
     nodes = _resources(host)
-    cpus = sum(node.get("CPU", 0.0) for node in nodes)
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    per_actor = gpus_per_actor if gpus else 0.0
-    if per_actor > max((node.get("GPU", 0.0) for node in nodes), default=0.0):
+    if not gpus or not gpus_per_actor:
+        return _cpu_share(actors, nodes, host, most=1.0 if gpus else math.inf)
+    places = [(node, count) for node in nodes if (count := _gpu_places(node, gpus_per_actor))]
+    if not places:
         raise ClusterError(f"--gpus-per-actor {gpus_per_actor:g}: no node of the cluster has that many GPUs")
-    if cpus <= 0:  # the nodes that were there have left
+    # as many as the poorest of these nodes has for each of its GPUs, or some of these would be left idle
+    beside = min(1.0, *(node.get("CPU", 0.0) / count for node, count in places))
+    return Share(actors or sum(count for _, count in places), _in_ray(beside), gpus_per_actor, host)
+
+
+def _cpu_share(actors: int | None, nodes: list[dict[str, float]], host: str | None, most: float) -> Share:
+    cpus = [node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0]
+    if not cpus:  # the nodes that were there have left
         raise ClusterError("no node of the Ray cluster has a CPU for actors any more")
-    if actors is None:
-        actors = _gpu_places(nodes, per_actor) if per_actor else len([node for node in nodes if node.get("CPU", 0.0) > 0])
-    smallest = min(node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0)
-    return Share(actors, min(cpus / actors, smallest) if cpus < actors or not gpus else 1.0, per_actor, host)
+    actors = actors or len(cpus)
+    return Share(actors, _in_ray(min(sum(cpus) / actors, *cpus, most)), 0.0, host)
+
+
+def _in_ray(cpus: float) -> float:
+    """Not more than so many, in Ray's steps of a ten-thousandth."""
+    return math.floor(cpus * 10_000) / 10_000
 
 
 def room(parts: Share) -> int:
     """How many actors of such a share the nodes that are there now have room for."""
     nodes = _resources(parts.host)
     if parts.gpus:
-        return _gpu_places(nodes, parts.gpus)
+        return sum(_gpu_places(node, parts.gpus) for node in nodes)
     return sum(node.get("CPU", 0.0) >= parts.cpus for node in nodes)
 
 
-def _gpu_places(nodes: list[dict[str, float]], each: float) -> int:
-    """Actors of so many GPUs that the nodes hold: none is spread over two."""
-    return sum(int(node.get("GPU", 0.0) / each) for node in nodes)
+def _gpu_places(node: dict[str, float], each: float) -> int:
+    """Actors of so many GPUs that a node holds: none is spread over two nodes, and none of a fraction over two GPUs."""
+    gpus = node.get("GPU", 0.0)
+    return int(gpus // each) if each >= 1 else int(gpus) * int(1 / each + 1e-9)
