@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from raylens import __version__
 from raylens.scheduler.requirements import requirements
 from raylens.storage.cores import cores
 from raylens.storage.errors import RaylensError
@@ -47,8 +48,10 @@ def examine(store: Path, redis: str, ray: str) -> Iterator[Finding]:
         store: where runs are to go; need not exist.
         redis, ray: as of ``raylens run``.
     """
+    yield _versions()
+    if _missing():  # which the others import
+        return
     checks: tuple[Callable[[], Finding], ...] = (
-        _versions,
         _devices,
         _compiled,
         _memory,
@@ -64,20 +67,23 @@ def examine(store: Path, redis: str, ray: str) -> Iterator[Finding]:
         yield check()
 
 
+def _missing() -> list[str]:
+    """Packages that raylens asks for and that are not installed."""
+    return [one.name for one in requirements() if not any(importlib.metadata.Distribution.discover(name=one.name))]
+
+
 def _versions() -> Finding:
     """Python, and every package that raylens asks for, against its range."""
-    wrong = []
-    needed = requirements()
-    for one in needed:
-        try:
-            version = importlib.metadata.version(one.name)
-        except importlib.metadata.PackageNotFoundError:
-            wrong.append(f"{one.name} is missing")
-            continue
-        if not one.specifier.contains(version, prereleases=True):
-            wrong.append(f"{one.name} {version}, needs {one.specifier}")
-    some = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("raylens", "torch", "transformers", "ray"))
-    found = f"Python {platform.python_version()}, {some}"
+    needed, missing = requirements(), _missing()
+    versions = {one.name: importlib.metadata.version(one.name) for one in needed if one.name not in missing}
+    wrong = [
+        f"{one.name} {versions[one.name]}, needs {one.specifier}"
+        for one in needed
+        if one.name in versions and not one.specifier.contains(versions[one.name], prereleases=True)
+    ]
+    wrong += [f"{name} is missing" for name in missing]
+    some = [f"{name} {versions[name]}" for name in ("torch", "transformers", "ray") if name in versions]
+    found = f"Python {platform.python_version()}, {', '.join([f'raylens {__version__}', *some])}"
     if wrong:
         return Finding("versions", "problem", f"{found}; {'; '.join(wrong)}", "pip install --upgrade raylens")
     return Finding("versions", "ok", f"{found}; all {len(needed)} packages in range")
@@ -141,7 +147,10 @@ def _temporary_folder() -> Finding:
 
 
 def _disk(store: Path) -> Finding:
-    there = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
+    try:
+        there = _nearest(store.absolute())
+    except OSError as error:
+        return Finding("store", "problem", f"{store} cannot be used ({error.strerror})", "choose another --store")
     free = shutil.disk_usage(there).free
     found = f"{free / GIB:.0f} GiB free for {store}"
     if not there.is_dir() or not os.access(there, os.W_OK):
@@ -151,6 +160,15 @@ def _disk(store: Path) -> Finding:
         if free < LITTLE_DISK
         else Finding("store", "ok", found)
     )
+
+
+def _nearest(path: Path) -> Path:
+    """A path, or the first folder above it that is there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return _nearest(path.parent)
+    return path
 
 
 def _fonts() -> Finding:

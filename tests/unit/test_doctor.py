@@ -29,6 +29,15 @@ def test_packages_out_of_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert wrong.status == "problem"
     assert wrong.found.endswith(f"; torch {torch.__version__}, needs <1; no-such-package is missing")
     assert wrong.remedy == "pip install --upgrade raylens"
+    assert [one.name for one in examine(tmp_path, "embedded", "local")] == ["versions"], "the others would import what is missing"
+
+
+def test_a_store_that_cannot_be(tmp_path: Path) -> None:
+    """A name that no file may have is told, as a run does; a folder that is to be made is well."""
+    wrong = found("store", tmp_path / ("a" * 300))
+    assert (wrong.status, wrong.remedy) == ("problem", "choose another --store")
+    assert wrong.found.endswith("cannot be used (File name too long)")
+    assert found("store", tmp_path / "a" / "b").status == "ok"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU of this machine")
