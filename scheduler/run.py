@@ -15,7 +15,7 @@ import orjson
 from raylens import __version__
 from raylens.scheduler.broker import Broker
 from raylens.scheduler.chat import check_chat
-from raylens.scheduler.corpus import Corpus, CorpusSummary, Fingerprint
+from raylens.scheduler.corpus import Corpus, CorpusSummary
 from raylens.scheduler.external_writer import ExternalWriter
 from raylens.scheduler.heartbeat import Heartbeat
 from raylens.scheduler.progress import Progress
@@ -27,7 +27,7 @@ from raylens.scheduler.stopping import heeding
 from raylens.scheduler.tracker import Tracker, open_bytes
 from raylens.scheduler.writer_process import WriterProcess
 from raylens.storage.durable import store_errors, write_file
-from raylens.storage.errors import BrokerError, InputError, StoreError
+from raylens.storage.errors import BrokerError, StoreError
 from raylens.storage.layout import RunFolder, check_writable, runs_folder
 from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import FORMAT, Manifest, check_kept, create_or_resume, read_manifest
@@ -246,19 +246,16 @@ def _slug(label: str) -> str:
 
 
 def _remaining(plan: _Plan) -> Iterator[Prompt]:
-    """The prompts that are not in the ledger, checking on the way that the corpus is still the one that was scanned.
+    """The prompts that are not in the ledger.
 
     Raises:
-        InputError: it changed.
+        InputError: the corpus is no longer what was scanned.
     """
-    fingerprint, generation = Fingerprint(), plan.settings.worker.generation
-    for prompt in plan.corpus.prompts():
-        fingerprint.update(prompt)
+    generation = plan.settings.worker.generation
+    for prompt in plan.corpus.unchanged(plan.summary):
         for one in samples_of(prompt, generation.samples if generation else 1):
             if one.index not in plan.ledger:
                 yield one
-    if fingerprint.hexdigest() != plan.summary.fingerprint:
-        raise InputError(plan.corpus.name, "the corpus changed while it was read", "run again when nothing writes to it")
 
 
 def _keep_certificate(folder: RunFolder, certificate: dict[str, object]) -> None:

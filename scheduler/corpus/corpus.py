@@ -21,13 +21,14 @@ class CorpusSummary(msgspec.Struct, frozen=True):
 
     Attributes:
         count: prompts.
-        fingerprint: 64 hexadecimal digits; see Fingerprint.
+        fingerprint, marks: 64 hexadecimal digits, and of the way there; see Fingerprint.
         bytes: the size of all prompts with ids and metadata, whatever the files' format.
         has_messages: whether any prompt is a chat, which needs a chat template.
     """
 
     count: int
     fingerprint: str
+    marks: bytes
     bytes: int
     has_messages: bool
 
@@ -93,6 +94,28 @@ class Corpus:
         for _, _, prompt in self._located():
             yield prompt
 
+    def unchanged(self, summary: CorpusSummary) -> Iterator[Prompt]:
+        """The prompts anew, each only once it is known that nothing up to it has changed since the corpus was scanned.
+
+        Raises:
+            InputError: something has.
+        """
+        fingerprint, waiting = Fingerprint(), []
+        for prompt in self.prompts():
+            before = len(fingerprint.marks)
+            fingerprint.update(prompt)
+            waiting.append(prompt)
+            if mark := fingerprint.marks[before:]:
+                self._refuse_change(mark == summary.marks[before : before + len(mark)])
+                yield from waiting
+                waiting.clear()
+        self._refuse_change(fingerprint.hexdigest() == summary.fingerprint)
+        yield from waiting
+
+    def _refuse_change(self, same: bool) -> None:
+        if not same:
+            raise InputError(self.name, "the corpus changed while it was read", "run again when nothing writes to it")
+
     def scan(self, progress: Callable[[int], None] | None = None, fields: Iterable[str] = ()) -> CorpusSummary:
         """Read the corpus once to its end and check every row. Uses 8 bytes a prompt.
 
@@ -123,7 +146,7 @@ class Corpus:
             progress(count)
         for suspects in hashes.suspects():
             self._refuse_duplicates(suspects)
-        return CorpusSummary(count, fingerprint.hexdigest(), size, has_messages)
+        return CorpusSummary(count, fingerprint.hexdigest(), bytes(fingerprint.marks), size, has_messages)
 
     def _located(self) -> Iterator[tuple[Source, int, Prompt]]:
         if self._sources is None:

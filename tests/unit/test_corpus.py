@@ -22,8 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import raylens
-from raylens.scheduler.corpus import Corpus, CorpusSettings, Fingerprint
+from raylens.scheduler.corpus import Corpus, CorpusSettings, Fingerprint, fingerprint
 from raylens.scheduler.corpus.duplicates import IdHashes
+from raylens.scheduler.corpus.fingerprint import MARK_PROMPTS
 from raylens.storage.errors import InputError
 from raylens.storage.record import Prompt
 
@@ -223,6 +224,34 @@ def test_progress_ends_with_the_count() -> None:
     seen: list[int] = []
     Corpus.from_rows(["x"] * 20_000).scan(seen.append)
     assert seen == [8192, 16384, 20_000]
+
+
+@pytest.mark.parametrize("place", [0, MARK_PROMPTS - 1, MARK_PROMPTS, 2 * MARK_PROMPTS + 9])
+@pytest.mark.parametrize("change", ["edit", "drop", "add"])
+def test_a_corpus_that_changes_gives_nothing_of_the_change(place: int, change: str) -> None:
+    """Read again, it ends with an error, and before that come only prompts as they were scanned."""
+    rows = [f"row {number}" for number in range(2 * MARK_PROMPTS + 10)]
+    read = Corpus.from_rows(rows)
+    summary, before = read.scan(), list(read.prompts())
+    assert list(read.unchanged(summary)) == before
+    {
+        "edit": lambda: rows.__setitem__(place, "other"),
+        "drop": lambda: rows.pop(place),
+        "add": lambda: rows.insert(place, "more"),
+    }[change]()
+    found: list[Prompt] = []
+    with pytest.raises(InputError, match="the corpus changed while it was read; run again when nothing writes to it"):
+        found.extend(read.unchanged(summary))
+    assert found == before[: place // MARK_PROMPTS * MARK_PROMPTS]
+
+
+def test_few_large_prompts_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is known that they are as they were: so many bytes, not so many prompts."""
+    monkeypatch.setattr(fingerprint, "MARK_BYTES", 1000)
+    read = Corpus.from_rows(["x" * 600] * 7)
+    coming = read.unchanged(read.scan())
+    assert [prompt.index for prompt in coming] == list(range(7))
+    assert len(read.scan().marks) == 3 * fingerprint.MARK_SIZE
 
 
 def test_the_fingerprint_depends_on_content_and_order_alone() -> None:
