@@ -5,7 +5,7 @@ from types import TracebackType
 
 from raylens.storage.errors import BrokerError
 from raylens.storage.server import EmbeddedServer
-from raylens.storage.stream import Memory, Stream, check_server, memory, redact
+from raylens.storage.stream import Memory, Stream, check_server, redact
 
 #: Seconds between two looks at the server.
 WATCH_SECONDS = 1.0
@@ -54,7 +54,7 @@ class Broker:
         Raises:
             BrokerError: it does not answer.
         """
-        return memory(self.url)
+        return self._probe.memory()
 
     def full(self) -> bool:
         """Whether the server is at its memory limit; False also if it does not answer."""

@@ -114,7 +114,7 @@ class Pool:
     def submit(self, shard: Shard) -> bool:
         """Give a shard to the actor with the fewest; False if none can take it now."""
         for slot in sorted(self._slots, key=lambda slot: len(slot.shards)):
-            if slot.has_room(shard) and not (shard.alone and slot.shards):
+            if slot.has_room(shard):
                 slot.shards.append((slot.actor.work.remote(encode_prompts(shard.prompts)), shard))
                 return True
         return False

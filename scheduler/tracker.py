@@ -126,7 +126,7 @@ class Tracker:
             self._open.update((prompt.index, _Open(prompt, size)) for prompt, size in zip(prompts, sizes, strict=True))
             self._bytes += sum(sizes)
             if prompts:
-                return Shard(prompts, fresh.alone)
+                return Shard(prompts)
         self._exhausted = True
         return None
 
@@ -163,7 +163,7 @@ class Tracker:
             else:
                 (suspects if state.deaths >= DEATHS_BEFORE_ALONE else innocent).append(prompt)
         if innocent:
-            self._retry.append(Shard(innocent, shard.alone))
+            self._retry.append(Shard(innocent))
         self._retry.extend(Shard([prompt], alone=True) for prompt in suspects)
 
     def follow(self) -> list[Commit]:

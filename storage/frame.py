@@ -41,17 +41,26 @@ class Frame(msgspec.Struct, frozen=True):
 _FRAME = msgspec.msgpack.Decoder(Frame)
 
 
+def check_size(payload: bytes) -> None:
+    """Refuse what frames cannot carry.
+
+    Raises:
+        FrameError: the payload is larger than ``MAX_CHUNKS`` frames.
+    """
+    if len(payload) > MAX_CHUNKS * CHUNK_BYTES:
+        raise FrameError(
+            f"record of {len(payload)} bytes is over the limit of {MAX_CHUNKS * CHUNK_BYTES}; choose fewer positions"
+        )
+
+
 def split(payload: bytes, run: str, index: int, attempt: bytes) -> list[bytes]:
     """Cut a payload into frames ready for the stream.
 
     Raises:
-        FrameError: the payload is larger than ``MAX_CHUNKS`` frames can carry.
+        FrameError: as ``check_size``.
     """
+    check_size(payload)
     bodies = [payload[start : start + CHUNK_BYTES] for start in range(0, len(payload), CHUNK_BYTES)]
-    if len(bodies) > MAX_CHUNKS:
-        raise FrameError(
-            f"record of {len(payload)} bytes is over the limit of {MAX_CHUNKS * CHUNK_BYTES}; choose fewer positions"
-        )
     frames = (
         Frame(VERSION, run, index, attempt, chunk, len(bodies), zlib.crc32(body), body) for chunk, body in enumerate(bodies)
     )

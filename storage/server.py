@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from raylens.storage.errors import BrokerError
-from raylens.storage.stream import Stream, answers
+from raylens.storage.stream import Stream
 
 #: Backstop for bytes waiting in the server; actors wait when it is reached.
 MAX_MEMORY = "1gb"
@@ -106,10 +106,6 @@ class EmbeddedServer:
         """Start a new, empty server at the same place, after the old one died."""
         _end(self._process)
         self._process = self._start()
-
-    def alive(self) -> bool:
-        """Whether the server answers right now."""
-        return answers(self.url)
 
     def close(self) -> None:
         """End the server and remove its folder."""

@@ -134,15 +134,6 @@ def _remedy(url: str, error: redis.RedisError) -> str:
     return "is the server running and the password right?"
 
 
-def answers(url: str) -> bool:
-    """Whether the server answers right now."""
-    stream = Stream(url, "probe", retries=0)
-    try:
-        return stream.answers()
-    finally:
-        stream.close()
-
-
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Bytes that a server holds, and that it may hold; a limit of 0 is none."""
@@ -154,19 +145,6 @@ class Memory:
     def full(self) -> bool:
         """Whether the server is at its limit, or so close that a frame may be refused."""
         return self.limit > 0 and self.used >= min(self.limit * FULL, self.limit - FRAME_ROOM)
-
-
-def memory(url: str) -> Memory:
-    """What the server holds right now.
-
-    Raises:
-        BrokerError: it does not answer.
-    """
-    stream = Stream(url, "probe", retries=0)
-    try:
-        return stream.memory()
-    finally:
-        stream.close()
 
 
 class Stream:

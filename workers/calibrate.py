@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from raylens.storage.errors import ModelError
+from raylens.workers.after_head import candidate_steps, identity
 from raylens.workers.blocks import final_norms, output_embedding
 from raylens.workers.projection import Projection
-from raylens.workers.steps import candidate_steps, identity
 from raylens.workers.tolerances import of_logits, rounding
 
 #: Largest difference from the model's own logits allowed in float32, at logits of ordinary size.

@@ -28,6 +28,7 @@ from raylens.workers.plan import Hook, WalkPlan, plan_walk
 from raylens.workers.questions import Question, Questions
 from raylens.workers.readers import DirectReader, Read, Reader, WalkReader
 from raylens.workers.running import MOST_KEPT
+from raylens.workers.selection import chosen_places, layers_of
 from raylens.workers.settings import LensSettings
 from raylens.workers.tokenize import Tokenized
 
@@ -41,15 +42,6 @@ _COMPARED = 4
 KEPT_BYTES = 192 << 20
 
 _FLOAT16_LOWEST = float(np.finfo(np.float16).min)
-
-
-def chosen_places(taps: tuple[str, ...], layers: tuple[int, ...]) -> frozenset[Place]:
-    """(tap, layer) of all that is read out: the embedding's tap is of layer 0 only."""
-    return frozenset((tap, layer) for tap in taps for layer in _layers_of(tap, layers))
-
-
-def _layers_of(tap: str, layers: tuple[int, ...]) -> tuple[int, ...]:
-    return (0,) if tap == "resid_pre" else layers
 
 
 class Lens:
@@ -90,7 +82,7 @@ class Lens:
         self._questions = Questions(settings.stats or (), tracked, settings.residual_stats)
         self._attribution = attribution if self._questions.attributes else None
         self._last = ("resid_post", len(adapter.sites) - 1, adapter.sites[-1]["resid_post"])
-        self._layers_of = {tap: _layers_of(tap, layers) for tap in taps} | _head_layers(self._heads)
+        self._layers_of = {tap: layers_of(tap, layers) for tap in taps} | _head_layers(self._heads)
         places = [(tap, layer) for tap in taps for layer in self._layers_of[tap]]
         self._wanted = frozenset(places)
         # running sums are of hidden states as they are, so only the logit lens may be walked

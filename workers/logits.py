@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raylens.workers.after_head import AfterHead
 from raylens.workers.blocks import dtype_of
 from raylens.workers.product import Unembedding
-from raylens.workers.steps import AfterHead
 
 
 class Logits(Protocol):

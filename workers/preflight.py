@@ -8,10 +8,10 @@ import msgspec
 
 from raylens.storage.errors import ModelError, UsageError, one_line
 from raylens.storage.vocabulary import Vocabulary
-from raylens.workers.interventions.fitting import check_edits
+from raylens.workers.interventions.checking import check_edits
 from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
 from raylens.workers.paths import given_path
-from raylens.workers.selection import select_layers, select_positions
+from raylens.workers.selection import chosen_places, select_layers, select_positions
 from raylens.workers.settings import ModelSettings, WorkerSettings, check
 from raylens.workers.source import ModelSource, resolve
 from raylens.workers.token_bytes import vocabulary_bytes
@@ -117,8 +117,7 @@ def _checked_lens(settings: WorkerSettings, layers: tuple[int, ...], n_layers: i
     taps = lens_taps(source, settings.lens.taps)
     if source.path is None or taps is None:
         return None
-    from raylens.workers.lens import chosen_places  # with torch, which takes a while
-    from raylens.workers.lenses.interface import Shape
+    from raylens.workers.lenses.interface import Shape  # with torch, which takes a while
     from raylens.workers.lenses.opening import open_lens
 
     # opened first, for a file that is far too large is refused before it is read through

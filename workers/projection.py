@@ -13,12 +13,12 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
+from raylens.workers.after_head import AfterHead
 from raylens.workers.asked import Asked, Tally
 from raylens.workers.blocks import device_of
 from raylens.workers.logits import Logits, SlicedLogits, WholeLogits
 from raylens.workers.product import Unembedding, is_plain_linear
 from raylens.workers.running import MOST_FUSED, block_size, not_compiled, running_readout
-from raylens.workers.steps import AfterHead
 from raylens.workers.threads import each
 from raylens.workers.topk import Readout, joined
 
@@ -37,6 +37,7 @@ class Projection:
         step: what the model does to the logits after the head (softcap, scale); elementwise.
 
     Attributes:
+        norm, head, step: as given, the norm in float32.
         unembedding: makes products with the head, if that is a plain linear layer.
         fused: whether the Triton kernel reads what it can read; set where it was seen to be right and faster (fused.py).
 
@@ -45,9 +46,9 @@ class Projection:
     """
 
     def __init__(self, norm: nn.Module, head: nn.Module, step: AfterHead) -> None:
-        self._norm = self.norm = in_float32(norm)
-        self._head = self.head = head
-        self._step = self.step = step
+        self.norm = in_float32(norm)
+        self.head = head
+        self.step = step
         self.unembedding = Unembedding(head) if is_plain_linear(head) else None
         self.fused = False
 
@@ -61,7 +62,7 @@ class Projection:
         if self.unembedding.terms:
             return "product by vocabulary block of two terms of each row, float32 sums"
         panels = ", by panels" if self.unembedding.panels is not None else ""
-        cpu = device_of(self._head, self.unembedding.head.weight.device).type == "cpu"
+        cpu = device_of(self.head, self.unembedding.head.weight.device).type == "cpu"
         slow = f", not compiled ({why})" if cpu and (why := not_compiled()) else ""
         return f"float32 product by vocabulary block{panels}{slow}"
 
@@ -94,16 +95,16 @@ class Projection:
 
     def _weights(self) -> AbstractContextManager[object]:
         """While open, offloaded weights of a plain head are in memory; any other head sees to its own."""
-        return align_module_device(self._head) if self.unembedding else nullcontext()
+        return align_module_device(self.head) if self.unembedding else nullcontext()
 
     @torch.inference_mode()
     def _read_fused(self, rows: Tensor, k: int, asked: Asked | None) -> Readout:
         from raylens.workers.kernels.triton_readout import readout
 
         with self._weights():
-            weight, bias = self._head.weight, self._head.bias
+            weight, bias = self.head.weight, self.head.bias
             assert isinstance(weight, Tensor)
-            read = partial(readout, weight=weight, bias=bias if isinstance(bias, Tensor) else None, step=self._step, k=k)
+            read = partial(readout, weight=weight, bias=bias if isinstance(bias, Tensor) else None, step=self.step, k=k)
             if asked is None:
                 return read(self._normed(rows))
             parts = asked.parts(max(1, FINAL_BYTES // (4 * len(weight))))
@@ -121,7 +122,7 @@ class Projection:
         final = asked.final if asked else None
         # the final layer's rows go through the same product as those that are compared with it; a residual may be of a wider type
         logits = self._logits(rows if final is None else torch.cat([rows, final.rows.to(rows.device)]))
-        device, count = device_of(self._head, device_of(self._norm, rows.device)), len(rows)
+        device, count = device_of(self.head, device_of(self.norm, rows.device)), len(rows)
         tally = Tally(asked, logits.of(asked.targets)) if asked else None
         running = running_readout(count, k, device, tally)
         for block in logits.blocks(block_size(len(rows), device, k)):
@@ -130,14 +131,14 @@ class Projection:
 
     def _normed(self, rows: Tensor) -> Tensor:
         """[N, D] float32 after the norm, on the head's device."""
-        normed: Tensor = self._norm(rows.to(device_of(self._norm, rows.device)).float())
-        return normed.to(device_of(self._head, normed.device))
+        normed: Tensor = self.norm(rows.to(device_of(self.norm, rows.device)).float())
+        return normed.to(device_of(self.head, normed.device))
 
     def _logits(self, rows: Tensor) -> Logits:
         normed = self._normed(rows)
         if self.unembedding:
-            return SlicedLogits(normed, self.unembedding, self._step)
-        return WholeLogits(normed, self._head, self._step)
+            return SlicedLogits(normed, self.unembedding, self.step)
+        return WholeLogits(normed, self.head, self.step)
 
 
 def _chunks(rows: int, workers: int) -> list[slice]:

@@ -7,7 +7,7 @@ from functools import partial
 import msgspec
 
 from raylens.storage.errors import FrameError, ServerFull
-from raylens.storage.frame import split
+from raylens.storage.frame import check_size, split
 from raylens.storage.payload import encode_payload
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.stream import Stream
@@ -45,6 +45,16 @@ def decode_receipts(data: bytes) -> list[Receipt]:
     return _RECEIPTS.decode(data)
 
 
+def payload_of(outcome: Record | Failure) -> bytes:
+    """What is sent for it; of a record that is too large, that it is."""
+    try:
+        payload = encode_payload(outcome)
+        check_size(payload)
+    except FrameError as error:
+        return encode_payload(Failure(outcome.id, outcome.index, "too_large", str(error), outcome.metadata))
+    return payload
+
+
 def publish(stream: Stream, run: str, outcome: Record | Failure, *, patient: bool = False) -> Receipt:
     """Send one outcome as one attempt.
 
@@ -56,11 +66,7 @@ def publish(stream: Stream, run: str, outcome: Record | Failure, *, patient: boo
         BrokerError: the server is away for longer than the client waits.
         ServerFull: it is full for as long, and this was not to be patient.
     """
-    try:
-        frames = split(encode_payload(outcome), run, outcome.index, secrets.token_bytes(8))
-    except FrameError as error:
-        failure = Failure(outcome.id, outcome.index, "too_large", str(error), outcome.metadata)
-        return publish(stream, run, failure, patient=patient)
+    frames = split(payload_of(outcome), run, outcome.index, secrets.token_bytes(8))
     send = partial(_send_when_there_is_room, stream) if patient else stream.publish
     return Receipt(outcome.index, [send(frame) for frame in frames], sum(map(len, frames)))
 

@@ -73,6 +73,11 @@ def select_positions(spec: str, n_tokens: int) -> list[int]:
     return list(range(n_tokens)[part])
 
 
-def places_of(taps: tuple[str, ...], layers: tuple[int, ...]) -> int:
-    """How many (tap, layer) are read at a position: the embedding's tap is of layer 0 only."""
-    return sum(1 if tap == "resid_pre" else len(layers) for tap in taps)
+def layers_of(tap: str, layers: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of a tap: the embedding's is of layer 0 only."""
+    return (0,) if tap == "resid_pre" else layers
+
+
+def chosen_places(taps: tuple[str, ...], layers: tuple[int, ...]) -> frozenset[tuple[str, int]]:
+    """(tap, layer) of all that is read out at a position."""
+    return frozenset((tap, layer) for tap in taps for layer in layers_of(tap, layers))

@@ -15,13 +15,13 @@ from accelerate.utils import align_module_device
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raylens.workers.after_head import AfterHead
 from raylens.workers.asked import Asked, Final, Tally, nothing_asked
 from raylens.workers.lenses.interface import Place
 from raylens.workers.linear import LinearNorm
 from raylens.workers.product import Unembedding
 from raylens.workers.projection import ROWS
 from raylens.workers.running import States, block_size
-from raylens.workers.steps import AfterHead
 from raylens.workers.threads import each
 from raylens.workers.topk import Readout, joined
 

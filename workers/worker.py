@@ -17,13 +17,13 @@ from raylens.workers.blocks import input_device
 from raylens.workers.generation import Generation
 from raylens.workers.heads import certificate_of, find_heads
 from raylens.workers.interventions.opening import open_intervention
-from raylens.workers.lens import Lens, chosen_places
+from raylens.workers.lens import Lens
 from raylens.workers.lenses.interface import Shape
 from raylens.workers.lenses.opening import open_lens
 from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
 from raylens.workers.metrics import ATTRIBUTIONS
 from raylens.workers.model import load_model, require_device
-from raylens.workers.selection import select_layers
+from raylens.workers.selection import chosen_places, select_layers
 from raylens.workers.settings import WorkerSettings
 from raylens.workers.token_bytes import vocabulary_bytes
 from raylens.workers.tokenize import Tokenized, Tokenizer, longest_input, text_ids

@@ -1,5 +1,6 @@
 """``raylens demo``."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def _row(run: "Run", record: "Record") -> list[str]:
     final = int(lens.ids[-1, -1, 0])
     leads = lens.ids[:, -1, 0] == final
     stable = len(leads) - int(leads[::-1].argmin()) if not leads.all() else 0
-    probability = float(2.718281828459045 ** float(lens.logprobs[-1, -1, 0]))
+    probability = math.exp(lens.logprobs[-1, -1, 0])
     ending = fit(label(record.text[-28:]), 28)
     return [
         record.id,

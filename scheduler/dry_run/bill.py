@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from raylens.scheduler.dry_run.costs import Costs, Range
 from raylens.scheduler.dry_run.extent import Extent
-from raylens.workers.selection import places_of
+from raylens.workers.selection import chosen_places
 
 if TYPE_CHECKING:
     from raylens.scheduler.dry_run.rehearsal import Rehearsal
@@ -39,7 +39,7 @@ class Bill:
 
     def places_with(self, positions: int, taps: tuple[str, ...], layers: tuple[int, ...]) -> int:
         """(tap, layer, position) of a run with these."""
-        return positions * (places_of(taps, layers) + self.heads)
+        return positions * (len(chosen_places(taps, layers)) + self.heads)
 
     def seconds(
         self, positions: int | None = None, taps: tuple[str, ...] | None = None, layers: tuple[int, ...] | None = None

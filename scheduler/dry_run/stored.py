@@ -8,18 +8,18 @@ from pathlib import Path
 
 import orjson
 
-from raylens.storage.errors import FrameError, StoreError
-from raylens.storage.frame import split
+from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
-from raylens.storage.payload import decode_payload, encode_payload
+from raylens.storage.payload import decode_payload
 from raylens.storage.record import Failure, Record
 from raylens.storage.segments import SegmentBuilder
 from raylens.storage.vocabulary import write_vocabulary
 from raylens.storage.writer import COMMIT_BYTES, COMMIT_SECONDS
+from raylens.workers.publish import payload_of
 from raylens.workers.worker import Worker
 
-_RUN, _WRITER, _ATTEMPT = "0" * 16, "0" * 8, bytes(8)
+_RUN, _WRITER = "0" * 16, "0" * 8
 
 
 class Stored:
@@ -51,7 +51,7 @@ class Stored:
 
     def encode(self, outcomes: list[Record | Failure]) -> list[bytes]:
         """The payloads, cut into frames too, as an actor does before it sends them."""
-        return [_payload(outcome) for outcome in outcomes]
+        return [payload_of(outcome) for outcome in outcomes]
 
     def add(self, outcomes: list[Record | Failure], seconds: float) -> None:
         """Store results that come so many seconds after the last ones."""
@@ -89,16 +89,6 @@ class Stored:
         name, crc32, entries = self._segment.write(self._folder, n, _WRITER)
         self._ledger.append(Commit(FORMAT, n, _WRITER, name, size, crc32, entries))
         self._segment, self._waited, self._gathered = SegmentBuilder(_RUN), 0.0, 0
-
-
-def _payload(outcome: Record | Failure) -> bytes:
-    """What is sent for it; a record that is too large becomes a failure, as in publish."""
-    try:
-        payload = encode_payload(outcome)
-        split(payload, _RUN, outcome.index, _ATTEMPT)
-    except FrameError as error:
-        return encode_payload(Failure(outcome.id, outcome.index, "too_large", str(error), outcome.metadata))
-    return payload
 
 
 def _bare(outcome: Record | Failure) -> Record | Failure:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylens.storage.errors import UsageError
-from raylens.storage.plots import FORMATS
+from raylens.storage.plots import picture_format, write_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -62,14 +62,7 @@ def chart(
         StoreError: tables are missing or damaged.
     """
     path = Path(path)
-    suffix = path.suffix.lower().removeprefix(".")
-    if suffix not in FORMATS:
-        raise UsageError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
-    data = render(run, suffix, other=other, by=by, positions=positions, font=font)
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}; choose another path") from error
+    write_picture(path, render(run, picture_format(path), other=other, by=by, positions=positions, font=font))
     return path
 
 

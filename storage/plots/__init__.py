@@ -107,17 +107,36 @@ def write(
     from raylens.storage.plots.paging import numbered
 
     path = Path(path)
-    suffix = path.suffix.lower().removeprefix(".")
-    if suffix not in FORMATS:
-        raise UsageError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
+    suffix = picture_format(path)
     files = render(record, kind, suffix, request, vocabulary=vocabulary, font=font)
     paths = numbered(path, len(files)) if request.pages and suffix != "pdf" else [path]
     for each, data in zip(paths, files, strict=True):
-        try:
-            each.write_bytes(data)
-        except OSError as error:
-            raise UsageError(f"{each}: cannot be written: {error.strerror}; choose another path") from error
+        write_picture(each, data)
     return paths
+
+
+def picture_format(path: Path) -> str:
+    """The format that the name of a picture asks for.
+
+    Raises:
+        UsageError: none of ``FORMATS``.
+    """
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        raise UsageError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
+    return suffix
+
+
+def write_picture(path: Path, data: bytes) -> None:
+    """Write a picture.
+
+    Raises:
+        UsageError: the path cannot be written.
+    """
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}; choose another path") from error
 
 
 def render(

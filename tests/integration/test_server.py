@@ -18,6 +18,7 @@ from raylens.storage import server as server_module
 from raylens.storage.errors import BrokerError
 from raylens.storage.server import EmbeddedServer
 from raylens.storage.stream import Stream, check_server, connect, redact, stream_key
+from tests.servers import answers
 from tests.waiting import wait_until
 
 
@@ -180,9 +181,9 @@ def test_the_server_ends_when_it_is_closed() -> None:
     """Closing ends the process and removes the folder, and a second time does no harm."""
     server = EmbeddedServer()
     pid, folder = server_pid(server), socket_of(server).parent
-    assert server.alive()
+    assert answers(server.url)
     server.close()
-    assert not server.alive()
+    assert not answers(server.url)
     assert ended(pid)
     assert not folder.exists()
     server.close()
@@ -233,7 +234,7 @@ def test_a_killed_server_is_started_anew(own_server: EmbeddedServer, open_stream
     stream.publish(b"frame")
     first = server_pid(own_server)
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: not own_server.alive(), "the killed server is gone")
+    wait_until(lambda: not answers(own_server.url), "the killed server is gone")
     own_server.restart()
     assert server_pid(own_server) != first
     assert stream.length() == 0
@@ -255,7 +256,7 @@ def test_a_server_whose_guard_was_killed_is_closed() -> None:
     pid = server_pid(server)
     os.kill(os.getsid(pid), signal.SIGKILL)  # the guard leads the session
     wait_until(lambda: ended(os.getsid(pid)), "the guard is gone")
-    assert server.alive()
+    assert answers(server.url)
     server.close()
     wait_until(lambda: ended(pid), "the server is gone")
 

@@ -26,7 +26,7 @@ from raylens.storage.stream import Stream, connect
 from raylens.storage.writer import Orders, Writer
 from raylens.workers.publish import publish
 from tests.builders import make_failure, make_frames, make_large_record, make_record, make_run
-from tests.servers import RealServer
+from tests.servers import RealServer, answers
 from tests.waiting import HUNG, wait_until
 from tests.writing import Bench, drain
 
@@ -522,7 +522,7 @@ def kill(server: EmbeddedServer) -> None:
     with connect(server.url) as client:
         pid = int(client.info("server")["process_id"])
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not server.alive(), "the killed server is gone")
+    wait_until(lambda: not answers(server.url), "the killed server is gone")
 
 
 @pytest.mark.usefixtures("never_commit")

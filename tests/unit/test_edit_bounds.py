@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from raylens.storage.errors import UsageError
+from raylens.workers.interventions.checking import check_edits
 from raylens.workers.interventions.edits import MOST_EDITS, MOST_VALUES, read_edits
-from raylens.workers.interventions.fitting import check_edits
 from raylens.workers.interventions.hooks import change_output
 
 SCALED = {"tap": "attn_out", "layers": 1, "scale": 2.0}

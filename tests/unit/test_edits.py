@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from raylens.storage.errors import UsageError
+from raylens.workers.interventions.checking import check_edits
 from raylens.workers.interventions.edits import Add, Edit, Patch, identity, read_edits
 from raylens.workers.interventions.file import MOST_BYTES
-from raylens.workers.interventions.fitting import check_edits
 
 ADD = {"tap": "attn_out", "layers": 1, "add": {"values": [1.0, 2.0]}}
 

@@ -126,7 +126,7 @@ def test_every_metric_by_the_kernel(family: str, monkeypatch: pytest.MonkeyPatch
     """The same in one Triton kernel, handed the final layer's probabilities of two tokens at a time."""
     model, adapter = built(family)
     found = adapter.projection
-    fused = Projection(found.norm, found.head, found._step)
+    fused = Projection(found.norm, found.head, found.step)
     fused.fused = True
     monkeypatch.setattr(projection, "FINAL_BYTES", 8 * VOCABULARY)
     check_all(family, model, replace(adapter, walk=None, projection=fused))
@@ -273,7 +273,7 @@ def test_a_head_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head that is not a plain linear layer gives the same answers."""
     model, adapter = built("llama")
     expected = records(model, replace(adapter, walk=None))
-    projection = Projection(adapter.projection.norm, adapter.projection.head, adapter.projection._step)
+    projection = Projection(adapter.projection.norm, adapter.projection.head, adapter.projection.step)
     monkeypatch.setattr(projection, "unembedding", None)
     for one, other in zip(records(model, replace(adapter, walk=None, projection=projection)), expected, strict=True):
         for tap, lens in one.taps.items():

@@ -12,10 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from raylens.workers.after_head import AfterHead
 from raylens.workers.kernels import epilogue
 from raylens.workers.projection import Projection
 from raylens.workers.running import MOST_KEPT, CompiledReadout, is_compiled, not_compiled, running_readout
-from raylens.workers.steps import AfterHead
 from raylens.workers.threads import each
 from raylens.workers.topk import Readout, RunningReadout
 from tests.unit.test_topk import check, logits_of_all_kinds, random_logits

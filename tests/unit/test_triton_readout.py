@@ -449,7 +449,7 @@ def projection_of(name: str) -> tuple[Projection, Tensor]:
     model, adapter = built(name, DEVICE)
     rows = torch.randn(40, model.config.hidden_size, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     found = adapter.projection
-    return Projection(found.norm, found.head, found._step), rows
+    return Projection(found.norm, found.head, found.step), rows
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "granite", "gptj"])

@@ -13,6 +13,7 @@ from raylens.storage.taps import TAPS
 from raylens.workers import certify_walk
 from raylens.workers import lens as lens_module
 from raylens.workers.adapter import Adapter, adapt
+from raylens.workers.after_head import AfterHead
 from raylens.workers.batching import pad
 from raylens.workers.lens import Lens
 from raylens.workers.linear import find_linear_norm
@@ -21,7 +22,6 @@ from raylens.workers.projection import Projection
 from raylens.workers.readers import WalkReader
 from raylens.workers.running import MOST_KEPT
 from raylens.workers.settings import LensSettings
-from raylens.workers.steps import AfterHead
 from raylens.workers.walk import Walk
 from tests.models import VOCABULARY, build
 from tests.unit.test_lens import built, prompts

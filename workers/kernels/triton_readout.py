@@ -25,10 +25,10 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from raylens.workers.after_head import AfterHead
 from raylens.workers.asked import Tally, nothing_asked
 from raylens.workers.kernels import readout_kernel as kernels
 from raylens.workers.running import MOST_FUSED
-from raylens.workers.steps import AfterHead
 from raylens.workers.terms import split_terms
 from raylens.workers.topk import Readout
 
