@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raylens.scheduler.corpus import Corpus, CorpusSettings, Format
+from raylens.scheduler.process import ONE_AT_A_TIME
 from raylens.scheduler.progress import choose
 from raylens.scheduler.run import run_corpus
 from raylens.scheduler.settings import RunSettings
@@ -69,7 +70,8 @@ def run(
     fresh: bool = False,
     quiet: bool = False,
 ) -> Run:
-    """Lens a corpus into a store and open the run; the same call again goes on where the last one ended.
+    """Lens a corpus into a store and open the run; the same call again goes on where the last one ended. Calls from several
+    threads take turns.
 
     Args:
         corpus: a path or glob of files, or an iterable of texts or of dictionaries with the keys of JSON lines.
@@ -116,8 +118,8 @@ def run(
     )
     file = str(intervene) if isinstance(intervene, str | Path) else None
     settings = RunSettings(worker, Path(store), name, actors, gpus_per_actor, ray, redis, writer, writer_helpers, fresh, file)
-    progress = choose(as_json=False, quiet=quiet)
-    with Stopping() as stopping:
+    with ONE_AT_A_TIME, Stopping() as stopping:
+        progress = choose(as_json=False, quiet=quiet)
         try:
             outcome = run_corpus(settings, prompts, progress, stopping)
         finally:

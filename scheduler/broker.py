@@ -5,7 +5,8 @@ from types import TracebackType
 
 from raylens.storage.errors import BrokerError
 from raylens.storage.server import EmbeddedServer
-from raylens.storage.stream import Memory, Stream, check_server, redact
+from raylens.storage.stream import Memory, Stream, check_server
+from raylens.storage.urls import redact
 
 #: Seconds between two looks at the server.
 WATCH_SECONDS = 1.0

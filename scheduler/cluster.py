@@ -21,6 +21,7 @@ import ray
 from ray.util.client import ray as client
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from raylens.scheduler.process import is_command
 from raylens.storage.errors import ClusterError, one_line
 
 #: Shared memory of a local Ray: prompts and receipts are small, results never pass through it.
@@ -132,8 +133,9 @@ def _init(address: str | None) -> None:
     # Ray's notice about accelerator variables is a FutureWarning printed by every worker
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-    # Ray puts the driver's working folder on its workers' path, where a redis.py of the user's would be imported
-    with contextlib.chdir("/"):
+    # Ray puts the driver's working folder on its workers' path, where a redis.py of the user's would be imported. The folder of
+    # a program that uses raylens is left alone, for its other threads may be looking for files.
+    with contextlib.chdir("/") if is_command() else contextlib.nullcontext():
         if address is not None:
             ray.init(address=address, **quiet)
             return

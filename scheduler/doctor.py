@@ -194,7 +194,7 @@ def _demo_model() -> Finding:
 
 def _redis(address: str) -> Finding:
     from raylens.scheduler.broker import Broker
-    from raylens.storage.stream import redact
+    from raylens.storage.urls import redact
 
     name = "embedded server" if address == "embedded" else f"server {redact(address)}"
     try:

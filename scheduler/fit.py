@@ -16,6 +16,7 @@ from raylens.scheduler.chat import check_chat
 from raylens.scheduler.corpus import Corpus, CorpusSettings, CorpusSummary, Format
 from raylens.scheduler.fit_progress import FitProgress
 from raylens.scheduler.new_folder import new_folder
+from raylens.scheduler.process import ONE_AT_A_TIME
 from raylens.scheduler.settings import check_actors
 from raylens.scheduler.stopping import Stopping, heeding
 from raylens.storage.durable import write_file
@@ -148,8 +149,8 @@ def fit_lens(
 
 def fit_with_progress(settings: FitSettings, corpus: Corpus, output: Path, actors: Actors, quiet: bool) -> FitReport:
     """``fit_corpus`` with its progress on standard error, stopped by Ctrl-C and SIGTERM."""
-    progress = FitProgress(quiet)
-    with Stopping() as stopping:
+    with ONE_AT_A_TIME, Stopping() as stopping:
+        progress = FitProgress(quiet)
         try:
             return fit_corpus(settings, corpus, output, actors, progress, stopping)
         finally:

@@ -22,7 +22,7 @@ class FitProgress:
             from rich.console import Console
             from rich.progress import Progress
 
-            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._bar = Progress(console=Console(stderr=True), transient=True, redirect_stdout=False)
             self._task = self._bar.add_task("starting", total=None)
             self._bar.start()
 

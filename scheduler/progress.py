@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 #: Seconds between two plain lines.
 LINE_SECONDS = 10.0
@@ -172,52 +172,59 @@ class Bar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
         self._meter = Meter()
+        self._count = Column(no_wrap=True)
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=self._count),
             TextColumn("{task.fields[note]}", markup=False),
         )
-        self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
+        # Ray keeps the stdout that it finds and writes to it once more at the end, when the bar is gone
+        self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
         self._task = self._bar.add_task("starting", total=None, note="")
-        self._bar.start()
 
     def stage(self, text: str) -> None:
-        self._bar.update(self._task, description=text)
+        self._show(description=text)
 
     def scanned(self, prompts: int) -> None:
-        self._bar.update(self._task, description=checking(prompts))
+        self._show(description=checking(prompts))
 
     def fetched(self, done: int, total: int) -> None:
-        self._bar.update(self._task, description=fetching(done, total))
+        self._show(description=fetching(done, total))
 
     def start(self, run: str, total: int, done: int, failed: int) -> None:
         self._meter.start(run, total, done, failed)
-        self._bar.update(self._task, description=run, total=total, completed=done, note="")
+        self._count.min_width = 2 * len(str(total)) + 1  # of a narrow terminal's line the rest is cut, but not the count
+        self._show(description=run, total=total, completed=done, note="")
 
     def working(self) -> None:
         self._meter.begin()
-        self._bar.update(self._task, description=self._meter.run)
+        self._show(description=self._meter.run)
 
     def committed(self, records: int, failures: int, tokens: int) -> None:
         self._meter.add(records, failures, tokens)
         note = self._meter.line().partition(", ")[2]
-        self._bar.update(self._task, completed=self._meter.done, note=note)
+        self._show(completed=self._meter.done, note=note)
 
     def in_flight(self, size: int) -> None:
         self._meter.in_flight = size
 
     def waiting(self, text: str) -> None:
-        self._bar.update(self._task, note=text)
+        self._show(note=text)
 
     def prompt_failed(self, prompt: str, kind: str) -> None: ...
     def failed(self, message: str, exit_code: int) -> None: ...
 
     def close(self) -> None:
         self._bar.stop()
+
+    def _show(self, **changes: Any) -> None:
+        self._bar.start()  # with the first: a command has turned stdout aside by then
+        self._bar.update(self._task, **changes)
 
 
 def choose(*, as_json: bool, quiet: bool) -> Progress:

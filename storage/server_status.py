@@ -6,7 +6,8 @@ import msgspec
 import redis
 
 from raylens.storage.errors import BrokerError
-from raylens.storage.stream import CHECK_SECONDS, connect, redact, stream_key
+from raylens.storage.stream import CHECK_SECONDS, connect, stream_key
+from raylens.storage.urls import redact
 
 _KEYS = stream_key("*").replace("{", "[{]").replace("}", "[}]")
 

@@ -16,6 +16,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from raylens.storage.errors import BrokerError, ServerFull, StreamGone
+from raylens.storage.urls import redact
 
 #: A full or restarting server is waited for about this many times, up to 2 s each, before the caller hears of it.
 RETRIES = 30
@@ -43,18 +44,6 @@ _WAIT_FOR = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoa
 def stream_key(run: str) -> str:
     """The one key a run uses; the braces keep it on one node of a Redis Cluster."""
     return f"raylens:{{{run}}}:frames"
-
-
-def redact(url: str) -> str:
-    """The URL without its secrets, for messages and logs; of one that is badly written, only what is surely no secret."""
-    scheme, mark, rest = url.partition("://")
-    place, _, query = rest.partition("?")
-    if not mark:
-        return "***" if "@" in url else url
-    if "@" in query:  # a password may hold any sign, also those that end it
-        return f"{scheme}://***"
-    secret, at, host = place.rpartition("@")
-    return f"{scheme}://{'***' if secret else ''}{at}{host.partition('#')[0]}"
 
 
 def _waiting(retries: int, *errors: type[Exception]) -> Retry:

@@ -64,6 +64,18 @@ def loaded(settings: WorkerSettings) -> Worker:
     return _kept.worker
 
 
+def check_text(text: object) -> None:
+    """Refuse what is no text, before a model loads.
+
+    Raises:
+        UsageError: it is of another type, or has half a character, as an argument of another encoding has.
+    """
+    if not isinstance(text, str):
+        raise UsageError(f"the text is a {type(text).__name__}; give a str, or use raylens.run for many")
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise UsageError("the text holds bytes that are not UTF-8, or half of a surrogate pair; write whole characters")
+
+
 def read(worker: Worker, text: str) -> Record:
     """The record of one text.
 
@@ -133,8 +145,7 @@ def lens(
         read_edits(intervene),
         generation_settings(generate, temperature, top_p, sample_top_k, seed),
     )
-    if not isinstance(text, str):
-        raise UsageError(f"the text is a {type(text).__name__}; give a str, or use raylens.run for many")
+    check_text(text)
     check_types(settings)  # before they are hashed
     with _ONE_AT_A_TIME:
         return read(loaded(settings), text)

@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -169,6 +170,11 @@ def load_tokenizer(settings: ModelSettings, source: ModelSource) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source.path, revision=source.revision, trust_remote_code=settings.trust_remote_code)
     except Exception as error:  # files of strangers fail in every way
+        folder = Path(source.path)
+        if folder.is_dir() and not any(True for part in ("token", "vocab", ".model") for _ in folder.glob(f"*{part}*")):
+            raise ModelError(
+                f"--model {settings.source}: the folder has no tokenizer; save it there too, by its save_pretrained"
+            ) from error
         raise _not_loadable(settings, error) from error
 
 

@@ -1,5 +1,6 @@
 """What a run asks of the model and the lens, validated as far as text alone can be."""
 
+import re
 from pathlib import PurePath
 from typing import Literal
 
@@ -165,7 +166,8 @@ MAX_TOP_K = (1 << 16) - 1
 def _path_as_text(value: object) -> str:
     if isinstance(value, PurePath):
         return str(value)
-    raise UsageError(f"{value!r}: a {type(value).__module__}.{type(value).__qualname__}; give text, a plain number or a list")
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    raise UsageError(f"{value!r}: a {kind}; give what the option of raylens run takes")
 
 
 def check_types(settings: msgspec.Struct) -> None:
@@ -178,7 +180,19 @@ def check_types(settings: msgspec.Struct) -> None:
         plain = msgspec.to_builtins(settings, enc_hook=_path_as_text)
         msgspec.convert(plain, type(settings), dec_hook=lambda kind, value: kind(value))
     except msgspec.ValidationError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(_in_words(str(error))) from error
+
+
+#: msgspec's words for types, and those for people.
+_TYPES = {"str": "text", "int": "a whole number", "float": "a number", "bool": "True or False", "array": "a list", "null": "None"}
+
+
+def _in_words(problem: str) -> str:
+    found = re.fullmatch(r"Expected `([^`]+)`, got `([^`]+)` - at `\$(?:\.\w+)*?\.?(\w+)(\[[^`]*)?`", problem)
+    if found is None:
+        return problem
+    wanted = " or ".join(_TYPES.get(kind, kind) for kind in found[1].split(" | "))
+    return f"{found[3]}: give {wanted}, as the option of raylens run takes it, not {_TYPES.get(found[2], found[2])}"
 
 
 def check(settings: WorkerSettings) -> None:

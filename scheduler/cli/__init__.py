@@ -4,6 +4,7 @@ import atexit
 import errno
 import gc
 import importlib
+import io
 import pkgutil
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from raylens import __version__
+from raylens.scheduler import process
 from raylens.storage.errors import EXIT_STOPPED, RaylensError, StoreError
 
 #: What a disk says that is full, ill or not to be written.
@@ -107,6 +109,9 @@ def group() -> None:
 def main() -> None:
     """Entry point of the ``raylens`` command."""
     atexit.register(_spare_torch)
+    process.claim()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what it lacks of a corpus is told by number
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         group()
     finally:  # python -m would end by the signal for an interrupt that came within an exec, such as a dataclass's, until the next

@@ -7,7 +7,7 @@ import orjson
 from click.core import ParameterSource
 
 from raylens.scheduler.cli._options import print_table
-from raylens.storage.stream import redact
+from raylens.storage.urls import redact
 
 #: In the order in which they win over each other.
 _FROM = {

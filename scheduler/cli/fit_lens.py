@@ -76,7 +76,7 @@ def command(**options: Any) -> None:
 
 
 def _print(report: "FitReport", model: str) -> None:
-    rows = [[one.tap, str(one.layer), f"{one.kl_before:.4f}", f"{one.kl_after:.4f}", one.chosen] for one in report.layers]
+    rows = [[one.tap, str(one.layer), f"{one.kl_before:z.4f}", f"{one.kl_after:z.4f}", one.chosen] for one in report.layers]
     print_table(["tap", "layer", "KL before", "KL after", "chosen"], rows)
     parts = ", ".join(f"{part.replace('_', ' ')} {count:,}" for part, count in report.tokens.items())
     skipped = f"; {report.prompts['skipped']:,} prompts skipped" if report.prompts["skipped"] else ""

@@ -45,7 +45,7 @@ def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json
     from raylens.storage.record_view import readable
     from raylens.storage.taps import DEFAULT_TAPS, TAPS, parse_taps
     from raylens.storage.terminal import grid_lines
-    from raylens.workers.api import loaded, read
+    from raylens.workers.api import check_text, loaded, read
     from raylens.workers.interventions.edits import read_edits
     from raylens.workers.lenses.source import lens_taps, parse_lens
     from raylens.workers.settings import LensSettings, WorkerSettings, generation_settings
@@ -65,6 +65,7 @@ def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json
         top_k, options["layers"], taps, positions=positions, logprobs="float32", stats=stats, lens=options["lens"]
     )
     settings = WorkerSettings(model_settings(options), asked, edits=read_edits(options["intervene"]), generation=generation)
+    check_text(text)
     with Console(stderr=True).status("loading the model"):
         worker = loaded(settings)
         record = read(worker, text)

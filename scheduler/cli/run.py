@@ -279,7 +279,7 @@ def _dry_run(settings: Any, corpus: Any, as_json: bool, quiet: bool) -> None:
 
 
 def _say_how_to_resume(redis: str) -> None:
-    from raylens.storage.stream import redact
+    from raylens.storage.urls import redact  # without redis, which the interrupt may have left half imported
 
     again = [argument for argument in sys.argv[1:] if argument != "--fresh"]
     words = [word.replace(redis, redact(redis)) for word in again]  # a log must not get the password

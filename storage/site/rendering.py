@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import orjson
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.requests import Request
@@ -59,6 +60,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         text=lambda text: fit(text_label(str(text)), LINE),
+        value=lambda value: fit(text_label(value if isinstance(value, str) else orjson.dumps(value)), LINE),
         whole_text=lambda text: text_label(str(text)),
         token=lambda text: "" if text is None else label_of(text),
         number=_number,

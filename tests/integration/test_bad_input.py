@@ -12,7 +12,7 @@ import pytest
 
 import raylens
 from raylens.storage.errors import UsageError
-from tests.builders import make_run
+from tests.builders import commit_outcomes, make_record, make_run
 from tests.command import raylens_command
 from tests.waiting import HUNG
 
@@ -49,6 +49,30 @@ def test_bad_rows(tmp_path: Path, tiny: Path, content: bytes, parts: tuple[str, 
     """A row that is no prompt names its file and line."""
     (tmp_path / "c.jsonl").write_bytes(content)
     check(raylens_command("run", "c.jsonl", "-m", str(tiny), cwd=tmp_path), 4, *parts)
+
+
+def test_a_model_without_a_tokenizer(tmp_path: Path, tiny: Path) -> None:
+    """What is lacking of the folder is told, not all that a tokenizer might be made of."""
+    shutil.copytree(tiny, tmp_path / "m", ignore=shutil.ignore_patterns("*token*", "*vocab*"))
+    done = raylens_command("run", "--text", "hi", "-m", "m", cwd=tmp_path)
+    check(done, 4, "--model m: the folder has no tokenizer; save it there too, by its save_pretrained")
+
+
+def test_bytes_of_another_encoding(tmp_path: Path, tiny: Path) -> None:
+    """An argument that is not UTF-8."""
+    command = [sys.executable, "-m", "raylens", "lens", b"caf\xe9 is", "-m", str(tiny)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HUNG, check=False)
+    check(done, 2, "the text holds bytes that are not UTF-8")
+
+
+def test_a_terminal_without_the_characters(tmp_path: Path) -> None:
+    """They are told by their numbers."""
+    folder, _ = make_run(tmp_path / "raylens-store")
+    commit_outcomes(folder, make_record(0, text="中国"))
+    env = {"PYTHONIOENCODING": "latin-1"}
+    done = raylens_command("sql", "SELECT text FROM prompts", cwd=tmp_path, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u4e2d\\u56fd" in done.stdout
 
 
 def test_missing_file(tmp_path: Path, tiny: Path) -> None:

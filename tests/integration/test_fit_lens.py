@@ -55,7 +55,7 @@ def test_tuned_lens_of_two_actors(place: Path) -> None:
     lines = (place / "table.txt").read_text().splitlines()
     assert lines[0].split() == ["tap", "layer", "KL", "before", "KL", "after", "chosen"]
     for line, one in zip(lines[1:4], found["report"], strict=True):
-        numbers = [f"{one[name]:.4f}" for name in ("kl_before", "kl_after")]
+        numbers = [f"{one[name]:z.4f}" for name in ("kl_before", "kl_after")]
         assert line.split() == [one["tap"], str(one["layer"]), *numbers, *one["chosen"].split()]
     assert lines[4] == "tokens: fit 600, validation 75, held out 75"
     record = raylens.lens("call me ishmael", model=str(place / "m"), lens=f"tuned:{place / 'tuned'}")

@@ -17,7 +17,8 @@ import redis
 from raylens.storage import server as server_module
 from raylens.storage.errors import BrokerError
 from raylens.storage.server import EmbeddedServer
-from raylens.storage.stream import Stream, check_server, connect, redact, stream_key
+from raylens.storage.stream import Stream, check_server, connect, stream_key
+from raylens.storage.urls import redact
 from tests.servers import answers
 from tests.waiting import wait_until
 

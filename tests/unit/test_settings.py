@@ -1,5 +1,6 @@
 """Numbers out of range are refused before a model is loaded, naming the option."""
 
+import re
 from typing import Any
 
 import msgspec
@@ -33,10 +34,19 @@ def test_most_tokens_of_a_place() -> None:
         check(WorkerSettings(ModelSettings("demo"), LensSettings(top_k=MAX_TOP_K + 1)))
 
 
-@pytest.mark.parametrize("lens", [{"top_k": "5"}, {"taps": "resid_post"}, {"layers": 3}], ids=str)
-def test_values_of_another_type(lens: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("lens", "told"),
+    [
+        ({"top_k": "5"}, "top_k: give a whole number, as the option of raylens run takes it, not text"),
+        ({"taps": "resid_post"}, "taps: give a list or None, as the option of raylens run takes it, not text"),
+        ({"layers": [0, 2]}, "layers: give text, as the option of raylens run takes it, not a list"),
+        ({"layers": range(3)}, "range(0, 3): a builtins.range; give what the option of raylens run takes"),
+    ],
+    ids=str,
+)
+def test_values_of_another_type(lens: dict[str, Any], told: str) -> None:
     """What a Python caller gives as text, number or list where another is wanted is refused as such."""
-    with pytest.raises(UsageError, match="Expected"):
+    with pytest.raises(UsageError, match=re.escape(told)):
         check(WorkerSettings(ModelSettings("demo"), LensSettings(**lens)))
 
 

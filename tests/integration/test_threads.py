@@ -1,0 +1,42 @@
+"""Runs that a program begins in its threads: they take turns, and leave the rest of it alone."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import raylens
+from tests.rays import own_env
+from tests.waiting import HUNG
+
+PROGRAM = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import raylens
+
+def run(name):
+    done = raylens.run(["call me ishmael", "water"], model=sys.argv[1], store="st", name=name, ray="local", quiet=True)
+    return done.counts()["records"]
+
+with ThreadPoolExecutor(2) as pool:
+    print(list(pool.map(run, ["a", "b"])))
+"""
+
+
+def test_runs_of_two_threads_take_turns(tmp_path: Path, tiny: Path) -> None:
+    """Each starts a Ray of its own and ends it, and loads the same packages: both are complete."""
+    command = [sys.executable, "-c", PROGRAM, str(tiny)]
+    done = subprocess.run(command, cwd=tmp_path, env=own_env(tmp_path), capture_output=True, text=True, timeout=HUNG, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[2, 2]\n"
+
+
+def test_the_working_folder_stays(tmp_path: Path, tiny: Path) -> None:
+    """Another thread finds its files at any moment of a run that starts Ray."""
+    before, seen = Path.cwd(), set()
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(raylens.run, ["water"], model=str(tiny), store=tmp_path / "st", ray="local", quiet=True)
+        while not run.done():
+            seen.add(Path.cwd())
+    assert run.result().counts()["records"] == 1
+    assert seen == {before}
