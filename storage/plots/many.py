@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +60,20 @@ def plot_all(run: Run, job: Job) -> Iterator[list[Path]]:
     processes = min(cores(), max(1, len(ids)))
     with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(run.folder.root, job, width)) as pool:
         try:
-            yield from pool.map(_draw, ids, chunksize=CHUNK)
+            with _interrupts_held_back():  # by the processes for good: Ctrl-C is for the caller, who then asks for no more
+                drawn = pool.map(_draw, ids, chunksize=CHUNK)
+            yield from drawn
         finally:  # also where the caller stops, or a picture cannot be drawn
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _run: Run
@@ -72,7 +84,6 @@ _width: int
 def _begin(root: Path, job: Job, width: int) -> None:
     global _run, _job, _width
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who then asks for no more
     _run, _job, _width = Run(RunFolder(root)), job, width
 
 

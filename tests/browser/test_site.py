@@ -98,6 +98,21 @@ def test_prompts_are_found_by_text_id_metadata_and_outcome(site: Site, store: Pa
     expect(page.get_by_role("alert")).to_be_visible()
 
 
+def test_metadata_is_shown_as_it_is_searched_for(tmp_path: Path, view: View, open_page: Open) -> None:
+    """Text as it is, all else as JSON; what the page shows finds the prompt."""
+    folder, _ = make_run(tmp_path, 2)
+    nested = {"a": [1, {"b": None}], "c": True}
+    commit_outcomes(folder, make_record(0, metadata={"meta": nested, "n": None, "s": "None"}), make_record(1))
+    site = view(tmp_path)
+    page = open_page(site.url("/runs/demo/prompts"))
+    shown = page.locator(".metadata").all_inner_texts()
+    assert shown[:3] == ['meta: {"a":[1,{"b":null}],"c":true}', "n: null", "s: None"]
+    page.get_by_label("Metadata key").fill("meta")
+    page.get_by_label("is", exact=True).fill(shown[0].removeprefix("meta: "))
+    page.get_by_role("button", name="Find").click()
+    expect(page.locator(".prompts a bdi")).to_have_text(["prompt-0"])
+
+
 def test_many_prompts_are_paged(tmp_path: Path, view: View, open_page: Open) -> None:
     """Fifty a page, each once."""
     folder, _ = make_run(tmp_path, 120)

@@ -1,5 +1,7 @@
-"""``raylens plot --all`` killed while its processes draw."""
+"""``raylens plot --all`` killed while its processes draw, or stopped while they begin."""
 
+import os
+import signal
 from pathlib import Path
 
 import psutil
@@ -9,12 +11,17 @@ from tests.running import Running
 from tests.waiting import HUNG, wait_until
 
 
+def drawing(folder: Path, pictures: Path) -> Running:
+    """The command at work on a run of many prompts."""
+    run, _ = make_run(folder / "store", 400)
+    commit_outcomes(run, *(make_record(index, tokens=20) for index in range(400)))
+    return Running(folder / "log", "plot", "demo", "--all", "-o", str(pictures), "-s", str(folder / "store"))
+
+
 def test_no_process_outlives_the_command(tmp_path: Path) -> None:
     """What could not end them ends them: they see that it is gone."""
-    folder, _ = make_run(tmp_path / "store", 400)
-    commit_outcomes(folder, *(make_record(index, tokens=20) for index in range(400)))
     pictures = tmp_path / "pictures"
-    with Running(tmp_path / "log", "plot", "demo", "--all", "-o", str(pictures), "-s", str(tmp_path / "store")) as running:
+    with drawing(tmp_path, pictures) as running:
         wait_until(lambda: pictures.exists() and any(pictures.iterdir()), "the first picture is there")
         children = running.children("multiprocessing")
         assert len(children) > 1
@@ -22,3 +29,12 @@ def test_no_process_outlives_the_command(tmp_path: Path) -> None:
         _, alive = psutil.wait_procs(children, timeout=HUNG)
         assert not alive
     assert len(list(pictures.iterdir())) < 400
+
+
+def test_ctrl_c_is_for_the_command(tmp_path: Path) -> None:
+    """Its terminal sends it to all, also to processes that import what they draw with: one of them says a word, in one line."""
+    with drawing(tmp_path, tmp_path / "pictures") as running:
+        wait_until(lambda: len(running.children("multiprocessing.spawn")) > 1, "they have begun")
+        os.killpg(running.process.pid, signal.SIGINT)
+        assert running.process.wait(timeout=HUNG) == 130
+        assert running.stderr() == "stopped\n"
