@@ -167,7 +167,7 @@ def _path_as_text(value: object) -> str:
     if isinstance(value, PurePath):
         return str(value)
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    raise UsageError(f"{value!r}: a {kind}; give what the option of raylens run takes")
+    raise UsageError(f"{value!r}: a {kind}; give what the option on the command line takes")
 
 
 def check_types(settings: msgspec.Struct) -> None:
@@ -192,7 +192,7 @@ def _in_words(problem: str) -> str:
     if found is None:
         return problem
     wanted = " or ".join(_TYPES.get(kind, kind) for kind in found[1].split(" | "))
-    return f"{found[3]}: give {wanted}, as the option of raylens run takes it, not {_TYPES.get(found[2], found[2])}"
+    return f"{found[3]}: give {wanted}, as the option on the command line takes it, not {_TYPES.get(found[2], found[2])}"
 
 
 def check(settings: WorkerSettings) -> None:

@@ -335,7 +335,7 @@ def test_prompts_that_cannot_be_read(model: Path) -> None:
         ({"seed": -1}, "--seed -1: must be from 0"),
         ({"kind": "linear"}, "--steps 6: a linear lens is least squares and is not trained; give --kind tuned"),
         ({"kind": "linear", "steps": None}, "--learning-rate 0.001: a linear lens"),
-        ({"tokens": "many"}, "Expected `int`"),
+        ({"tokens": "many"}, "tokens: give a whole number"),
         ({"kind": "jacobian"}, "Invalid enum value 'jacobian'"),
     ],
 )

@@ -26,7 +26,7 @@ pytest.importorskip("triton", reason="triton is not installed; on Linux: pip ins
 
 import triton
 
-from raylens.workers import fused, steps, topk
+from raylens.workers import after_head, fused, topk
 from raylens.workers.fused import ALLOWED, try_fused
 from raylens.workers.kernels import triton_readout
 from raylens.workers.kernels.triton_readout import AfterHead, readout
@@ -307,7 +307,7 @@ def test_steps_of_the_configuration() -> None:
             return self
 
     inputs = case(4, 40, 16, 8)
-    found = list(steps.candidate_steps(Config()))
+    found = list(after_head.candidate_steps(Config()))
     assert len(found) == 5
     for _, step in found:
         plain = topk.readout(step(exact_logits(*inputs, AfterHead()).float()), 5)
