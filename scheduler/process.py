@@ -1,9 +1,10 @@
 """What a process has once, and what raylens may do to it."""
 
-from threading import Lock
+from threading import RLock
 
-#: Of a process's Ray and its packages' loading there is one: runs and fits that a program begins in several threads take turns.
-ONE_AT_A_TIME = Lock()
+#: A process has one Ray, and loads packages once: runs and fits that a program begins in several threads take turns. Those that the
+#: corpus of one begins, in the same thread, do not wait for it.
+ONE_AT_A_TIME = RLock()
 
 _command = False
 
