@@ -2,8 +2,8 @@
 
 from threading import RLock
 
-#: A process has one Ray, and loads packages once: runs and fits that a program begins in several threads take turns. Those that the
-#: corpus of one begins, in the same thread, do not wait for it.
+#: A process has one Ray, and loads packages once: runs and fits that a program begins in several threads take turns. Those that
+#: the corpus of one begins, in the same thread, do not wait for it.
 ONE_AT_A_TIME = RLock()
 
 _command = False

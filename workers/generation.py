@@ -93,7 +93,7 @@ class Generation:
         if isinstance(record, ValueError):
             return record
         if not all(map(math.isfinite, logprobs)):
-            return ValueError("the model's logits are not finite (NaN or overflow); try --dtype float32")
+            return self._lens.not_finite("logits")
         generated = Generated(
             start=start,
             finish="eos" if ended else "length",

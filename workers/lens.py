@@ -145,7 +145,7 @@ class Lens:
     def record(self, prompt: Tokenized, taps: dict[str, TapLens]) -> Record | ValueError:
         """The record of a prompt, but for its display tokens; a ValueError where the model's numbers are not finite."""
         if not all(np.isfinite(tap.logsumexp).all() and np.isfinite(tap.entropy).all() for tap in taps.values()):
-            return ValueError("the model's hidden states are not finite (NaN or overflow); try --dtype float32")
+            return self.not_finite("hidden states")
         return Record(
             id=prompt.prompt.id,
             index=prompt.prompt.index,
@@ -159,6 +159,13 @@ class Lens:
             truncated_from=prompt.truncated_from,
             tracked=list(prompt.tracked),
         )
+
+    def not_finite(self, what: str) -> ValueError:
+        """What is told of a prompt of which some numbers of the model are not finite."""
+        why = "; --intervene may change it by too much" if self._intervention.edits else ", in float32 already"
+        if self._adapter.certificate["dtype"] != "float32":
+            why = "; try --dtype float32"
+        return ValueError(f"the model's {what} are not finite (NaN or overflow){why}")
 
     def _forward(self, batch: Batch, hooks: Sequence[tuple[str, int, Site]], sink: Sink) -> None:
         # entered first, so that what is read is what the edits leave

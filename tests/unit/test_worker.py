@@ -15,8 +15,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from raylens.storage.errors import ModelError, UsageError
 from raylens.storage.record import Failure, Prompt, Record
+from raylens.workers.interventions.edits import read_edits
 from raylens.workers.model import load_model
-from raylens.workers.settings import InputSettings, LensSettings, ModelSettings, WorkerSettings
+from raylens.workers.settings import DType, InputSettings, LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.worker import Worker
 from tests.models import CLOSE, VOCABULARY, save, sentence
 
@@ -91,14 +92,33 @@ def test_records_say_what_was_read(worker: Worker) -> None:
     assert list(record.taps) == ["attn_out", "resid_mid", "mlp_out", "resid_post"]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "edits", "remedy"),
+    [
+        ("bfloat16", {}, "; try --dtype float32"),
+        (
+            "float32",
+            {"edits": [{"tap": "resid_post", "layers": "all", "scale": 1e38}]},
+            "; --intervene may change it by too much",
+        ),
+    ],
+)
+def test_what_to_try_where_the_model_gives_no_numbers(folder: Path, dtype: DType, edits: dict[str, Any], remedy: str) -> None:
+    """A longer type where there is one, and a smaller edit where there is one."""
+    worker = Worker(WorkerSettings(ModelSettings(str(folder), dtype=dtype), LensSettings(), edits=read_edits(edits or None)))
+    (failure,) = worker.run(prompts([[5, SPOILED, 9]]))
+    assert isinstance(failure, Failure)
+    assert failure.message.endswith(f"hidden states are not finite (NaN or overflow){remedy}")
+
+
 def test_not_a_number_fails_that_prompt_alone(worker: Worker) -> None:
-    """Where the model gives NaN the failure says so and what to try; its batch-mates get what they get without it."""
+    """Where the model gives NaN the failure says so; its batch-mates get what they get without it."""
     together = by_index(worker.run(prompts(TEXTS)))
     failure = together[2]
     assert isinstance(failure, Failure)
     assert failure.kind == "model"
     assert "3 tokens" in failure.message
-    assert "--dtype float32" in failure.message
+    assert failure.message.endswith("hidden states are not finite (NaN or overflow), in float32 already")
     apart = by_index(worker.run([prompt for prompt in prompts(TEXTS) if prompt.index != 2]))
     for number, record in apart.items():
         other = together[number]

@@ -47,6 +47,11 @@ class Intervention:
         self._lengths = lengths or {}
         self.digest = digest
 
+    @property
+    def edits(self) -> bool:
+        """Whether there are any."""
+        return bool(self._placed)
+
     def problem(self, tokens: int) -> str | None:
         """Why a prompt of so many tokens cannot be run; None where it can."""
         return next((why for length, why in self._lengths.items() if length != tokens), None)
