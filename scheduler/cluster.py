@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # of its compiled part
 from ray.util.client import ray as client
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -104,6 +105,14 @@ def _joined(address: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        _forget_token()
+
+
+def _forget_token() -> None:
+    """Have Ray read its variables anew: it keeps the token of the first cluster of a process, and what has none, such as an
+    unguarded one that is joined later, would be refused by the process and take its actors for given up."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager

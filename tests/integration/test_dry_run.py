@@ -28,6 +28,8 @@ PROMPTS = 150
 STEPS = 5
 #: What an estimate of bytes may be off by.
 CLOSE = 0.25
+#: Bytes of a few commits with their tables. How many there are goes by the clock, and they are most of what a small run stores.
+COMMITS = 100_000
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def test_counts_are_exact_and_bytes_close(place: Path, name: str, options: tuple
     assert found.tokens == sum(read) + ended
     places = sum(tap.entropy.size for record in records for tap in record.taps.values())
     assert found.places == places + ended * sum(len(tap.layers) for tap in records[0].taps.values())
-    assert found.store_bytes == pytest.approx(stored(place, name), rel=CLOSE)
+    assert found.store_bytes == pytest.approx(stored(place, name), rel=CLOSE, abs=COMMITS)
     assert found.model_bytes == pytest.approx((place / "model" / "model.safetensors").stat().st_size, rel=CLOSE)
 
 
