@@ -19,7 +19,7 @@ from raylens.storage.generated import Generated, fault
 from raylens.storage.record import Failure, Metadata, Record, TapLens
 from raylens.storage.statistics import STATISTICS, Form
 from raylens.storage.taps import MAX_HEADS, TAPS, is_tap
-from raylens.storage.zstd import own
+from raylens.storage.zstd import zstd
 
 #: Bytes of the JSON head (text, ids, tokens, metadata) of one outcome, decompressed: two of the corpus's largest rows.
 MAX_HEAD_BYTES = 128 << 20
@@ -106,7 +106,7 @@ def encode_payload(outcome: Record | Failure) -> bytes:
     if len(encoded) > MAX_HEAD_BYTES:
         raise FrameError(f"text, tokens and metadata of {len(encoded)} bytes are over the limit of {MAX_HEAD_BYTES}")
     _check_size(taps)
-    payload = _Payload(own.compress(encoded), taps)
+    payload = _Payload(zstd.compress(encoded), taps)
     return pack(payload)
 
 
@@ -217,7 +217,7 @@ def _inflate(data: bytes, limit: int, expected: int | None = None) -> bytes:
             raise FrameError(f"compressed part declares {size} bytes, limit {limit}")
         if expected is not None and size != expected:
             raise FrameError(f"compressed part declares {size} bytes, its shape needs {expected}")
-        raw = own.decompress(data, max_output_size=size, allow_extra_data=False)
+        raw = zstd.decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FrameError(f"compressed part: {error}") from error
     return raw
@@ -227,7 +227,7 @@ def _deflate(values: NDArray[Any], dtype: DTypeLike) -> bytes:
     """Byte-shuffled, so that bytes of like magnitude lie together, then zstd level 1 (46 times smaller than plain JSON)."""
     flat = np.ascontiguousarray(values, dtype=dtype)
     shuffled = flat.view(np.uint8).reshape(-1, flat.itemsize).T.tobytes()
-    return own.compress(shuffled)
+    return zstd.compress(shuffled)
 
 
 def _restore(data: bytes, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:

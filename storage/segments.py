@@ -15,7 +15,7 @@ from raylens.storage.record import Failure, Record
 from raylens.storage.record_json import decode_outcome, encode_outcome
 from raylens.storage.tables import FORMAT as TABLE_FORMAT
 from raylens.storage.tables import KINDS, About, write_tables
-from raylens.storage.zstd import own
+from raylens.storage.zstd import zstd
 
 #: Bytes of one record's JSON, decompressed; a reader refuses more.
 MAX_RECORD_BYTES = 8 << 30
@@ -197,7 +197,7 @@ def decompress_line(frame: bytes) -> bytes:
         size = zstandard.get_frame_parameters(frame).content_size
         if not 0 < size <= MAX_RECORD_BYTES:
             raise StoreError(f"record declares {size} bytes")
-        return own.decompress(frame, allow_extra_data=False)
+        return zstd.decompress(frame, allow_extra_data=False)
     except (zstandard.ZstdError, MemoryError) as error:
         raise StoreError(f"damaged record ({error})") from error
 

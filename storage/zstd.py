@@ -5,7 +5,7 @@ import threading
 import zstandard
 
 
-class _Own(threading.local):
+class _OfThread(threading.local):
     """Of each thread its own."""
 
     def __init__(self) -> None:
@@ -13,4 +13,4 @@ class _Own(threading.local):
         self.decompress = zstandard.ZstdDecompressor().decompress
 
 
-own = _Own()
+zstd = _OfThread()
