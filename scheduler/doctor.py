@@ -48,8 +48,9 @@ def examine(store: Path, redis: str, ray: str) -> Iterator[Finding]:
         store: where runs are to go; need not exist.
         redis, ray: as of ``raylens run``.
     """
-    yield _versions()
-    if _missing():  # which the others import
+    missing = _missing()
+    yield _versions(missing)
+    if missing:  # which the others import
         return
     checks: tuple[Callable[[], Finding], ...] = (
         _devices,
@@ -72,9 +73,9 @@ def _missing() -> list[str]:
     return [one.name for one in requirements() if not any(importlib.metadata.Distribution.discover(name=one.name))]
 
 
-def _versions() -> Finding:
+def _versions(missing: list[str]) -> Finding:
     """Python, and every package that raylens asks for, against its range."""
-    needed, missing = requirements(), _missing()
+    needed = requirements()
     versions = {one.name: importlib.metadata.version(one.name) for one in needed if one.name not in missing}
     wrong = [
         f"{one.name} {versions[one.name]}, needs {one.specifier}"

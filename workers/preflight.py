@@ -171,7 +171,7 @@ def load_tokenizer(settings: ModelSettings, source: ModelSource) -> Any:
         return AutoTokenizer.from_pretrained(source.path, revision=source.revision, trust_remote_code=settings.trust_remote_code)
     except Exception as error:  # files of strangers fail in every way
         folder = Path(source.path)
-        if folder.is_dir() and not any(True for part in ("token", "vocab", ".model") for _ in folder.glob(f"*{part}*")):
+        if folder.is_dir() and not any(part in path.name for path in folder.iterdir() for part in ("token", "vocab", ".model")):
             raise ModelError(
                 f"--model {settings.source}: the folder has no tokenizer; save it there too, by its save_pretrained"
             ) from error
