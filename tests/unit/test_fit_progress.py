@@ -7,15 +7,7 @@ import pytest
 from raylens.scheduler import fit_progress as module
 from raylens.scheduler.fit_progress import FitProgress
 from raylens.scheduler.progress import LINE_SECONDS
-
-
-class Clock:
-    """A clock that tests set."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 def test_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,16 +9,7 @@ import pytest
 from raylens.scheduler import progress as module
 from raylens.scheduler.events import Events
 from raylens.scheduler.progress import LINE_SECONDS, Bar, Lines, Meter, Quiet, choose, duration
-
-
-class Clock:
-    """A clock that tests set."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture

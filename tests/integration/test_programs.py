@@ -1,4 +1,4 @@
-"""Runs that a program begins in its threads: they take turns, and leave the rest of it alone."""
+"""Runs that a program begins, several of them or beside other work: they take turns, and leave the rest of it alone."""
 
 import subprocess
 import sys
@@ -29,6 +29,13 @@ def test_runs_of_two_threads_take_turns(tmp_path: Path, tiny: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=own_env(tmp_path), capture_output=True, text=True, timeout=HUNG, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[2, 2]\n"
+
+
+def test_a_ray_is_joined_after_one_of_ones_own(tmp_path: Path, tiny: Path, ray_address: str) -> None:
+    """The first is guarded by a token, which is forgotten with it; the second is not guarded."""
+    for name, ray in (("own", "local"), ("joined", ray_address)):
+        run = raylens.run(["call me ishmael"], model=str(tiny), store=tmp_path / "st", name=name, ray=ray, quiet=True)
+        assert run.counts()["records"] == 1
 
 
 def test_the_working_folder_stays(tmp_path: Path, tiny: Path) -> None:
