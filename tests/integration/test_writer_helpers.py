@@ -124,10 +124,9 @@ def helpers_of(pid: int) -> list[psutil.Process]:
     return [one for one in psutil.Process(pid).children() if "multiprocessing.spawn" in command_line(one)]
 
 
-def writer_pid() -> int | None:
-    """Of the writer that this process has started and that lives."""
-    found = [one.pid for one in psutil.Process().children() if "raylens.storage.writer" in command_line(one)]
-    return found[0] if found else None
+def writers() -> list[int]:
+    """Process ids of those that this process has started and that live; one that has just begun has no command line yet."""
+    return [one.pid for one in psutil.Process().children() if "raylens.storage.writer" in command_line(one)]
 
 
 @pytest.mark.parametrize("victim", ["helper", "writer"])
@@ -136,8 +135,8 @@ def test_a_death_costs_nothing(bench: Bench, victim: str) -> None:
     for index in range(PROMPTS):
         bench.publish(make_large_record(index))
     with WriterProcess(bench.folder, bench.server.url, HELPERS) as process:
-        first = writer_pid()
-        assert first is not None
+        wait_until(writers, "the writer has a command line")
+        (first,) = writers()
         wait_until(lambda: helpers_of(first), "a helper has been started")
         helpers = helpers_of(first)
         (helpers[0] if victim == "helper" else psutil.Process(first)).send_signal(signal.SIGKILL)
