@@ -9,6 +9,7 @@ from typing import Any
 from raylens.storage.database import Database
 from raylens.storage.errors import UsageError
 from raylens.storage.named_queries import NamedQuery
+from raylens.storage.positions import Positions
 from raylens.storage.store import Run
 from raylens.storage.table_files import text_literal
 from raylens.storage.taps import parse_taps, tap_order
@@ -82,7 +83,7 @@ def select(run: Run, database: Database, query: NamedQuery, given: Mapping[str, 
     """
     options = _options(query, given)
     values = {name: _READ[name](value, run) if value is not None else None for name, value in options.items()}
-    lowest, highest = _range(values.get("positions") or (0, _END))
+    lowest, highest = _range(values.get("positions") or Positions())
     by = values.get("by")
     if by is not None:
         _check_key(run, database, by)
@@ -148,7 +149,7 @@ def _define_places(database: Database, query: NamedQuery, has: Lensed, run: Run,
     tokens = values.get("token")
     # The join is left out where it changes nothing, because it is of every place.
     tracked = tokens.least if tokens else 0
-    joined = values.get("by") is not None or values.get("positions", (0, _END)) != (0, _END) or tracked > 0
+    joined = values.get("by") is not None or values.get("positions") not in (None, Positions()) or tracked > 0
     if joined:
         conditions += ["position BETWEEN lowest AND highest", f"len(tracked) >= {tracked}"]
     columns = ["lens.*" if has.final else "lens.* REPLACE (NULL::USMALLINT AS final_rank)"]
@@ -162,10 +163,14 @@ def _define_places(database: Database, query: NamedQuery, has: Lensed, run: Run,
     )
 
 
-def _range(span: tuple[int, int]) -> tuple[str, str]:
-    """The lowest and highest position of a prompt, as SQL; a negative first counts the lensed ones from the end."""
-    first, end = span
-    return (f"coalesce(positions[{first}], 0)" if first < 0 else str(first)), str(end - 1)
+def _range(meant: Positions) -> tuple[str, str]:
+    """The lowest and the highest position of a prompt, as SQL."""
+    if meant.last:
+        return f"coalesce(positions[-{meant.last}], 0)", str(_END)
+    tokens = "len(token_ids) - "
+    lowest = f"{tokens}{-meant.first}" if meant.first < 0 else str(meant.first)
+    end = _END if meant.end is None else meant.end
+    return lowest, f"{tokens}{1 - end}" if end < 0 else str(end - 1)
 
 
 def _needs_final(has: Lensed, _: Mapping[str, Any]) -> str:
@@ -216,9 +221,14 @@ def _tap(value: Any, _: Run) -> str | None:
     return taps[0]
 
 
-def _span(option: str, value: Any) -> tuple[int, int]:
+def _written(value: Any) -> str:
+    """As it would be typed; two numbers are first and end."""
+    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _layers(value: Any, _: Run) -> tuple[int, int]:
     """First and end, as in a Python slice."""
-    text = ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    text = _written(value)
     if text == "all":
         return 0, _END
     if _PLAIN.fullmatch(text):
@@ -227,17 +237,7 @@ def _span(option: str, value: Any) -> tuple[int, int]:
         first, end = int(match[1] or 0), int(match[2] or _END)
         if first < end:
             return first, end
-    last = "last, last:N, " if option == "positions" else ""
-    raise UsageError(f"--{option} {text[:40]}: give all, {last}N, or A:B with A below B (B itself is not included)")
-
-
-def _positions(value: Any, _: Run) -> tuple[int, int]:
-    if value == "last":
-        return -1, _END
-    count = str(value).removeprefix("last:")
-    if count != str(value) and _PLAIN.fullmatch(count) and int(count):
-        return -int(count), _END
-    return _span("positions", value)
+    raise UsageError(f"--layers {text[:40]}: give all, N, or A:B with A below B (B itself is not included)")
 
 
 def _count(option: str) -> Callable[[Any, Run], int]:
@@ -255,8 +255,8 @@ _READ: dict[str, Callable[[Any, Run], Any]] = {
     "to": partial(tracked_number, "to"),
     "minus": partial(tracked_number, "minus"),
     "tap": _tap,
-    "layers": lambda value, _: _span("layers", value),
-    "positions": _positions,
+    "layers": _layers,
+    "positions": lambda value, _: Positions.parse(_written(value)),
     "rank": _count("rank"),
     "limit": _count("limit"),
     "by": lambda value, _: str(value),

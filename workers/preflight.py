@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 
 from raylens.storage.errors import ModelError, UsageError, one_line
+from raylens.storage.positions import Positions
 from raylens.storage.vocabulary import Vocabulary
 from raylens.workers.interventions.checking import check_edits
 from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
 from raylens.workers.paths import given_path
-from raylens.workers.selection import chosen_places, select_layers, select_positions
+from raylens.workers.selection import chosen_places, select_layers
 from raylens.workers.settings import ModelSettings, WorkerSettings, check
 from raylens.workers.source import ModelSource, resolve
 from raylens.workers.token_bytes import vocabulary_bytes
@@ -64,7 +65,7 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
         UsageError: a setting does not fit the model.
     """
     check(settings)
-    select_positions(settings.lens.positions, 1)
+    Positions.parse(settings.lens.positions)
     if settings.input.chat_template is not None:
         _check_template(settings.input.chat_template)
     source = resolve(settings.model)

@@ -1,4 +1,4 @@
-"""Which layers and positions are lensed: ``all``, ``0,5-10``, ``::4``; ``last``, ``all``, ``last:8``, ``2:-1``."""
+"""Which layers are lensed: ``all``, ``0,5-10``, ``::4``."""
 
 import re
 
@@ -6,15 +6,6 @@ from raylens.storage.errors import UsageError
 
 _SLICE = re.compile(r"(-?\d{1,18})?:(-?\d{1,18})?(?::(-?\d{1,18}))?")
 _RANGE = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?")
-_LAST = re.compile(r"last:(\d{1,18})")
-
-
-def parse_slice(text: str) -> slice | None:
-    """A Python slice from ``A:B`` or ``A:B:C``; None if it is not one."""
-    match = _SLICE.fullmatch(text)
-    if match is None or match[3] == "0":
-        return None
-    return slice(*(int(part) if part else None for part in match.groups()))
 
 
 def select_layers(spec: str, n_layers: int, option: str = "--layers") -> tuple[int, ...]:
@@ -29,16 +20,18 @@ def select_layers(spec: str, n_layers: int, option: str = "--layers") -> tuple[i
     text = spec.replace(" ", "")
     if text == "all":
         return tuple(range(n_layers))
-    if ":" in text:
-        part = parse_slice(text)
-        chosen = set(range(n_layers)[part]) if part is not None else set()
-    else:
-        chosen = _listed(f"{option} {spec!r}", text)
+    chosen = _sliced(text, n_layers) if ":" in text else _listed(f"{option} {spec!r}", text)
     if not chosen:
         raise UsageError(f"{option} {spec!r}: chooses no layer; write all, 0,5-10 or a slice such as ::4")
     if max(chosen) >= n_layers:
         raise UsageError(f"{option} {spec!r}: the model has layers 0 to {n_layers - 1}")
     return tuple(sorted(chosen))
+
+
+def _sliced(text: str, n_layers: int) -> set[int]:
+    match = _SLICE.fullmatch(text)
+    first, end, step = (int(part) if part else None for part in match.groups()) if match else (0, 0, None)
+    return set(range(n_layers)[first:end:step]) if step != 0 else set()
 
 
 def _listed(given: str, text: str) -> set[int]:
@@ -52,25 +45,6 @@ def _listed(given: str, text: str) -> set[int]:
             raise UsageError(f"{given}: {part!r} is too long a range")
         chosen.update(range(first, last + 1))
     return chosen
-
-
-def select_positions(spec: str, n_tokens: int) -> list[int]:
-    """Positions of a prompt of ``n_tokens`` tokens, ascending; empty where a slice misses a short prompt.
-
-    Raises:
-        UsageError: not a position list.
-    """
-    if spec == "all":
-        return list(range(n_tokens))
-    if spec == "last":
-        return list(range(n_tokens))[-1:]
-    match = _LAST.fullmatch(spec)
-    if match and int(match[1]) > 0:
-        return list(range(max(0, n_tokens - int(match[1])), n_tokens))
-    part = parse_slice(spec) if ":" in spec else None
-    if part is None or part.step is not None:
-        raise UsageError(f"--positions {spec!r}: write last, all, last:N or A:B")
-    return list(range(n_tokens)[part])
 
 
 def layers_of(tap: str, layers: tuple[int, ...]) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ class LensSettings(msgspec.Struct, frozen=True):
         top_k: tokens a place.
         layers: ``all``, ``0,5-10`` or a slice such as ``::4``.
         taps: canonical names; None means the default four, less those the model lacks.
-        positions: ``last``, ``all``, ``last:N`` or a slice ``A:B``.
+        positions: ``last``, ``all``, ``last:N``, a position, or a slice ``A:B``; below 0 they count from the end.
         logprobs: how they are stored; float32 also has each tap read by itself, within 1e-4, never by running sums.
         stats: metrics of each place that are stored too (metrics.py); None leaves them to ``with_default_stats``.
         track: tokens whose logprob and rank are stored at each place: the text of one token, or ``id:`` and its number.

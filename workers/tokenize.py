@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylens.storage.errors import named_line
+from raylens.storage.positions import Positions
 from raylens.storage.record import Failure, Prompt
-from raylens.workers.selection import select_positions
 from raylens.workers.settings import InputSettings
 
 
@@ -64,7 +64,7 @@ class Tokenizer:
                     prompt, kind, f"{full} tokens, the limit is {self._limit}{self._why}; see --max-tokens and --on-long"
                 )
             ids = ids[: self._limit]
-        positions = select_positions(self._positions, len(ids))
+        positions = Positions.parse(self._positions).among(range(len(ids)), len(ids))
         if not positions:
             return _failure(prompt, "input", f"--positions {self._positions} chooses none of its {len(ids)} tokens")
         return Tokenized(prompt, text, ids, positions, full if full > self._limit else None)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + "; html: a page to look at, of one prompt.",
 )
 @click.option(
-    "--positions", metavar="A:B", help="Positions of an html page: all, by default, last, last:N, or from A to before B."
+    "--positions", metavar="A:B", help="Of an html page: all, by default, last, last:N, a position, or A:B: from A to before B."
 )
 @click.option("-o", "--output", metavar="PATH", help="File or folder to write; stdout by default.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object that names what was written; needs --output.")

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 @click.option(
     "--positions",
     metavar="A:B",
-    help="all, last, last:N, or from A to before B: those shown, by default the last 24 (grid) or the last one; those that an "
-    "aggregate counts, all by default.",
+    help="all, last, last:N, a position, or A:B: from A to before B. Those shown, by default the last 24 (grid) or the last one; "
+    "those that an aggregate counts, all by default.",
 )
 @click.option("--layer-step", type=click.IntRange(min=1), help="Every Nth layer, counted from the last one down.")
 @click.option(

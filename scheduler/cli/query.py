@@ -25,7 +25,7 @@ from raylens.storage.errors import UsageError
 @click.option("--minus", metavar="TOKEN", help="Tracked token whose attribution is taken off.")
 @click.option("--tap", help="One tap, or all.")
 @click.option("--layers", metavar="A:B", help="Layers from A to before B, or one.")
-@click.option("--positions", metavar="A:B", help="all, last, last:N, or from A to before B.")
+@click.option("--positions", metavar="A:B", help="all, last, last:N, a position, or A:B: from A to before B.")
 @click.option("--rank", metavar="N", help="Among how many of the best.")
 @click.option("--by", metavar="KEY", help="Split by this key of the prompts' metadata.")
 @click.option("--limit", metavar="N", help="At most so many rows.")

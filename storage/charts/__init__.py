@@ -51,7 +51,7 @@ def chart(
         path: where to write; its suffix, png, svg or pdf, picks the format.
         other: the run that is compared.
         by: a metadata key whose values are drawn apart.
-        positions: those that are counted: all, last, last:N or A:B; all by default.
+        positions: those that are counted: all, last, last:N, a position or A:B; all by default.
         font: a font file to use for what DejaVu Sans lacks.
 
     Returns:

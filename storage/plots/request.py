@@ -1,6 +1,5 @@
 """What a picture is asked to show, checked against what the record has."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,12 +8,12 @@ from numpy.typing import NDArray
 
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import fit, text_label
+from raylens.storage.positions import Positions
 from raylens.storage.record import Record, TapLens
 from raylens.storage.taps import ALIASES, TAPS, is_head, tap_order
 from raylens.storage.vocabulary import Vocabulary
 from raylens.storage.wanted import Wanted
 
-_LAST = re.compile(r"last(?::([1-9][0-9]{0,8}))?")
 _PROMPT_CELLS = 240  # of the prompt in a caption: its end, which is what the position has read last
 
 
@@ -213,26 +212,12 @@ def columns_of(record: Record, positions: Sequence[int]) -> list[int]:
 
 
 def positions_of(record: Record, text: str) -> list[int]:
-    """The lensed positions that are meant by ``all``, ``last``, ``last:N``, one number, or ``A:B`` as in a Python slice.
+    """The lensed positions that are meant; ``last`` counts those that were lensed, the others the prompt's tokens.
 
     Raises:
-        UsageError: none of them was lensed, or it is none of these.
+        UsageError: none of them was lensed, or it is none of the forms (``Positions``).
     """
-    if text == "all":
-        return list(record.positions)
-    if match := _LAST.fullmatch(text):
-        return list(record.positions[-int(match[1] or 1) :])
-    first, colon, last = text.partition(":")
-    try:
-        part = (
-            slice(int(first) if first else None, int(last) if last else None)
-            if colon
-            else slice(int(first), int(first) + 1 or None)
-        )
-    except ValueError:
-        raise UsageError(f"--positions {text!r}: write all, last, last:N, A:B or one position") from None
-    lensed = set(record.positions)
-    chosen = [position for position in range(len(record.token_ids))[part] if position in lensed]
+    chosen = Positions.parse(text).among(record.positions, len(record.token_ids))
     if not chosen:
         raise UsageError(
             f"--positions {text!r}: none of them was lensed in prompt {record.id!r}, "

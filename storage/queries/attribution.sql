@@ -3,7 +3,7 @@
 -- minus = none: a tracked token whose attribution is taken off
 -- tap = all: which tap, or all
 -- layers = all: which layers, as N or A:B
--- positions = all: which positions: all, last, last:N or A:B
+-- positions = all: which positions: all, last, last:N, a position or A:B
 -- by = none: metadata key to split by
 -- needs: attribution
 WITH terms AS (

@@ -1,5 +1,5 @@
 -- The same for each place: where its final prediction leads first and for good.
--- positions = all: which positions: all, last, last:N or A:B
+-- positions = all: which positions: all, last, last:N, a position or A:B
 -- by = none: metadata key that is shown
 -- limit = none: at most so many rows
 -- needs: final

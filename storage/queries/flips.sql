@@ -1,5 +1,5 @@
 -- Places that decide last: the latest changes of the best token, and the tokens before and after.
--- positions = all: which positions: all, last, last:N or A:B
+-- positions = all: which positions: all, last, last:N, a position or A:B
 -- by = none: metadata key that is shown
 -- limit = 20: at most so many rows
 -- needs: final

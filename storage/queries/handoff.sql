@@ -1,5 +1,5 @@
 -- Which part of which block lifts the final prediction to the top, first and for good: attention or MLP.
--- positions = all: which positions: all, last, last:N or A:B
+-- positions = all: which positions: all, last, last:N, a position or A:B
 -- by = none: metadata key to split by
 -- needs: final, resid_mid, layers
 WITH residual AS (

@@ -1,7 +1,7 @@
 -- Places whose entropy or KL is far from what is usual in their layer and tap.
 -- tap = resid_post: which tap, or all
 -- layers = all: which layers, as N or A:B
--- positions = all: which positions: all, last, last:N or A:B
+-- positions = all: which positions: all, last, last:N, a position or A:B
 -- by = none: metadata key within whose values the usual is taken
 -- limit = 20: at most so many rows
 WITH measured AS (

@@ -1,7 +1,7 @@
 -- The tokens that are most often the best one, by layer and tap.
 -- tap = resid_post: which tap, or all
 -- layers = all: which layers, as N or A:B
--- positions = all: which positions: all, last, last:N or A:B
+-- positions = all: which positions: all, last, last:N, a position or A:B
 -- rank = 3: how many tokens of each layer and tap
 -- by = none: metadata key to split by
 SELECT split, tap, layer, rank, token_id, token, places, share

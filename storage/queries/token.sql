@@ -2,7 +2,7 @@
 -- token: the tokens looked for, by text, as id:N, or as field:NAME as --track named it
 -- tap = resid_post: where they are looked for, or all
 -- layers = all: which layers, as N or A:B
--- positions = all: which positions: all, last, last:N or A:B
+-- positions = all: which positions: all, last, last:N, a position or A:B
 -- rank = 1: among how many of the best
 -- by = none: metadata key that is shown
 -- limit = none: at most so many rows

@@ -2,7 +2,7 @@
 -- token: the tokens, by text, as id:N, or as field:NAME as --track named it
 -- tap = resid_post: which tap, or all
 -- layers = all: which layers, as N or A:B
--- positions = all: which positions: all, last, last:N or A:B
+-- positions = all: which positions: all, last, last:N, a position or A:B
 -- by = none: metadata key to split by
 WITH told AS (  -- prompts, which say what was tracked, are joined only where something was
     SELECT split, tap, layer, ids, logprobs, wanted, NULL::UINTEGER[] AS tracked, NULL::UINTEGER[] AS tracked_rank, NULL::FLOAT[] AS tracked_logprob

@@ -11,6 +11,7 @@ import time
 
 import torch
 
+from raylens.storage.positions import Positions
 from raylens.storage.record import Prompt
 from raylens.storage.taps import DEFAULT_TAPS
 from raylens.workers.adapter import Adapter, adapt
@@ -18,7 +19,6 @@ from raylens.workers.batching import Batch, pad
 from raylens.workers.lens import Lens
 from raylens.workers.metrics import ALL
 from raylens.workers.model import load_model
-from raylens.workers.selection import select_positions
 from raylens.workers.settings import LensSettings, ModelSettings
 from raylens.workers.tokenize import Tokenized
 
@@ -37,7 +37,7 @@ BATCHES = ((2, 24, "all"), (16, 13, "last"))
 def batch(count: int, length: int, positions: str) -> Batch:
     """Prompts of ids spread over the vocabulary."""
     ids = [[5 + (number * length + place) * 7919 % 49_000 for place in range(length)] for number in range(count)]
-    chosen = select_positions(positions, length)
+    chosen = Positions.parse(positions).among(range(length), length)
     return pad([Tokenized(Prompt(n, str(n)), "", one, chosen, None) for n, one in enumerate(ids)], torch.device("cpu"))
 
 

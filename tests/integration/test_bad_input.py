@@ -97,7 +97,7 @@ def test_missing_column_lists_the_columns(tmp_path: Path, tiny: Path) -> None:
         (("-m", "TINY", "--layers", "7"), 2, ("--layers '7'", "layers 0 to 1")),
         (("-m", "TINY", "-k", "50000"), 2, ("--top-k 50000", "vocabulary of 49152")),
         (("-m", "TINY", "-k", "0"), 2, ("--top-k 0",)),
-        (("-m", "TINY", "--positions", "first"), 2, ("--positions 'first'", "last, all, last:N or A:B")),
+        (("-m", "TINY", "--positions", "first"), 2, ("--positions 'first'", "all, last, last:N, a position, or A:B")),
         (("-m", "TINY", "--taps", "attn,mlp"), 2, ("--taps", "unknown tap 'attn'", "resid_post")),
         (("-m", "TINY", "--name", "../up"), 2, ("--name", "letters")),
         (("-m", "TINY", "--gpus-per-actor", "1.5"), 2, ("--gpus-per-actor 1.5", "whole number")),

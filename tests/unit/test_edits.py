@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from raylens.storage.errors import UsageError
+from raylens.storage.positions import FORMS
 from raylens.workers.interventions.checking import check_edits
 from raylens.workers.interventions.edits import Add, Edit, Patch, identity, read_edits
 from raylens.workers.interventions.file import MOST_BYTES
@@ -69,7 +70,7 @@ def test_forms(tmp_path: Path) -> None:
         (one(layers=...), "edits[0]: Object missing required field `layers`"),
         (one(layers=[]), "edits[0].layers: Expected `str`, got `array`"),
         (one(layers=[1, True]), "edits[0].layers: Expected `str`, got `array`"),
-        (one(positions="first"), "edits[0].positions: 'first': write all, last, last:N, A:B or a list of numbers"),
+        (one(positions="first"), f"edits[0].positions: 'first': write {FORMS}, or a list of positions"),
         (one(positions="0:9:2"), "edits[0].positions: '0:9:2'"),
         (one(positions=1.5), "edits[0].positions: Expected `str`, got `float`"),
         (one(add=...), "edits[0]: has no change; give one of add, scale, zero, patch"),

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raylens.storage.positions import Positions
 from raylens.storage.record import Prompt, Record
 from raylens.storage.taps import TAPS
 from raylens.workers import lens as lens_module
 from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.batching import pad
 from raylens.workers.lens import Lens
-from raylens.workers.selection import select_positions
 from raylens.workers.settings import LensSettings
 from raylens.workers.tokenize import Tokenized
 from tests.models import FAMILIES, VOCABULARY, build, make, see
@@ -68,8 +68,9 @@ def tokens(length: int, number: int = 0) -> list[int]:
 
 
 def prompts(positions: str = "all", lengths: list[int] = LENGTHS, tracked: tuple[int, ...] = ()) -> list[Tokenized]:
+    meant = Positions.parse(positions)
     return [
-        Tokenized(Prompt(n, f"p{n}", metadata={"n": n}), "", tokens(size, n), select_positions(positions, size), None, tracked)
+        Tokenized(Prompt(n, f"p{n}", metadata={"n": n}), "", tokens(size, n), meant.among(range(size), size), None, tracked)
         for n, size in enumerate(lengths)
     ]
 
@@ -164,7 +165,7 @@ def test_positions_are_rows_of_all(positions: str) -> None:
     model, adapter = built("llama")
     batch = prompts(positions, [9, 4, 6])
     for some, whole in zip(run(model, adapter, batch), run(model, adapter, prompts("all", [9, 4, 6])), strict=True):
-        assert some.positions == select_positions(positions, len(some.token_ids))
+        assert some.positions == Positions.parse(positions).among(range(len(some.token_ids)), len(some.token_ids))
         for tap, found in some.taps.items():
             assert np.array_equal(found.ids, whole.taps[tap].ids[:, some.positions])
             np.testing.assert_allclose(found.logprobs, whole.taps[tap].logprobs[:, some.positions], atol=1e-5)

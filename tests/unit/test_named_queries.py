@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from raylens.storage.errors import UsageError
 from raylens.storage.named_queries import named_queries
-from raylens.storage.record import Failure
+from raylens.storage.record import Failure, Record
 from raylens.storage.selection import CHOOSING, NEEDS, OPTIONS
 from raylens.storage.store import Run, Store, open_store
 from raylens.storage.taps import TAPS
@@ -71,14 +72,30 @@ def test_token_shows_a_metadata_key_of_any_name(run: Run, key: str) -> None:
     assert all(row["split"] == values[row["id"]] for row in found)
 
 
+def of_tokens(first: int | None, end: int | None) -> Callable[[Record], list[int]]:
+    """Those lensed in a slice of a record's tokens."""
+    return lambda record: [position for position in record.positions if position in range(len(record.token_ids))[first:end]]
+
+
 @pytest.mark.parametrize(
     ("positions", "chosen"),
-    [("last", lambda record: record.positions[-1:]), ("last:2", lambda record: record.positions[-2:]),
-     ("last:99", lambda record: record.positions), ("1:3", lambda record: [p for p in record.positions if 1 <= p < 3]),
-     ("4", lambda record: [p for p in record.positions if p == 4]), ("all", lambda record: record.positions)],
-)  # fmt: skip
-def test_positions(run: Run, positions: str, chosen: Any) -> None:
-    """--positions counts from the start, or the lensed ones from the end, in every query that takes it."""
+    [
+        ("last", lambda record: record.positions[-1:]),
+        ("last:2", lambda record: record.positions[-2:]),
+        ("last:99", lambda record: record.positions),
+        ("all", lambda record: record.positions),
+        ("1:3", of_tokens(1, 3)),
+        ("4", of_tokens(4, 5)),
+        ("-3", of_tokens(-3, -2)),
+        ("-3:", of_tokens(-3, None)),
+        (":-2", of_tokens(None, -2)),
+        ("1:-2", of_tokens(1, -2)),
+        ("-4:-2", of_tokens(-4, -2)),
+        ((1, 3), of_tokens(1, 3)),
+    ],
+)
+def test_positions(run: Run, positions: str | tuple[int, int], chosen: Callable[[Record], list[int]]) -> None:
+    """--positions counts the prompt's tokens from either end, or the lensed ones from theirs, in every query that takes it."""
     wanted = sorted((record.index, position) for record in run.records() for position in chosen(record))
     indexes = {record.id: record.index for record in run.records()}
     assert [(indexes[row["id"]], row["position"]) for row in query(run, "depths", positions=positions)] == wanted
@@ -326,7 +343,7 @@ def test_a_key_of_any_name(tmp_path_factory: pytest.TempPathFactory, key: str, v
         ("token", {"token": 2, "layers": "5:5"}, "--layers 5:5: give all, N, or A:B"),
         ("token", {"token": 2, "layers": "9:"}, "--layers 9:: none of them was lensed"),
         ("token", {"token": 2, "layers": "-1:"}, "--layers -1:: give all"),
-        ("token", {"token": 2, "positions": "last:0"}, "--positions last:0: give all"),
+        ("token", {"token": 2, "positions": "last:0"}, "--positions 'last:0': write all"),
         ("token", {"token": 2, "tap": "nose"}, "unknown tap 'nose'"),
         ("layers", {"tap": "attn_out,mlp_out"}, "name one tap, or all"),
         *(

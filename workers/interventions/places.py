@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raylens.storage.errors import UsageError
-from raylens.workers.selection import parse_slice, select_positions
+from raylens.storage.positions import FORMS, Positions
 
 _LIST = re.compile(r"-?\d{1,18}(,-?\d{1,18})*")
 
@@ -33,9 +33,9 @@ def check_positions(spec: str) -> None:
     """
     if _LIST.fullmatch(spec) is None:
         try:
-            select_positions(spec, 1)
+            Positions.parse(spec)
         except UsageError as error:
-            raise UsageError(f"{spec[:100]!r}: write all, last, last:N, A:B or a list of numbers") from error
+            raise UsageError(f"{spec[:100]!r}: write {FORMS}, or a list of positions") from error
 
 
 def edited(spec: str, span: Span) -> list[int]:
@@ -43,25 +43,19 @@ def edited(spec: str, span: Span) -> list[int]:
 
     They are those of the prompt; ``all``, and a slice without an end such as ``2:``, go on over the tokens generated after it.
     """
-    chosen = _listed(spec, span.prompt) if _LIST.fullmatch(spec) else select_positions(spec, span.prompt)
-    if _goes_on(spec):
-        chosen = [*chosen, *range(max(span.prompt, _start(spec)), span.stop)]
+    if "," in spec:
+        chosen = _listed(spec, span.prompt)
+    else:
+        meant = Positions.parse(spec)
+        chosen = meant.among(range(span.prompt), span.prompt)
+        if meant.goes_on:
+            chosen += range(max(span.prompt, meant.first), span.stop)
     return [position for position in chosen if max(0, span.first) <= position < span.stop]
 
 
 def _listed(spec: str, tokens: int) -> list[int]:
     numbers = (int(part) for part in spec.split(","))
     return sorted({number + tokens if number < 0 else number for number in numbers} & set(range(tokens)))
-
-
-def _goes_on(spec: str) -> bool:
-    part = parse_slice(spec)
-    return spec == "all" or (part is not None and part.stop is None and _start(spec) >= 0)
-
-
-def _start(spec: str) -> int:
-    part = parse_slice(spec)
-    return (part.start or 0) if part is not None else 0
 
 
 def places(spec: str, spans: Sequence[Span], columns: int) -> tuple[list[int], list[int]]:
