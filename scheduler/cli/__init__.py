@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from raylens import __version__
 from raylens.scheduler import process
@@ -51,6 +52,16 @@ def _failed(error: RaylensError) -> click.ClickException:
     return failed
 
 
+def _name_origin(error: click.BadParameter) -> None:
+    """Say where a value comes from that was not typed."""
+    if error.ctx is None or error.param is None:
+        return
+    source = error.ctx.get_parameter_source(str(error.param.name))
+    origins = {ParameterSource.ENVIRONMENT: error.param.envvar, ParameterSource.DEFAULT_MAP: "from the file of --config"}
+    if source in origins:
+        error.param_hint = f"{error.param.get_error_hint(error.ctx)} ({origins[source]})"
+
+
 def _name_variables(command: click.Command, module: str) -> None:
     """Name each option's variable of the environment by the option; click would by its parameter, which may be called otherwise.
 
@@ -86,6 +97,9 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except RaylensError as error:
             raise _failed(error) from error
+        except click.BadParameter as error:
+            _name_origin(error)
+            raise
         except OSError as error:
             if error.errno not in _DISK:
                 raise

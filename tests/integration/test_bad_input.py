@@ -171,6 +171,17 @@ def test_options_from_environment_and_file(tmp_path: Path, tiny: Path) -> None:
     check(raylens_command("run", "c.txt", "-m", str(tiny), "--config", "bad.toml", cwd=tmp_path), 2, "topk")
     (tmp_path / "many.toml").write_text('track = [" sail", "no single token here"]\n')
     check(raylens_command("run", "c.txt", "-m", str(tiny), "--config", "many.toml", cwd=tmp_path), 2, "--track 'no single")
+    (tmp_path / "text.toml").write_text('top-k = "many"\n')
+    check(
+        raylens_command("run", "c.txt", "-m", str(tiny), "--config", "text.toml", cwd=tmp_path),
+        2,
+        "'--top-k' (from the file of --config): 'many' is not a valid integer",
+    )
+    check(
+        raylens_command("run", "c.txt", "-m", str(tiny), cwd=tmp_path, env={"RAYLENS_RUN_DTYPE": "int8"}),
+        2,
+        "'--dtype' (RAYLENS_RUN_DTYPE): 'int8' is not one of",
+    )
     (tmp_path / "list.toml").write_text("top-k = [1, 2]\n")
     check(raylens_command("run", "c.txt", "-m", str(tiny), "--config", "list.toml", cwd=tmp_path), 2, "top-k must be one value")
 
