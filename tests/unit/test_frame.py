@@ -14,7 +14,7 @@ from raylens.storage import frame as frame_module
 from raylens.storage import payload as payload_module
 from raylens.storage.errors import FrameError
 from raylens.storage.frame import CHUNK_BYTES, MAX_CHUNKS, MAX_FRAME_BYTES, VERSION, decode_frame, split
-from raylens.storage.payload import MAX_ARRAY_BYTES, MAX_HEAD_BYTES, decode_payload, encode_payload
+from raylens.storage.payload import MAX_ARRAY_BYTES, MAX_HEAD_BYTES, MAX_TRACKED, decode_payload, encode_payload
 from raylens.storage.record import Failure, Record
 from raylens.storage.taps import MAX_HEADS, TAPS, head_tap
 from tests.builders import VOCABULARY_SIZE, make_failure, make_frames, make_large_record, make_record, same
@@ -331,6 +331,7 @@ def test_a_head_that_is_no_head_is_refused(head: bytes) -> None:
         ({"layers": [1 << 70]}, "layers are not ascending"),
         ({"truncated_from": 4}, "truncated from 4 tokens to 4"),
         ({"truncated_from": -1}, "truncated from -1"),
+        ({"truncated_from": 1 << 32}, "truncated from"),
         ({"truncated_from": 1 << 80}, "truncated from"),
     ],
     ids=str,
@@ -620,6 +621,10 @@ def every_tap(change: Change) -> Change:
             "name of a statistic: 'a/b'",
         ),
         (
+            every_tap(lambda stats: stats.update({"n" * 65: {"shape": [2, 4], "dtype": "uint32", "data": b""}})),
+            "name of a statistic: 'n{65}'",
+        ),
+        (
             every_tap(lambda stats: stats.update({"größe": {"shape": [2, 4], "dtype": "uint32", "data": b""}})),
             "name of a statistic: 'größe'",
         ),
@@ -632,6 +637,30 @@ def every_tap(change: Change) -> Change:
 def test_statistics_are_checked(change: Change, reason: str) -> None:
     """Names, shapes, types, sizes and values of statistics, and the tracked ids."""
     refused_payload(changed_payload(make_record(tracked=2, stats=True), change), reason)
+
+
+def test_what_reaches_a_limit_is_taken() -> None:
+    """The whole vocabulary at every place, as many tracked tokens as there may be, and the longest name of a statistic."""
+    whole = make_record(k=6, vocabulary_size=6)
+    assert same(decode_payload(encode_payload(whole), 0, 6), whole)
+    tracked = make_record(tracked=MAX_TRACKED, stats=True, tokens=1, layers=(0,))
+    assert same(through_the_wire(tracked), tracked)
+    named = make_record()
+    named.taps["resid_post"].stats["n" * 64] = np.zeros((2, 4), np.uint32)
+    assert same(through_the_wire(named), named)
+    cut = make_record(truncated_from=(1 << 32) - 1)
+    assert same(through_the_wire(cut), cut)
+
+
+def test_the_numbers_of_each_place_count_among_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id and a logprob for each of the k best, a logsumexp and an entropy: not a byte more or less."""
+    record = make_record(tokens=5, layers=(0, 1), taps=("resid_post",), k=3, dtype="float16")
+    size = 2 * 5 * (3 * (4 + 2) + 4 + 4)
+    monkeypatch.setattr(payload_module, "MAX_ARRAY_BYTES", size)
+    assert same(through_the_wire(record), record)
+    monkeypatch.setattr(payload_module, "MAX_ARRAY_BYTES", size - 1)
+    with pytest.raises(FrameError, match=f"arrays of {size} bytes are over the limit of {size - 1}"):
+        encode_payload(record)
 
 
 def test_every_nan_of_a_statistic_is_the_same() -> None:
