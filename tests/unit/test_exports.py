@@ -19,6 +19,7 @@ from raylens.storage.exports.logitlens4llms import FILES
 from raylens.storage.record import Record
 from raylens.storage.store import Run, Store
 from tests.builders import commit_outcomes, make_failure, make_large_record, make_record, make_run
+from tests.queried import with_stats
 
 ALL = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 HOSTILE = 'a,"b"\r\n=1+1\u2028<script>'
@@ -96,7 +97,7 @@ def test_logitlenskit(run: Run) -> None:
     for data, record in zip(lines, run.records(), strict=True):
         tap = record.taps["resid_post"]
         assert list(data) == ["meta", "layers", "input", "tracked", "topk"]
-        assert (data["meta"]["version"], data["meta"]["prompt"]) == (2, record.id)
+        assert data["meta"] == {"version": 2, "timestamp": run.manifest.created, "model": "demo", "prompt": record.id}
         assert data["layers"] == [0, 1, 2, 3]
         assert data["input"] == [f" t{record.token_ids[position]}" for position in record.positions]
         assert data["topk"] == [[[f" t{token}" for token in place] for place in layer] for layer in tap.ids.tolist()]
@@ -129,6 +130,32 @@ def test_tuned_lens_means(run: Run) -> None:
     assert found["raylens"]["places"] == {"entropy": 6, "ce": 4}
 
 
+def test_tuned_lens_tells_the_divergence(tmp_path: Path) -> None:
+    """The mean KL of each layer's place; of the baseline, whose KL to itself is 0, none."""
+    records = [with_stats(make_record(index, taps=ALL, layers=(0, 1, 2, 3)), index) for index in range(2)]
+    found = json.loads(written(tuned_lens.write, write_run(tmp_path, *records)))
+    for number, (tap, at) in enumerate([("resid_pre", 0), *(("resid_post", layer) for layer in range(3))]):
+        kl = np.concatenate([record.taps[tap].stats["kl"][at] for record in records]).astype(float)
+        assert found["logit"]["kl"][f"layer_{number}"] == pytest.approx(kl.mean())
+    assert len(found["logit"]["kl"]) == 4
+    assert set(found["baseline"]) == {"entropy"}
+    assert found["raylens"]["places"] == {"entropy": 8, "kl": 8}
+
+
+def test_tuned_lens_says_what_the_means_are_of(tmp_path: Path) -> None:
+    """The means stand under the kind of the lens, and beside them what run, model and interventions they are of."""
+    plain = json.loads(written(tuned_lens.write, write_run(tmp_path, make_record(0), make_record(1))))
+    assert "logit" in plain
+    told = plain["raylens"]
+    assert [told[name] for name in ("run", "model", "lens", "edited", "records")] == ["demo", "demo", "logit", False, 2]
+    folder, _ = make_run(tmp_path, 1, name="other", identity={"lens": {"kind": "tuned"}, "intervention": {"file": "x"}})
+    commit_outcomes(folder, make_record(0))
+    other = json.loads(written(tuned_lens.write, Store(tmp_path)["other"]))
+    assert other["tuned"].keys() == plain["logit"].keys()
+    assert "logit" not in other
+    assert [other["raylens"][name] for name in ("run", "lens", "edited", "records")] == ["other", "tuned", True, 1]
+
+
 def test_tuned_lens_of_some_layers(tmp_path: Path) -> None:
     """A last layer that is not the model's is no baseline; what the run lacks is absent."""
     found = json.loads(written(tuned_lens.write, write_run(tmp_path, make_record(0, layers=(0, 2)))))
@@ -150,6 +177,17 @@ def test_logitlens4llms_needs_the_prediction(tmp_path: Path, changes: dict[str, 
     for write in FILES.values():
         with pytest.raises(UsageError, match=problem):
             written(write, run)
+
+
+def test_logitlens4llms_is_about_the_last_token(run: Run) -> None:
+    """Of several positions that were lensed, prediction and layers are those of the last."""
+    found = json.loads(written(FILES["all_layers.json"], run))
+    for record in run.records():
+        step, best = found[f"step_{record.index}"], record.taps["resid_post"].ids[:, -1, 0].tolist()
+        assert step["predicted_token"] == f" t{best[-1]}"
+        shown = [layer["block_output"][0][0] for layer in step["all_layers_data"].values()]
+        assert shown == [f" t{token}" for token in best]
+        assert record.taps["resid_post"].ids[-1, 0, 0] != best[-1], "so that the position matters"
 
 
 def test_logitlenskit_needs_the_block_output(tmp_path: Path) -> None:
