@@ -2,14 +2,18 @@
 
 import os
 import socket
+import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raylens.scheduler import heartbeat as module
 from raylens.scheduler.heartbeat import Heartbeat
+from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
-from raylens.storage.pulse import Pulse, ask_to_stop, read_pulse
+from raylens.storage.pulse import FORMAT, SILENT_SECONDS, Pulse, ask_to_stop, read_pulse, write_pulse
 from tests.builders import make_run
 
 
@@ -61,3 +65,42 @@ def test_monitors_are_told_what_is_waited_for(folder: RunFolder, monkeypatch: py
         assert not waiting()
         assert pulse(folder).waiting == "waiting for a node"
         assert waiting()
+
+
+def made_pulse(**changes: Any) -> Pulse:
+    """Of a driver on this machine that is this process, a second ago."""
+    fields = {"host": socket.gethostname(), "pid": os.getpid(), "at": time.time() - 1, "waiting": ""}
+    figures = ("actors", "ready", "deaths", "resubmitted", "in_flight_bytes", "unstored_prompts", "unstored_bytes")
+    return Pulse(**{"format": FORMAT, **dict.fromkeys(figures, 0), **fields, **changes})
+
+
+def ended_pid() -> int:
+    """The id of a process that is no more."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_the_state_of_a_driver() -> None:
+    """Only on its own machine can a process be seen to be gone; elsewhere a driver is silent once a minute has passed."""
+    gone, now = ended_pid(), time.time()
+    assert made_pulse().state(now) == "running"
+    assert made_pulse(pid=gone).state(now) == "died"
+    assert made_pulse(pid=1 << 70).state(now) == "died", "no process has such a number"
+    assert made_pulse(pid=gone, host="elsewhere").state(now) == "running"
+    assert made_pulse(at=now - SILENT_SECONDS).state(now) == "running"
+    assert made_pulse(at=now - SILENT_SECONDS - 1).state(now) == "silent"
+    assert made_pulse(pid=gone, at=0.0).state(now) == "died"
+
+
+def test_who_can_be_asked_to_stop(folder: RunFolder) -> None:
+    """A driver that is silent may hear it yet; where none is at work, or its process is gone, there is nothing to cancel."""
+    with pytest.raises(StoreError, match="no driver is at work on this run; there is nothing to cancel"):
+        ask_to_stop(folder)
+    write_pulse(folder, made_pulse(pid=ended_pid()))
+    with pytest.raises(StoreError, match="nothing to cancel"):
+        ask_to_stop(folder)
+    assert not folder.cancel.exists()
+    write_pulse(folder, made_pulse(host="elsewhere", at=0.0))
+    assert ask_to_stop(folder).host == "elsewhere"
+    assert folder.cancel.exists()
