@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from raylens.storage.errors import StoreError
-from raylens.storage.status import status
+from raylens.storage.status import RATE_SECONDS, status
 from raylens.storage.tally import Tally
-from tests.builders import commit_outcomes, make_record, make_run
+from tests.builders import commit_outcomes, make_failure, make_record, make_run
 
 
 def test_a_run_that_is_moved_aside_while_it_is_watched(tmp_path: Path) -> None:
@@ -21,3 +21,14 @@ def test_a_run_that_is_moved_aside_while_it_is_watched(tmp_path: Path) -> None:
     make_run(tmp_path)
     with pytest.raises(StoreError, match=r"000000000\.json: No such file"):
         status(folder, tally)
+
+
+def test_what_is_stored_again_counts_once(tmp_path: Path) -> None:
+    """As where a compaction was killed, whose merged segment has prompts of earlier commits: neither counts nor rates double."""
+    folder, _ = make_run(tmp_path, prompts=6)
+    commit_outcomes(folder, make_record(0), make_failure(1), make_failure(2))
+    commit_outcomes(folder, make_record(0), make_failure(1), make_record(3))
+    found = status(folder)
+    assert (found.state, found.stored, found.failures, found.tokens) == ("stopped", 4, {"model": 2}, 8)
+    assert found.prompts_per_second == pytest.approx(4 / RATE_SECONDS)
+    assert found.tokens_per_second == pytest.approx(8 / RATE_SECONDS)
