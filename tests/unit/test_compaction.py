@@ -100,6 +100,15 @@ def test_segments_are_not_made_larger_than_the_target(folder: RunFolder, monkeyp
     assert compact(folder) == (3, 3)
 
 
+@pytest.mark.parametrize(("spare", "left"), [(0, 1), (-1, 2)])
+def test_a_segment_may_have_all_of_the_target(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, spare: int, left: int) -> None:
+    """What fits to the byte becomes one; a byte less and the last stays by itself."""
+    size = sum(path.stat().st_size for path in folder.records.iterdir())
+    monkeypatch.setattr(compaction, "TARGET_BYTES", size + spare)
+    assert compact(folder) == (5, left)
+    assert_whole(folder)
+
+
 def test_the_watch_sees_the_groups(folder: RunFolder) -> None:
     """What shows progress is given each group once, before any is merged."""
     seen: list[list[int]] = []
