@@ -417,6 +417,15 @@ def test_a_run_without_records(tmp_path: Path) -> None:
     assert [row["kind"] for row in query(run, "failures")] == ["model"]
 
 
+def test_a_run_whose_first_prompt_failed(tmp_path: Path) -> None:
+    """What was lensed is told by the first record, and a failure is no place."""
+    folder, _ = make_run(tmp_path)
+    commit_outcomes(folder, make_failure(0), make_record(1), make_failure(2))
+    rows = query(Store(tmp_path)["demo"], "layers", tap="resid_post")
+    assert [(row["layer"], row["places"]) for row in rows] == [(0, 4), (3, 4)]
+    assert {row["id"] for row in query(Store(tmp_path)["demo"], "depths")} == {"prompt-1"}
+
+
 @pytest.mark.parametrize("name", named_queries())
 def test_headers_say_what_statements_take(name: str) -> None:
     """Every option is known and used; a statement has no other parameter."""
