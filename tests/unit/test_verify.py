@@ -19,12 +19,23 @@ from raylens.storage.errors import Fenced, StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
 from raylens.storage.manifest import read_manifest
+from raylens.storage.quarantine import Quarantine
 from raylens.storage.record import Failure, Record
 from raylens.storage.repair import repair
 from raylens.storage.segments import SegmentBuilder
 from raylens.storage.store import Store
 from raylens.storage.verify import examine
-from tests.builders import commit_all, commit_outcomes, make_failure, make_record, make_run, same
+from raylens.storage.vocabulary import write_vocabulary
+from tests.builders import (
+    VOCABULARY_SIZE,
+    commit_all,
+    commit_outcomes,
+    make_failure,
+    make_record,
+    make_run,
+    make_vocabulary,
+    same,
+)
 
 PROMPTS = 10
 #: The prompts of each commit; commits 0 and 3 are empty, as of writers that took over.
@@ -116,7 +127,17 @@ DAMAGES: dict[str, tuple[Callable[[RunFolder], Any], str, str, set[int]]] = {
     "segment of another commit": (
         change_commit(2, lambda one: one.update(segment="000000001-0a1b2c3d.jsonl.zst")), "commits/000000002", "another", set(),
     ),
+    "segment of another writer": (
+        change_commit(1, lambda one: one.update(writer="99999999")), "commits/000000001", "another", set(),
+    ),
+    "merged from later commits": (
+        change_commit(2, lambda one: one.update(segment="merged-000000003-000000002-0a1b2c3d.jsonl.zst")),
+        "commits/000000002", "another", set(),
+    ),
     "index twice": (change_commit(4, lambda one: one["entries"][1].__setitem__(0, 3)), "commits/000000004", "prompt 3", set()),
+    "index twice in a commit": (
+        change_commit(4, lambda one: one["entries"][1].__setitem__(0, 5)), "commits/000000004", "prompt 5", set(),
+    ),
     "index outside": (change_commit(4, lambda one: one["entries"][1].__setitem__(0, 10)), "commits/000000004", "has 10", set()),
     "ranges overlap": (change_commit(1, lambda one: one["entries"][1].__setitem__(2, 1)), "commits/000000001", "tile", set()),
     "huge length": (change_commit(1, lambda one: one["entries"][2].__setitem__(3, 1 << 62)), "commits/000000001", "tile", set()),
@@ -126,8 +147,10 @@ DAMAGES: dict[str, tuple[Callable[[RunFolder], Any], str, str, set[int]]] = {
     "other id": (change_commit(1, lambda one: one["entries"][0].__setitem__(1, "x")), "records/000000001", "not prompt 0", set()),
     "other tokens": (change_commit(1, lambda one: one["entries"][0].__setitem__(4, 9)), "records/000000001", "1 of 3", set()),
     "entry missing": (change_commit(1, lambda one: one["entries"].pop()), "commits/000000001", "tile", set()),
+    "first entry missing": (change_commit(1, lambda one: one["entries"].pop(0)), "commits/000000001", "tile", set()),
     "other checksum": (change_commit(1, lambda one: one.update(crc32=1)), "records/000000001", "crc32", set()),
     "certificate": (lambda folder: folder.certificate.write_text("{"), "certificate.json", "damaged", set()),
+    "certificate a list": (lambda folder: folder.certificate.write_text("[]"), "certificate.json", "not an object", set()),
 }  # fmt: skip
 
 
@@ -293,6 +316,15 @@ def test_a_run_that_changes_while_it_is_read_is_read_again(folder: RunFolder, mo
     assert examine(folder).damage == []
 
 
+def test_repair_enters_no_prompt_outside_the_corpus(folder: RunFolder) -> None:
+    """Where a commit cannot be read, what its segment holds is searched, and only prompts of the run are kept."""
+    commit_outcomes(folder, outcome_of(8), make_record(PROMPTS))
+    commit_file(folder, 5).write_bytes(b"")
+    repair(folder)
+    assert examine(folder).damage == []
+    assert [entry.index for commit in Ledger(folder).refresh() for entry in commit.entries] == list(range(9))
+
+
 def test_run_json_is_not_guessed(folder: RunFolder) -> None:
     """Without run.json the damage is named with the remedy, and a repair changes nothing."""
     folder.manifest.write_text("{")
@@ -314,6 +346,46 @@ def test_a_vocabulary_is_written_anew(folder: RunFolder) -> None:
     assert examine(folder).damage[0].file == "vocabulary.msgpack.zst"
     assert repair(folder) == ["vocabulary.msgpack.zst: moved to damaged/"]
     assert "No such file" in examine(folder).damage[0].problem
+
+
+def test_a_vocabulary_of_another_size_is_damage(folder: RunFolder) -> None:
+    """As of another model: ids of the records would have no token, or another."""
+    write_vocabulary(folder.vocabulary, make_vocabulary()[:-1])
+    (damage,) = examine(folder).damage
+    assert damage.file == "vocabulary.msgpack.zst"
+    assert f"holds {VOCABULARY_SIZE - 1} tokens, run.json says {VOCABULARY_SIZE}" in damage.problem
+
+
+def test_what_is_counted(folder: RunFolder) -> None:
+    """Commits, records, failures, bytes and refusals are of the whole run; lost is what a repair cannot keep."""
+    commit_outcomes(folder, make_failure(8))
+    for entry in ("1-0", "2-0"):
+        Quarantine(folder).add(entry, "not a valid frame", b"poison")
+    size = sum(path.stat().st_size for path in folder.records.iterdir())
+    found = examine(folder)
+    assert (found.commits, found.records, found.failures, found.lost) == (6, 7, 2, 0)
+    assert (found.size, found.quarantined) == (size, 2)
+    flip_last_record(folder)
+    found = examine(folder)
+    assert (found.commits, found.records, found.failures, found.lost) == (6, 6, 2, 1)
+
+
+def test_what_was_moved_aside_is_listed(folder: RunFolder) -> None:
+    """Leftovers are what may be deleted, and so is what a repair keeps of the damage."""
+    flip_last_record(folder)
+    repair(folder)
+    segment = [f"000000001-0a1b2c3d.{end}" for end in ("jsonl.zst", "lens.parquet", "prompts.parquet")]
+    assert examine(folder).leftovers == [f"damaged/{name}" for name in (*segment, "000000001.json")]
+
+
+def test_each_damage_of_a_file_is_kept(folder: RunFolder) -> None:
+    """A file that is damaged again and again does not take the place of what was moved aside before."""
+    contents = [b"first", b"second", b"third", b"fourth"]
+    for content in contents:
+        commit_file(folder, 1).write_bytes(content)
+        repair(folder)
+    assert sorted(path.read_bytes() for path in folder.damaged.glob("000000001.json*")) == sorted(contents)
+    assert_kept(folder, set())
 
 
 def test_a_newer_format_is_no_damage_to_mend(folder: RunFolder) -> None:
