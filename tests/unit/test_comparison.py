@@ -13,7 +13,8 @@ from raylens.storage.comparison import compare
 from raylens.storage.errors import UsageError
 from raylens.storage.store import Run, open_store
 from raylens.storage.taps import TAPS
-from tests.builders import commit_outcomes, make_generated, make_record, make_run
+from raylens.storage.vocabulary import Vocabulary, write_vocabulary
+from tests.builders import commit_outcomes, make_generated, make_record, make_run, make_vocabulary
 from tests.queried import decided, places, same_rows, write_run
 
 #: Every token of every prompt.
@@ -45,11 +46,11 @@ def plain(one: Run, other: Run, k: int, shared: Mapping[str, int] = EVERYTHING) 
             "other_layer": layer,
             "places": len(pairs),
             "agreement": sum(a["ids"][0] == b["ids"][0] for a, b in pairs) / len(pairs),
-            "overlap": sum(len(set(a["ids"]) & set(b["ids"])) / k for a, b in pairs) / len(pairs),
+            "overlap": sum(len(set(a["ids"][:k]) & set(b["ids"][:k])) / k for a, b in pairs) / len(pairs),
             "entropy_change": sum(b["entropy"] - a["entropy"] for a, b in pairs) / len(pairs),
             "logprob_change": mean(
                 [
-                    b["logprobs"][b["ids"].index(a["ids"][0]) if a["ids"][0] in b["ids"] else -1] - a["logprobs"][0]
+                    b["logprobs"][b["ids"].index(a["ids"][0]) if a["ids"][0] in b["ids"][:k] else k - 1] - a["logprobs"][0]
                     for a, b in pairs
                 ]
             ),
@@ -135,6 +136,75 @@ def test_models_of_other_depths(tmp_path: Path) -> None:
     found = compare(one, other).rows()
     assert {(row["layer"], row["other_layer"]) for row in found} == {(0, 0), (1, 2), (2, 4), (3, 6)}
     assert {row["tap"] for row in found if row["layer"] == 0} == set(TAPS)
+
+
+def test_shifts_between_models_of_other_depths(tmp_path: Path) -> None:
+    """First and last layer of both are held against each other, so a shift of 0 is the same relative depth."""
+    one, other = same_prompts(tmp_path, layers=7, lens_seed=7)
+    ends = {(row["id"], row["position"]): row["stable"]["layer"] for row in decided(other)}
+    shifts = defaultdict(list)
+    for row in decided(one):
+        layer = row["stable"]["layer"]
+        shifts[layer].append(ends[row["id"], row["position"]] * 3 / 6 - layer)
+    found = {row["layer"]: row["shift"] for row in compare(one, other) if row["shift"] is not None}
+    assert found == pytest.approx({layer: sum(each) / len(each) for layer, each in shifts.items()})
+    assert any(found.values())
+
+
+@pytest.mark.parametrize(("kept", "others"), [(3, 2), (2, 3)])
+def test_runs_that_keep_other_numbers_of_tokens(tmp_path: Path, kept: int, others: int) -> None:
+    """Tokens are compared as far as both have them."""
+    one = write_run(tmp_path, name="one", k=kept)
+    other = write_run(tmp_path, name="other", k=others, lens_seed=7)
+    same_rows(compare(one, other).rows(), plain(one, other, 2))
+
+
+def test_a_run_without_its_last_layer_decides_nothing(tmp_path: Path) -> None:
+    """What its last lensed layer says is no prediction of the model, whichever of the two lacks it."""
+    for name, layers in (("one", 4), ("other", 3)):
+        write_run(tmp_path, name=name, layers=layers).folder.certificate.write_text('{"layers": 4}')
+    one, other = (open_store(tmp_path)[name] for name in ("one", "other"))
+    for pair in ((one, other), (other, one)):
+        rows = compare(*pair).rows()
+        assert {row["layer"] for row in rows} == {0, 1, 2}
+        assert {(row["decided"], row["shift"]) for row in rows} == {(None, None)}
+
+
+def lensed_run(store: Path, name: str, vocabulary: Vocabulary | None = None, **changes: Any) -> Run:
+    """A run of one prompt by a model of four layers."""
+    folder, _ = make_run(store, 1, name=name, **({"vocabulary_size": len(vocabulary)} if vocabulary else {}))
+    commit_outcomes(folder, make_record(0, **changes))
+    folder.certificate.write_text('{"layers": 4}')
+    if vocabulary:
+        write_vocabulary(folder.vocabulary, vocabulary)
+    return open_store(store)[name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"id": "another"}, "no prompt id is in both"),
+        ({"seed": 5}, "the prompts of the same ids have other tokens"),
+        ({"positions": [0, 2]}, "no position of a prompt was lensed in both"),
+        ({"layers": (1, 2)}, "no tap was lensed at the same layers in both"),
+        ({"taps": ("mlp_out",)}, "no tap was lensed at the same layers in both"),
+        ({"vocabulary": [b"other", *make_vocabulary()[1:]]}, "have different vocabularies; runs of models with one tokenizer"),
+    ],
+)
+def test_runs_that_share_nothing(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
+    """Why there is nothing to compare is said, not shown as an empty table."""
+    one = lensed_run(tmp_path, "one", positions=[1, 3])
+    other = lensed_run(tmp_path, "other", **{"positions": [1, 3], **changes})
+    with pytest.raises(UsageError, match=f"runs 'one' and 'other' .*{problem}"):
+        compare(one, other).rows()
+
+
+def test_a_vocabulary_may_be_padded_further(tmp_path: Path) -> None:
+    """Ids mean the same where both have a token; one may have more, also in the place of what the other pads with."""
+    one = lensed_run(tmp_path, "one")
+    other = lensed_run(tmp_path, "other", vocabulary=[*make_vocabulary()[:-1], b"<added>", b"<more>", None])
+    for pair in ((one, other), (other, one)):
+        assert {row["agreement"] for row in compare(*pair)} == {1}
 
 
 @pytest.mark.parametrize(
