@@ -42,6 +42,18 @@ def test_chosen(spec: str, of_all: list[int], of_lensed: list[int]) -> None:
     assert Positions.parse(spec).among(LENSED, 8) == of_lensed
 
 
+@pytest.mark.parametrize(
+    ("spec", "goes_on"),
+    [
+        *(("all", True), (":", True), ("2:", True), ("99:", True)),
+        *(("2", False), ("2:5", False), (":-1", False), ("-1", False), ("-3:", False), ("last", False), ("last:3", False)),
+    ],
+)
+def test_what_goes_on_after_the_prompt(spec: str, goes_on: bool) -> None:
+    """What has no end; but what counts from the end of the prompt is of the prompt."""
+    assert Positions.parse(spec).goes_on == goes_on
+
+
 NONE_EVER = ["5:2", "3:3", ":0", "-1:-3", "-2:-2"]
 NO_FORM = ["", "first", "last:", "last:-1", "last:x", "last:0", "last:" + "9" * 5000, "9" * 5000, "::2", "1:2:1", "1-3", "1,2"]
 
