@@ -17,7 +17,7 @@ import redis
 from raylens.storage import server as server_module
 from raylens.storage.errors import BrokerError
 from raylens.storage.server import EmbeddedServer
-from raylens.storage.stream import Stream, check_server, connect, stream_key
+from raylens.storage.stream import Memory, Stream, check_server, connect, stream_key
 from raylens.storage.urls import redact
 from tests.servers import answers
 from tests.waiting import wait_until
@@ -289,6 +289,21 @@ def raw_server(**options: str) -> Iterator[str]:
         process.kill()
         process.wait()
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("used", "limit", "full"),
+    [
+        (1 << 40, 0, False),
+        (966_367_641, 1 << 30, False),
+        (966_367_642, 1 << 30, True),
+        ((5 << 20) - 1, 8 << 20, False),
+        (5 << 20, 8 << 20, True),
+    ],
+)
+def test_when_a_server_is_full(used: int, limit: int, full: bool) -> None:
+    """From nine tenths of its limit, or where a frame might not fit any more; never without a limit."""
+    assert Memory(used, limit).full == full
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random", "volatile-lru", "volatile-ttl"])
