@@ -17,6 +17,8 @@ from raylens.storage import frame as frame_module
 from raylens.storage import server as server_module
 from raylens.storage import writer as writer_module
 from raylens.storage.errors import BrokerError, Fenced
+from raylens.storage.frame import decode_frame
+from raylens.storage.gathering import ENTRY_BYTES, Gathering
 from raylens.storage.ledger import Ledger
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.record import Record
@@ -419,6 +421,22 @@ def test_what_json_cannot_hold_is_refused_and_stops_nothing(bench: Bench, depth:
     bench.assert_stored(make_record(2))
 
 
+def test_what_is_held_is_counted_once() -> None:
+    """An entry that is read again takes no more room, nor does a chunk that was sent twice; what is complete takes none."""
+    gathering = Gathering()
+    one, two, three = (decode_frame(data, "run", PROMPTS) for data in make_frames(make_long_record(0), "run", b"attempt1"))
+    other = decode_frame(make_frames(make_long_record(1), "run", b"attempt2")[0], "run", PROMPTS)
+    for entry in ("1-0", "1-0", "2-0", "1-0"):
+        gathering.add(entry, one)
+    assert gathering.size == len(one.body) + 2 * ENTRY_BYTES
+    gathering.add("3-0", other)
+    gathering.add("4-0", three)
+    assert gathering.add("5-0", two) == (one.body + two.body + three.body, {"1-0", "2-0", "4-0", "5-0"})
+    assert gathering.size == len(other.body) + ENTRY_BYTES
+    assert gathering.drop_oldest() == [("3-0", 1, other.body)]
+    assert gathering.size == 0
+
+
 def test_an_attempt_that_changes_its_chunk_count_is_refused(bench: Bench) -> None:
     """A frame that contradicts its attempt is refused, and another attempt is stored."""
     record = make_long_record(0)
@@ -427,8 +445,8 @@ def test_an_attempt_that_changes_its_chunk_count_is_refused(bench: Bench) -> Non
     odd = bench.publish(make_record(0), b"attempt1")
     writer = bench.writer()
     drain(writer)
-    assert [(one.entry, one.reason) for one in Store(bench.store)["demo"].quarantine()] == [
-        (odd[0], "chunk count 1, the same attempt said 3")
+    assert [(one.entry, one.reason, one.index) for one in Store(bench.store)["demo"].quarantine()] == [
+        (odd[0], "chunk count 1, the same attempt said 3", 0)
     ]
     bench.publish(record)
     drain(writer)
@@ -632,6 +650,7 @@ def test_incomplete_attempts_do_not_fill_a_server_for_good(
     """Where attempts of which nothing more comes leave no room for any other, they are refused with the reason."""
     monkeypatch.setattr(server_module, "MAX_MEMORY", "8mb")
     monkeypatch.setattr(writer_module, "STANDSTILL_SECONDS", 0.5)
+    monkeypatch.setattr(writer_module, "REWIND_SECONDS", 0.1)  # what is only read again is nothing new
     with EmbeddedServer() as small:
         bench = Bench.on(small, tmp_path, open_stream, PROMPTS)
         for index in range(2):  # as by actors that died in the middle
