@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from raylens.storage import building as building_module
 from raylens.storage import frame as frame_module
 from raylens.storage import server as server_module
 from raylens.storage import writer as writer_module
@@ -20,6 +21,7 @@ from raylens.storage.errors import BrokerError, Fenced
 from raylens.storage.frame import decode_frame
 from raylens.storage.gathering import ENTRY_BYTES, Gathering
 from raylens.storage.ledger import Ledger
+from raylens.storage.payload import encode_payload
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.record import Record
 from raylens.storage.server import EmbeddedServer
@@ -28,6 +30,7 @@ from raylens.storage.stream import Stream, connect
 from raylens.storage.writer import Orders, Writer
 from raylens.workers.publish import publish
 from tests.builders import make_failure, make_frames, make_large_record, make_record, make_run
+from tests.clock import Clock
 from tests.servers import RealServer, answers
 from tests.waiting import HUNG, wait_until
 from tests.writing import Bench, drain
@@ -530,6 +533,35 @@ def test_a_full_segment_is_committed_without_waiting(bench: Bench, monkeypatch: 
     bench.publish(make_record(0))
     bench.writer().step()
     bench.assert_stored(make_record(0))
+
+
+def test_payloads_fill_a_segment_together(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is counted over all that came, read by read."""
+    monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 1e9)
+    monkeypatch.setattr(writer_module, "COMMIT_BYTES", sum(len(encode_payload(make_record(index))) for index in range(2)))
+    writer = bench.writer()
+    bench.publish(make_record(0))
+    writer.step()
+    assert bench.stored() == []
+    bench.publish(make_record(1))
+    writer.step()
+    bench.assert_stored(make_record(0), make_record(1))
+
+
+def test_records_that_come_now_and_then_do_not_put_a_commit_off(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is due when the first that waits has waited, however lately another came."""
+    clock = Clock()
+    monkeypatch.setattr(writer_module, "time", clock)
+    monkeypatch.setattr(building_module, "time", clock)
+    monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 2.0)
+    writer = bench.writer()
+    for index in range(2):
+        bench.publish(make_record(index))
+        writer.step()
+        clock.now += 1.5
+    assert bench.stored() == []
+    writer.step()
+    bench.assert_stored(make_record(0), make_record(1))
 
 
 # ---- servers that die
