@@ -378,6 +378,19 @@ def test_what_was_moved_aside_is_listed(folder: RunFolder) -> None:
     assert examine(folder).leftovers == [f"damaged/{name}" for name in (*segment, "000000001.json")]
 
 
+def test_repair_tells_what_it_did(folder: RunFolder) -> None:
+    """How many records were kept of a commit, from how many tables were made again, and what was removed."""
+    flip_last_record(folder)
+    (folder.tables / "000000002-0a1b2c3d.lens.parquet").unlink()
+    left = folder.root / f".run.json.0a1b2c3d{durable_module.TEMPORARY}"
+    left.write_text("{")
+    assert repair(folder) == [
+        "commits/000000001.json: kept 2 records; what was there is in damaged/",
+        "tables/000000002-0a1b2c3d: made again from 2 records",
+        f"{left.name}: removed",
+    ]
+
+
 def test_each_damage_of_a_file_is_kept(folder: RunFolder) -> None:
     """A file that is damaged again and again does not take the place of what was moved aside before."""
     contents = [b"first", b"second", b"third", b"fourth"]
@@ -401,7 +414,7 @@ def test_a_newer_format_is_no_damage_to_mend(folder: RunFolder) -> None:
 def test_a_stray_commit_far_away_asks_for_no_billion_others(folder: RunFolder) -> None:
     """A file with a number that no ledger reaches is named."""
     (folder.commits / "999999999999999999.json").write_text("{}")
-    assert "move it away" in examine(folder).damage[-1].problem
+    assert "999999999999999994 commits are missing before it; move it away" in examine(folder).damage[-1].problem
     with pytest.raises(StoreError, match="move it away"):
         repair(folder)
 
