@@ -122,7 +122,9 @@ def test_a_result_in_each_library(run: Run) -> None:
         place = dataset.sel(tap=row["tap"], layer=row["layer"])
         assert (int(place["n"]), float(place["most"])) == (row["n"], row["most"])
     assert np.isnan(dataset["most"].sel(tap="resid_pre", layer=3))
-    assert list(result.to_xarray()["layer"].values) == [row["layer"] for row in rows]
+    flat = result.to_xarray()
+    assert dict(flat.sizes) == {"row": len(rows)}
+    assert list(flat["layer"].values) == [row["layer"] for row in rows]
 
 
 def test_axes_that_do_not_tell_rows_apart(run: Run) -> None:
