@@ -134,8 +134,10 @@ class Writer:
 
     def _commit_next(self) -> None:
         batch, future = self._making[0]
-        made = future.result()
-        self._check_unmoved()
+        try:
+            made = future.result()
+        finally:  # a segment that could not be written may be one of a run that is no longer there
+            self._check_unmoved()
         self._ledger.append(made.commit)
         self._making.popleft()
         self._named.add(made.commit.segment)
