@@ -1,5 +1,6 @@
 """What ``raylens doctor`` says of a machine that lacks something; each thing is really so, or its bound is moved."""
 
+import importlib.metadata
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def test_packages_out_of_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     wrong = found("versions", tmp_path)
     assert wrong.status == "problem"
-    assert wrong.found.endswith(f"; torch {torch.__version__}, needs <1; no-such-package is missing")
+    assert wrong.found.endswith(f"; torch {importlib.metadata.version('torch')}, needs <1; no-such-package is missing")
     assert wrong.remedy == "pip install --upgrade raylens"
     assert [one.name for one in examine(tmp_path, "embedded", "local")] == ["versions"], "the others would import what is missing"
 

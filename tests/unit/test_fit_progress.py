@@ -47,7 +47,7 @@ def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """On a terminal what is done now stands before the bar, which fills by the steps."""
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
 

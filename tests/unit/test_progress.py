@@ -169,7 +169,7 @@ def test_events_tell_the_same(clock: Clock, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_bar_says_what_is_done_now(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Preparations by their names, the fetching of a model by its bytes, and once a model is loaded the run's name."""
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "140")
 
     def last(*told: Callable[[Bar], None]) -> str:
