@@ -136,7 +136,10 @@ def parse_stats(asked: str | Iterable[str]) -> tuple[str, ...]:
     Raises:
         UsageError: there is no such metric.
     """
-    names = [name for given in names_in(asked, "--stats") for name in {"all": ALL, "none": ()}.get(given, (given,))]
+    asked_for = names_in(asked, "--stats")
+    if "none" in asked_for and set(asked_for) != {"none"}:
+        raise UsageError(f"--stats {','.join(asked_for)}: none goes with no other; leave it out, or the others")
+    names = [name for given in asked_for for name in {"all": ALL, "none": ()}.get(given, (given,))]
     for name in names:
         if name not in STATS:
             raise UsageError(f"--stats {name}: there is no such statistic; choose from {', '.join(STATS)}, all, or none")

@@ -56,6 +56,8 @@ class Tracked:
         if field not in metadata:
             raise UsageError(f"--track {name}: the prompt has no field {field!r} beside its text")
         value = metadata[field]
+        if value is None:
+            raise UsageError(f"--track {name}: is null; give the text of one token, or its id as a number")
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UsageError(f"--track {name}: is a {type(value).__name__}; give the text of one token, or its id as a number")
         return self._id(f"{ID}{value}" if isinstance(value, int) else value, f"--track {name}: {value!r}")

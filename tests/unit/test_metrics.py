@@ -288,6 +288,8 @@ def test_names_of_statistics() -> None:
     assert parse_stats("best_attribution, all") == (*ALL, "best_attribution")
     with pytest.raises(UsageError, match=r"--stats nothing: .* choose from kl, next_logprob, next_rank"):
         parse_stats("kl,nothing")
+    with pytest.raises(UsageError, match="--stats none,kl: none goes with no other"):
+        parse_stats("none,kl")
     assert METRICS.keys() == {*ALL, "tracked_logprob", "tracked_rank"}
 
 

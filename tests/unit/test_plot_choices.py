@@ -132,6 +132,18 @@ def test_layers_where_the_prediction_moves() -> None:
     assert shown(rank.rank(record, vocabulary, Request("m", important=90))) == list(range(6))
 
 
+def test_layers_where_the_prediction_moves_beyond_the_stored_tokens() -> None:
+    """Exact ranks tell moves among tokens that are not kept; they count only where they are of the predicted token."""
+    record, vocabulary = moving()
+    lens = record.taps["resid_post"]
+    exact = replace(lens, stats={"best_rank": np.array([900, 4, 3, 2, 1, 1], np.uint32)[:, None]})
+    found = replace(record, taps={**record.taps, "resid_post": exact})
+    assert shown(rank.rank(found, vocabulary, Request("m", important=1))) == [1]
+    other = replace(lens, stats={"best_rank": np.array([900, 4, 3, 2, 1, 2], np.uint32)[:, None]})
+    found = replace(record, taps={**record.taps, "resid_post": other})
+    assert shown(rank.rank(found, vocabulary, Request("m", important=1))) == [2]
+
+
 def test_layers_by_the_threshold_of_logitlens4llms() -> None:
     """Any of three taps, not the middle residual, has more than 3 of whole percents that are cut off: 3.9 % is not enough."""
     record, vocabulary = moving()

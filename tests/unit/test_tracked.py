@@ -71,6 +71,7 @@ def test_tokens_of_each_prompt(tokenizer: object, vocabulary: Vocabulary) -> Non
         ({"right": -1}, "--track field:right: -1: no single token of this model"),
         ({"right": [" Rome"]}, "--track field:right: is a list; give the text of one token, or its id as a number"),
         ({"right": True}, "--track field:right: is a bool"),
+        ({"right": None}, "--track field:right: is null; give the text of one token, or its id as a number"),
     ],
 )
 def test_fields_that_name_no_token(fields: dict[str, object], message: str, tokenizer: object, vocabulary: Vocabulary) -> None:
