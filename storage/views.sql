@@ -68,9 +68,10 @@ CREATE MACRO tap_order(tap) AS coalesce(
     list_position(['resid_pre', 'attn_out', 'resid_mid', 'mlp_out', 'resid_post'], tap), 6 + try_cast(substr(tap, 6) AS INTEGER)
 );
 
--- The value of a metadata key of any name, as text; null where there is none.
-CREATE MACRO metadata_value(metadata, key) AS
-json_extract_string(metadata, '/' || replace(replace(key, '~', '~0'), '/', '~1'));
+-- The value of a metadata key of any name: as text, null where there is none or JSON's null; and as JSON.
+CREATE MACRO json_pointer(key) AS '/' || replace(replace(key, '~', '~0'), '/', '~1');
+CREATE MACRO metadata_value(metadata, key) AS json_extract_string(metadata, json_pointer(key));
+CREATE MACRO metadata_json(metadata, key) AS json_extract(metadata, json_pointer(key))::VARCHAR;
 
 -- Prompts of one id in two runs, and how many first tokens they share: all of the shorter one's, or none. Where both were generated the model goes
 -- ways of its own from some token on, and what comes before is shared if it is at least the prompt, which ends where the first step is.

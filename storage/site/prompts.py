@@ -23,7 +23,11 @@ _FITTING = """
     SELECT prompt, id, text, tokens, failure, metadata
     FROM prompts
     WHERE ($text IS NULL OR contains(lower(text), lower($text)) OR contains(lower(id), lower($text)))
-        AND ($key IS NULL OR metadata_value(metadata, $key) = coalesce($value, metadata_value(metadata, $key)))
+        AND (
+            $key IS NULL
+            OR coalesce($value IN (metadata_value(metadata, $key), metadata_json(metadata, $key)), $value IS NULL)
+            AND metadata_json(metadata, $key) IS NOT NULL
+        )
         AND ($outcome = 'all' OR (failure IS NULL) = ($outcome = 'records'))
 """
 _COUNT = f"SELECT count(*) AS count FROM ({_FITTING})"  # noqa: S608  constant
@@ -37,6 +41,8 @@ _PAGE = f"""
 
 def prompts(shelf: Shelf, request: Request) -> dict[str, Any]:
     """The prompts whose text or id holds ``text``, whose metadata ``key`` is ``value``, and that ended as ``outcome``.
+
+    The value is compared as text and as JSON.
 
     With ``against``, another run, each is shown beside what it came to there.
     """

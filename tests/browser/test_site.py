@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -111,6 +112,32 @@ def test_metadata_is_shown_as_it_is_searched_for(tmp_path: Path, view: View, ope
     page.get_by_label("is", exact=True).fill(shown[0].removeprefix("meta: "))
     page.get_by_role("button", name="Find").click()
     expect(page.locator(".prompts a bdi")).to_have_text(["prompt-0"])
+
+
+def test_metadata_is_searched_for_as_text_and_as_json(tmp_path: Path, view: View) -> None:
+    """As JSON there is null, the empty text, and a text that looks like a number; without a value, all that have the key."""
+    values: dict[str, Any] = {"null": None, "text": "null", "empty": "", "yes": True, "one": 1, "1": "1", "list": [1, "a"]}
+    folder, _ = make_run(tmp_path, len(values) + 1)
+    ids = [*values, "none"]
+    commit_outcomes(
+        folder,
+        *(make_record(n, id=name, metadata={"k": values[name]} if name in values else {}) for n, name in enumerate(ids)),
+    )
+    site = view(tmp_path)
+
+    def found(**asked: str) -> list[str]:
+        answer: Any = site.get(f"/api/runs/demo/prompts?{urlencode(asked)}").json()
+        return [prompt["id"] for prompt in answer["prompts"]]
+
+    assert found(key="k") == found(key="k", value="") == list(values)
+    assert found(key="k", value="null") == ["null", "text"]
+    assert found(key="k", value='"null"') == ["text"]
+    assert found(key="k", value='""') == ["empty"]
+    assert found(key="k", value="true") == ["yes"]
+    assert found(key="k", value="1") == ["one", "1"]
+    assert found(key="k", value='"1"') == ["1"]
+    assert found(key="k", value='[1,"a"]') == ["list"]
+    assert found(key="other") == []
 
 
 def test_many_prompts_are_paged(tmp_path: Path, view: View, open_page: Open) -> None:
