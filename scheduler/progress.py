@@ -82,9 +82,9 @@ class Meter:
         return (self.done - done) / seconds, (self.tokens - tokens) / seconds
 
     def eta(self) -> float | None:
-        """Seconds to the end at this rate."""
-        prompts, _ = self.rate()
-        return (self.total - self.done) / prompts if prompts > 0 else None
+        """Seconds to the end at this rate; None before the first records: failures alone say nothing of them."""
+        prompts, tokens = self.rate()
+        return (self.total - self.done) / prompts if prompts > 0 and tokens > 0 else None
 
     def line(self) -> str:
         """One line of text."""

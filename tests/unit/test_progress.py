@@ -70,6 +70,8 @@ def test_nothing_is_foretold_before_anything_is_done(clock: Clock) -> None:
     clock.now += 5
     assert meter.eta() is None
     assert meter.line() == "0/100 prompts, 0.0 tokens/s"
+    meter.add(records=0, failures=1, tokens=0)
+    assert meter.line() == "1/100 prompts, 0.0 tokens/s, 1 failed", "which says nothing of prompts that are lensed"
 
 
 def test_a_line(clock: Clock) -> None:
