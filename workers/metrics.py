@@ -134,7 +134,7 @@ def parse_stats(asked: str | Iterable[str]) -> tuple[str, ...]:
     """Names from a comma list, each once, in the order of the tables; ``all`` is all but the attributions, ``none`` none.
 
     Raises:
-        UsageError: there is no such metric.
+        UsageError: there is no such metric, or ``none`` stands beside others.
     """
     asked_for = names_in(asked, "--stats")
     if "none" in asked_for and set(asked_for) != {"none"}:

@@ -42,8 +42,7 @@ _PAGE = f"""
 def prompts(shelf: Shelf, request: Request) -> dict[str, Any]:
     """The prompts whose text or id holds ``text``, whose metadata ``key`` is ``value``, and that ended as ``outcome``.
 
-    The value is compared as text and as JSON.
-
+    The value is compared as text and as JSON; without one, all that have the key fit.
     With ``against``, another run, each is shown beside what it came to there.
     """
     one = shelf.run(request.path_params["run"])
