@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import matplotlib.colors
+import numpy as np
 from rich.text import Text
 
 from raylens.storage.labels import cell_width, fit
-from raylens.storage.plots.canvas import ink
+from raylens.storage.plots.canvas import Array, Scale, ink
 from raylens.storage.plots.grid import Grid
 
 #: Narrowest and widest cell, in characters.
@@ -30,13 +31,23 @@ def grid_lines(picture: Grid, width: int | None) -> list[Text]:
     for row in reversed(range(len(picture.rows))):
         line = Text(f"{picture.rows[row]:>{names}}")
         for column, size in zip(columns, sizes, strict=True):
-            rgba = colours[row, column]
-            style = f"{matplotlib.colors.to_hex(ink(rgba))} on {matplotlib.colors.to_hex(rgba)}"
-            line.append(" " * _GAP).append(_padded(picture.texts[row][column], size), style=style)
+            line.append(" " * _GAP).append(_padded(picture.texts[row][column], size), style=_style(colours[row, column]))
         lines.append(line)
     lines.append(_plain("token", names, [picture.inputs[column] for column in columns], sizes))
     lines.append(_plain("position", names, [str(picture.positions[column]) for column in columns], sizes))
     return lines
+
+
+def legend(scale: Scale, width: int) -> Text:
+    """What the colours of a grid mean, in one line that fits into a terminal's width if it can: some values in their colours."""
+    line = Text()
+    for colour, (_, text) in zip(scale.paint(np.array([value for value, _ in scale.ticks])), scale.ticks, strict=True):
+        line.append(f" {text} ", style=_style(colour))
+    return line.append(f" {fit(scale.label, max(1, width - len(line) - 1))}", style="dim")
+
+
+def _style(rgba: Array) -> str:
+    return f"{matplotlib.colors.to_hex(ink(rgba))} on {matplotlib.colors.to_hex(tuple(rgba))}"
 
 
 def _columns(picture: Grid, width: int | None) -> list[int]:

@@ -15,6 +15,9 @@ from raylens.scheduler.cli._options import (
 )
 from raylens.storage.errors import UsageError
 
+#: Stored of every tap, for whatever colours the grid.
+_STATS = ("kl", "best_logprob", "best_rank")
+
 
 @click.command("lens")
 @click.argument("text")
@@ -31,27 +34,35 @@ from raylens.storage.errors import UsageError
     show_default=True,
     help="What colours the cells: rank, prob, logprob, entropy, kl, final_prob or final_logprob.",
 )
+@click.option(
+    "--track", metavar="TOKEN", help="Colour by rank, prob or logprob of this token: its text, such as ' Paris', or id:N."
+)
 @click.option("--layer-step", type=click.IntRange(min=1), default=1, show_default=True, help="Every Nth layer, and the last.")
 @click.option("--json", "as_json", is_flag=True, help="The record, with every tap, as one JSON object.")
-def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json: bool, **options: Any) -> None:
+def command(
+    text: str, top_k: int, tap: str, stat: str, track: str | None, layer_step: int, as_json: bool, **options: Any
+) -> None:
     """Lens TEXT in this process and print the grid, without Ray, Redis or a store.
 
     In a terminal the last positions that fit are shown, in colour; in a pipe all of them, plain.
     """
     from rich.console import Console
 
-    from raylens.storage.plots.grid import STATS, grid
+    from raylens.storage.plots.grid import STATS, TOKEN_STATS, grid
     from raylens.storage.plots.request import Request
     from raylens.storage.record_view import readable
     from raylens.storage.taps import DEFAULT_TAPS, TAPS, parse_taps
-    from raylens.storage.terminal import grid_lines
+    from raylens.storage.terminal import grid_lines, legend
     from raylens.workers.api import check_text, loaded, read
     from raylens.workers.interventions.edits import read_edits
     from raylens.workers.lenses.source import lens_taps, parse_lens
     from raylens.workers.settings import LensSettings, WorkerSettings, generation_settings
+    from raylens.workers.tracked import track_names
 
     if stat not in STATS:
         raise UsageError(f"--stat {stat}: choose from {', '.join(STATS)}")
+    if track is not None and stat not in TOKEN_STATS:
+        raise UsageError(f"--track: {stat} is not of a token that you choose; --stat {', '.join(TOKEN_STATS)} are")
     shown = parse_taps(tap, "--tap")
     if len(shown) != 1 or shown[0] not in TAPS:
         raise UsageError(f"--tap {tap}: name one of {', '.join(TAPS)}")
@@ -59,10 +70,16 @@ def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json
     drawn = (options["temperature"], options["top_p"], options["sample_top_k"], options["seed"])
     generation = generation_settings(options["generate"], *drawn)
     positions = "all" if generation is None else "last"
-    stats = ("kl",) if stat == "kl" else ()
     taps = None if shown[0] in DEFAULT_TAPS else (*shown, "resid_post")
     asked = LensSettings(
-        top_k, options["layers"], taps, positions=positions, logprobs="float32", stats=stats, lens=options["lens"]
+        top_k,
+        options["layers"],
+        taps,
+        positions=positions,
+        logprobs="float32",
+        stats=_STATS,
+        track=track_names(track if track is not None else ()),
+        lens=options["lens"],
     )
     settings = WorkerSettings(model_settings(options), asked, edits=read_edits(options["intervene"]), generation=generation)
     check_text(text)
@@ -72,7 +89,10 @@ def command(text: str, top_k: int, tap: str, stat: str, layer_step: int, as_json
     if as_json:
         click.echo(orjson.dumps(readable(record, worker.vocabulary)))
         return
-    request = Request(settings.model.source, stat, shown[0], record.positions, layer_step=layer_step)
-    console = Console(highlight=False)
-    for line in grid_lines(grid(record, worker.vocabulary, request), console.width if console.is_terminal else None):
+    request = Request(
+        settings.model.source, stat, shown[0], record.positions, layer_step=layer_step, tokens=record.tracked or None
+    )
+    picture, console = grid(record, worker.vocabulary, request), Console(highlight=False)
+    width = console.width if console.is_terminal else None
+    for line in [*grid_lines(picture, width), *([] if width is None else [legend(picture.scale, width)])]:
         console.print(line, no_wrap=True, crop=False, overflow="ignore")

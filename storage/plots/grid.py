@@ -12,11 +12,13 @@ from raylens.storage.plots.canvas import CELL, LEAST_WIDTH, MARGIN, Array, Scale
 from raylens.storage.plots.paging import MOST_ROWS, page_caption, parts
 from raylens.storage.plots.request import Prediction, Request, columns_of, coverage, prediction
 from raylens.storage.plots.scales import exact_rank_scale, logprob_scale, nats_scale, prob_scale, rank_scale
-from raylens.storage.plots.standing import ranks, standing
+from raylens.storage.plots.standing import known_everywhere, ranks, standing
 from raylens.storage.record import Record, TapLens
 from raylens.storage.vocabulary import Vocabulary
 
 STATS = ("rank", "prob", "logprob", "entropy", "kl", "final_prob", "final_logprob")
+#: Those of a token that may be chosen.
+TOKEN_STATS = ("rank", "prob", "logprob")
 #: Positions drawn when none are asked for, the last ones; and positions of a page.
 MOST = 24
 _WIDTH, _HEIGHT = 0.84, 0.24  # of a cell; all lengths are inches
@@ -69,12 +71,13 @@ def grid(record: Record, vocabulary: Vocabulary, request: Request) -> Grid:
     columns = columns_of(record, positions)
     final = prediction(record)
     subject = _subject(record, vocabulary, request, stat, final)
+    exact = subject.targets is not None and bool(known_everywhere(record, record.taps[tap], subject.targets)[columns].all())
     parts = [(f"layer {layer}", tap, row) for row, layer in request.chosen_layers(record.taps[tap])]
     embedding = record.taps.get("resid_pre")
     has_embedding = embedding is not None and 0 in embedding.layers and (stat != "kl" or "kl" in embedding.stats)
     if embedding is not None and has_embedding:
         parts = [("emb", "resid_pre", embedding.layers.index(0)), *(parts if tap != "resid_pre" else [])]
-    taps = {name: (record.taps[name], _values(record, record.taps[name], stat, subject)) for _, name, _ in parts}
+    taps = {name: (record.taps[name], _values(record, record.taps[name], stat, subject, exact)) for _, name, _ in parts}
     following = [record.token_ids[position + 1 : position + 2] for position in positions]
     k = record.taps[tap].ids.shape[2]
     values = np.array([taps[name][1][row, columns] for _, name, row in parts])
@@ -88,7 +91,7 @@ def grid(record: Record, vocabulary: Vocabulary, request: Request) -> Grid:
             f"with {_MARK} where layer {final.layer} ({final.tap}) predicts it{grey}",
             coverage(record, positions),
         ),
-        scale=_scale(stat, k, subject),
+        scale=_scale(stat, k, subject, exact),
         rows=tuple(name for name, _, _ in parts),
         has_embedding=has_embedding,
         positions=positions,
@@ -174,12 +177,10 @@ class _Subject:
     Attributes:
         name: in words.
         targets: [P] token ids; None stands for the best of each place.
-        exact: whether their ranks are known in the whole vocabulary.
     """
 
     name: str
     targets: NDArray[np.uint32] | None
-    exact: bool = False
 
 
 def _subject(record: Record, vocabulary: Vocabulary, request: Request, stat: str, final: Prediction) -> _Subject:
@@ -189,39 +190,39 @@ def _subject(record: Record, vocabulary: Vocabulary, request: Request, stat: str
         UsageError: several tokens, or a stat that is not of a token.
     """
     if request.tokens is not None:
-        if stat not in ("rank", "prob", "logprob"):
+        if stat not in TOKEN_STATS:
             raise UsageError(f"--token: {stat} is not of a token that you choose; rank, prob and logprob are")
         if len(request.tokens) != 1:
             raise UsageError(f"--token: a grid is coloured by one token, not {len(request.tokens)}; name it by id:N")
         token = request.tokens[0]
         targets = np.full(len(record.positions), token, dtype=np.uint32)
-        return _Subject(token_label(vocabulary, token), targets, token in record.tracked)
+        return _Subject(token_label(vocabulary, token), targets)
     if stat == "rank" or stat.startswith("final_"):
         return _Subject(f"the token that layer {final.layer} predicts", final.ids)
     return _Subject("the top-1 token", None)
 
 
-def _values(record: Record, lens: TapLens, stat: str, subject: _Subject) -> Array:
-    """[L, P] of a stat."""
+def _values(record: Record, lens: TapLens, stat: str, subject: _Subject, exact: bool) -> Array:
+    """[L, P] of a stat; ranks that are not known are k + 1, or on a scale of exact ones no number."""
     if stat in ("entropy", "kl"):
         return (lens.entropy if stat == "entropy" else lens.stats["kl"]).astype(np.float64)
     if subject.targets is None:
         logprobs = lens.logprobs[:, :, 0].astype(np.float64)
     elif stat == "rank":
-        return ranks(record, lens, subject.targets)
+        return standing(record, lens, subject.targets)[1] if exact else ranks(record, lens, subject.targets)
     else:
         logprobs, _ = standing(record, lens, subject.targets)
     return logprobs if stat.endswith("logprob") else np.exp(logprobs)
 
 
-def _scale(stat: str, k: int, subject: _Subject) -> Scale:
+def _scale(stat: str, k: int, subject: _Subject, exact: bool) -> Scale:
     if stat == "entropy":
         return nats_scale("entropy in nats, 12 and more alike")
     if stat == "kl":
         return nats_scale("KL of the final prediction from here in nats, 12 and more alike")
     if stat == "rank":
         label = f"rank, log scale, of {subject.name}"
-        return exact_rank_scale(label) if subject.exact else rank_scale(label, k)
+        return exact_rank_scale(label) if exact else rank_scale(label, k)
     if stat.endswith("logprob"):
         return logprob_scale(f"logprob in nats, -8 and less alike, of {subject.name}")
     return prob_scale(f"probability of {subject.name}")

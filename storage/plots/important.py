@@ -1,14 +1,12 @@
 """Which layers matter at a position, by two rules: where the prediction moves, and LogitLens4LLMs's threshold."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raylens.storage.errors import UsageError
 from raylens.storage.important import SURE, sure_layers
-from raylens.storage.plots.canvas import Array
 from raylens.storage.plots.request import Request, prediction
 from raylens.storage.plots.standing import ranks
-from raylens.storage.record import Record, TapLens
+from raylens.storage.record import Record
 
 
 def important_layers(record: Record, request: Request, column: int) -> tuple[set[int], str]:
@@ -35,21 +33,11 @@ def _moved(record: Record, column: int, count: int) -> set[int]:
     final = prediction(record)
     lens = record.taps[final.tap]
     order = np.argsort(lens.layers)
-    steps = np.log(_predicted_ranks(record, lens, final.ids)[order, column])
+    steps = np.log(ranks(record, lens, final.ids)[order, column])
     changes = np.abs(np.diff(steps, prepend=steps[:1]))
     # of like changes the later layers, which are nearer to the answer
     best = sorted(range(len(order)), key=lambda at: (changes[at], at))[-count:]
     return {lens.layers[order[at]] for at in best}
-
-
-def _predicted_ranks(record: Record, lens: TapLens, ids: NDArray[np.uint32]) -> Array:
-    """[L, P] ranks of the predicted tokens, among all tokens where the run has stored them."""
-    stored = lens.stats.get("best_rank")
-    if stored is None:
-        return ranks(record, lens, ids)
-    # It is of what the model's last layer predicts: of these tokens only if they come first by it too.
-    same = stored[np.argmax(lens.layers)] == 1
-    return np.where(same, stored, ranks(record, lens, ids))
 
 
 def _sure(record: Record, column: int, threshold: float) -> set[int]:

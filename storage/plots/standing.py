@@ -1,11 +1,12 @@
-"""Where a token stands at each place: as tracked, else as far as it is among the k best."""
+"""Where a token stands at each place: as stored of tracked tokens and of the final prediction, else among the k best."""
 
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raylens.storage.plots.canvas import Array
+from raylens.storage.plots.request import prediction
 from raylens.storage.record import Record, TapLens
 
 
@@ -19,20 +20,36 @@ def standing(record: Record, lens: TapLens, targets: NDArray[np.uint32]) -> tupl
     found = lens.ids == targets[None, :, None]
     known, places = found.any(axis=2), found.argmax(axis=2)
     best = np.take_along_axis(lens.logprobs, places[:, :, None], axis=2)[:, :, 0].astype(np.float64)
-    logprobs = _exact(record, lens, targets, "tracked_logprob", np.where(known, best, np.nan))
-    return logprobs, _exact(record, lens, targets, "tracked_rank", np.where(known, places + 1.0, np.nan))
+    logprobs, ranks = _stored(record, lens, targets, "logprob"), _stored(record, lens, targets, "rank")
+    return (
+        np.where(np.isnan(logprobs), np.where(known, best, np.nan), logprobs),
+        np.where(np.isnan(ranks), np.where(known, places + 1.0, np.nan), ranks),
+    )
 
 
-def _exact(record: Record, lens: TapLens, targets: NDArray[np.uint32], stat: str, values: Array) -> Array:
-    """The values, with those of tracked tokens in place."""
-    tracked: NDArray[Any] | None = lens.stats.get(stat)
-    for number, token in enumerate(record.tracked if tracked is not None else []):
-        columns = np.flatnonzero(targets == token)
-        values[:, columns] = tracked[:, columns, number]  # type: ignore[index]
+def known_everywhere(record: Record, lens: TapLens, targets: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """[P] whether a token's rank in the whole vocabulary is stored at every layer, whatever it is; as of ``standing``."""
+    return np.asarray(np.isfinite(_stored(record, lens, targets, "rank")).all(axis=0))
+
+
+def _stored(record: Record, lens: TapLens, targets: NDArray[np.uint32], what: Literal["rank", "logprob"]) -> Array:
+    """[L, P] what the tap's statistics say of the tokens; not a number where they are of other ones."""
+    values = np.full(lens.ids.shape[:2], np.nan)
+    final = prediction(record)
+    last = record.taps[final.tap]
+    firsts = last.stats.get("best_rank")
+    if firsts is not None and f"best_{what}" in lens.stats:
+        # "best" is of what the model's own last layer puts first: of this prediction, where that comes first by it too
+        columns = np.flatnonzero((targets == final.ids) & (firsts[last.layers.index(final.layer)] == 1))
+        values[:, columns] = lens.stats[f"best_{what}"][:, columns]
+    if f"tracked_{what}" in lens.stats:
+        for number, token in enumerate(record.tracked):
+            columns = np.flatnonzero(targets == token)
+            values[:, columns] = lens.stats[f"tracked_{what}"][:, columns, number]
     return values
 
 
 def ranks(record: Record, lens: TapLens, targets: NDArray[np.uint32]) -> Array:
-    """As ``standing``; k + 1 where a token is not among the k best and not tracked."""
+    """As ``standing``; k + 1 where a rank is not known."""
     _, found = standing(record, lens, targets)
     return np.where(np.isnan(found), lens.ids.shape[2] + 1.0, found)

@@ -13,7 +13,7 @@ from playwright.sync_api import Locator, Page
 from raylens.storage.labels import token_label
 from raylens.storage.pages.page import record_page
 from raylens.storage.plots.request import prediction
-from raylens.storage.plots.scales import logprob_scale, nats_scale, prob_scale, rank_scale
+from raylens.storage.plots.scales import exact_rank_scale, logprob_scale, nats_scale, prob_scale, rank_scale
 from raylens.storage.plots.standing import ranks
 from raylens.storage.record import Record
 from raylens.storage.store import Run
@@ -35,7 +35,8 @@ def run(tmp_path: Path) -> Run:
     record = make_record(0, id="one", tokens=7, layers=tuple(range(5)), taps=TAPS, k=4, vocabulary_size=12, tracked=2)
     record = with_stats(dataclasses.replace(record, tracked=[1, 4]), 1)
     record.taps["resid_post"].stats["tracked_logprob"] *= 9  # to some that are far down
-    record.taps["resid_post"].stats["best_rank"] = np.arange(20, 55, dtype=np.uint32).reshape(5, 7)
+    record.taps["resid_post"].stats["best_rank"] = np.array([*range(20, 48), *[1] * 7], dtype=np.uint32).reshape(5, 7)
+    record.taps["resid_post"].stats["best_logprob"] = np.array([*range(-28, 0), *[-0.5] * 7], dtype=np.float32).reshape(5, 7)
     commit_outcomes(folder, record)
     return Run(folder)
 
@@ -94,13 +95,15 @@ def painted(page: Page) -> np.ndarray:
     return np.array([[to_hex([int(part) / 255 for part in re.findall(r"\d+", one)]) for one in row] for row in colours[::-1]])
 
 
-@pytest.mark.parametrize("stat", ["rank", "prob", "logprob", "entropy", "kl"])
-def test_colours_are_those_of_the_picture(run: Run, tmp_path: Path, open_page: Open, stat: str) -> None:
-    """By the scale of the static grid, in steps of a 64th."""
-    page = shown(open_page, run, tmp_path)
+@pytest.mark.parametrize(
+    ("stat", "tap"), [*((stat, "resid_post") for stat in ("rank", "prob", "logprob", "entropy", "kl")), ("rank", "mlp_out")]
+)
+def test_colours_are_those_of_the_picture(run: Run, tmp_path: Path, open_page: Open, stat: str, tap: str) -> None:
+    """By the scale of the static grid, in steps of a 64th; that of exact ranks where the run has them."""
+    page = shown(open_page, run, tmp_path, state=f"#tap={tap}")
     page.get_by_label("Colour").select_option(stat)
     record = record_of(run)
-    lens, final = record.taps["resid_post"], prediction(record)
+    lens, final = record.taps[tap], prediction(record)
     top = lens.logprobs[:, :, 0].astype(np.float64)
     values = {
         "rank": ranks(record, lens, final.ids),
@@ -109,7 +112,8 @@ def test_colours_are_those_of_the_picture(run: Run, tmp_path: Path, open_page: O
         "entropy": lens.entropy.astype(np.float64),
         "kl": lens.stats["kl"].astype(np.float64),
     }[stat]
-    made = {"rank": rank_scale("", 4), "prob": prob_scale(""), "logprob": logprob_scale("")}
+    rank = exact_rank_scale("") if tap == "resid_post" else rank_scale("", 4)
+    made = {"rank": rank, "prob": prob_scale(""), "logprob": logprob_scale("")}
     scale = made.get(stat, nats_scale(""))
     near = [
         scale.paint(np.clip(values + step * (scale.high - scale.low), scale.low, scale.high)) for step in (-1 / 50, 0, 1 / 50)

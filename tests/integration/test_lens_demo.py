@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.text import Text
 
 import raylens
 from raylens.workers.adapter import Adapter, adapt
@@ -127,6 +128,22 @@ def test_lens_prints_the_grid() -> None:
     assert record["taps"]["resid_post"]["tokens"][-1][-1][0] == " Paris"
     done = raylens_command("lens", TEXT, "-m", "demo", "--stat", "kl", "--layers", "28,29")
     assert (done.returncode, "layer 29" in done.stdout, "layer 27" in done.stdout) == (0, True, False), done.stderr
+
+
+def test_lens_follows_a_token() -> None:
+    """Its exact rank colours the grid, and a terminal is told what the colours mean."""
+    given = ("lens", TEXT, "-m", "demo", "--track", " London")
+    record = json.loads(raylens_command(*given, "--json").stdout)
+    ranks = [layer[-1][0] for layer in record["taps"]["resid_post"]["stats"]["tracked_rank"]]
+    assert max(ranks) > 1000
+    assert 1 < ranks[-1] < 100
+    done = raylens_command(*given, "--layer-step", "6", env={"FORCE_COLOR": "1", "COLUMNS": "100"})
+    last = Text.from_ansi(done.stdout).plain.rstrip().splitlines()[-1]
+    assert (done.returncode, last) == (0, " 1  10  100  ≥1000  rank, log scale, of ·London"), done.stderr
+    refused = raylens_command(*given, "--stat", "entropy")
+    assert (refused.returncode, "--track: entropy is not of a token" in refused.stderr) == (2, True)
+    unknown = raylens_command("lens", TEXT, "-m", "demo", "--track", "the London")
+    assert (unknown.returncode, "--track 'the London': no single token of this model" in unknown.stderr) == (2, True)
 
 
 def test_lens_of_a_tap_that_is_not_lensed_by_default() -> None:

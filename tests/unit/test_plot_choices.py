@@ -80,6 +80,46 @@ def test_grid_of_a_tracked_token_is_exact() -> None:
     assert other.scale.high == 3
 
 
+def test_grid_of_the_final_prediction_is_exact_where_the_run_has_its_rank() -> None:
+    """At any rank; grey where the embedding's is not stored. It counts only for what the model's own last layer puts first."""
+    record, vocabulary = fixed()
+    lens = record.taps["resid_post"]
+    stats = {
+        "best_rank": np.array([[2, 1, 300], [1, 1, 1]], np.uint32),
+        "best_logprob": np.array([[-1.5, -0.5, -9], [-0.25, -0.5, -1]], np.float32),
+    }
+    taps = {"resid_pre": replace(lens, layers=(0,), ids=lens.ids[:1], logprobs=lens.logprobs[:1], entropy=lens.entropy[:1])}
+    stored = replace(record, taps={**taps, "resid_post": replace(lens, stats=stats)})
+    picture = grid.grid(stored, vocabulary, Request("m"))
+    np.testing.assert_array_equal(picture.values, [[2, 1, np.nan], [2, 1, 300], [1, 1, 1]])
+    assert (picture.scale.low, picture.scale.high) == (1, 1000)
+    assert "grey" in picture.captions[0]
+    by_logprob = grid.grid(stored, vocabulary, Request("m", "final_logprob"))
+    np.testing.assert_allclose(by_logprob.values[1:], stats["best_logprob"])
+    # " a" is what position 2 alone predicts
+    assert grid.grid(stored, vocabulary, Request("m", tokens=[0], positions=[2])).values[1:].tolist() == [[300], [1]]
+    assert grid.grid(stored, vocabulary, Request("m", tokens=[0])).scale.high == 3
+
+    stats["best_rank"][1, 2] = 2
+    cut = grid.grid(stored, vocabulary, Request("m"))
+    assert cut.values[1:].tolist() == [[2, 1, 3], [1, 1, 1]]
+    assert cut.scale.high == 3
+
+
+def test_a_trajectory_of_the_final_prediction_goes_beyond_the_stored_tokens() -> None:
+    """Where its exact rank is stored; other tokens have points among the k best only, and the caption says so."""
+    record, vocabulary = fixed()
+    lens = record.taps["resid_post"]
+    stats = {"best_rank": np.array([[2, 1, 300], [1, 1, 1]], np.uint32), "best_logprob": np.full((2, 3), -9, np.float32)}
+    stored = replace(record, taps={"resid_post": replace(lens, stats=stats)})
+    picture = trajectory.trajectories(stored, vocabulary, Request("m", "rank", positions=[2], tokens=[0]))
+    assert picture.values.tolist() == [[300, 1]]
+    assert "no point" not in picture.captions[1]
+    several = trajectory.trajectories(stored, vocabulary, Request("m", "rank", positions=[2], tokens=[0, 3]))
+    assert several.values.tolist() == [[300, 1], [1, 2]]
+    assert several.captions[1].endswith("; no point of other tokens beyond the 2 best")
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [

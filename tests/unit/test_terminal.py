@@ -8,8 +8,9 @@ from rich.console import Console
 from raylens.storage.labels import cell_width
 from raylens.storage.plots.grid import grid
 from raylens.storage.plots.request import Request
+from raylens.storage.plots.scales import exact_rank_scale
 from raylens.storage.record import Record
-from raylens.storage.terminal import NARROW, WIDE, grid_lines
+from raylens.storage.terminal import NARROW, WIDE, grid_lines, legend
 from tests.builders import make_record, make_vocabulary
 
 
@@ -68,3 +69,13 @@ def test_every_second_layer_and_the_last() -> None:
     """A step counts from the last layer down."""
     lines = shown(make_record(tokens=2, layers=tuple(range(6))), None, step=2)
     assert [line.split()[1] for line in lines if line.lstrip().startswith("layer")] == ["5", "3", "1"]
+
+
+def test_a_legend_tells_what_the_colours_mean() -> None:
+    """Values in the colours of the scale, and what they are, cut where the screen ends."""
+    scale = exact_rank_scale("rank, log scale, of the token that layer 29 predicts")
+    line = legend(scale, 100)
+    assert line.plain == " 1  10  100  ≥1000  rank, log scale, of the token that layer 29 predicts"
+    grounds = [span.style.split(" on ")[1] for span in line.spans if isinstance(span.style, str) and " on " in span.style]
+    assert grounds == ["#fde725", "#35b779", "#31688e", "#440154"]
+    assert cell_width(legend(scale, 40).plain) <= 40

@@ -39,7 +39,7 @@ class Detail {
     this.list.replaceChildren(...lens.best(tap, layer, column).map((one) => this.#row(one)));
     if (keep >= 0) this.list.children[keep].firstElementChild.focus();
     const final = lens.final(column);
-    const rank = lens.stat("best_rank", tap, layer, column) ?? lens.find(tap, layer, column, final)?.rank;
+    const rank = (lens.isBest(column) ? lens.stat("best_rank", tap, layer, column) : null) ?? lens.find(tap, layer, column, final)?.rank;
     const facts = [["rank of the final prediction", [rank ? rounded(rank) : `over ${lens.taps.get(tap).k}`, " ", shown(lens.labels[final])]]];
     for (const [stat, name] of Object.entries(STAT_NAMES)) {
       const value = lens.stat(stat, tap, layer, column);

@@ -54,19 +54,37 @@ class Lens {
     return this.top(this.final_tap, this.final_layer, column).token;
   }
 
-  // Rank and logprob of a token: as tracked, else as far as it is among the k best; or null.
-  find(tap, layer, column, token) {
-    const { tokens, logprobs, k, stats } = this.taps.get(tap);
+  // Whether the statistics of the "best" token, which the model's own last layer puts first, are of the final prediction.
+  isBest(column) {
+    return this.stat("best_rank", this.final_tap, this.final_layer, column) === 1;
+  }
+
+  // Rank and logprob of a token as they are stored, whatever they are: of tracked tokens and of the final prediction; or null.
+  #stored(tap, layer, column, token) {
+    const { stats } = this.taps.get(tap);
     const place = this.#place(tap, layer, column);
     const tracked = this.tracked.indexOf(token);
     if (tracked >= 0 && stats.tracked_rank && stats.tracked_logprob) {
       const at = place * this.tracked.length + tracked;
       return { rank: stats.tracked_rank[at], logprob: stats.tracked_logprob[at] };
     }
-    for (let rank = 0; rank < k; rank++) {
-      if (tokens[place * k + rank] === token) return { rank: rank + 1, logprob: logprobs[place * k + rank] };
-    }
-    return null;
+    const best = stats.best_rank && stats.best_logprob && token === this.final(column) && this.isBest(column);
+    return best ? { rank: stats.best_rank[place], logprob: stats.best_logprob[place] } : null;
+  }
+
+  // Whether the rank of a token, or with null of the final prediction, is stored at every place of a tap.
+  exact(tap, token) {
+    const [layer] = this.taps.get(tap)?.layers ?? [];
+    return layer !== undefined && this.positions.every((_, column) => this.#stored(tap, layer, column, token ?? this.final(column)));
+  }
+
+  // Rank and logprob of a token, as stored or as far as it is among the k best; or null.
+  find(tap, layer, column, token) {
+    const stored = this.#stored(tap, layer, column, token);
+    if (stored) return stored;
+    const best = this.best(tap, layer, column);
+    const at = best.findIndex((one) => one.token === token);
+    return at < 0 ? null : { rank: at + 1, logprob: best[at].logprob };
   }
 
   // A stored statistic, or null where it has no value.

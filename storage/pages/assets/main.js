@@ -50,7 +50,7 @@ async function start() {
   const controls = new Controls(lenses, change);
   const panes = lenses.map((lens) => new Pane(lens, { choose, pin }));
   const draw = (changed) => {
-    const scale = scaleOf(lenses, state.stat, state.token);
+    const scale = scaleOf(lenses, state);
     controls.draw(state, scale);
     for (const pane of panes) pane.draw(state, changed, scale);
   };

@@ -2,10 +2,10 @@
 
 const NO_VALUE = "#d0d0d0";
 
-// How a statistic becomes colours, in all records alike: a rank is exact if every one tracks the token, else it is cut where the
-// record that keeps the fewest tokens ends.
-function scaleOf(lenses, stat, id) {
-  const exact = stat === "rank" && id !== null && lenses.every((lens) => lens.tracked.includes(lens.token(id)));
+// How a statistic becomes colours, in all records alike: a rank is exact if every one has it at each place, else it is cut where
+// the record that keeps the fewest tokens ends.
+function scaleOf(lenses, { stat, tap, token }) {
+  const exact = stat === "rank" && lenses.every((lens) => lens.exact(tap, token === null ? null : lens.token(token)));
   const [narrowest] = lenses.map((lens) => lens.scales).sort((one, other) => one.rank.high - other.rank.high);
   return narrowest[exact ? "exact_rank" : stat];
 }

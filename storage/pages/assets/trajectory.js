@@ -65,7 +65,7 @@ class Trajectory {
     const last = far ? 10 ** powers : k + 1;
     const ticks = far ? [...Array(powers + 1).keys()].map((power) => [10 ** power, (10 ** power).toLocaleString("en")]) : this.lens.scales.rank.ticks;
     const y = (rank) => TOP + ((HEIGHT - TOP - BOTTOM) * Math.log(rank)) / Math.log(last);
-    const note = far ? `; no point where a token that was not tracked is not among the ${k} best` : "";
+    const note = far ? `; no point of other tokens beyond the ${k} best` : "";
     return { name: "rank", y, of: (found) => (found ? found.rank : far ? null : k + 1), ticks, beyond: `>${k}`, note };
   }
 
