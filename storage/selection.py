@@ -8,6 +8,7 @@ from typing import Any
 
 from raylens.storage.database import Database
 from raylens.storage.errors import UsageError
+from raylens.storage.layers import select_layers
 from raylens.storage.named_queries import NamedQuery
 from raylens.storage.positions import Positions
 from raylens.storage.store import Run
@@ -15,11 +16,10 @@ from raylens.storage.table_files import text_literal
 from raylens.storage.taps import parse_taps, tap_order
 from raylens.storage.wanted import tracked_number, wanted
 
-#: Beyond every layer and position.
+#: Beyond every position.
 _END = 1 << 31
 #: Metadata keys that a message names.
 _KEYS_TOLD = 20
-_SPAN = re.compile(r"([0-9]{0,9}):([0-9]{0,9})")
 _PLAIN = re.compile(r"[0-9]{1,9}")
 #: Options that choose places; the others but --token, whose places say what is wanted, are parameters of the statement.
 CHOOSING = ("tap", "layers", "positions", "by")
@@ -141,11 +141,12 @@ def _define_places(database: Database, query: NamedQuery, has: Lensed, run: Run,
         if tap not in has.taps:
             raise UsageError(f"--tap {tap}: run {run.name!r} has not got it; it has {', '.join(sorted(has.taps, key=tap_order))}")
         conditions.append(f"tap = {text_literal(tap)}")
-    first, end = values.get("layers", (0, _END))
-    if not any(first <= layer < end for layers in has.taps.values() for layer in layers):
-        raise UsageError(f"--layers {first}:{end if end < _END else ''}: none of them was lensed in run {run.name!r}")
-    if (first, end) != (0, _END):
-        conditions.append(f"layer >= {first} AND layer < {end}")
+    given = values.get("layers", "all")
+    layers = select_layers(given, has.layers)
+    if not any(layer in layers for lensed in has.taps.values() for layer in lensed):
+        raise UsageError(f"--layers {given}: none of them was lensed in run {run.name!r}")
+    if len(layers) < has.layers:
+        conditions.append(f"layer IN ({', '.join(map(str, layers))})")
     tokens = values.get("token")
     # The join is left out where it changes nothing, because it is of every place.
     tracked = tokens.least if tokens else 0
@@ -226,20 +227,6 @@ def _written(value: Any) -> str:
     return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _layers(value: Any, _: Run) -> tuple[int, int]:
-    """First and end, as in a Python slice."""
-    text = _written(value)
-    if text == "all":
-        return 0, _END
-    if _PLAIN.fullmatch(text):
-        return int(text), int(text) + 1
-    if match := _SPAN.fullmatch(text):
-        first, end = int(match[1] or 0), int(match[2] or _END)
-        if first < end:
-            return first, end
-    raise UsageError(f"--layers {text[:40]}: give all, N, or A:B with A below B (B itself is not included)")
-
-
 def _count(option: str) -> Callable[[Any, Run], int]:
     def read(value: Any, _: Run) -> int:
         if not _PLAIN.fullmatch(str(value)) or not int(value):
@@ -255,7 +242,7 @@ _READ: dict[str, Callable[[Any, Run], Any]] = {
     "to": partial(tracked_number, "to"),
     "minus": partial(tracked_number, "minus"),
     "tap": _tap,
-    "layers": _layers,
+    "layers": lambda value, _: _written(value),
     "positions": lambda value, _: Positions.parse(_written(value)),
     "rank": _count("rank"),
     "limit": _count("limit"),

@@ -8,12 +8,13 @@ from typing import Any
 import msgspec
 
 from raylens.storage.errors import ModelError, UsageError, one_line
+from raylens.storage.layers import select_layers
 from raylens.storage.positions import Positions
 from raylens.storage.vocabulary import Vocabulary
 from raylens.workers.interventions.checking import check_edits
 from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
 from raylens.workers.paths import given_path
-from raylens.workers.selection import chosen_places, select_layers
+from raylens.workers.selection import chosen_places
 from raylens.workers.settings import ModelSettings, WorkerSettings, check
 from raylens.workers.source import ModelSource, resolve
 from raylens.workers.token_bytes import vocabulary_bytes

@@ -8,11 +8,11 @@ import msgspec
 
 from raylens.storage.errors import UsageError
 from raylens.storage.generated import MAX_SAMPLES
+from raylens.storage.layers import select_layers
 from raylens.storage.taps import DEFAULT_TAPS, is_head
 from raylens.workers.interventions.edits import Edit
 from raylens.workers.lenses.source import lens_taps, parse_lens
 from raylens.workers.metrics import ALL, ATTRIBUTIONS, parse_stats
-from raylens.workers.selection import select_layers
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LogprobType = Literal["float16", "float32"]
@@ -46,7 +46,7 @@ class LensSettings(msgspec.Struct, frozen=True):
 
     Attributes:
         top_k: tokens a place.
-        layers: ``all``, ``0,5-10`` or a slice such as ``::4``.
+        layers: ``all``, ``0,5-10``, ``-1`` or a slice such as ``::4``.
         taps: canonical names; None means the default four, less those the model lacks.
         positions: ``last``, ``all``, ``last:N``, a position, or a slice ``A:B``; below 0 they count from the end.
         logprobs: how they are stored; float32 also has each tap read by itself, within 1e-4, never by running sums.

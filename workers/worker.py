@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from raylens.storage.errors import UsageError, named_line
+from raylens.storage.layers import select_layers
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.vocabulary import Vocabulary, token_text
 from raylens.workers.adapter import adapt
@@ -23,7 +24,7 @@ from raylens.workers.lenses.opening import open_lens
 from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
 from raylens.workers.metrics import ATTRIBUTIONS
 from raylens.workers.model import load_model, require_device
-from raylens.workers.selection import chosen_places, select_layers
+from raylens.workers.selection import chosen_places
 from raylens.workers.settings import WorkerSettings
 from raylens.workers.token_bytes import vocabulary_bytes
 from raylens.workers.tokenize import Tokenized, Tokenizer, longest_input, text_ids

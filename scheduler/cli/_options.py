@@ -52,7 +52,7 @@ def model_options(function: F, required: bool = True) -> F:
 
 def layers_option(function: F) -> F:
     """``--layers``."""
-    return click.option("--layers", default="all", show_default=True, help="all, 0,5-10 or ::4.")(function)
+    return click.option("--layers", default="all", show_default=True, help="all, 0,5-10, -1 or a slice such as ::4.")(function)
 
 
 def lens_option(function: F) -> F:

@@ -6,7 +6,7 @@ import msgspec
 
 from raylens.scheduler.dry_run.bill import Bill
 from raylens.scheduler.progress import duration
-from raylens.workers.selection import select_layers
+from raylens.storage.layers import select_layers
 from raylens.workers.settings import WorkerSettings
 
 #: What is told saves at least this part of the time or of the bytes.

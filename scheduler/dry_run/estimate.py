@@ -21,8 +21,8 @@ from raylens.scheduler.stopping import heeding
 from raylens.scheduler.tracker import OPEN_BYTES
 from raylens.scheduler.writer_process import helpers_here
 from raylens.storage.cores import cores
+from raylens.storage.layers import select_layers
 from raylens.workers.preflight import inspect_model
-from raylens.workers.selection import select_layers
 from raylens.workers.source import fetch_weights
 from raylens.workers.tracked import tracked_fields
 

@@ -2,7 +2,7 @@
 -- to = none: a tracked token as --track named it; the model's own best one where none is named
 -- minus = none: a tracked token whose attribution is taken off
 -- tap = all: which tap, or all
--- layers = all: which layers, as N or A:B
+-- layers = all: which layers: all, 0,5-10, -1 or a slice such as 20:
 -- positions = all: which positions: all, last, last:N, a position or A:B
 -- by = none: metadata key to split by
 -- needs: attribution

@@ -1,6 +1,6 @@
 -- Places whose entropy or KL is far from what is usual in their layer and tap.
 -- tap = resid_post: which tap, or all
--- layers = all: which layers, as N or A:B
+-- layers = all: which layers: all, 0,5-10, -1 or a slice such as 20:
 -- positions = all: which positions: all, last, last:N, a position or A:B
 -- by = none: metadata key within whose values the usual is taken
 -- limit = 20: at most so many rows

@@ -1,6 +1,6 @@
 -- The tokens that are most often the best one, by layer and tap.
 -- tap = resid_post: which tap, or all
--- layers = all: which layers, as N or A:B
+-- layers = all: which layers: all, 0,5-10, -1 or a slice such as 20:
 -- positions = all: which positions: all, last, last:N, a position or A:B
 -- rank = 3: how many tokens of each layer and tap
 -- by = none: metadata key to split by

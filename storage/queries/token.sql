@@ -1,7 +1,7 @@
 -- Places where one of the tokens is among the best.
 -- token: the tokens looked for, by text, as id:N, or as field:NAME as --track named it
 -- tap = resid_post: where they are looked for, or all
--- layers = all: which layers, as N or A:B
+-- layers = all: which layers: all, 0,5-10, -1 or a slice such as 20:
 -- positions = all: which positions: all, last, last:N, a position or A:B
 -- rank = 1: among how many of the best
 -- by = none: metadata key that is shown

@@ -1,7 +1,7 @@
 -- A token, or a set of tokens taken as one, by layer and tap: how often it is among the k best, its rank and its probability.
 -- token: the tokens, by text, as id:N, or as field:NAME as --track named it
 -- tap = resid_post: which tap, or all
--- layers = all: which layers, as N or A:B
+-- layers = all: which layers: all, 0,5-10, -1 or a slice such as 20:
 -- positions = all: which positions: all, last, last:N, a position or A:B
 -- by = none: metadata key to split by
 WITH told AS (  -- prompts, which say what was tracked, are joined only where something was

@@ -61,6 +61,8 @@ def test_token(which: str, tokens: list[int], request: pytest.FixtureRequest) ->
     assert wanted
     same_rows(query(run, "token", token=names, tap="all", layers="1:", rank=rank), wanted)
     same_rows(query(run, "token", token=tokens, tap="all", layers=(1, 4), rank=rank, limit=3), wanted[:3])
+    apart = [row for row in wanted if row["layer"] != 2]
+    same_rows(query(run, "token", token=tokens, tap="all", layers="1,-1", rank=rank), apart)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -340,9 +342,9 @@ def test_a_key_of_any_name(tmp_path_factory: pytest.TempPathFactory, key: str, v
         ("token", {"token": 2, "rank": 0}, "--rank 0: give a number from 1"),
         ("token", {"token": 2, "rank": "all"}, "--rank all: give a number from 1"),
         ("token", {"token": 2, "limit": -1}, "--limit -1: give a number from 1"),
-        ("token", {"token": 2, "layers": "5:5"}, "--layers 5:5: give all, N, or A:B"),
-        ("token", {"token": 2, "layers": "9:"}, "--layers 9:: none of them was lensed"),
-        ("token", {"token": 2, "layers": "-1:"}, "--layers -1:: give all"),
+        ("token", {"token": 2, "layers": "5:5"}, "--layers '5:5': chooses no layer of 4; write all, 0,5-10"),
+        ("token", {"token": 2, "layers": 9}, "--layers '9': the model has layers 0 to 3"),
+        ("token", {"token": 2, "layers": "x"}, "--layers 'x': 'x' is no layer"),
         ("token", {"token": 2, "positions": "last:0"}, "--positions 'last:0': write all"),
         ("token", {"token": 2, "tap": "nose"}, "unknown tap 'nose'"),
         ("layers", {"tap": "attn_out,mlp_out"}, "name one tap, or all"),

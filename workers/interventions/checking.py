@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from raylens.storage.errors import UsageError
+from raylens.storage.layers import select_layers
 from raylens.workers.interventions.edits import Add, Edit
-from raylens.workers.selection import select_layers
 
 
 def check_edits(edits: tuple[Edit, ...], ids_of: Callable[[str], list[int]], layers: int, width: int, longest: int) -> None:

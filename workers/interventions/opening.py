@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from raylens.storage.errors import ModelError
+from raylens.storage.layers import select_layers
 from raylens.storage.taps import TAPS
 from raylens.workers.adapter import Adapter
 from raylens.workers.interventions.edits import Edit
@@ -15,7 +16,6 @@ from raylens.workers.interventions.hooks import wide
 from raylens.workers.interventions.intervention import Intervention, PlacedChange, place
 from raylens.workers.interventions.sources import Sources
 from raylens.workers.interventions.trial import try_edits
-from raylens.workers.selection import select_layers
 
 #: What makes the middle residual, where it can be edited.
 _MIDDLE = "resid_pre + attn_out = resid_mid"

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from raylens.storage.errors import ModelError
+from raylens.storage.layers import select_layers
 from raylens.workers.adapter import Adapter
 from raylens.workers.capture import Site, capture
 from raylens.workers.interventions.edits import Add, Edit
 from raylens.workers.interventions.hooks import wide
-from raylens.workers.selection import select_layers
 
 #: (prompt, tap, layer).
 Held = tuple[str, str, int]

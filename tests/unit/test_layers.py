@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylens.storage.errors import UsageError
-from raylens.workers.selection import select_layers
+from raylens.storage.layers import select_layers
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,8 @@ from raylens.workers.selection import select_layers
         ("0,5-7", [0, 5, 6, 7]),
         (" 11 , 0 , 11 ", [0, 11]),
         ("3-3", [3]),
+        ("-1", [11]),
+        ("0,-1,-12", [0, 11]),
         ("::4", [0, 4, 8]),
         ("8:", [8, 9, 10, 11]),
         ("-2:", [10, 11]),
@@ -31,7 +33,27 @@ def test_layers(spec: str, chosen: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["", ",", "12", "0,12", "5-3", "-1", "1-", "a", "0 1x", "::0", "::00", "1:2:3:4", "12:", "0-999999999999", "9" * 5000]
+    "spec",
+    [
+        "",
+        ",",
+        "12",
+        "0,12",
+        "5-3",
+        "-13",
+        "0,-13",
+        "-2--1",
+        "1-",
+        "٣",
+        "a",
+        "0 1x",
+        "::0",
+        "::00",
+        "1:2:3:4",
+        "12:",
+        "0-999999999999",
+        "9" * 5000,
+    ],
 )
 def test_bad_layers(spec: str) -> None:
     """A layer the model lacks, an empty choice or a misspelling names the option and what was given."""
