@@ -1,5 +1,6 @@
 """What a run is: written once when it begins, compared when the same command comes again."""
 
+import re
 from typing import Any
 
 import msgspec
@@ -10,8 +11,9 @@ from raylens.storage.layout import RunFolder
 
 #: Version of run.json.
 FORMAT = 1
-#: Characters of a setting in a message; an intervention's prompt may have any length.
-_LONGEST = 300
+#: Characters of a setting in a message: an intervention's prompt may have any length, and of a digest nobody reads more.
+_LONGEST, _DIGITS = 300, 12
+_DIGEST = re.compile(r"[0-9a-f]{32,}")
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -99,7 +101,8 @@ def create_or_resume(folder: RunFolder, wanted: Manifest, empty: bool = False) -
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    longest = _DIGITS if _DIGEST.fullmatch(text) else _LONGEST
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def difference(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:

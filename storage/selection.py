@@ -86,7 +86,7 @@ def select(run: Run, database: Database, query: NamedQuery, given: Mapping[str, 
     lowest, highest = _range(values.get("positions") or Positions())
     by = values.get("by")
     if by is not None:
-        _check_key(run, database, by)
+        check_key(run, database, by)
     split = "NULL::VARCHAR" if by is None else f"metadata_value(metadata, {text_literal(by)})"
     database.define(
         "asked",
@@ -112,8 +112,15 @@ def _options(query: NamedQuery, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **given}
 
 
-def _check_key(run: Run, database: Database, key: str) -> None:
-    """Of a run without prompts nothing is known."""
+def check_key(run: Run, database: Database, key: str, option: str = "--by") -> None:
+    """Refuse a metadata key that no prompt has; of a run without prompts nothing is known.
+
+    Args:
+        option: that was given the key, for the message.
+
+    Raises:
+        UsageError: with keys that there are.
+    """
     found = "SELECT 1 FROM prompt_rows WHERE run = $run AND list_contains(json_keys(metadata), $key) LIMIT 1"
     with database.query(found, {"run": run.name, "key": key}) as reader:
         if reader.read_all().num_rows:
@@ -128,7 +135,7 @@ def _check_key(run: Run, database: Database, key: str) -> None:
         (row,) = reader.read_all().to_pylist()
     if row["prompts"]:
         has = f"their metadata has {', '.join(row['keys'])}" if row["keys"] else "they have no metadata"
-        raise UsageError(f"--by {key}: no prompt of run {run.name!r} has it; {has}")
+        raise UsageError(f"{option} {key}: no prompt of run {run.name!r} has it; {has}")
 
 
 def _define_places(database: Database, query: NamedQuery, has: Lensed, run: Run, values: Mapping[str, Any]) -> None:

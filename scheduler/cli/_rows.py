@@ -141,6 +141,8 @@ def _print_table(reader: "pa.RecordBatchReader") -> None:
         if len(shown) > MAX_ROWS:
             break
     print_table([text_label(name) for name in names], shown[:MAX_ROWS])
+    if not shown:
+        click.echo("no rows", err=True)
     if len(shown) > MAX_ROWS:
         click.echo(f"only the first {MAX_ROWS} rows are shown; --json, --csv and --parquet give all", err=True)
 

@@ -7,9 +7,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from raylens.storage.database import Database
+from raylens.storage.errors import UsageError
 from raylens.storage.pages.page import Link, page, record_data, title_of
 from raylens.storage.record import Failure, Record
 from raylens.storage.record_view import readable
+from raylens.storage.selection import check_key
 from raylens.storage.site import asked
 from raylens.storage.site.links import address, run_links
 from raylens.storage.site.shelf import Shelf
@@ -44,13 +46,20 @@ def prompts(shelf: Shelf, request: Request) -> dict[str, Any]:
 
     The value is compared as text and as JSON; without one, all that have the key fit.
     With ``against``, another run, each is shown beside what it came to there.
+
+    Raises:
+        UsageError: a value of no key, a key that no prompt has, or a page beyond the last.
     """
     one = shelf.run(request.path_params["run"])
     wanted = {name: asked.text(request, name) for name in ("text", "key", "value")}
+    if wanted["value"] is not None and wanted["key"] is None:
+        raise UsageError(f"value={wanted['value'][:40]}: of which metadata key? give that too")
     fitting = {**wanted, "outcome": asked.choice(request, "outcome", OUTCOMES)}
     number = asked.whole(request, "page", 1, 1, 1_000_000_000)
     total, rows = _find(one, fitting, (number - 1) * SIZE)
     pages = max(1, -(-total // SIZE))
+    if number > pages:
+        raise UsageError(f"page={number}: the last page is {pages}")
     against = asked.text(request, "against")
     shown = {"run": one.name, **fitting, "against": against, "page": number, "pages": pages, "total": total}
     shown["first"] = (number - 1) * SIZE + 1
@@ -60,6 +69,8 @@ def prompts(shelf: Shelf, request: Request) -> dict[str, Any]:
 def _find(run: Run, fitting: dict[str, Any], skip: int) -> tuple[int, list[dict[str, Any]]]:
     """How many prompts fit, and those of a page."""
     with Database([run]) as database:
+        if fitting["key"] is not None:
+            check_key(run, database, fitting["key"], "metadata key")
         with database.query(_COUNT, fitting) as reader:
             total = reader.read_all()["count"][0].as_py()
         with database.query(_PAGE, {**fitting, "skip": skip}) as reader:

@@ -97,6 +97,15 @@ def test_a_long_table_is_cut_and_says_so(store: Path) -> None:
     assert done.stderr == "only the first 500 rows are shown; --json, --csv and --parquet give all\n"
 
 
+def test_a_table_of_nothing_says_so(store: Path) -> None:
+    """Beside its header; the forms for programs say nothing."""
+    ask = ("sql", "SELECT 1 AS one WHERE false", "--store", str(store))
+    done = raylens_command(*ask)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", "no rows\n")
+    done = raylens_command(*ask, "--json")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_the_store_may_come_first(store: Path) -> None:
     """As for the other commands over a store."""
     first = raylens_command("sql", str(store), "SELECT count(*) AS prompts FROM prompts", "--json")

@@ -213,3 +213,5 @@ def test_long_settings_are_cut_in_messages() -> None:
     """An intervention's prompt of any length leaves a message that can be read."""
     (change,) = difference({"intervention": {"1": "x" * 9000}}, {"intervention": {"1": "y" * 9000}})
     assert change == f"intervention.1: {'x' * 300}… -> {'y' * 300}…"
+    (change,) = difference({"model": {"weights": "0a" * 32}}, {"model": {"weights": "0b" * 32}})
+    assert change == "model.weights: 0a0a0a0a0a0a… -> 0b0b0b0b0b0b…"

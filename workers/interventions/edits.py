@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from raylens.storage.errors import UsageError, one_line
+from raylens.storage.layers import FORMS as LAYERS
 from raylens.storage.taps import ALIASES, TAPS
 from raylens.workers.interventions.file import bad, read_values
 from raylens.workers.interventions.places import check_positions
@@ -139,7 +140,7 @@ def _with_texts(edit: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("layers", "positions"):
         given = found.get(name)
         numbers = given if isinstance(given, list | tuple) else [given]
-        if numbers and all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        if all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
             found[name] = ",".join(map(str, numbers))
     return found
 
@@ -156,6 +157,8 @@ def _checked(name: str, place: str, edit: Edit, folder: Path) -> Edit:
         msgspec.json.encode(edit)  # so that every text in it can be tokenized
     except UnicodeEncodeError as error:
         raise bad(name, place, "holds half of a surrogate pair", "write the whole character, or remove it") from error
+    if not edit.layers:
+        raise bad(name, f"{place}.layers", "chooses no layer", f"write {LAYERS}")
     try:
         check_positions(edit.positions)
     except UsageError as error:
