@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from raylens.storage.errors import UsageError
+from raylens.storage.layers import FORMS
 
 if TYPE_CHECKING:  # imported where they are used, for --help is to be quick
     from raylens.storage.record import Record
@@ -52,7 +53,7 @@ def model_options(function: F, required: bool = True) -> F:
 
 def layers_option(function: F) -> F:
     """``--layers``."""
-    return click.option("--layers", default="all", show_default=True, help="all, 0,5-10, -1 or a slice such as ::4.")(function)
+    return click.option("--layers", default="all", show_default=True, help=f"{FORMS}.")(function)
 
 
 def lens_option(function: F) -> F:

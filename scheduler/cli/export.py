@@ -11,6 +11,7 @@ import orjson
 from raylens.scheduler.cli._options import open_record, open_run, show_command, store_option, write_bytes
 from raylens.storage.errors import UsageError
 from raylens.storage.exports import FORMATS
+from raylens.storage.positions import FORMS
 
 if TYPE_CHECKING:
     from raylens.storage.record import Record
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + "; html: a page to look at, of one prompt.",
 )
-@click.option(
-    "--positions", metavar="A:B", help="Of an html page: all, by default, last, last:N, a position, or A:B: from A to before B."
-)
+@click.option("--positions", help=f"Of an html page, all by default: {FORMS}.")
 @click.option("-o", "--output", metavar="PATH", help="File or folder to write; stdout by default.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object that names what was written; needs --output.")
 def command(address: str, store: str, kind: str, positions: str | None, output: str | None, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from raylens.scheduler.cli._options import open_record, open_run, open_store, st
 from raylens.storage.charts import KINDS as CHARTS
 from raylens.storage.errors import UsageError
 from raylens.storage.plots import FORMATS, KINDS, write
+from raylens.storage.positions import FORMS
 
 if TYPE_CHECKING:
     from raylens.storage.plots.request import Request
@@ -35,9 +36,7 @@ if TYPE_CHECKING:
 @click.option("--tap", help="The tap shown.")
 @click.option(
     "--positions",
-    metavar="A:B",
-    help="all, last, last:N, a position, or A:B: from A to before B. Those shown, by default the last 24 (grid) or the last one; "
-    "those that an aggregate counts, all by default.",
+    help=f"{FORMS}. Those shown, by default the last 24 (grid) or the last one; those that an aggregate counts, all by default.",
 )
 @click.option("--layer-step", type=click.IntRange(min=1), help="Every Nth layer, counted from the last one down.")
 @click.option(

@@ -8,6 +8,8 @@ import orjson
 from raylens.scheduler.cli._options import open_run, store_option
 from raylens.scheduler.cli._rows import output_options, print_rows
 from raylens.storage.errors import UsageError
+from raylens.storage.layers import FORMS as LAYERS
+from raylens.storage.positions import FORMS as POSITIONS
 
 
 @click.command("query")
@@ -24,8 +26,8 @@ from raylens.storage.errors import UsageError
 @click.option("--to", metavar="TOKEN", help="Tracked token whose logit is taken apart.")
 @click.option("--minus", metavar="TOKEN", help="Tracked token whose attribution is taken off.")
 @click.option("--tap", help="One tap, or all.")
-@click.option("--layers", help="all, 0,5-10, -1 or a slice such as 20:.")
-@click.option("--positions", help="all, last, last:N, a position, or A:B: from A to before B.")
+@click.option("--layers", help=f"{LAYERS}.")
+@click.option("--positions", help=f"{POSITIONS}.")
 @click.option("--rank", metavar="N", help="Among how many of the best.")
 @click.option("--by", metavar="KEY", help="Split by this key of the prompts' metadata.")
 @click.option("--limit", metavar="N", help="At most so many rows.")

@@ -21,6 +21,7 @@ from raylens.scheduler.cli._options import (
 )
 from raylens.scheduler.cli._running import run_from_command
 from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED, UsageError
+from raylens.storage.positions import FORMS
 
 if TYPE_CHECKING:
     from raylens.scheduler.run import RunResult
@@ -94,7 +95,7 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
 @layers_option
 @click.option("--taps", help="Comma list of resid_pre, attn_out, resid_mid, mlp_out, resid_post; the last four by default.")
 @click.option("--heads", metavar="LAYERS", help="Lens each attention head at these layers too, as taps head_0, head_1, ...")
-@click.option("--positions", default="last", help="last, all, last:N, a position, or A:B: from A to before B.")
+@click.option("--positions", default="last", help=f"{FORMS}.")
 @click.option(
     "--stats",
     help="Comma list of kl (to the final layer); next_logprob, next_rank (of the prompt's next token); best_logprob, best_rank "
