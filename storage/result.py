@@ -1,8 +1,10 @@
 """The result of a query, run when it is read and as often as it is read."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import atexit
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import pyarrow as pa
 
@@ -17,6 +19,16 @@ if TYPE_CHECKING:
 
 #: Given the database, the statement and its parameters.
 Prepared = Callable[[Database], tuple[str, Mapping[str, Any]]]
+
+#: What is being read. The rest of it is closed at exit, for DuckDB lists on stderr what a script's variables still hold then.
+_READING: WeakSet[Generator[pa.RecordBatch]] = WeakSet()
+
+
+@atexit.register
+def _close() -> None:
+    for reading in list(_READING):
+        with suppress(ValueError):  # a thread is at it
+            reading.close()
 
 
 class Result(Frames):
@@ -40,6 +52,11 @@ class Result(Frames):
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows, some thousands at a time."""
+        reading = self._batches()
+        _READING.add(reading)
+        return reading
+
+    def _batches(self) -> Generator[pa.RecordBatch]:
         with self.reader() as reader:
             yield from reader
 

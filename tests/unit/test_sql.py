@@ -110,6 +110,18 @@ def test_a_statement_without_end_is_stopped(run: Run) -> None:
         assert "KeyboardInterrupt" in process.communicate(timeout=HUNG)[1]
 
 
+def test_a_result_that_a_script_keeps_half_read_leaves_nothing_to_complain_of(run: Run) -> None:
+    """DuckDB lists what is still in use when Python ends."""
+    script = (
+        "import sys, raylens\n"
+        "rows = iter(raylens.open(sys.argv[1])[sys.argv[2]].sql('SELECT * FROM topk'))\n"
+        "print(next(rows)['rank'])"
+    )
+    command = [sys.executable, "-c", script, str(run.folder.root.parents[1]), run.name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
 def test_parameters_are_values(run: Run) -> None:
     """Text of a parameter is never SQL."""
     hostile = "x' OR '1' = '1"
