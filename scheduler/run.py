@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import msgspec
-import orjson
 
 from raylens import __version__
 from raylens.scheduler.broker import Broker
@@ -26,11 +25,11 @@ from raylens.scheduler.shards import cut, estimated_positions
 from raylens.scheduler.stopping import heeding
 from raylens.scheduler.tracker import Tracker, open_bytes
 from raylens.scheduler.writer_process import WriterProcess
-from raylens.storage.durable import store_errors, write_file
+from raylens.storage.durable import store_errors
 from raylens.storage.errors import BrokerError, StoreError
 from raylens.storage.layout import RunFolder, check_writable, runs_folder
 from raylens.storage.ledger import Ledger
-from raylens.storage.manifest import FORMAT, Manifest, check_kept, create_or_resume, read_manifest
+from raylens.storage.manifest import FORMAT, Manifest, check_kept, create_or_resume, read_manifest, write_certificate
 from raylens.storage.record import Prompt
 from raylens.storage.stream import RETRIES, Stream, stream_key
 from raylens.storage.tally import Tally
@@ -170,7 +169,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         positions = partial(estimated_positions, new=new, all_positions=settings.worker.lens.positions != "last")
         tracker = Tracker(fresh, plan.ledger, stream, give_up, positions, open_bytes(broker.memory().limit))
         metrics = RunMetrics(plan.manifest.name, plan.manifest.prompts)
-        loaded = partial(_keep_certificate, plan.folder)
+        loaded = partial(write_certificate, plan.folder)
         grown = partial(room, parts) if settings.actors is None else None
         Dispatch(pool, tracker, writer, broker, progress, heartbeat, metrics, loaded, ended, grown).run()
         progress.stage("finishing")
@@ -256,13 +255,6 @@ def _remaining(plan: _Plan) -> Iterator[Prompt]:
         for one in samples_of(prompt, generation.samples if generation else 1):
             if one.index not in plan.ledger:
                 yield one
-
-
-def _keep_certificate(folder: RunFolder, certificate: dict[str, object]) -> None:
-    with store_errors(folder.certificate):
-        if folder.certificate.exists():
-            return
-        write_file(folder.certificate, orjson.dumps(certificate, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def _drop(url: str, run: str, progress: Progress, retries: int) -> None:

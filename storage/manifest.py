@@ -5,9 +5,10 @@ from typing import Any
 
 import msgspec
 
-from raylens.storage.durable import create_file, decode_json, read_file, write_file
+from raylens.storage.durable import create_file, decode_json, read_file, store_errors, write_file
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.layout import RunFolder
+from raylens.storage.sealed import sealed, unsealed
 
 #: Version of run.json.
 FORMAT = 1
@@ -59,7 +60,34 @@ def read_manifest(folder: RunFolder) -> Manifest:
         data = read_file(folder.manifest)
     except OSError as error:
         raise StoreError(f"{folder.manifest}: {error.strerror}; not a raylens run") from error
-    return decode_json(folder.manifest, data, Manifest, FORMAT)
+    found = decode_json(folder.manifest, data, Manifest, FORMAT)
+    unsealed(folder.manifest, data)
+    return found
+
+
+def write_certificate(folder: RunFolder, certificate: dict[str, Any]) -> None:
+    """Store what was measured about the model, unless an actor's is stored already.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with store_errors(folder.certificate):
+        if not folder.certificate.exists():
+            write_file(folder.certificate, sealed(certificate))
+
+
+def read_certificate(folder: RunFolder) -> dict[str, Any]:
+    """What was measured about the model; empty before a model loaded.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    try:
+        return unsealed(folder.certificate, read_file(folder.certificate))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise StoreError(f"{folder.certificate}: {error.strerror}") from error
 
 
 def check_kept(folder: RunFolder) -> None:
@@ -84,7 +112,7 @@ def create_or_resume(folder: RunFolder, wanted: Manifest, empty: bool = False) -
         UsageError: a run of that name has other settings; the message shows each difference.
     """
     folder.create()
-    data = msgspec.json.format(msgspec.json.encode(wanted), indent=2)
+    data = sealed(wanted)
     if create_file(folder.manifest, data):
         return wanted
     found = read_manifest(folder)

@@ -7,14 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import orjson
-
-from raylens.storage.durable import read_file
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.frames import Frames
 from raylens.storage.layout import RunFolder, named_run, runs_folder
 from raylens.storage.ledger import Entry
-from raylens.storage.manifest import Manifest, read_manifest
+from raylens.storage.manifest import Manifest, read_certificate, read_manifest
 from raylens.storage.places import Places
 from raylens.storage.quarantine import Quarantine, Quarantined
 from raylens.storage.record import Failure, Record
@@ -56,15 +53,7 @@ class Run(Frames):
     @cached_property
     def certificate(self) -> dict[str, Any]:
         """What was measured about the model at load: taps, errors, the path of the lens. Empty before a model loaded."""
-        if not self.folder.certificate.exists():
-            return {}
-        try:
-            value = orjson.loads(read_file(self.folder.certificate))
-        except (orjson.JSONDecodeError, OSError) as error:
-            raise StoreError(f"{self.folder.certificate}: damaged ({error})") from error
-        if not isinstance(value, dict):
-            raise StoreError(f"{self.folder.certificate}: damaged (not an object)")
-        return value
+        return read_certificate(self.folder)
 
     @cached_property
     def _places(self) -> Places:

@@ -7,14 +7,12 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-import orjson
-
-from raylens.storage.durable import TEMPORARY, read_file
+from raylens.storage.durable import TEMPORARY
 from raylens.storage.errors import OtherFormat, StoreError
 from raylens.storage.findings import BadCommit, Damage, Findings
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Commit, Entry, Ledger
-from raylens.storage.manifest import read_manifest
+from raylens.storage.manifest import read_certificate, read_manifest
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.record import Failure, Record
 from raylens.storage.segments import covers, merged_from, open_frame, segment_number, segment_path, tables_of
@@ -97,13 +95,10 @@ def _examine_vocabulary(folder: RunFolder, found: Findings, begun: bool) -> None
 
 
 def _examine_certificate(folder: RunFolder, found: Findings) -> None:
-    if not folder.certificate.exists():
-        return
     try:
-        if not isinstance(orjson.loads(read_file(folder.certificate)), dict):
-            raise ValueError("not an object")
-    except (ValueError, OSError, StoreError) as error:
-        found.damage.append(Damage(folder.certificate.name, f"damaged ({error})"))
+        read_certificate(folder)
+    except StoreError as error:
+        found.damage.append(Damage(folder.certificate.name, _reason(error, folder.certificate)))
 
 
 def _each_number(numbers: list[int], ledger: Ledger, found: Findings) -> Iterator[int]:

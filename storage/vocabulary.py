@@ -55,7 +55,8 @@ def token_text(vocabulary: Vocabulary, token: int) -> str:
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
     """Store a vocabulary durably."""
-    write_file(path, zstandard.compress(msgpack.packb(list(vocabulary), use_bin_type=True), 3))
+    compress = zstandard.ZstdCompressor(level=3, write_checksum=True).compress
+    write_file(path, compress(msgpack.packb(list(vocabulary), use_bin_type=True)))
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -71,7 +72,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     try:
         if not 0 < zstandard.get_frame_parameters(data).content_size <= MAX_BYTES:
             raise StoreError(f"{path}: vocabulary is over the limit of {MAX_BYTES} bytes")
-        tokens: Vocabulary = _DECODER.decode(zstandard.ZstdDecompressor().decompress(data))
+        tokens: Vocabulary = _DECODER.decode(zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False))
         return tokens
     except (msgspec.DecodeError, zstandard.ZstdError) as error:
         raise StoreError(f"{path}: damaged vocabulary ({error})") from error

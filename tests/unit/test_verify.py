@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
@@ -18,14 +19,14 @@ from raylens.storage import verify as verify_module
 from raylens.storage.errors import Fenced, StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
-from raylens.storage.manifest import read_manifest
+from raylens.storage.manifest import read_certificate, read_manifest, write_certificate
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.record import Failure, Record
 from raylens.storage.repair import repair
 from raylens.storage.segments import SegmentBuilder
 from raylens.storage.store import Store
 from raylens.storage.verify import examine
-from raylens.storage.vocabulary import write_vocabulary
+from raylens.storage.vocabulary import read_vocabulary, write_vocabulary
 from tests.builders import (
     VOCABULARY_SIZE,
     commit_all,
@@ -150,7 +151,7 @@ DAMAGES: dict[str, tuple[Callable[[RunFolder], Any], str, str, set[int]]] = {
     "first entry missing": (change_commit(1, lambda one: one["entries"].pop(0)), "commits/000000001", "tile", set()),
     "other checksum": (change_commit(1, lambda one: one.update(crc32=1)), "records/000000001", "crc32", set()),
     "certificate": (lambda folder: folder.certificate.write_text("{"), "certificate.json", "damaged", set()),
-    "certificate a list": (lambda folder: folder.certificate.write_text("[]"), "certificate.json", "not an object", set()),
+    "certificate a list": (lambda folder: folder.certificate.write_text("[]"), "certificate.json", "Expected `object`", set()),
 }  # fmt: skip
 
 
@@ -338,6 +339,38 @@ def test_run_json_is_not_guessed(folder: RunFolder) -> None:
     assert [path for path in folder.root.rglob("*") if "lock" not in path.name] == [
         one for one in names if one.name != "run.json"
     ]
+
+
+@pytest.mark.parametrize("name", ["run.json", "certificate.json", "vocabulary.msgpack.zst"])
+def test_no_bit_of_a_file_that_is_written_once_changes_unseen(folder: RunFolder, name: str) -> None:
+    """What is not found leaves what the file says as it was."""
+    write_certificate(folder, {"layers": 4, "error": 1.25e-7, "taps": {"resid_post": "output of the block"}})
+
+    def read() -> tuple[Any, Any, Any]:
+        certificate = read_certificate(folder)
+        measured = [certificate.get(field) for field in ("layers", "error", "taps")]
+        return read_manifest(folder), measured, list(read_vocabulary(folder.vocabulary))
+
+    path, before, found = folder.root / name, read(), 0
+    written = path.read_bytes()
+    for at in range(0, len(written), 1 + len(written) // 150):
+        changed = bytearray(written)
+        changed[at] ^= 1 << at % 8
+        path.write_bytes(changed)
+        if name in {damage.file for damage in examine(folder).damage}:
+            found += 1
+        else:
+            assert read() == before, at
+    assert found > 50
+
+
+def test_run_json_and_certificate_of_before_they_were_sealed_are_read(folder: RunFolder) -> None:
+    """They are not checked."""
+    manifest = read_manifest(folder)
+    folder.manifest.write_bytes(msgspec.json.encode(manifest))
+    folder.certificate.write_text('{"layers": 4}')
+    assert (read_manifest(folder), read_certificate(folder)) == (manifest, {"layers": 4})
+    assert examine(folder).damage == []
 
 
 def test_a_vocabulary_is_written_anew(folder: RunFolder) -> None:
