@@ -6,7 +6,7 @@ DuckDB reads the Parquet tables where they are; nothing is imported, and a query
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,7 +114,11 @@ class Database:
         fields = [field for field in reader.schema if field.name != hidden]
         schema = pa.schema([field.with_name(name) for field, name in zip(fields, _apart(fields), strict=True)])
         kept = [number for number, field in enumerate(reader.schema) if field.name != hidden]
-        yield pa.RecordBatchReader.from_batches(schema, self._batches(reader, kept, schema))
+        batches = self._batches(reader, kept, schema)
+        try:
+            yield pa.RecordBatchReader.from_batches(schema, batches)
+        finally:
+            batches.close()
 
     def _ask(self, call: Callable[[], T]) -> T:
         """What a call of DuckDB gives, made in a thread of its own: a Ctrl-C reaches this one, and ends the statement."""
@@ -138,7 +142,7 @@ class Database:
         except duckdb.Error as error:
             raise self._failed(str(error)) from error
 
-    def _batches(self, reader: pa.RecordBatchReader, kept: list[int], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    def _batches(self, reader: pa.RecordBatchReader, kept: list[int], schema: pa.Schema) -> Generator[pa.RecordBatch]:
         while True:
             try:
                 batch = self._ask(lambda: next(reader, None))
@@ -163,6 +167,7 @@ class Database:
         """Give back memory and the temporary folder."""
         self._thread.shutdown()
         self._connection.close()
+        del self._connection  # an error's traceback may hold this object to the end, and DuckDB lists what it finds then
         self._temporary.cleanup()
 
     def __enter__(self) -> "Database":

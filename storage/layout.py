@@ -65,6 +65,12 @@ class RunFolder:
     def writer_log(self) -> Path:
         return self.root / "writer.log"
 
+    @property
+    def is_run(self) -> bool:
+        """Whether a run was begun here: where run.json was lost, its commits say so."""
+        # Unlike Path's methods, these say False of a name that is too long.
+        return os.path.exists(self.manifest) or (os.path.isdir(self.commits) and any(self.commits.glob("*.json")))  # noqa: PTH110, PTH112
+
     def create(self) -> None:
         """Make the folders.
 
@@ -161,7 +167,7 @@ def named_run(store: Path, name: str) -> RunFolder | None:
     """The run of exactly this name, which may be anything; None if there is none."""
     folder = RunFolder(runs_folder(store) / name)
     plain = name != ".." and folder.root.name == name and folder.root.parent == runs_folder(store)
-    return folder if plain and os.path.exists(folder.manifest) else None  # noqa: PTH110  False also for a name too long
+    return folder if plain and folder.is_run else None
 
 
 def runs_folder(store: Path) -> Path:

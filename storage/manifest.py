@@ -59,7 +59,8 @@ def read_manifest(folder: RunFolder) -> Manifest:
     try:
         data = read_file(folder.manifest)
     except OSError as error:
-        raise StoreError(f"{folder.manifest}: {error.strerror}; not a raylens run") from error
+        what = "the run cannot be read without it" if folder.is_run else "not a raylens run"
+        raise StoreError(f"{folder.manifest}: {error.strerror}; {what}") from error
     found = decode_json(folder.manifest, data, Manifest, FORMAT)
     unsealed(folder.manifest, data)
     return found

@@ -226,10 +226,11 @@ class Store:
             raise StoreError(f"{self.path}: no such store; give the folder that raylens run wrote to")
 
     def names(self) -> list[str]:
-        """Names of the runs, oldest first."""
-        folder = runs_folder(self.path)
-        found = [child for child in folder.iterdir() if (child / "run.json").exists()] if folder.is_dir() else []
-        return [child.name for child in sorted(found, key=lambda child: ((child / "run.json").stat().st_mtime_ns, child.name))]
+        """Names of the runs, oldest first; those that lost their run.json before all others."""
+        parent = runs_folder(self.path)
+        children = map(RunFolder, parent.iterdir()) if parent.is_dir() else ()
+        begun = {one.root.name: one.manifest.stat().st_mtime_ns if one.manifest.exists() else 0 for one in children if one.is_run}
+        return sorted(begun, key=lambda name: (begun[name], name))
 
     def folders(self, name: str | None = None) -> list[RunFolder]:
         """The folders of all runs or of one, by name, whether they can be read or not.
@@ -266,6 +267,10 @@ class Store:
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self.runs())
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a run of exactly this name."""
+        return isinstance(name, str) and named_run(self.path, name) is not None
 
     def __len__(self) -> int:
         return len(self.names())

@@ -67,6 +67,12 @@ def test_a_process_of_its_own_says_no_more_than_its_answer(store: Path, tmp_path
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_process_of_its_own_says_no_more_than_its_error(store: Path) -> None:
+    """Not what DuckDB still held when the error ended it."""
+    done = raylens_command("sql", "SELECT * FROM topk", "--parquet", "no/file", "--store", str(store), env={})
+    assert (done.returncode, done.stderr) == (2, "Error: --parquet no/file: No such file or directory\n")
+
+
 def test_an_interrupt_within_an_exec_ends_a_module_as_any_other(tmp_path: Path) -> None:
     """Imports run text too, as dataclasses do; Python itself would end by the signal when it was started with -m."""
     (tmp_path / "interrupted.py").write_text(

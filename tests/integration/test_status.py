@@ -19,7 +19,7 @@ from raylens.storage.server_status import server_status
 from raylens.storage.status import status
 from raylens.storage.stream import Stream
 from raylens.storage.writer import Writer
-from tests.builders import make_failure, make_frames, make_record, make_run
+from tests.builders import commit_outcomes, make_failure, make_frames, make_record, make_run
 from tests.command import raylens_command
 from tests.running import Running
 from tests.servers import RealServer
@@ -171,10 +171,14 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     make_run(tmp_path, name="whole")
     damaged, _ = make_run(tmp_path, name="damaged")
     damaged.manifest.write_text("{")
+    lost, _ = make_run(tmp_path, name="lost")
+    commit_outcomes(lost, make_record(0))
+    lost.manifest.unlink()
     done = raylens_command("status", str(tmp_path))
     assert done.returncode == 6
     assert "whole" in done.stdout
     assert "run.json: damaged" in done.stderr
+    assert "lost/run.json: No such file" in done.stderr
 
 
 def test_a_server_tells_of_every_run_where_it_may(server: EmbeddedServer) -> None:

@@ -141,6 +141,7 @@ def test_runs_are_found_by_name_or_beginning(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.names() == ["llama", "llama-2", "gemma"]
     assert [run.name for run in store] == store.names()
+    assert [name in store for name in ("llama", "llama-2", "llam", "other", "x" * 300, 3)] == [True, True, *[False] * 4]
     assert len(store) == 3
     assert store["llama"].name == "llama"
     assert store["llama-"].name == "llama-2"
@@ -160,6 +161,17 @@ def test_a_store_without_runs(tmp_path: Path) -> None:
     assert len(store) == 0
     with pytest.raises(UsageError, match="no run 'half'; it has none"):
         store["half"]
+
+
+def test_a_run_that_lost_its_run_json_is_not_passed_over(tmp_path: Path) -> None:
+    """Its commits say that there is one; what is lost is named, by whoever asks."""
+    folder, _ = make_run(tmp_path)
+    commit_outcomes(folder, make_record(0))
+    folder.manifest.unlink()
+    store = Store(tmp_path)
+    assert (store.names(), "demo" in store) == (["demo"], True)
+    with pytest.raises(StoreError, match=r"run\.json: No such file or directory; the run cannot be read without it"):
+        store["demo"]
 
 
 def test_no_store_is_one_clear_error(tmp_path: Path) -> None:
