@@ -58,6 +58,11 @@ def find_projection(model: Any, owner: nn.Module, last: Tensor, logits: Tensor) 
     Raises:
         ModelError: none of them does.
     """
+    if bool((logits.isnan() | logits.isposinf()).any()):
+        raise ModelError(
+            f"{type(model).__name__}: its own logits for a probe prompt are not finite: a weight is damaged, or one overflows "
+            "(--dtype float32 has room for larger ones)"
+        )
     head = output_embedding(model)
     wanted, width = getattr(head, "in_features", last.shape[1]), last.shape[1]
     if wanted != width:
@@ -76,7 +81,7 @@ def find_projection(model: Any, owner: nn.Module, last: Tensor, logits: Tensor) 
             if best is None or not best[0].error <= distance.error:  # also where the best so far is not a number
                 best = (distance, norm_name, step_name, Projection(norm, head, step))
     if best is None or not best[0].holds:
-        found = "its logits are not finite" if best is None else _shortfall(best[0])
+        found = "no final norm was found" if best is None else _shortfall(best[0])
         raise ModelError(
             f"{type(model).__name__}: the lens of the last block does not give the model's logits ({found}); not supported"
         )

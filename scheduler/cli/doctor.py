@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
+from click.core import ParameterSource
 
 from raylens.scheduler.cli._options import layers_option, lens_option, model_options, model_settings, store_option
+from raylens.storage.errors import UsageError
 
 if TYPE_CHECKING:
     from raylens.scheduler.doctor import Finding
 
+#: Options of what is checked without --model.
+_OF_MACHINE = ("store", "redis", "ray")
 _SIGNS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 
 
@@ -29,6 +33,7 @@ def command(store: str, redis: str, ray: str, as_json: bool, **options: Any) -> 
     With --model, load the model and print its certificate instead: what is hooked for each tap, and the errors that were
     measured. A model that cannot be lensed exactly is refused with the reason, and exit code 4.
     """
+    _refuse_ignored(options["model"] is not None)
     if options["model"] is not None:
         _print_certificate(options, as_json)
         return
@@ -42,6 +47,19 @@ def command(store: str, redis: str, ray: str, as_json: bool, **options: Any) -> 
     if as_json:
         click.echo(orjson.dumps({"findings": findings}))
     click.get_current_context().exit(1 if any(finding.status == "problem" for finding in findings) else 0)
+
+
+def _refuse_ignored(of_model: bool) -> None:
+    """Options that were typed and would change nothing."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name in {"model", "as_json"} or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        if of_model and name in _OF_MACHINE:
+            raise UsageError(f"--{name}: is not looked at with --model; leave one of them out")
+        if not of_model and name not in _OF_MACHINE:
+            raise UsageError(f"{parameter.opts[0]}: is of a model; give --model too")
 
 
 def _line(finding: "Finding") -> str:
@@ -64,7 +82,10 @@ def _print_certificate(options: dict[str, Any], as_json: bool) -> None:
 
 
 def _lines(certificate: dict[str, Any]) -> list[str]:
+    from raylens.workers.lenses.source import TAPS_OF
+
     lens, runs = certificate["lens"], certificate["runs"]
+    read = TAPS_OF[lens.get("kind", "logit")] or tuple(certificate["taps"])
     lines = [
         f"{certificate['architecture']}: {certificate['layers']} layers in {certificate['dtype']} on {certificate['device']}",
         f"lens: {lens['norm']}, head, {lens['after_head']} after it; {lens['path']}",
@@ -72,8 +93,11 @@ def _lines(certificate: dict[str, Any]) -> list[str]:
         f"padded batch against one prompt: {runs['padding_error']:.1e} (allowed {runs['allowed']:.1e}); runs {runs['module']}",
     ]
     if "kind" in lens:
-        lines.append(f"--lens: {lens['kind']} {lens['file']} fits; it reads {', '.join(certificate['run_taps'])}")
+        lines.append(f"--lens: {lens['kind']} {lens['file']} fits; it reads {', '.join(read)}")
     lines += [f"holds: {text} (error {error:.1e})" for text, error in certificate["sums"].items()]
-    lines += [f"tap {name}: {', '.join(tap['hooked'])}" for name, tap in certificate["taps"].items()]
+    lines += [
+        f"tap {name}: {', '.join(tap['hooked'])}{'' if name in read else '; this lens does not read it'}"
+        for name, tap in certificate["taps"].items()
+    ]
     lines += [f"tap {name}: refused, {reason}" for name, reason in certificate["refused"].items()]
     return lines

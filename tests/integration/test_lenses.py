@@ -1,6 +1,7 @@
 """Runs with another lens than the logit lens, by the command: what is stored, what a resume refuses, what is told at once."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -150,5 +151,12 @@ def test_lens_and_doctor(place: Path, tiny: Path) -> None:
     doctor = raylens_command("doctor", *given, cwd=place)
     assert doctor.returncode == 0, doctor.stderr
     assert "--lens: jacobian" in doctor.stdout
+    assert "fits; it reads resid_post\n" in doctor.stdout
+    assert re.findall(r"tap (\w+): .*; this lens does not read it", doctor.stdout) == [
+        "resid_pre",
+        "attn_out",
+        "resid_mid",
+        "mlp_out",
+    ]
     estimate = raylens_command("run", "c.jsonl", *given, "--dry-run", "--json", cwd=place)
     assert json.loads(estimate.stdout)["places"] == PROMPTS * 2
