@@ -73,8 +73,8 @@ class WriterService:
         Raises:
             RaylensError: the one run cannot be written.
         """
-        if self._only is not None and not self._asking():
-            self._say(f"{self._only}: waiting for raylens run --writer external")
+        if not self._asking():
+            self._say(f"{self._only or self._runs.parent}: waiting for raylens run --writer external")
         try:
             while not stopping():
                 for name in self._asking():

@@ -13,8 +13,9 @@ import msgspec
 
 from raylens.storage.errors import UsageError, one_line
 from raylens.storage.layers import FORMS as LAYERS
+from raylens.storage.positions import FORMS as POSITIONS
 from raylens.storage.taps import ALIASES, TAPS
-from raylens.workers.interventions.file import bad, read_values
+from raylens.workers.interventions.file import FORM, bad, read_values
 from raylens.workers.interventions.places import check_positions
 from raylens.workers.paths import given_path
 
@@ -22,6 +23,12 @@ MOST_EDITS = 256
 #: Numbers of a vector; no model is that wide.
 MOST_VALUES = 1 << 16
 
+#: Of a field of another type -> what to write.
+_REMEDIES = {
+    "layers": f"write {LAYERS}, or a list of layers",
+    "positions": f"write {POSITIONS}, or a list of positions",
+    "position": "write a number, or last; in a patch also each",
+}
 _OPERATIONS = ("add", "scale", "zero", "patch")
 _VECTORS = ("values", "file", "prompt", "difference")
 
@@ -122,7 +129,8 @@ def _edits(name: str, value: Any, folder: Path) -> tuple[Edit, ...]:
         found = msgspec.convert(_spelled_out(value), _File).edits
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$")
-        raise bad(name, place.strip("`."), problem) from error
+        place = place.strip("`.")
+        raise bad(name, place, problem, _REMEDIES.get(place.rpartition(".")[2], FORM)) from error
     if not 1 <= len(found) <= MOST_EDITS:
         raise bad(name, "edits", f"{len(found)} edits; 1 to {MOST_EDITS} can be given")
     return tuple(_checked(name, f"edits[{number}]", edit, folder) for number, edit in enumerate(found))

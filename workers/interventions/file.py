@@ -17,7 +17,7 @@ from raylens.storage.errors import UsageError, one_line
 MOST_BYTES = {".json": 1 << 20, ".yaml": 1 << 17, ".yml": 1 << 17}
 #: Brackets within brackets; an intervention has five.
 _DEPTH = 32
-_FORM = "docs/INTERVENTIONS.md has the form"
+FORM = "docs/INTERVENTIONS.md has the form"
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
@@ -35,7 +35,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{_FLOA
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 
 
-def bad(name: str, place: str, problem: str, remedy: str = _FORM) -> UsageError:
+def bad(name: str, place: str, problem: str, remedy: str = FORM) -> UsageError:
     """The error of an intervention that cannot be used.
 
     Args:
@@ -53,13 +53,13 @@ def read_values(path: Path) -> Any:
         UsageError: it cannot be read, or is not what it is named.
     """
     name, suffix = str(path), path.suffix.lower()
+    if path.exists() and not path.is_file():  # a device might never end
+        raise bad(name, "", "no plain file", "give a file")
     if suffix not in MOST_BYTES:
         if not path.exists():
             raise bad(name, "", "No such file or directory", "check the path")
         raise bad(name, "", f"ends in {suffix or 'nothing'}", "name it .yaml or .json by what it holds")
     try:
-        if path.exists() and not path.is_file():  # a device might never end
-            raise bad(name, "", "no plain file", "give a file")
         with path.open("rb") as file:
             data = file.read(MOST_BYTES[suffix] + 1)
     except OSError as error:
