@@ -10,6 +10,7 @@ from raylens.scheduler.progress import choose
 from raylens.scheduler.run import run_corpus
 from raylens.scheduler.settings import RunSettings
 from raylens.scheduler.stopping import Stopping
+from raylens.storage.layers import as_text
 from raylens.storage.store import Run, Store
 from raylens.storage.taps import parse_taps
 from raylens.workers.interventions.edits import read_edits
@@ -38,10 +39,10 @@ def run(
     device_map: str | None = None,
     trust_remote_code: bool = False,
     top_k: int = 10,
-    layers: str = "all",
+    layers: str | int | Sequence[int] = "all",
     taps: str | Sequence[str] | None = None,
-    heads: str | None = None,
-    positions: str = "last",
+    heads: str | int | Sequence[int] | None = None,
+    positions: str | int = "last",
     logprobs: LogprobType = "float16",
     stats: str | Sequence[str] | None = None,
     track: str | int | Sequence[str | int] = (),
@@ -100,14 +101,14 @@ def run(
         prompts = Corpus.from_rows(corpus, column=column, id_column=id_column, limit=limit)
     read_out = LensSettings(
         top_k,
-        layers,
+        as_text(layers),
         parse_taps(taps) if taps is not None else None,
-        positions,
+        as_text(positions),
         logprobs,
         parse_stats(stats) if stats is not None else None,
         track_names(track),
         lens,
-        heads=heads,
+        heads=as_text(heads),
     )
     worker = WorkerSettings(
         ModelSettings(model, revision, dtype, device_map, trust_remote_code),

@@ -1,6 +1,7 @@
 """Which layers of a model are meant: ``all``, ``0,5-10``, ``-1``, ``::4``; so wherever they are taken."""
 
 import re
+from typing import Any
 
 from raylens.storage.errors import UsageError
 
@@ -9,6 +10,13 @@ FORMS = "all, 0,5-10, -1 or a slice such as ::4"
 _SLICE = re.compile(r"(-?\d{1,18})?:(-?\d{1,18})?(?::(-?\d{1,18}))?", re.ASCII)
 _RANGE = re.compile(r"(\d{1,18})-(\d{1,18})", re.ASCII)
 _ONE = re.compile(r"-?\d{1,18}", re.ASCII)
+
+
+def as_text(given: Any) -> Any:
+    """A number, or a list of numbers, as the text that stands for it, also of positions; anything else as it is."""
+    numbers = given if isinstance(given, list | tuple | range) else [given]
+    plain = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+    return ",".join(map(str, numbers)) if plain else given
 
 
 def select_layers(spec: str, n_layers: int, option: str = "--layers") -> tuple[int, ...]:

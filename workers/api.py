@@ -7,6 +7,7 @@ from threading import Lock
 from typing import Any
 
 from raylens.storage.errors import RaylensError, UsageError
+from raylens.storage.layers import as_text
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.taps import parse_taps
 from raylens.workers.interventions.edits import read_edits
@@ -99,10 +100,10 @@ def lens(
     device_map: str | None = None,
     trust_remote_code: bool = False,
     top_k: int = 10,
-    layers: str = "all",
+    layers: str | int | Sequence[int] = "all",
     taps: str | Sequence[str] | None = None,
-    heads: str | None = None,
-    positions: str | None = None,
+    heads: str | int | Sequence[int] | None = None,
+    positions: str | int | None = None,
     stats: str | Sequence[str] | None = None,
     track: str | int | Sequence[str | int] = (),
     lens: str = "logit",
@@ -131,15 +132,15 @@ def lens(
         ModelSettings(model, revision, dtype, device_map, trust_remote_code),
         LensSettings(
             top_k,
-            layers,
+            as_text(layers),
             parse_taps(taps) if taps is not None else None,
-            positions or ("last" if generate is not None else "all"),
+            as_text(positions) if positions is not None else ("last" if generate is not None else "all"),
             "float32",
             parse_stats(stats or ()),
             track_names(track),
             lens,
             lens_digest(parse_lens(lens)),  # so that a file that was written anew is read anew
-            heads,
+            as_text(heads),
         ),
         InputSettings(),
         read_edits(intervene),

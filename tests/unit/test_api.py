@@ -12,6 +12,7 @@ import pytest
 from transformers import LlamaForCausalLM
 
 import raylens
+from raylens import RaylensError
 from raylens.storage.payload import encode_payload
 from raylens.workers import api
 from tests.tiny import save_word_llama
@@ -42,6 +43,17 @@ def folders(tmp_path: Path) -> tuple[str, str]:
     for folder in found:
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(0, 256, 3))}))
     return str(found[0]), str(found[1])
+
+
+def test_layers_and_positions_may_be_numbers(folders: tuple[str, str]) -> None:
+    """Of layers a list too; each stands for the text of the command line."""
+    record = raylens.lens("call me ishmael", model=folders[0], layers=[0, -1], positions=-2)
+    assert (record.layers, record.positions) == ([0, 1], [1])
+    assert raylens.lens("call me ishmael", model=folders[0], layers=1, positions=0).layers == [1]
+    with pytest.raises(RaylensError, match="--layers '9': the model has layers 0 to 1"):
+        raylens.lens("call me", model=folders[0], layers=9)
+    with pytest.raises(RaylensError, match=r"layers: give text, .* not a number"):
+        raylens.lens("call me", model=folders[0], layers=1.5)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -95,7 +95,10 @@ def test_forms(tmp_path: Path) -> None:
         (one(add={"difference": ["a"]}), "edits[0].add.difference: Expected `array` of length 2"),
         (one(add={"prompt": 7}), "edits[0].add.prompt: Expected `str | null`, got `int`"),
         (one(add={"prompt": "a", "tap": "mlp"}), "edits[0].add.tap: unknown tap 'mlp'"),
-        (one(add={"prompt": "a", "position": "each"}), "edits[0].add.position: Invalid enum value 'each'; write a number, or last"),
+        (
+            one(add={"prompt": "a", "position": "each"}),
+            "edits[0].add.position: Invalid enum value 'each'; write a number, or last",
+        ),
         (one(add=..., patch={"prompt": "a", "position": "first"}), "edits[0].patch.position: Invalid enum value 'first'"),
         (one(add=..., patch={"prompt": "a", "scale": 2}), "edits[0].patch: Object contains unknown field `scale`"),
         (one(add=..., patch={}), "edits[0].patch: Object missing required field `prompt`"),

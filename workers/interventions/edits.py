@@ -13,6 +13,7 @@ import msgspec
 
 from raylens.storage.errors import UsageError, one_line
 from raylens.storage.layers import FORMS as LAYERS
+from raylens.storage.layers import as_text
 from raylens.storage.positions import FORMS as POSITIONS
 from raylens.storage.taps import ALIASES, TAPS
 from raylens.workers.interventions.file import FORM, bad, read_values
@@ -146,10 +147,8 @@ def _spelled_out(value: Any) -> Any:
 def _with_texts(edit: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(edit)
     for name in ("layers", "positions"):
-        given = found.get(name)
-        numbers = given if isinstance(given, list | tuple) else [given]
-        if all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
-            found[name] = ",".join(map(str, numbers))
+        if name in found:
+            found[name] = as_text(found[name])
     return found
 
 
