@@ -49,7 +49,9 @@ def _load_config(ctx: click.Context, _parameter: click.Parameter, value: str | N
         names.pop(once)
     unknown = sorted(set(found) - set(names))
     if unknown:
-        raise UsageError(f"--config {value}: unknown option {unknown[0]!r}; see raylens run --help")
+        dashed = unknown[0].replace("_", "-")
+        remedy = f"write {dashed}" if dashed in names else "see raylens run --help"
+        raise UsageError(f"--config {value}: unknown option {unknown[0]!r}; {remedy}")
     many = {parameter.name for parameter in ctx.command.params if getattr(parameter, "multiple", False)}
     defaults = {str(names[name]): _default(value, name, setting, names[name] in many) for name, setting in found.items()}
     ctx.default_map = {**(ctx.default_map or {}), **defaults}

@@ -97,7 +97,8 @@ def _print(runs: "list[tuple[RunFolder, Findings]]") -> None:
 def _row(found: "Findings") -> list[str]:
     prompts = found.manifest.prompts if found.manifest is not None else None
     done = found.records + found.failures
-    state = f"damaged: {len(found.damage)} files" if found.damage else "good"
+    damaged = len(found.damage)
+    state = f"damaged: {damaged} file{'s' if damaged > 1 else ''}" if damaged else "good"
     numbers = [f"{number:,}" for number in (found.records, found.failures)]
     to_do = "?" if prompts is None else f"{prompts - done:,}"
     return [

@@ -169,6 +169,9 @@ def test_options_from_environment_and_file(tmp_path: Path, tiny: Path) -> None:
     assert json.loads(done.stdout)["prompts"] == 1, "as CSV the first line is the header"
     (tmp_path / "bad.toml").write_text("topk = 3\n")
     check(raylens_command("run", "c.txt", "-m", str(tiny), "--config", "bad.toml", cwd=tmp_path), 2, "topk")
+    (tmp_path / "python.toml").write_text("top_k = 3")
+    told = "unknown option 'top_k'; write top-k"
+    check(raylens_command("run", "c.txt", "-m", str(tiny), "--config", "python.toml", cwd=tmp_path), 2, told)
     (tmp_path / "many.toml").write_text('track = [" sail", "no single token here"]\n')
     check(raylens_command("run", "c.txt", "-m", str(tiny), "--config", "many.toml", cwd=tmp_path), 2, "--track 'no single")
     (tmp_path / "text.toml").write_text('top-k = "many"\n')
