@@ -103,7 +103,7 @@ def run(
         top_k,
         as_text(layers),
         parse_taps(taps) if taps is not None else None,
-        as_text(positions),
+        str(positions) if isinstance(positions, int) else positions,
         logprobs,
         parse_stats(stats) if stats is not None else None,
         track_names(track),

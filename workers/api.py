@@ -91,6 +91,12 @@ def read(worker: Worker, text: str) -> Record:
     return replace(outcome, vocabulary=worker.vocabulary)
 
 
+def _positions(asked: str | int | None, generate: int | None) -> str:
+    if asked is None:
+        return "last" if generate is not None else "all"
+    return str(asked) if isinstance(asked, int) else asked
+
+
 def lens(
     text: str,
     *,
@@ -134,7 +140,7 @@ def lens(
             top_k,
             as_text(layers),
             parse_taps(taps) if taps is not None else None,
-            as_text(positions) if positions is not None else ("last" if generate is not None else "all"),
+            _positions(positions, generate),
             "float32",
             parse_stats(stats or ()),
             track_names(track),
