@@ -167,7 +167,6 @@ class Database:
         """Give back memory and the temporary folder."""
         self._thread.shutdown()
         self._connection.close()
-        del self._connection  # an error's traceback may hold this object to the end, and DuckDB lists what it finds then
         self._temporary.cleanup()
 
     def __enter__(self) -> "Database":
