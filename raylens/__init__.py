@@ -12,17 +12,35 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from raylens.scheduler.api import run
     from raylens.scheduler.fit import fit_lens
-    from raylens.storage.errors import RaylensError
+    from raylens.storage.errors import BrokerError, ClusterError, InputError, ModelError, RaylensError, StoreError, UsageError
     from raylens.storage.record import Failure, Record, TapLens
     from raylens.storage.store import Run, Store
     from raylens.storage.store import open_store as open  # noqa: A004
     from raylens.workers.api import lens
 
-__all__ = ["Failure", "RaylensError", "Record", "Run", "Store", "TapLens", "fit_lens", "lens", "open", "run"]
+__all__ = [
+    "BrokerError",
+    "ClusterError",
+    "Failure",
+    "InputError",
+    "ModelError",
+    "RaylensError",
+    "Record",
+    "Run",
+    "Store",
+    "StoreError",
+    "TapLens",
+    "UsageError",
+    "fit_lens",
+    "lens",
+    "open",
+    "run",
+]
 
+_ERRORS = ("BrokerError", "ClusterError", "InputError", "ModelError", "RaylensError", "StoreError", "UsageError")
 _HOMES = {
+    **{error: ("raylens.storage.errors", error) for error in _ERRORS},
     "Failure": ("raylens.storage.record", "Failure"),
-    "RaylensError": ("raylens.storage.errors", "RaylensError"),
     "Record": ("raylens.storage.record", "Record"),
     "Run": ("raylens.storage.store", "Run"),
     "Store": ("raylens.storage.store", "Store"),

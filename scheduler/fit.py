@@ -105,6 +105,7 @@ def fit_lens(
     kind: Kind = "tuned",
     revision: str | None = None,
     dtype: DType = "auto",
+    device_map: str | None = None,
     trust_remote_code: bool = False,
     tokens: int = TOKENS,
     steps: int | None = None,
@@ -142,7 +143,7 @@ def fit_lens(
         prompts = Corpus(CorpusSettings(sources=(str(corpus),), format=format, column=column, id_column=id_column, limit=limit))
     else:
         prompts = Corpus.from_rows(corpus, column=column, id_column=id_column, limit=limit)
-    source = ModelSettings(model, revision, dtype, trust_remote_code=trust_remote_code)
+    source = ModelSettings(model, revision, dtype, device_map, trust_remote_code)
     settings = FitSettings(source, kind, tokens, steps, learning_rate, batch_tokens, seed)
     return fit_with_progress(settings, prompts, given_path(output, "output"), Actors(actors, gpus_per_actor, ray), quiet)
 

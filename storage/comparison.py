@@ -29,7 +29,7 @@ def compare(one: Run, other: Run) -> Result:
     def prepare(database: Database) -> tuple[str, Mapping[str, Any]]:
         return _SQL.read_text(), _parameters(one, other, database)
 
-    return Result([one] if _same(one, other) else [one, other], prepare)
+    return Result([one] if _same(one, other) else [one, other], prepare, "a comparison")
 
 
 def _same(one: Run, other: Run) -> bool:

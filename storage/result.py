@@ -3,6 +3,7 @@
 import atexit
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -32,10 +33,21 @@ def _close() -> None:
 
 
 class Result(Frames):
-    """Rows of a query. They need not fit in memory: ``for row in result`` and ``batches`` read them as they are made."""
+    """Rows of a query. They need not fit in memory: ``for row in result`` and ``batches`` read them as they are made.
 
-    def __init__(self, runs: Sequence[Run], prepare: Prepared, hidden: str | None = None) -> None:
-        self._runs, self._prepare, self._hidden = runs, prepare, hidden
+    Args:
+        asked: the query in words, for whoever prints this.
+        hidden: a column that the rows are made without.
+    """
+
+    def __init__(self, runs: Sequence[Run], prepare: Prepared, asked: str, hidden: str | None = None) -> None:
+        self._runs, self._prepare, self._asked, self._hidden = runs, prepare, asked, hidden
+
+    def __repr__(self) -> str:
+        runs = ", ".join(repr(run.name) for run in self._runs)
+        return (
+            f"<Result of {self._asked} over {runs}: read by a loop, rows(), to_pandas(), to_polars(), to_arrow() or to_xarray()>"
+        )
 
     @contextmanager
     def reader(self) -> Iterator[pa.RecordBatchReader]:
@@ -96,7 +108,7 @@ def run_query(run: Run, name: str, options: Mapping[str, Any]) -> Result:
     def prepare(database: Database) -> tuple[str, Mapping[str, Any]]:
         return query.sql, select(run, database, query, options)
 
-    return Result([run], prepare, hidden=_hidden(options))
+    return Result([run], prepare, f"query {name!r}", _hidden(options))
 
 
 def ask(run: Run, database: Database, name: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -117,4 +129,4 @@ def _hidden(options: Mapping[str, Any]) -> str | None:
 
 def sql_query(runs: Sequence[Run], sql: str, parameters: Mapping[str, Any] | None = None) -> Result:
     """A statement over the views of some runs; ``Run.sql`` and ``Store.sql``."""
-    return Result(runs, lambda _: (sql, parameters or {}))
+    return Result(runs, lambda _: (sql, parameters or {}), f"{shorten(sql, 100)!r}")

@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 import raylens
 from raylens.scheduler.cli import group
 from raylens.scheduler.cluster import cluster
-from raylens.storage.errors import UsageError
 from tests.command import raylens_command
 from tests.started import TOOLS, started
 from tests.tiny import save_word_llama, sentences
@@ -67,8 +66,17 @@ def test_linear_lens_from_python(place: Path, capfd: pytest.CaptureFixture[str])
     model, output = str(place / "m"), place / "linear"
     with cluster("local"):  # both use the Ray that is there
         report = raylens.fit_lens(
-            place / "c.jsonl", model=model, output=output, kind="linear", column="words", tokens=600, batch_tokens=64, quiet=True
+            place / "c.jsonl",
+            model=model,
+            output=output,
+            kind="linear",
+            column="words",
+            tokens=600,
+            batch_tokens=64,
+            device_map="cpu",
+            quiet=True,
         )
+        assert json.loads((output / "provenance.json").read_text())["settings"]["model"]["device_map"] == "cpu"
         assert capfd.readouterr() == ("", "")
         arguments = ["c.jsonl", "-m", model, "--column", "words", "-o", str(place / "again"), "--kind", "linear", *SIZES]
         with contextlib.chdir(place):
@@ -82,7 +90,7 @@ def test_linear_lens_from_python(place: Path, capfd: pytest.CaptureFixture[str])
     assert sorted(maps) == ["A.0", "A.1", "b.0", "b.1"]
     assert np.diag(maps["A.1"]).mean() > 0.5
     assert list(raylens.lens("call me ishmael", model=model, lens=report.lens).taps) == ["resid_post"]
-    with pytest.raises(UsageError, match="--actors 0"):
+    with pytest.raises(raylens.UsageError, match="--actors 0"):
         raylens.fit_lens(["call me"], model=model, output=place / "new", actors=0)
 
 

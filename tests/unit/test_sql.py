@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from raylens.storage.comparison import compare
 from raylens.storage.errors import UsageError
 from raylens.storage.store import Run, Store, open_store
 from tests.queried import places, write_run
@@ -120,6 +121,14 @@ def test_a_result_that_a_script_keeps_half_read_leaves_nothing_to_complain_of(ru
     command = [sys.executable, "-c", script, str(run.folder.root.parents[1]), run.name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+def test_a_result_says_what_it_is_of(run: Run) -> None:
+    """Printed, before it is read: a notebook's cell may end with one."""
+    ways = ": read by a loop, rows(), to_pandas(), to_polars(), to_arrow() or to_xarray()>"
+    assert repr(run.query("depth")) == f"<Result of query 'depth' over 'demo'{ways}"
+    assert repr(run.sql("SELECT\n  1")) == f"<Result of 'SELECT 1' over 'demo'{ways}"
+    assert repr(compare(run, run)) == f"<Result of a comparison over 'demo'{ways}"
 
 
 def test_parameters_are_values(run: Run) -> None:
