@@ -178,5 +178,5 @@ class Corpus:
     @property
     def name(self) -> str:
         """Where the prompts come from, for people."""
-        given = self._settings.sources
-        return ", ".join(given[:3]) + (f" and {len(given) - 3} more" if len(given) > 3 else "") or "corpus"
+        given = [*self._settings.sources, *(["--text"] if self._settings.texts else [])]
+        return ", ".join(given[:3]) + (f" and {len(given) - 3} more" if len(given) > 3 else "") or "rows"

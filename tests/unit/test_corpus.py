@@ -276,6 +276,13 @@ def test_the_fingerprint_depends_on_content_and_order_alone() -> None:
     assert digest(["a"]) == "a0a485a8d0d549e1f9723c86e14211b36dac36a4c3415a9a7e6269955b4588a2"
 
 
+def test_its_name_says_where_it_is_from() -> None:
+    assert Corpus(CorpusSettings(sources=("a.txt",))).name == "a.txt"
+    assert Corpus(CorpusSettings(sources=("a", "b", "c", "d"), texts=("one", "other"))).name == "a, b, c and 2 more"
+    assert Corpus(CorpusSettings(texts=("one",))).name == "--text"
+    assert Corpus.from_rows(["one"]).name == "rows"
+
+
 @given(st.lists(st.text(), min_size=1))
 def test_any_texts_survive_jsonl(tmp_path_factory: pytest.TempPathFactory, written: list[str]) -> None:
     path = tmp_path_factory.mktemp("corpus") / "c.jsonl"

@@ -250,7 +250,7 @@ def test_settings_that_cannot_be_used() -> None:
             Corpus.from_rows(rows)
     with pytest.raises(UsageError, match=r"rows is a DataFrame; give its rows as dictionaries: df\.to_dict\('records'\)"):
         Corpus.from_rows(pandas.DataFrame({"text": ["x"]}))
-    with pytest.raises(InputError, match="corpus: no prompts; give at least one"):
+    with pytest.raises(InputError, match=r"^rows: no prompts; give at least one"):
         Corpus.from_rows([]).scan()
 
 

@@ -103,7 +103,7 @@ def test_what_a_manifest_says(place: Place) -> None:
     assert manifest.identity["generation"] == msgspec.to_builtins(generation)
     assert manifest.identity["input"] == {"max_tokens": 9, "on_long": "skip", "chat_template": None}
     assert manifest.identity["lens"]["kind"] == "logit"
-    assert manifest.sources == {"model": place.model(), "label": "m", "revision": None, "corpus": "corpus"}
+    assert manifest.sources == {"model": place.model(), "label": "m", "revision": None, "corpus": "rows"}
     assert manifest.versions["raylens"] == __version__
     assert manifest.versions["torch"] == importlib.metadata.version("torch")
     plain = place.manifest(place.begin(name="plain"))
