@@ -151,14 +151,20 @@ def load_config(settings: ModelSettings, source: ModelSource) -> Any:
     """The model's configuration.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: it cannot be read, or is not of a causal language model.
     """
-    from transformers import AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, __version__
 
     try:
-        return AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=settings.trust_remote_code)
+        config = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=settings.trust_remote_code)
     except Exception as error:  # files of strangers fail in every way
         raise _not_loadable(settings, error) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
+        raise ModelError(
+            f"--model {settings.source}: transformers {__version__} has no causal language model of type {config.model_type}; "
+            "give a decoder, or a newer transformers where the type is new"
+        )
+    return config
 
 
 def load_tokenizer(settings: ModelSettings, source: ModelSource) -> Any:

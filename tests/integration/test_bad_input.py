@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
+from transformers import T5Config
 
 import raylens
 from raylens.storage.errors import UsageError
@@ -231,6 +233,15 @@ def test_a_broken_model(tmp_path: Path, tiny: Path, name: str, change: Any) -> N
     content = change if isinstance(change, list) else json.loads((tiny / name).read_text()) | change
     model = broken(tiny, tmp_path, name, json.dumps(content))
     check(raylens_command("lens", "a", "-m", str(model)), 4, f"--model {model}", "cannot be read")
+
+
+def test_a_model_of_another_kind(tmp_path: Path, tiny: Path) -> None:
+    """An encoder-decoder is refused by its configuration, before Ray starts, without the list of all that could be given."""
+    model = broken(tiny, tmp_path, "config.json", T5Config(vocab_size=256, d_model=32, num_layers=2).to_json_string())
+    done = raylens_command("run", "--text", "hi", "-m", str(model), cwd=tmp_path)
+    check(done, 4, f"--model {model}: transformers {transformers.__version__} has no causal language model of type t5; give")
+    assert "starting Ray" not in done.stderr
+    assert len(done.stderr.splitlines()[-1]) < 300
 
 
 def test_a_gguf_that_is_cut_short(tmp_path: Path) -> None:
