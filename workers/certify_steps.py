@@ -10,7 +10,7 @@ from raylens.storage.errors import ModelError, named_line
 from raylens.workers.blocks import input_device
 from raylens.workers.probe import probe_ids
 from raylens.workers.stepping import Way, run_steps
-from raylens.workers.tolerances import rounding
+from raylens.workers.tolerances import apart, of_rows, rounding
 
 #: Tokens of the shorter prompt, and steps that are tried.
 _SHORT, _STEPS = 1, 4
@@ -24,7 +24,7 @@ class Steps:
 
     Attributes:
         way: how to run the model.
-        error: of its logits, relative to their norm, and
+        error: of its logits for the prompt that is further off (tolerances.apart), and
         allowed: how large it may be.
     """
 
@@ -43,8 +43,8 @@ def find_way(model: Any) -> Steps:
     ids = probe_ids(model)[0].tolist()
     long, short, forced = ids[:-_STEPS], ids[:_SHORT], ids[-_STEPS:]
     wanted = [_whole(model, prompt + forced, len(prompt)) for prompt in (long, short)]
-    # as for padded batches (trunk.py): other shapes are rounded otherwise, and experts may even be chosen otherwise
-    allowed = min(0.3, 1024 * rounding(model))
+    spacing = rounding(model)  # steps are of other shapes than whole passes, and so rounded otherwise
+    allowed = of_rows(spacing)
     problem = ""
     for way in _WAYS:
         try:
@@ -55,8 +55,7 @@ def find_way(model: Any) -> Steps:
         except Exception as failed:  # noqa: BLE001  a model may raise anything
             problem = named_line(failed)
             continue
-        target = torch.stack(wanted)
-        error = float((found - target).norm() / target.norm())
+        error = float(torch.stack([apart(*pair, spacing) for pair in zip(found, wanted, strict=True)]).max())
         if error <= allowed:
             return Steps(way, error, allowed)
         problem = f"off by {error:.1e}, allowed {allowed:.1e}"

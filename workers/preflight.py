@@ -159,7 +159,9 @@ def load_config(settings: ModelSettings, source: ModelSource) -> Any:
         config = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=settings.trust_remote_code)
     except Exception as error:  # files of strangers fail in every way
         raise _not_loadable(settings, error) from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in (
+        getattr(config, "auto_map", None) or {}
+    ):
         raise ModelError(
             f"--model {settings.source}: transformers {__version__} has no causal language model of type {config.model_type}; "
             "give a decoder, or a newer transformers where the type is new"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from raylens.storage.errors import ModelError
 from raylens.workers.blocks import first_tensor, flat_rows
-from raylens.workers.tolerances import rounding
+from raylens.workers.tolerances import apart, of_rows, rounding
 
 #: Tokens of the shorter prompt in the batch that is compared.
 _SHORT = 5
@@ -20,7 +20,7 @@ class Trunk:
 
     Attributes:
         module: takes ``input_ids``, ``attention_mask`` and ``use_cache``.
-        error: relative to the norm of the output, and
+        error: of the prompt that is further off (tolerances.apart), and
         allowed: how large it may be.
     """
 
@@ -47,15 +47,16 @@ def find_trunk(model: Any, owner: nn.Module, last_block: nn.Module, ids: Tensor,
     batch[1, _SHORT:] = 0
     mask = torch.ones_like(batch)
     mask[1, _SHORT:] = 0
-    wanted = torch.cat([expected, expected[:_SHORT]]).double()
-    # batches of other shapes are rounded otherwise, and in a short type a mixture of experts may even choose otherwise
-    allowed = min(0.3, 1024 * rounding(model))
+    spacing = rounding(model)  # batches of other shapes are rounded otherwise
+    allowed = of_rows(spacing)
     error = float("inf")
     bodies = [module for module in (model.base_model, owner) if module is not model]  # Llama-4 text is its own base_model
     for module in (*bodies, model):
         found = _last_output(module, last_block, batch, mask)
         if found is not None and found.shape[0] == batch.numel():
-            error = float((found[: len(wanted)].double() - wanted).norm() / wanted.norm())
+            whole, short = found[: len(expected)], found[len(expected) :][:_SHORT]
+            errors = apart(whole, expected, spacing), apart(short, expected[:_SHORT], spacing)
+            error = float(torch.stack(errors).max())
             if error <= allowed:
                 return Trunk(module, error, allowed)
     raise ModelError(

@@ -244,9 +244,10 @@ def test_models_that_cannot_be_read_are_refused(parts: dict[str, Any], reason: s
         adapt(made(**parts))
 
 
-def test_model_that_is_not_causal_is_refused() -> None:
+@every_dtype
+def test_model_that_is_not_causal_is_refused(dtype: torch.dtype) -> None:
     """Padding and later tokens would change what a prompt gives."""
-    model = made()
+    model = made(dtype)
     for module in model.modules():
         if isinstance(module, Mixing):
             module.causal = False
