@@ -123,6 +123,6 @@ def _largest_errors(found: list[BlockSums], refused: dict[str, str]) -> dict[str
     largest: dict[str, float] = {}
     for block in found:
         for text, error in block.sums.items():
-            if not any(tap in text for tap in refused):
+            if refused.keys().isdisjoint(text.split()):
                 largest[text] = max(error, largest.get(text, 0.0))
     return largest

@@ -24,14 +24,14 @@ from raylens.workers.linear import LinearNorm, find_linear_norm
 from raylens.workers.plan import Hook
 from raylens.workers.probe import probe_ids
 from raylens.workers.projection import Projection
+from raylens.workers.sums import FROM_MID, IN_PARALLEL, ONE_WRITE, TO_MID
 from raylens.workers.tolerances import of_logits, rounding
 
 #: Sums that were certified (sums.py) -> the taps that, with the embedding, add up to the final residual.
 _WRITES = {
-    frozenset({"resid_pre + attn_out = resid_mid", "resid_mid + mlp_out = resid_post"}): ("attn_out", "mlp_out"),
-    frozenset({"resid_pre + attn_out + mlp_out = resid_post"}): ("attn_out", "mlp_out"),
-    frozenset({"resid_pre + attn_out = resid_post"}): ("attn_out",),
-    frozenset({"resid_pre + mlp_out = resid_post"}): ("mlp_out",),
+    frozenset({TO_MID, FROM_MID}): ("attn_out", "mlp_out"),
+    frozenset({IN_PARALLEL}): ("attn_out", "mlp_out"),
+    **{frozenset({total}): (tap,) for tap, total in ONE_WRITE.items()},
 }
 #: Largest difference between the sum of the terms and the model's logit in float32, at logits of ordinary size.
 _ALLOWED = 2e-4

@@ -4,16 +4,12 @@ from dataclasses import dataclass
 
 from raylens.workers.capture import Site
 from raylens.workers.lenses.interface import Place
+from raylens.workers.sums import FROM_MID, IN_PARALLEL, TO_MID
 
 #: What a block may do to the residual for its lens to be walked: certified sums (sums.py) -> the taps it consists of.
 WALKABLE = {
-    frozenset({"resid_pre + attn_out = resid_mid", "resid_mid + mlp_out = resid_post"}): (
-        "attn_out",
-        "resid_mid",
-        "mlp_out",
-        "resid_post",
-    ),
-    frozenset({"resid_pre + attn_out + mlp_out = resid_post"}): ("attn_out", "mlp_out", "resid_post"),
+    frozenset({TO_MID, FROM_MID}): ("attn_out", "resid_mid", "mlp_out", "resid_post"),
+    frozenset({IN_PARALLEL}): ("attn_out", "mlp_out", "resid_post"),
 }
 
 Hook = tuple[str, int, Site]

@@ -1,10 +1,10 @@
 """Which modules of a block write to the residual, found by checking sums on what the probe recorded.
 
 Four kinds of block are known, tried in this order; any other is refused with how far off the closest sum was:
-    in turn       resid_pre + attn_out = resid_mid and resid_mid + mlp_out = resid_post
-    MLP alone     resid_mid + mlp_out = resid_post, where what led to resid_mid is no one module's output
-    in parallel   resid_pre + attn_out + mlp_out = resid_post
-    one write     resid_pre + attn_out = resid_post, or the same with mlp_out
+    in turn       TO_MID and FROM_MID
+    MLP alone     FROM_MID, where what led to resid_mid is no one module's output
+    in parallel   IN_PARALLEL
+    one write     ONE_WRITE of attention or of the MLP
 """
 
 from collections.abc import Iterator
@@ -21,6 +21,12 @@ from raylens.workers.tolerances import tolerance
 #: How far from 1 the factor may be with which a term stands in a sum, by least squares. Rounding in a short type could
 #: hide a term that is missing or scaled in any one number, but not in all of them together.
 _FACTOR_TOLERANCE = 0.01
+
+#: What may be found to hold, in the words of the certificate.
+TO_MID = "resid_pre + attn_out = resid_mid"
+FROM_MID = "resid_mid + mlp_out = resid_post"
+IN_PARALLEL = "resid_pre + attn_out + mlp_out = resid_post"
+ONE_WRITE = {tap: f"resid_pre + {tap} = resid_post" for tap in ("attn_out", "mlp_out")}
 
 _Value = tuple[Site, Tensor]
 
@@ -64,7 +70,7 @@ def _in_turn(block: nn.Module, probe: BlockProbe, attention: list[_Value], mlp: 
         for name, end in _ends(block, probe, states if before else []):
             after = _best([mid], mlp, end)
             if after is not None:
-                return _turns(probe, reader, before, after, f"resid_mid + mlp_out = {name}")
+                return _turns(probe, reader, before, after, FROM_MID.replace("resid_post", name))
     return None
 
 
@@ -76,7 +82,7 @@ def _turns(
         found.refused["attn_out"] = f"block {probe.layer}: no one known module's output leads from resid_pre to resid_mid"
     else:
         found.sites["attn_out"] = before[1]
-        found.sums["resid_pre + attn_out = resid_mid"] = before[0]
+        found.sums[TO_MID] = before[0]
     return found
 
 
@@ -91,7 +97,7 @@ def _in_parallel(probe: BlockProbe, attention: list[_Value], mlp: list[_Value]) 
     reason = "no part of the block reads the residual between attention and MLP (they run in parallel), so there is none"
     return BlockSums(
         {"attn_out": found[1], "mlp_out": found[2]},
-        {"resid_pre + attn_out + mlp_out = resid_post": found[0]},
+        {IN_PARALLEL: found[0]},
         {"resid_mid": reason},
     )
 
@@ -101,9 +107,7 @@ def _one_write(probe: BlockProbe, attention: list[_Value], mlp: list[_Value]) ->
         found = _best([probe.input], values, probe.output)
         if found is not None:
             reason = f"block {probe.layer} adds to the residual only once ({found[1]}), which is {tap}"
-            return BlockSums(
-                {tap: found[1]}, {f"resid_pre + {tap} = resid_post": found[0]}, {other: reason, "resid_mid": reason}, True
-            )
+            return BlockSums({tap: found[1]}, {ONE_WRITE[tap]: found[0]}, {other: reason, "resid_mid": reason}, True)
     return None
 
 

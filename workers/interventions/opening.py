@@ -16,9 +16,7 @@ from raylens.workers.interventions.hooks import wide
 from raylens.workers.interventions.intervention import Intervention, PlacedChange, place
 from raylens.workers.interventions.sources import Sources
 from raylens.workers.interventions.trial import try_edits
-
-#: What makes the middle residual, where it can be edited.
-_MIDDLE = "resid_pre + attn_out = resid_mid"
+from raylens.workers.sums import TO_MID
 
 
 def open_intervention(
@@ -60,7 +58,7 @@ def _check_tap(adapter: Adapter, what: str, tap: str, *, edited: bool) -> None:
     refused: dict[str, str] = adapter.certificate["refused"]
     if tap in refused:
         raise ModelError(f"{what}: {refused[tap]}; edit another tap")
-    if edited and tap == "resid_mid" and _MIDDLE not in adapter.certificate["sums"]:
+    if edited and tap == "resid_mid" and TO_MID not in adapter.certificate["sums"]:
         raise ModelError(
             f"{what}: what leads to it is no one module's output, so it cannot be edited; edit resid_pre, mlp_out or resid_post"
         )
