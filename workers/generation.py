@@ -18,8 +18,9 @@ from raylens.storage.record import Record, TapLens
 from raylens.storage.vocabulary import Vocabulary
 from raylens.workers.certify_steps import find_way
 from raylens.workers.interventions.intervention import Intervention
-from raylens.workers.lens import PENDING_BYTES, Lens
+from raylens.workers.lens import Lens
 from raylens.workers.lenses.interface import Place
+from raylens.workers.reading import PENDING_BYTES
 from raylens.workers.sampling import Sampler
 from raylens.workers.settings import GenerationSettings
 from raylens.workers.stepping import end_ids, run_steps

@@ -5,19 +5,15 @@ computed anew on each tap's own vector, as LogitLens4LLMs does. Other lenses (le
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from raylens.storage.record import Record, TapLens
-from raylens.storage.taps import head_tap, is_head
+from raylens.storage.taps import head_tap
 from raylens.workers.adapter import Adapter
-from raylens.workers.asked import Asked, Final
-from raylens.workers.attribution import Attribution, PlaceTerms
+from raylens.workers.attribution import Attribution
 from raylens.workers.batching import Batch
 from raylens.workers.capture import Sink, Site, capture
 from raylens.workers.heads import Heads
@@ -25,23 +21,16 @@ from raylens.workers.interventions.intervention import Intervention, spans_of
 from raylens.workers.lenses.interface import HiddenLens, Place
 from raylens.workers.lenses.logit import LogitLens
 from raylens.workers.plan import Hook, WalkPlan, plan_walk
-from raylens.workers.questions import Question, Questions
-from raylens.workers.readers import DirectReader, Read, Reader, WalkReader
+from raylens.workers.questions import Questions
+from raylens.workers.reading import ReadOut
 from raylens.workers.running import MOST_KEPT
 from raylens.workers.selection import chosen_places, layers_of
 from raylens.workers.settings import LensSettings
 from raylens.workers.tokenize import Tokenized
 
-#: Hidden rows waiting for read-out are read once they hold this many bytes, so memory stays flat in layers and length.
-PENDING_BYTES = 64 << 20
-#: So many times as many wait on a GPU where they are compared with the final layer, which is read out anew each time.
-_COMPARED = 4
-
 #: Where places are compared with the final prediction, a batch's hidden rows wait for it if they hold at most so many bytes; the
 #: final rows of a larger batch come from a forward pass of their own, so that memory stays flat.
 KEPT_BYTES = 192 << 20
-
-_FLOAT16_LOWEST = float(np.finfo(np.float16).min)
 
 
 class Lens:
@@ -74,22 +63,30 @@ class Lens:
         self._adapter = adapter
         self._trunk = adapter.trunk
         self._projection = adapter.projection
-        self._settings = settings
         self._layers = layers
         self._heads = heads or {}
-        self._hidden = hidden if hidden is not None else LogitLens()
+        hidden = hidden if hidden is not None else LogitLens()
         self._intervention = intervention if intervention is not None else Intervention()
-        self._questions = Questions(settings.stats or (), tracked, settings.residual_stats)
-        self._attribution = attribution if self._questions.attributes else None
+        questions = Questions(settings.stats or (), tracked, settings.residual_stats)
+        self._attribution = attribution if questions.attributes else None
         self._last = ("resid_post", len(adapter.sites) - 1, adapter.sites[-1]["resid_post"])
-        self._layers_of = {tap: layers_of(tap, layers) for tap in taps} | _head_layers(self._heads)
-        places = [(tap, layer) for tap in taps for layer in self._layers_of[tap]]
-        self._wanted = frozenset(places)
+        layers_by_tap = {tap: layers_of(tap, layers) for tap in taps}
+        places = [(tap, layer) for tap in taps for layer in layers_by_tap[tap]]
         # running sums are of hidden states as they are, so only the logit lens may be walked
-        self._walk = adapter.walk if settings.top_k <= MOST_KEPT and self._hidden.identity else None
-        self._plan = self._planned(places)
-        read = self._plan.hooks if self._plan else [(tap, layer, adapter.sites[layer][tap]) for tap, layer in places]
-        self._read = frozenset(hook[:2] for hook in read)
+        self._walk = adapter.walk if settings.top_k <= MOST_KEPT and hidden.identity else None
+        plan = self._planned(places)
+        self._read_out = ReadOut(
+            settings,
+            self._projection,
+            (self._walk, plan) if self._walk and plan else None,
+            hidden,
+            questions,
+            self._attribution,
+            frozenset(places),
+            layers_by_tap | _head_layers(self._heads),
+        )
+        self._needs_final = questions.needs_final
+        read = plan.hooks if plan else [(tap, layer, adapter.sites[layer][tap]) for tap, layer in places]
         self._hooks = [*read, *(("heads", layer, one.site) for layer, one in self._heads.items())]
 
     def _planned(self, places: list[Place]) -> WalkPlan | None:
@@ -104,23 +101,18 @@ class Lens:
     @property
     def path(self) -> str:
         """How logits are computed, and how exactly, for the certificate."""
-        if self._walk is None or self._plan is None:
-            return self._projection.path
-        return (
-            f"{self._projection.path}; {self._plan.products} products for {len(self._wanted)} places: "
-            f"sums of what is added to the residual (within {self._walk.error:.1e} of float64)"
-        )
+        return self._read_out.path
 
     @property
     def hooks(self) -> list[Hook]:
         """(tap, layer, site) of every place whose rows ``taps`` needs."""
-        last = [self._last] if self._questions.needs_final else []
+        last = [self._last] if self._needs_final else []
         return self._with([*last, *(self._attribution.hooks if self._attribution else [])])
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> list["Record | ValueError"]:
         """A record for each prompt of the batch, or a ValueError where the model's numbers are not finite."""
-        taps = self._kept(batch) if self._questions.needs_final and self._may_keep(batch) else self._passing(batch)
+        taps = self._kept(batch) if self._needs_final and self._may_keep(batch) else self._passing(batch)
         records: list[Record | ValueError] = []
         start = 0
         for prompt in batch.prompts:
@@ -137,7 +129,7 @@ class Lens:
             following: [N] the token after each.
             tracked: [N] the tokens tracked there.
         """
-        reading = self._reading(following, tracked, rows[self._last[:2]] if self._questions.needs_final else None)
+        reading = self._read_out.begin(following, tracked, rows[self._last[:2]] if self._needs_final else None)
         for (tap, layer), hidden in rows.items():
             reading.take(tap, layer, hidden)
         return reading.finish()
@@ -185,7 +177,7 @@ class Lens:
 
     def _passing(self, batch: Batch) -> dict[str, TapLens]:
         """The lens with places read out as the model goes on."""
-        reading = self._reading(batch.following, batch.tracked, self._final(batch) if self._questions.needs_final else None)
+        reading = self._read_out.begin(batch.following, batch.tracked, self._final(batch) if self._needs_final else None)
         self._forward(batch, self._with(self._attribution.hooks if self._attribution else []), reading.take)
         return reading.finish()
 
@@ -199,76 +191,6 @@ class Lens:
         """The hooks of what is read out, and those of other places that are needed too."""
         there = {hook[:2] for hook in self._hooks}
         return [*self._hooks, *{hook[:2]: hook for hook in needed if hook[:2] not in there}.values()]
-
-    def _reading(self, following: Sequence[int], tracked: Sequence[tuple[int, ...]], final: Tensor | None) -> "_Reading":
-        end, best = None, None
-        if final is not None:
-            read = self._projection.read(final, 1)
-            end, best = Final(final, read.logsumexp, read.entropy), read.ids
-        return _Reading(self, self._questions.about(following, tracked, end, best))
-
-    def _reader(self, asked: Asked | None) -> Reader:
-        if self._walk is None or self._plan is None:
-            return self._direct(asked)
-        return WalkReader(self._walk, self._settings.top_k, self._wanted, self._plan.starts, PENDING_BYTES, asked)
-
-    def _direct(self, asked: Asked | None) -> DirectReader:
-        compared = asked is not None and asked.final is not None and asked.final.rows.is_cuda
-        budget = PENDING_BYTES * _COMPARED if compared else PENDING_BYTES
-        return DirectReader(self._projection, self._settings.top_k, budget, asked)
-
-
-class _Reading:
-    """What becomes of the hidden states of one batch, or of some steps, as they are handed over."""
-
-    def __init__(self, lens: Lens, question: Question | None) -> None:
-        asked = question.asked if question else None
-        self._lens = lens
-        self._question = question
-        self._reader = lens._reader(asked)
-        # of what is neither part of a sum nor the residual, which alone may be compared with the final prediction
-        compared = lens._questions.compares("attn_out")
-        self._others = lens._direct(asked if asked is None or compared else replace(asked, final=None))
-        self._terms = lens._attribution.of(question.attributed) if lens._attribution and question else None
-        end = asked.final if asked is not None else None
-        self._broken = None if end is None else (~(end.logsumexp.isfinite() & end.entropy.isfinite())).cpu().numpy()
-
-    def take(self, tap: str, layer: int, rows: Tensor) -> None:
-        """Take [N, D] rows of a tap, in the order in which the model computes them."""
-        lens = self._lens
-        if self._terms is not None:
-            self._terms.take(tap, layer, rows)
-        if is_head(tap):
-            self._others.take(tap, layer, rows)
-        elif (tap, layer) in lens._read:
-            summed = lens._plan is not None or tap == "resid_post"
-            (self._reader if summed else self._others).take(tap, layer, lens._hidden(tap, layer, rows))
-
-    def finish(self) -> dict[str, TapLens]:
-        """The lens at every tap of the run."""
-        for reader in (self._reader, self._others):
-            reader.flush()
-        done, terms = self._reader.done | self._others.done, self._terms.finish() if self._terms else {}
-        return {tap: self._tap(tap, layers, done, terms) for tap, layers in self._lens._layers_of.items()}
-
-    def _tap(self, tap: str, layers: tuple[int, ...], done: dict[Place, Read], terms: dict[Place, PlaceTerms]) -> TapLens:
-        reads = [done[tap, layer] for layer in layers]
-        logprobs: NDArray[Any] = np.stack([read.logprobs for read in reads])
-        if self._lens._settings.logprobs == "float16":
-            logprobs = np.maximum(logprobs, _FLOAT16_LOWEST).astype(np.float16)
-        questions = self._lens._questions
-        stats = [questions.values(tap, self._question, done[tap, layer], terms.get((tap, layer))) for layer in layers]
-        logsumexp = np.stack([read.logsumexp for read in reads])
-        if self._broken is not None:  # what is compared with is no number, of layers that may not be stored: nor is this
-            logsumexp[:, self._broken] = np.nan
-        return TapLens(
-            layers=layers,
-            ids=np.stack([read.ids for read in reads]),
-            logprobs=logprobs,
-            logsumexp=logsumexp,
-            entropy=np.stack([read.entropy for read in reads]),
-            stats={name: np.stack([values[name] for values in stats]) for name in stats[0]},
-        )
 
 
 def _head_layers(heads: Mapping[int, Heads]) -> dict[str, tuple[int, ...]]:

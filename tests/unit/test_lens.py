@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from raylens.storage.positions import Positions
 from raylens.storage.record import Prompt, Record
 from raylens.storage.taps import TAPS
-from raylens.workers import lens as lens_module
+from raylens.workers import reading as reading_module
 from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.batching import pad
 from raylens.workers.lens import Lens
@@ -222,7 +222,7 @@ def test_reading_out_early_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     """Rows read out from within the forward pass, as large batches are, give the same records."""
     model, adapter = built("llama")
     late = run(model, adapter, prompts())
-    monkeypatch.setattr(lens_module, "PENDING_BYTES", 1)
+    monkeypatch.setattr(reading_module, "PENDING_BYTES", 1)
     for one, other in zip(late, run(model, adapter, prompts()), strict=True):
         for tap, found in one.taps.items():
             assert np.array_equal(found.ids, other.taps[tap].ids)

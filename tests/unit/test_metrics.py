@@ -17,6 +17,7 @@ from raylens.storage.record import Record
 from raylens.storage.taps import TAPS
 from raylens.workers import lens as lens_module
 from raylens.workers import projection, running, walk
+from raylens.workers import reading as reading_module
 from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.asked import Asked, Final, Tally
 from raylens.workers.batching import pad
@@ -101,7 +102,7 @@ def test_every_metric_against_its_definition(family: str, way: str, monkeypatch:
     if way == "plain":
         monkeypatch.setattr(running, "is_compiled", lambda: False)
     if way == "segments":
-        monkeypatch.setattr(lens_module, "PENDING_BYTES", 3000)
+        monkeypatch.setattr(reading_module, "PENDING_BYTES", 3000)
     check_all(family, model, adapter)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from raylens.storage.record import Record
 from raylens.storage.taps import TAPS
 from raylens.workers import certify_walk
-from raylens.workers import lens as lens_module
+from raylens.workers import reading as reading_module
 from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.after_head import AfterHead
 from raylens.workers.batching import pad
@@ -187,7 +187,7 @@ def test_segments_change_nothing(budget: int, monkeypatch: pytest.MonkeyPatch) -
         model, adapter = built(name)
         whole = records(model, lens(adapter))
         with monkeypatch.context() as patch:
-            patch.setattr(lens_module, "PENDING_BYTES", budget)
+            patch.setattr(reading_module, "PENDING_BYTES", budget)
             same(records(model, lens(adapter)), whole)
 
 
