@@ -4,10 +4,9 @@ import msgspec
 
 from raylens.workers.lenses.source import parse_lens
 from raylens.workers.preflight import ModelFacts, pinned
-from raylens.workers.settings import WorkerSettings, with_default_stats
+from raylens.workers.settings import CPU_BATCH_TOKENS, WorkerSettings, with_default_stats
 
-#: Tokens of one forward pass.
-CPU_BATCH_TOKENS = 512
+#: Tokens of one batch on a GPU.
 GPU_BATCH_TOKENS = 4096
 #: So many times the tokens are in one batch that generates: a step reads one of each prompt, and the others are cached.
 GENERATION_BATCHES = 8

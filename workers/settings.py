@@ -71,6 +71,10 @@ class LensSettings(msgspec.Struct, frozen=True):
     residual_stats: tuple[str, ...] = ()
 
 
+#: Tokens of one batch on a CPU, where the settings leave it open.
+CPU_BATCH_TOKENS = 512
+
+
 class InputSettings(msgspec.Struct, frozen=True):
     """How prompts become token ids.
 

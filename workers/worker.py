@@ -11,34 +11,31 @@ from raylens.storage.errors import UsageError, named_line
 from raylens.storage.layers import select_layers
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.vocabulary import Vocabulary, token_text
-from raylens.workers.adapter import adapt
-from raylens.workers.attribution import find_attribution
+from raylens.workers.adapter import Adapter, adapt
+from raylens.workers.attribution import Attribution, find_attribution
 from raylens.workers.batching import batches, pad, position_switch
 from raylens.workers.blocks import input_device
 from raylens.workers.generation import Generation
-from raylens.workers.heads import certificate_of, find_heads
+from raylens.workers.heads import Heads, certificate_of, find_heads
 from raylens.workers.interventions.opening import open_intervention
 from raylens.workers.lens import Lens
 from raylens.workers.lenses.interface import Shape
 from raylens.workers.lenses.opening import open_lens
-from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
+from raylens.workers.lenses.source import LensSource, lens_digest, lens_taps, parse_lens
 from raylens.workers.metrics import ATTRIBUTIONS
 from raylens.workers.model import load_model, require_device
 from raylens.workers.selection import chosen_places
-from raylens.workers.settings import WorkerSettings
+from raylens.workers.settings import CPU_BATCH_TOKENS, WorkerSettings
 from raylens.workers.token_bytes import vocabulary_bytes
 from raylens.workers.tokenize import Tokenized, Tokenizer, longest_input, text_ids
 from raylens.workers.tracked import Tracked
-
-#: Tokens of one forward pass where the settings leave it open.
-DEFAULT_BATCH_TOKENS = 512
 
 
 class Worker:
     """A model with its hooks, ready for prompts.
 
     Attributes:
-        certificate: what was measured of the model (adapter.py), with the taps of this run.
+        certificate: what was measured of the model (adapter.py), and of what this run does with it.
         vocabulary: token id -> bytes.
 
     Args:
@@ -52,54 +49,54 @@ class Worker:
     def __init__(self, settings: WorkerSettings, loaded: tuple[Any, Any] | None = None) -> None:
         self._settings = settings
         self._model, tokenizer = loaded or load_model(settings.model)
-        adapter = adapt(self._model, settings.lens.top_k)
+        adapter, config = adapt(self._model, settings.lens.top_k), self._model.config.get_text_config()
         if settings.lens.logprobs == "float32":  # running sums are within 2e-4, and each tap read by itself within 1e-4
             adapter = replace(adapter, walk=None)
         source = parse_lens(settings.lens.lens)
         taps = adapter.taps(lens_taps(source, settings.lens.taps))
         layers = select_layers(settings.lens.layers, len(adapter.sites))
-        text = self._model.config.get_text_config()
-        shape = Shape(len(adapter.sites), int(text.hidden_size))
+        shape, size = Shape(len(adapter.sites), int(config.hidden_size)), int(config.vocab_size)
         hidden = open_lens(source, shape, chosen_places(taps, layers), settings.lens.lens_digest)
         self._device = input_device(self._model)
-        size = int(text.vocab_size)
         new = settings.generation.tokens if settings.generation else 0
-        limit = longest_input(text, tokenizer)
-        self._switch = position_switch(text)
+        limit = longest_input(config, tokenizer)
+        self._switch = position_switch(config)
         self._tokenizer = Tokenizer(tokenizer, settings.input, settings.lens.positions, limit, size, new)
         self.vocabulary: Vocabulary = vocabulary_bytes(tokenizer, size)
         self._tracked = Tracked(settings.lens.track, tokenizer, self.vocabulary)
         self._intervention = open_intervention(self._model, adapter, settings.edits, partial(text_ids, tokenizer), self._device)
-        heads = (
-            find_heads(self._model, adapter, select_layers(settings.lens.heads, len(adapter.sites)))
-            if settings.lens.heads
-            else {}
-        )
+        chosen = select_layers(settings.lens.heads, len(adapter.sites)) if settings.lens.heads else ()
+        heads = find_heads(self._model, adapter, chosen) if chosen else {}
         attribution = find_attribution(self._model, adapter) if set(settings.lens.stats or ()) & set(ATTRIBUTIONS) else None
         self._lens = Lens(
             adapter, settings.lens, layers, taps, len(self._tracked), hidden, self._intervention, heads, attribution
         )
-        lens = {**adapter.certificate["lens"], "path": self._lens.path}
-        if source.path is not None:
-            lens |= {"kind": source.kind, "file": lens_digest(source)}
-        self.certificate: dict[str, Any] = {
-            **adapter.certificate,
-            "lens": lens,
-            "run_taps": list(taps),
-            "device": str(self._device),
-        }
-        if heads:
-            self.certificate["heads"] = certificate_of(heads)
-        if attribution is not None:
-            self.certificate["attribution"] = attribution.certificate
-        if settings.edits:
-            self.certificate["intervention"] = {"edits": len(settings.edits), "sources": self._intervention.digest}
+        self.certificate = self._certified(adapter, source, taps, heads, attribution)
         self._generation: Generation | None = None
         if settings.generation is not None:
             self._generation = Generation(
                 self._model, tokenizer, self._lens, settings.generation, self.vocabulary, self._intervention
             )
             self.certificate["generation"] = self._generation.certificate
+
+    def _certified(
+        self, adapter: Adapter, lens: LensSource, taps: tuple[str, ...], heads: dict[int, Heads], attribution: Attribution | None
+    ) -> dict[str, Any]:
+        """What was measured of the model, and of what this run does with it."""
+        file = {"kind": lens.kind, "file": lens_digest(lens)} if lens.path is not None else {}
+        found = {
+            **adapter.certificate,
+            "lens": {**adapter.certificate["lens"], "path": self._lens.path, **file},
+            "run_taps": list(taps),
+            "device": str(self._device),
+        }
+        if heads:
+            found["heads"] = certificate_of(heads)
+        if attribution is not None:
+            found["attribution"] = attribution.certificate
+        if self._settings.edits:
+            found["intervention"] = {"edits": len(self._settings.edits), "sources": self._intervention.digest}
+        return found
 
     def run(self, prompts: Sequence[Prompt]) -> Iterator[Record | Failure]:
         """The outcome of each prompt, failures of tokenization first, then batch by batch; exactly one a prompt.
@@ -144,7 +141,7 @@ class Worker:
         return sum(weight.numel() * weight.element_size() for weight in self._model.parameters())
 
     def _batches(self, ready: list[Tokenized]) -> Iterator[list[Tokenized]]:
-        most = self._settings.input.batch_tokens or DEFAULT_BATCH_TOKENS
+        most = self._settings.input.batch_tokens or CPU_BATCH_TOKENS
         if self._generation is None or self._settings.generation is None:
             return batches(ready, most, switch=self._switch)
         return batches(ready, most, self._settings.generation.tokens, self._generation.padded, self._switch)

@@ -6,10 +6,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from raylens.scheduler.settled import CPU_BATCH_TOKENS, GENERATION_BATCHES, GPU_BATCH_TOKENS, settled, with_stats
+from raylens.scheduler.settled import GENERATION_BATCHES, GPU_BATCH_TOKENS, settled, with_stats
 from raylens.workers.metrics import ALL
 from raylens.workers.preflight import ModelFacts
-from raylens.workers.settings import GenerationSettings, InputSettings, LensSettings, ModelSettings, WorkerSettings
+from raylens.workers.settings import (
+    CPU_BATCH_TOKENS,
+    GenerationSettings,
+    InputSettings,
+    LensSettings,
+    ModelSettings,
+    WorkerSettings,
+)
 from raylens.workers.source import ModelSource
 
 FACTS = ModelFacts(ModelSource("a/b", "c0ffee", "b", ""), 4, 8, 16, [], "", "", has_chat_template=False, lens_digest="d1ce")
