@@ -1,12 +1,11 @@
 """Static pictures of a record, drawn from what is stored and never from a model.
 
 A kind of picture is a module of this folder with ``STATS``, the stats that can colour it, the default first, and
-``pages(record, vocabulary, request)``, what each page shows, and ``draw(page, fonts)``. A new file is a new kind.
+``pages(record, vocabulary, request)``, what each page shows, and ``draw(page, fonts)``; its name is in ``KINDS``.
 """
 
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from raylens.storage.errors import UsageError
@@ -20,9 +19,8 @@ if TYPE_CHECKING:
     from raylens.storage.record import Record
     from raylens.storage.vocabulary import Vocabulary
 
-_SHARED = {"canvas", "files", "important", "many", "paging", "panel", "request", "scales", "standing"}
 #: The kinds of picture.
-KINDS = tuple(sorted(module.name for module in iter_modules(__path__) if module.name not in _SHARED))
+KINDS = ("attribution", "grid", "rank", "trajectory")
 #: The file formats, by suffix.
 FORMATS = ("png", "svg", "pdf")
 
