@@ -1,0 +1,63 @@
+"""A run that cannot go on ends with a reason instead of trying for ever, and goes on once the reason is gone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+import raylens
+from raylens.scheduler import dispatch, pool
+from raylens.scheduler.cluster import cluster
+from tests.tiny import save_word_llama
+
+# A model with code of its own that ends its process while it loads, as the system does where memory is short.
+_CODE = """
+import os
+from transformers import LlamaForCausalLM
+
+class Deadly(LlamaForCausalLM):
+    def __init__(self, config):
+        with open(config.deaths, "a") as file:
+            file.write(f"{os.getpid()}\\n")
+        os._exit(9)
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_word_llama(tmp_path_factory.mktemp("model") / "m")
+
+
+def test_a_model_that_kills_its_actor_as_it_loads(
+    model: Path, tmp_path: Path, shared_ray: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends after some deaths, of another process each; with a model that loads, the same run goes on."""
+    monkeypatch.setattr(pool, "MAX_LOAD_DEATHS", 2)
+    deadly = shutil.copytree(model, tmp_path / "m")
+    config = json.loads((model / "config.json").read_text())
+    config |= {"auto_map": {"AutoModelForCausalLM": "deadly.Deadly"}, "deaths": str(tmp_path / "deaths")}
+    (deadly / "deadly.py").write_text(_CODE)
+    (deadly / "config.json").write_text(json.dumps(config))
+    given = {"store": tmp_path / "st", "name": "r", "quiet": True, "ray": shared_ray}
+    with pytest.raises(raylens.ModelError, match=r"actors die while they load the model \(.*\); is there memory for it\?"):
+        raylens.run(["call me"], model=str(deadly), trust_remote_code=True, **given)
+    assert len(set((tmp_path / "deaths").read_text().split())) == 2
+    assert raylens.run(["call me"], model=str(model), **given).counts()["records"] == 1
+
+
+def test_a_cluster_whose_cpus_are_taken(model: Path, tmp_path: Path, shared_ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No actor gets a place: the run says so and ends; when the cluster is free again, it goes on."""
+    monkeypatch.setattr(dispatch, "PLACE_SECONDS", 0.0)
+    monkeypatch.setattr(dispatch, "MAX_PLACE_SECONDS", 1.0)
+    given = {"model": str(model), "store": tmp_path / "st", "name": "r", "quiet": True}
+    with cluster(shared_ray):
+        taken = placement_group([{"CPU": 2}])
+        ray.get(taken.ready())
+        with pytest.raises(raylens.ClusterError, match="no actor has started; does something else use the cluster's CPUs"):
+            raylens.run(["call me"], **given)
+        remove_placement_group(taken)
+        monkeypatch.undo()
+        assert raylens.run(["call me"], **given).counts()["complete"]
