@@ -142,7 +142,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
     from raylens.scheduler.pool import Pool
     from raylens.scheduler.run_metrics import RunMetrics
 
-    settings, run, generation = plan.settings, plan.manifest.uid, plan.settings.worker.generation
+    settings, run = plan.settings, plan.manifest.uid
     with ExitStack() as stack:
         broker = stack.enter_context(Broker(settings.redis))
         progress.stage("starting Ray")
@@ -164,10 +164,8 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         progress.stage(f"loading the model in {parts.actors} actor{'s' if parts.actors > 1 else ''}")
         pool = stack.enter_context(Pool(worker, run, broker.url, parts))
         fresh = cut(_remaining(plan), plan.manifest.prompts - plan.ledger.count, parts.actors, worker)
-        new = generation.tokens if generation else 0
         give_up = partial(publish, stream, run)
-        positions = partial(estimated_positions, new=new, all_positions=settings.worker.lens.positions != "last")
-        tracker = Tracker(fresh, plan.ledger, stream, give_up, positions, open_bytes(broker.memory().limit))
+        tracker = Tracker(fresh, plan.ledger, stream, give_up, estimated_positions(worker), open_bytes(broker.memory().limit))
         metrics = RunMetrics(plan.manifest.name, plan.manifest.prompts)
         loaded = partial(write_certificate, plan.folder)
         grown = partial(room, parts) if settings.actors is None else None

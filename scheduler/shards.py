@@ -1,8 +1,9 @@
 """Shards: the prompts one actor takes at a time."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from raylens.storage.positions import Positions
 from raylens.storage.record import Prompt
 from raylens.workers.settings import WorkerSettings
 
@@ -31,9 +32,16 @@ def estimated_tokens(prompt: Prompt) -> int:
     return 1 + len(prompt.text or "") // 3
 
 
-def estimated_positions(prompt: Prompt, new: int, all_positions: bool) -> int:
-    """About how many positions of a prompt are lensed, given how many tokens are generated after it."""
-    return new or (estimated_tokens(prompt) if all_positions else 1)
+def estimated_positions(worker: WorkerSettings) -> Callable[[Prompt], int]:
+    """About how many positions of each prompt are lensed: one at least, for its tokens may be more than estimated."""
+    meant, new = Positions.parse(worker.lens.positions), worker.generation.tokens if worker.generation else 0
+
+    def lensed(prompt: Prompt) -> int:
+        tokens = range(estimated_tokens(prompt))  # counted as ranges: a list of each prompt's positions would take its time
+        chosen = tokens[-meant.last :] if meant.last else tokens[meant.first : meant.end]
+        return new or max(1, len(chosen))
+
+    return lensed
 
 
 def shards(prompts: Iterable[Prompt], count: int, actors: int, tokens: int, new: int = 0) -> Iterator[Shard]:

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylens.scheduler.shards import MAX_PROMPTS, cut, estimated_positions, estimated_tokens, shards
+from raylens.storage.positions import Positions
 from raylens.storage.record import Prompt
-from raylens.workers.settings import GenerationSettings, InputSettings, ModelSettings, WorkerSettings
+from raylens.workers.settings import GenerationSettings, InputSettings, LensSettings, ModelSettings, WorkerSettings
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=150)
 
@@ -70,8 +71,24 @@ def test_the_shards_of_a_run() -> None:
     ids=["ids", "empty", "text", "chat", "a turn without words"],
 )
 def test_estimates(prompt: Prompt, tokens: int) -> None:
-    """Of tokens by characters where they are not known; of positions by what is lensed."""
+    """Of tokens by characters where they are not known."""
     assert estimated_tokens(prompt) == tokens
-    assert estimated_positions(prompt, new=0, all_positions=True) == tokens
-    assert estimated_positions(prompt, new=0, all_positions=False) == 1
-    assert estimated_positions(prompt, new=5, all_positions=True) == estimated_positions(prompt, new=5, all_positions=False) == 5
+
+
+def lensed(prompt: Prompt, positions: str, generation: GenerationSettings | None = None) -> int:
+    """The positions estimated for a run that was asked so."""
+    worker = WorkerSettings(ModelSettings("any"), LensSettings(positions=positions), generation=generation)
+    return estimated_positions(worker)(prompt)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 2000])
+@pytest.mark.parametrize("spec", ["all", "last", "last:8", "3", "-1", "5:9", ":-3", "2:", "-5:-2"])
+def test_only_positions_that_are_lensed_are_expected(spec: str, tokens: int) -> None:
+    """As many as the option chooses of so many tokens. Where that is none, one: of a few tokens more it may be one."""
+    chosen = Positions.parse(spec).among(range(tokens), tokens)
+    assert lensed(Prompt(0, "0", token_ids=[1] * tokens), spec) == max(1, len(chosen))
+
+
+def test_the_steps_of_a_generation_are_expected() -> None:
+    """However long the prompt is: of that nothing is lensed."""
+    assert lensed(Prompt(0, "0", token_ids=[1] * 2000), "last", GenerationSettings(5)) == 5

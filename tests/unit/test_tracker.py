@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from raylens.scheduler import tracker as tracker_module
-from raylens.scheduler.shards import Shard, estimated_tokens
+from raylens.scheduler.shards import Shard, estimated_positions
 from raylens.scheduler.tracker import DEATHS_BEFORE_ALONE, DEATHS_BEFORE_FAILURE, MAX_VANISHED, OPEN_BYTES, Tracker, open_bytes
 from raylens.storage import writer as writer_module
 from raylens.storage.errors import BrokerError, ServerFull, StoreError, StreamGone
@@ -30,6 +30,7 @@ from raylens.storage.store import Store
 from raylens.storage.stream import Stream, connect
 from raylens.storage.writer import Writer
 from raylens.workers.publish import Receipt, publish
+from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
 from tests.builders import make_frames, make_prompt, make_record, make_run
 from tests.servers import RealServer
 from tests.waiting import wait_until
@@ -473,15 +474,17 @@ def test_open_bytes_stop_submission(server: EmbeddedServer, tmp_path: Path) -> N
     rig.close()
 
 
-def test_estimates_of_open_bytes_follow_the_positions(server: EmbeddedServer, tmp_path: Path) -> None:
-    """Where every position is lensed a long prompt takes its length in room before anything is known of it."""
+@pytest.mark.parametrize(("positions", "together"), [("all", 1), ("last", 3), ("last:8", 3), ("-1", 3), ("16:32", 3)])
+def test_estimates_of_open_bytes_follow_the_positions(
+    server: EmbeddedServer, tmp_path: Path, positions: str, together: int
+) -> None:
+    """Where every position is lensed a long prompt takes its length in room before anything is known of it. Where few are, the
+    prompts of other actors fit beside it, however long they are, and none of them idles."""
     rig = Rig(tmp_path, server.url)
     long = [Shard([Prompt(index, f"p{index}", token_ids=[0] * (OPEN_BYTES // 4096))]) for index in range(3)]
-    every = Tracker(iter(long), rig.ledger, rig.stream, rig._give_up, estimated_tokens)
-    assert every.next_shard() == long[0]
-    assert every.next_shard() is None
-    last = Tracker(iter(long), rig.ledger, rig.stream, rig._give_up, lambda _: 1)
-    assert [last.next_shard() for _ in range(3)] == long
+    expected = estimated_positions(WorkerSettings(ModelSettings("any"), LensSettings(positions=positions)))
+    tracker = Tracker(iter(long), rig.ledger, rig.stream, rig._give_up, expected)
+    assert [tracker.next_shard() for _ in range(3)] == long[:together] + [None] * (3 - together)
     rig.close()
 
 
