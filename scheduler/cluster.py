@@ -87,6 +87,20 @@ def _joined(address: str) -> Iterator[None]:
     target = os.environ.get("RAY_ADDRESS") if address == "auto" else None if address == "local" else address
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     try:
+        _join(address, target)
+        yield
+    finally:  # also where Ray did not start: its variables are set before it does
+        ray.shutdown()
+        for name, value in before.items():  # the caller's own
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        _forget_token()
+
+
+def _join(address: str, target: str | None) -> None:
+    try:
         if target is not None:
             _check_reachable(target)
         with _own_signals():
@@ -96,16 +110,6 @@ def _joined(address: str) -> Iterator[None]:
         if "AF_UNIX" in str(error):  # of a local Ray, whose sockets are in the temporary folder
             remedy = "set TMPDIR to a shorter path, such as /tmp"
         raise ClusterError(f"--ray {address}: {one_line(error)}; {remedy}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        for name, value in before.items():  # the caller's own
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        _forget_token()
 
 
 def _forget_token() -> None:

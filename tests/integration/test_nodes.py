@@ -177,6 +177,35 @@ def test_no_node_joins(tmp_path: Path) -> None:
     assert error == "no node of the Ray cluster has a CPU for actors; start one, with ray start --address HEAD:PORT"
 
 
+NOT_STARTED = """
+import os
+from raylens.scheduler.cluster import cluster
+from raylens.storage.errors import ClusterError
+
+for address in ("local", "127.0.0.1:1"):
+    before = dict(os.environ)
+    try:
+        with cluster(address):
+            print("it has started")
+    except ClusterError as error:
+        print(error)
+    print(sorted(set(os.environ.items()) ^ set(before.items())))
+"""
+
+
+def test_a_ray_that_does_not_start_changes_nothing(tmp_path: Path) -> None:
+    """Its variables, such as that of a local Ray's token, would go to each Ray that the program starts by itself."""
+    env = own_env(tmp_path) | {"TMPDIR": str(tmp_path / ("long" * 30))}
+    Path(env["TMPDIR"]).mkdir()
+    command = [sys.executable, "-c", NOT_STARTED]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HUNG, check=False)
+    assert done.returncode == 0, done.stderr
+    long, left, unreachable, left_too = done.stdout.splitlines()
+    assert long.endswith("; set TMPDIR to a shorter path, such as /tmp")
+    assert unreachable.startswith("--ray 127.0.0.1:1: ")
+    assert left == left_too == "[]"
+
+
 UNEVEN = """
 from ray.cluster_utils import Cluster
 from raylens.scheduler.cluster import cluster, room, share
