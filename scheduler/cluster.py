@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import heapq
 import math
 import os
 import secrets
@@ -33,6 +34,8 @@ _ENVIRONMENT = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
 REACH_SECONDS = 10.0
 #: Seconds to wait for a first node that may hold actors: what an autoscaler takes to start a machine.
 NODE_SECONDS = 300.0
+#: Of the CPUs of unequal nodes this part may be left idle, for actors that are few and large: each holds a model.
+IDLE_PART = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +219,7 @@ def check_reached(redis: str, ours: Cluster) -> None:
 
 
 def share(actors: int | None, gpus_per_actor: float, host: str | None = None) -> Share:
-    """How the cluster is divided: by GPUs where it has any, else one actor a node.
+    """How the cluster is divided: by GPUs where it has any, else by CPUs, of equal nodes one actor a node.
 
     Args:
         actors: how many; None for as many as there is room for.
@@ -229,7 +232,7 @@ def share(actors: int | None, gpus_per_actor: float, host: str | None = None) ->
     nodes = _resources(host)
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     if not gpus or not gpus_per_actor:
-        return _cpu_share(actors, nodes, host, most=1.0 if gpus else math.inf)
+        return _cpu_share(actors, nodes, host)
     places = [(node, count) for node in nodes if (count := _gpu_places(node, gpus_per_actor))]
     if not places:
         raise ClusterError(f"--gpus-per-actor {gpus_per_actor:g}: no node of the cluster has that many GPUs")
@@ -238,12 +241,28 @@ def share(actors: int | None, gpus_per_actor: float, host: str | None = None) ->
     return Share(actors or sum(count for _, count in places), _in_ray(beside), gpus_per_actor, host)
 
 
-def _cpu_share(actors: int | None, nodes: list[dict[str, float]], host: str | None, most: float) -> Share:
+def _cpu_share(actors: int | None, nodes: list[dict[str, float]], host: str | None) -> Share:
     cpus = [node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0]
     if not cpus:  # the nodes that were there have left
         raise ClusterError("no node of the Ray cluster has a CPU for actors any more")
-    actors = actors or len(cpus)
-    return Share(actors, _in_ray(min(sum(cpus) / actors, *cpus, most)), 0.0, host)
+    if any(node.get("GPU") for node in nodes):  # an actor takes none of Ray, but sees them: one a node, with the CPUs of one
+        actors = actors or len(cpus)
+        return Share(actors, _in_ray(min(sum(cpus) / actors, *cpus, 1.0)), 0.0, host)
+    if actors is None:
+        each = _in_ray(_few_and_large(cpus))
+        return Share(_cpu_places(nodes, each), each, 0.0, host)
+    # the largest of which the nodes have room for so many: of a node's CPUs, one has all, two a half each, and so on
+    each = heapq.nlargest(actors, (cpu / beside for cpu in cpus for beside in range(1, actors + 1)))[-1]
+    return Share(actors, _in_ray(each), 0.0, host)
+
+
+def _few_and_large(cpus: list[float]) -> float:
+    """CPUs of an actor that has a whole node, but leaves few idle: richer nodes may hold several, much poorer ones none."""
+
+    def used(each: float) -> float:
+        return min((1 - IDLE_PART) * sum(cpus), sum(cpu // each * each for cpu in cpus))
+
+    return max(cpus, key=lambda each: (used(each), each))
 
 
 def _in_ray(cpus: float) -> float:
@@ -256,7 +275,13 @@ def room(parts: Share) -> int:
     nodes = _resources(parts.host)
     if parts.gpus:
         return sum(_gpu_places(node, parts.gpus) for node in nodes)
-    return sum(node.get("CPU", 0.0) >= parts.cpus for node in nodes)
+    return _cpu_places(nodes, parts.cpus)
+
+
+def _cpu_places(nodes: list[dict[str, float]], each: float) -> int:
+    """Actors of so many CPUs that the nodes hold, where they take no GPUs: one a node if there are some nevertheless."""
+    places = [int(node.get("CPU", 0.0) // each) for node in nodes]
+    return sum(min(one, 1) for one in places) if any(node.get("GPU") for node in nodes) else sum(places)
 
 
 def _gpu_places(node: dict[str, float], each: float) -> int:

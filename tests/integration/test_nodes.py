@@ -216,11 +216,16 @@ nodes.add_node(num_cpus=1, num_gpus=3)
 nodes.add_node(num_cpus=9, num_gpus=0)
 for cpus in (0, 2, 4):
     nodes.add_node(num_cpus=cpus, num_gpus=0, node_ip_address="127.0.0.3")
+for cpus in (1, 8, 9):
+    nodes.add_node(num_cpus=cpus, num_gpus=0, node_ip_address="127.0.0.4")
 with cluster(nodes.address) as ours:
-    (gpu_host,) = ours.hosts - {"127.0.0.3"}
+    (gpu_host,) = ours.hosts - {"127.0.0.3", "127.0.0.4"}
     print(ours.here, ours.gpus)
     print([share(None, each).actors for each in (0.07, 0.5, 0.6, 1, 2, 3)])
-    for actors, each, host in ((None, 1, gpu_host), (2, 2, gpu_host), (None, 1, "127.0.0.3"), (12, 1, "127.0.0.3")):
+    asked = [(actors, each, gpu_host) for actors, each in ((None, 1), (2, 2), (None, 0))]
+    asked += [(actors, 1, "127.0.0.3") for actors in (None, 2, 12)]
+    asked += [(actors, 1, "127.0.0.4") for actors in (None, 1, 3)]
+    for actors, each, host in asked:
         found = share(actors, each, host)
         print(found.actors, found.cpus, found.gpus, found.host == host, room(found))
     try:
@@ -232,8 +237,11 @@ with cluster(nodes.address) as ours:
 
 def test_actors_of_uneven_nodes(tmp_path: Path) -> None:
     """No actor is spread over two nodes or GPUs: nodes of three have room for one of two each. Beside a GPU it takes no more
-    CPUs than its node has for each, however many others have. Without GPUs there is an actor a node, of the CPUs that the
-    smallest has, on the machine that was named. The GPUs are made up."""
+    CPUs than its node has for each, however many others have; where it asks for none there is one a node.
+
+    Without GPUs, on the machine that was named: nodes of 2 and 4 CPUs hold three actors of 2, and none of their CPUs idles; but
+    1, 8 and 9 hold two of 8, for of that one's there would be 18, each with a model. As many as the user says are as large as
+    nodes have room for. The GPUs are made up."""
     command = [sys.executable, "-c", UNEVEN]
     done = subprocess.run(command, env=own_env(tmp_path), capture_output=True, text=True, timeout=HUNG, check=False)
     assert done.returncode == 0, done.stderr
@@ -242,7 +250,12 @@ def test_actors_of_uneven_nodes(tmp_path: Path) -> None:
         "[84, 12, 6, 6, 2, 2]",
         "6 0.3333 1 True 6",
         "2 1.0 2 True 2",
-        "2 2.0 0.0 True 2",
-        "12 0.5 0.0 True 2",
+        "3 1.0 0.0 True 3",
+        "3 2.0 0.0 True 3",
+        "2 2.0 0.0 True 3",
+        "12 0.5 0.0 True 12",
+        "2 8.0 0.0 True 2",
+        "1 9.0 0.0 True 1",
+        "3 4.5 0.0 True 3",
         "--gpus-per-actor 4: no node of the cluster has that many GPUs",
     ]
