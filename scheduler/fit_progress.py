@@ -4,6 +4,7 @@ import sys
 import time
 from typing import Any
 
+from raylens.scheduler.printable import printable
 from raylens.scheduler.progress import LINE_SECONDS, checking, fetching
 
 
@@ -29,7 +30,7 @@ class FitProgress:
     def stage(self, text: str) -> None:
         """What is done now."""
         if self._bar is not None:
-            self._bar.update(self._task, description=text)
+            self._bar.update(self._task, description=printable(text))
         elif not self._quiet:
             self._say(text)
 
@@ -55,10 +56,10 @@ class FitProgress:
 
     def _now_and_then(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, description=text)
+            self._bar.update(self._task, description=printable(text))
         elif not self._quiet and time.monotonic() - self._last >= LINE_SECONDS:
             self._say(text)
 
     def _say(self, text: str) -> None:
         self._last = time.monotonic()
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201

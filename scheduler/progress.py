@@ -5,6 +5,8 @@ import time
 from collections import deque
 from typing import Any, Protocol
 
+from raylens.scheduler.printable import printable
+
 #: Seconds between two plain lines.
 LINE_SECONDS = 10.0
 #: Seconds over which the rate is averaged.
@@ -162,7 +164,7 @@ class Lines:
 
     def _say(self, text: str) -> None:
         self._last = time.monotonic()
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Bar:
@@ -224,7 +226,8 @@ class Bar:
 
     def _show(self, **changes: Any) -> None:
         self._bar.start()  # with the first: a command has turned stdout aside by then
-        self._bar.update(self._task, **changes)
+        shown: dict[str, Any] = {name: printable(one) if isinstance(one, str) else one for name, one in changes.items()}
+        self._bar.update(self._task, **shown)
 
 
 def choose(*, as_json: bool, quiet: bool) -> Progress:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from raylens.scheduler.printable import printable
 from raylens.storage.errors import UsageError
 from raylens.storage.layers import FORMS
 
@@ -147,13 +148,6 @@ def open_record(store: str, address: str) -> "tuple[Run, Record]":
 def show_command(store: str | Path, run: str, *options: str) -> str:
     """The command that shows the run, for the user to copy."""
     return shlex.join(["raylens", "show", run, *options, "--store", str(store)])
-
-
-def printable(text: str) -> str:
-    """One line that a terminal takes no orders from: names of folders and what a run's files say may be anybody's."""
-    from raylens.storage.labels import text_label
-
-    return text if text.isprintable() else text_label(text)
 
 
 def say(text: str, err: bool = False) -> None:

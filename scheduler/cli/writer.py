@@ -1,10 +1,12 @@
 """``raylens writer``."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
 
+from raylens.scheduler.cli._options import say
 from raylens.storage.errors import EXIT_STOPPED
 
 
@@ -25,7 +27,7 @@ def command(store: str, redis: str, name: str | None, helpers: int | None, metri
     from raylens.storage.layout import check_writable
 
     check_writable(Path(store))
-    service = WriterService(Path(store), redis, name, helpers, lambda text: click.echo(text, err=True))
+    service = WriterService(Path(store), redis, name, helpers, partial(say, err=True))
     if metrics_port is not None:
         from raylens.scheduler.writer_metrics import WriterMetrics
 

@@ -2,12 +2,14 @@
 
 import socketserver
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import BinaryIO
 
 import pytest
 
+from raylens.scheduler.progress import Lines
 from raylens.storage.errors import BrokerError
 from raylens.storage.stream import Stream
 from raylens.storage.writer import Writer
@@ -42,13 +44,28 @@ class Answers(socketserver.StreamRequestHandler):
                 self.wfile.write(b"+OK\r\n")
 
 
-@pytest.fixture
-def url() -> Iterator[str]:
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answers) as server:
+class Refuses(socketserver.StreamRequestHandler):
+    """Answers everything by an error that sets a terminal's title."""
+
+    def handle(self) -> None:
+        while read_command(self.rfile):
+            self.wfile.write(b"-ERR \x1b]0;owned\x07\r\n")
+
+
+@contextmanager
+def serving(handler: type[socketserver.StreamRequestHandler]) -> Iterator[str]:
+    """The URL of such a server."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"redis://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with serving(Answers) as url:
+        yield url
 
 
 def test_ids_of_entries_become_no_paths(url: str, tmp_path: Path) -> None:
@@ -63,3 +80,16 @@ def test_ids_of_entries_become_no_paths(url: str, tmp_path: Path) -> None:
     writer.step()  # goes on as if the server were away
     stream.close()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_errors_give_a_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    """They are quoted while a run goes on."""
+    with serving(Refuses) as url:
+        stream = Stream(url, "0" * 16, retries=0)
+        with pytest.raises(BrokerError) as caught:
+            stream.length()
+        stream.close()
+    Lines().waiting(f"server away: {caught.value}")
+    said = capsys.readouterr().err
+    assert "‹001B›]0;owned‹0007›" in said
+    assert said.strip("\n").isprintable()

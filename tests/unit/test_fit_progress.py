@@ -64,3 +64,15 @@ def test_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     fitting = last(1)
     assert "fitting 4 maps on 512 tokens" in fitting
     assert "25%" in fitting
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_terminal_takes_no_orders(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool) -> None:
+    """Whatever is told."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    progress = FitProgress(quiet=False)
+    progress.stage("reading \x1b]0;owned\x07")
+    progress.close()
+    assert "reading ‹001B›]0;owned‹0007›" in capsys.readouterr().err

@@ -194,3 +194,20 @@ def test_a_bar_says_what_is_done_now(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "3/4" in working
     assert "tokens/s, 2.5 MB in flight" in last(lambda bar: bar.in_flight(2_500_000), lambda bar: bar.committed(1, 0, tokens=10))
     assert "the server is full" in last(lambda bar: bar.waiting("the server is full"))
+
+
+@pytest.mark.parametrize("display", [Lines, Bar])
+def test_a_terminal_takes_no_orders(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], display: type[Lines | Bar]
+) -> None:
+    """What is told may quote a server, or the name of a file: it writes no title, erases nothing and makes no line of ours."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "140")
+    shown = display()
+    shown.stage("server \x1b]0;owned\x07away\nError: all is lost")
+    shown.waiting("server \x9b2Jaway")
+    shown.close()
+    said = capsys.readouterr().err
+    assert "server ‹001B›]0;owned‹0007›away↵Error: all is lost" in said
+    assert "server ‹009B›2Jaway" in said
+    assert "\x1b]0" not in said
