@@ -4,12 +4,13 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from raylens.storage.cores import cores
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import RaylensError, UsageError
 from raylens.storage.layout import RunFolder
 from raylens.storage.orphans import end_with_parent
 from raylens.storage.plots import FORMATS, write
@@ -47,6 +48,7 @@ def plot_all(run: Run, job: Job) -> Iterator[list[Path]]:
 
     Raises:
         UsageError: a choice that does not fit the kind or a record, or a folder that cannot be written.
+        RaylensError: a process that draws was killed.
     """
     if job.suffix not in FORMATS:
         raise UsageError(f"picture format {job.suffix!r}: choose from {', '.join(FORMATS)}")
@@ -63,6 +65,11 @@ def plot_all(run: Run, job: Job) -> Iterator[list[Path]]:
             with _interrupts_held_back():  # by the processes for good: Ctrl-C is for the caller, who then asks for no more
                 drawn = pool.map(_draw, ids, chunksize=CHUNK)
             yield from drawn
+        except BrokenProcessPool as error:
+            raise RaylensError(
+                f"{job.folder}: a process that drew pictures was killed, most likely for want of memory; "
+                "free some, or draw with fewer processes, such as two by taskset -c 0,1 raylens plot ..."
+            ) from error
         finally:  # also where the caller stops, or a picture cannot be drawn
             pool.shutdown(cancel_futures=True)
 

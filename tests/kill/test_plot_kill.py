@@ -38,3 +38,17 @@ def test_ctrl_c_is_for_the_command(tmp_path: Path) -> None:
         os.killpg(running.process.pid, signal.SIGINT)
         assert running.process.wait(timeout=HUNG) == 130
         assert running.stderr() == "stopped\n"
+
+
+def test_a_process_that_draws_is_killed(tmp_path: Path) -> None:
+    """As the kernel does where memory is short: one line says so, and the others end."""
+    pictures = tmp_path / "pictures"
+    with drawing(tmp_path, pictures) as running:
+        wait_until(lambda: pictures.exists() and any(pictures.iterdir()), "the first picture is there")
+        children = running.children("multiprocessing.spawn")
+        children[0].kill()
+        assert running.process.wait(timeout=HUNG) == 1
+        _, alive = psutil.wait_procs(children, timeout=HUNG)
+        assert not alive
+        (error,) = running.stderr().splitlines()
+    assert error.startswith(f"Error: {pictures}: a process that drew pictures was killed, most likely for want of memory; ")
