@@ -38,7 +38,7 @@ COMMIT_BYTES = 4 << 20
 COMMIT_SECONDS = 2.0
 #: Wait this many milliseconds for the next entries.
 BLOCK_MS = 200
-#: Read the stream from its start again after this many idle seconds: entries may reappear when a server comes back.
+#: Read the stream from its start again when nothing new is there, so many seconds after the last time: entries may come back.
 REWIND_SECONDS = 5.0
 #: A full server that brings nothing new for this many seconds, while attempts wait for their other chunks, stands still ...
 STANDSTILL_SECONDS = 10.0

@@ -254,6 +254,24 @@ def test_an_idle_writer_reads_from_the_start_again(bench: Bench, monkeypatch: py
     assert bench.stream.length() == 0
 
 
+def test_a_trickle_of_entries_does_not_hide_those_that_come_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer reads from the start again by the time since it last did, and not only once nothing has come for as long."""
+    monkeypatch.setattr(writer_module, "time", clock := Clock())
+    writer = bench.writer()
+    bench.publish(make_record(0))
+    drain(writer)
+    bench.stream.drop()
+    with connect(bench.server.url) as client:
+        for number, data in enumerate(make_frames(make_record(1), bench.manifest.uid), start=1):
+            client.execute_command("XADD", f"raylens:{{{bench.manifest.uid}}}:frames", f"{number}-1", "f", data)
+    for index in (2, 3, 4):
+        clock.now += 0.6 * writer_module.REWIND_SECONDS
+        bench.publish(make_record(index))
+        drain(writer)
+    assert bench.stored() == [0, 1, 2, 3, 4]
+    assert bench.stream.length() == 0
+
+
 @pytest.mark.usefixtures("never_commit")
 def test_a_fenced_writer_stops_and_has_deleted_nothing(bench: Bench) -> None:
     """A writer that lost the run gets Fenced at its next commit; what it had read is still there for its successor."""
