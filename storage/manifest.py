@@ -26,7 +26,7 @@ class Manifest(msgspec.Struct, frozen=True):
         uid: 16 random hex digits that name its stream.
         created: ISO 8601 time, UTC.
         identity: what the results depend on, by section and name. A resume must match it.
-        prompts: prompts in the corpus.
+        prompts: outcomes that make it complete: prompts in the corpus, or with --generate their samples.
         vocabulary_size: number of logits.
         sources: where model and corpus were read from, for people.
         versions: package -> version at the start.
