@@ -172,9 +172,12 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         Dispatch(pool, tracker, writer, broker, progress, heartbeat, metrics, loaded, ended, grown).run()
         progress.stage("finishing")
         pool.stop()
-        writer.finish()
+        amiss = writer.finish()
     plan.ledger.refresh()
-    return plan.ledger.count == plan.manifest.prompts
+    complete = plan.ledger.count == plan.manifest.prompts
+    if amiss and not complete:
+        raise StoreError(f"{amiss}; what is stored stays, and the same command goes on from there")
+    return complete
 
 
 def _writer(plan: _Plan, redis: str) -> WriterProcess | ExternalWriter:

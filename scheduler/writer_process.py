@@ -81,24 +81,28 @@ class WriterProcess:
             return
         self._deaths += 1
         if code == StoreError.exit_code or self._deaths >= MAX_DEATHS:
-            log = self._folder.writer_log
-            unsaid = f"killed by signal {-code}" if code < 0 else "it could not write its log; is the disk full?"
-            said = last_message(log, self._log_before) or unsaid
-            raise StoreError(f"the writer ended with code {code}: {said} (see {log})")
+            raise StoreError(self._told(code))
         if self._process.stdin is not None:
             self._process.stdin.close()
         self.restarts += 1
         self._process = self._start()
 
-    def finish(self, seconds: float = FINISH_SECONDS) -> None:
-        """Let the writer commit what is complete, and end it."""
+    def _told(self, code: int) -> str:
+        log = self._folder.writer_log
+        unsaid = f"killed by signal {-code}" if code < 0 else "it could not write its log; is the disk full?"
+        return f"the writer ended with code {code}: {last_message(log, self._log_before) or unsaid} (see {log})"
+
+    def finish(self, seconds: float = FINISH_SECONDS) -> str:
+        """Let the writer commit what is complete, and end it; what went wrong, or nothing."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            self._process.wait(timeout=seconds)
+            code = self._process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+            return f"the writer did not end within {seconds:.0f} s, and was killed (see {self._folder.writer_log})"
+        return self._told(code) if code else ""
 
     def __enter__(self) -> "WriterProcess":
         return self

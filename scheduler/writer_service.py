@@ -165,4 +165,6 @@ class WriterService:
 
     def _end_all(self, *seconds: float) -> None:
         while self._served:
-            self._served.popitem()[1].writer.finish(*seconds)
+            name, one = self._served.popitem()
+            if amiss := one.writer.finish(*seconds):
+                self._say(f"{name}: {amiss}")

@@ -13,6 +13,7 @@ import pytest
 
 import raylens
 from raylens.storage.layout import RunFolder
+from raylens.storage.pulse import read_pulse
 from raylens.storage.quarantine import Quarantine
 from tests.builders import make_run, same
 from tests.command import raylens_command
@@ -126,6 +127,33 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[St
                 running.stderr(),
                 [process for process in family if process.is_running()],
             )
+
+
+def test_a_disk_that_is_full_at_the_last_commit(tmp_path: Path, tiny: Path) -> None:
+    """What was published and is not stored after all is no clean end, although the user stopped the run."""
+    shutil.copytree(tiny, tmp_path / "model")
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(LONG, 24)))
+    run = RunFolder(tmp_path / "st" / "runs" / "r")
+
+    def unstored() -> int:
+        return pulse.unstored_prompts if (pulse := read_pulse(run)) else 0
+
+    with Running(tmp_path / "log", *command(tmp_path), *SLOW) as running:
+        running.until("progress")
+        (writer,) = running.children("raylens.storage.writer")
+        writer.suspend()
+        wait_until(unstored, "results wait for the writer")
+        running.stop()
+        running.until("stage", "finishing")
+        room = run.writer_log.stat().st_size + 1000  # for a line of its log, and not for a file of records
+        writer.rlimit(psutil.RLIMIT_FSIZE, (room, room))
+        writer.resume()
+        assert running.finish() == 6
+        error = running.stderr().splitlines()[-1]
+    assert error.startswith("Error: the writer ended with code 6: cannot write: ")
+    assert "File too large" in error
+    assert error.endswith("; what is stored stays, and the same command goes on from there")
+    assert 0 < raylens.open(tmp_path / "st")["r"].counts()["records"] < LONG
 
 
 def test_ctrl_c_twice_ends_at_once(stopped: Stopped) -> None:
