@@ -1,6 +1,6 @@
 """What went wrong in an actor, from Ray's exceptions."""
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from raylens.storage.errors import ModelError, RaylensError
 
@@ -17,6 +17,8 @@ def cause(error: RayTaskError) -> RaylensError:
 
 def reason(error: BaseException) -> str:
     """The line of Ray's long message that says why; of a node short of memory its first sentence."""
+    if isinstance(error, ActorUnavailableError):  # all that there is of an actor that Ray restarts, whatever ended it
+        return "Ray does not say of what; maybe its node is short of memory, or out of reach"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     short = [line.partition(". ")[0].rstrip(".") for line in lines if "low on memory" in line]
     return (short or [line for line in lines if "OOM" in line] or lines[-1:])[0][:200]

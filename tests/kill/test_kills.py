@@ -44,11 +44,11 @@ class Killed(Running):
                 return
         pytest.fail(f"the run ended before its first commit: {self.stderr()}")
 
-    def until_resubmitted(self) -> None:
-        """Return once the driver says that it submits lost prompts again."""
+    def until_resubmitted(self) -> str:
+        """Return once the driver says that it submits lost prompts again; its words."""
         for event in self.events():
             if event["event"] == "waiting" and "resubmitting" in str(event["text"]):
-                return
+                return str(event["text"])
         pytest.fail(f"the run ended without missing anything: {self.stderr()}")
 
     def family(self, *words: str) -> list[psutil.Process]:
@@ -93,7 +93,9 @@ def test_run_mends_itself(tmp_path: Path, corpus: Path, tiny: Path, undisturbed:
     with Killed(corpus, tiny, store) as running:
         running.until_midway()
         running.kill("ray::LensActor")
-        running.until_resubmitted()  # so the run is not over: what the actor was at is computed again
+        told = running.until_resubmitted()  # so the run is not over: what the actor was at is computed again
+        assert "an actor died" in told
+        assert "memory" in told, "which is the most likely cause, and Ray does not say"
         running.kill("raylens.storage.writer")
         running.kill("valkey-server")
         assert running.finish() == 0, running.stderr()

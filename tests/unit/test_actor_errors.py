@@ -1,7 +1,7 @@
 """Ray's exceptions, in the words that a user gets: raylens's own error as it was, or one line with a remedy."""
 
 import pytest
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 
 from raylens.scheduler.actor_errors import cause, reason
 from raylens.storage.errors import BrokerError, ModelError
@@ -47,3 +47,13 @@ def test_what_ended_an_actor() -> None:
     assert reason(OSError("it died\nsee the log ")) == "see the log"
     assert reason(OSError("x" * 500)) == "x" * 200
     assert reason(RayActorError(error_msg=" ")) == "RayActorError"
+
+
+def test_an_actor_that_ray_restarts() -> None:
+    """Ray tells the same of each death, be it for want of memory, and of a node that does not answer: both are named."""
+    told = reason(
+        ActorUnavailableError("The actor is temporarily unavailable: RpcError: RPC error: Socket closed rpc_code: 14", None)
+    )
+    assert "memory" in told
+    assert "out of reach" in told
+    assert "rpc" not in told.lower()
