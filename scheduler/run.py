@@ -1,22 +1,18 @@
 """A run from corpus to store: the one module that knows every stage."""
 
-import importlib.metadata
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 import msgspec
 
-from raylens import __version__
 from raylens.scheduler.broker import Broker
 from raylens.scheduler.chat import check_chat
 from raylens.scheduler.corpus import Corpus, CorpusSummary
 from raylens.scheduler.external_writer import ExternalWriter
 from raylens.scheduler.heartbeat import Heartbeat
+from raylens.scheduler.identity import manifest_of
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.samples import samples_of
 from raylens.scheduler.settings import RunSettings, check
@@ -29,24 +25,18 @@ from raylens.storage.durable import store_errors
 from raylens.storage.errors import BrokerError, StoreError
 from raylens.storage.layout import RunFolder, check_writable, runs_folder
 from raylens.storage.ledger import Ledger
-from raylens.storage.manifest import FORMAT, Manifest, check_kept, create_or_resume, read_manifest, write_certificate
+from raylens.storage.manifest import Manifest, check_kept, create_or_resume, read_manifest, write_certificate
 from raylens.storage.record import Prompt
 from raylens.storage.stream import RETRIES, Stream, stream_key
 from raylens.storage.tally import Tally
 from raylens.storage.vocabulary import write_vocabulary
-from raylens.workers.interventions.edits import identity as edits_identity
-from raylens.workers.lenses.source import parse_lens
 from raylens.workers.preflight import ModelFacts, inspect_model
 from raylens.workers.publish import publish
-from raylens.workers.settings import LensSettings
 from raylens.workers.source import fetch_weights
 from raylens.workers.tracked import tracked_fields
 
 #: Times the driver tries to reach the server before it goes on with other things.
 _DRIVER_RETRIES = 3
-
-_PACKAGES = ("torch", "transformers", "accelerate", "ray", "redis", "msgpack", "numpy", "tokenizers")
-_LATER_OPTIONS = ("stats", "track", "heads", "residual_stats")
 
 
 class RunResult(msgspec.Struct, frozen=True):
@@ -86,7 +76,7 @@ def run_corpus(
     facts = inspect_model(settings.worker)
     settings = msgspec.structs.replace(settings, worker=with_stats(settings.worker, facts))
     check_chat(summary, facts)
-    wanted = _manifest(settings, corpus, summary, facts)
+    wanted = manifest_of(settings, corpus, summary, facts)
     folder = RunFolder(runs_folder(settings.store) / wanted.name)
     if settings.fresh and folder.root.exists():
         _move_aside(folder, settings.redis, progress)
@@ -185,64 +175,6 @@ def _writer(plan: _Plan, redis: str) -> WriterProcess | ExternalWriter:
         return ExternalWriter(plan.folder)
     plan.folder.wants_external_writer.unlink(missing_ok=True)  # or two writers would fence each other
     return WriterProcess(plan.folder, redis, plan.settings.writer_helpers)
-
-
-def _manifest(settings: RunSettings, corpus: Corpus, summary: CorpusSummary, facts: ModelFacts) -> Manifest:
-    name = settings.name or f"{_slug(facts.source.label)}-{summary.fingerprint[:8]}"
-    worker = settings.worker
-    identity: dict[str, dict[str, Any]] = {
-        "model": {
-            "weights": facts.weights,
-            "dtype": worker.model.dtype,
-            "tokenizer": facts.tokenizer_hash,
-        },
-        "lens": {"kind": parse_lens(worker.lens.lens).kind, "component_norm": "own", **_asked(worker.lens)},
-        "input": {
-            "max_tokens": worker.input.max_tokens,
-            "on_long": worker.input.on_long,
-            "chat_template": facts.chat_template_hash if summary.has_messages else None,
-        },
-        "corpus": {"prompts": summary.count, "fingerprint": summary.fingerprint},
-    }
-    sources = {
-        "model": worker.model.source,
-        "label": facts.source.label,
-        "revision": facts.source.revision,
-        "corpus": corpus.name,
-    }
-    if worker.generation is not None:
-        identity["generation"] = msgspec.to_builtins(worker.generation)
-    if facts.lens_digest is not None:
-        identity["lens"]["file"] = facts.lens_digest
-        sources["lens"] = worker.lens.lens
-    if worker.edits:
-        identity["intervention"] = edits_identity(worker.edits)
-        if settings.intervention is not None:
-            sources["intervention"] = settings.intervention
-    return Manifest(
-        format=FORMAT,
-        name=name,
-        uid=secrets.token_hex(8),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        identity=identity,
-        prompts=summary.count * (worker.generation.samples if worker.generation else 1),
-        vocabulary_size=facts.vocabulary_size,
-        sources=sources,
-        versions={"raylens": __version__, **{package: importlib.metadata.version(package) for package in _PACKAGES}},
-    )
-
-
-def _asked(lens: LensSettings) -> dict[str, Any]:
-    """The settings but for later options that are not used, so that runs from before them resume; and but for the lens's path,
-    for its kind and content are what counts."""
-    settings: dict[str, Any] = msgspec.to_builtins(lens)
-    del settings["lens"], settings["lens_digest"]
-    return {name: value for name, value in settings.items() if value or name not in _LATER_OPTIONS}
-
-
-def _slug(label: str) -> str:
-    kept = "".join(char if char.isascii() and (char.isalnum() or char in "-_.") else "-" for char in label.lower())
-    return kept.strip(".-")[:60] or "run"
 
 
 def _remaining(plan: _Plan) -> Iterator[Prompt]:
