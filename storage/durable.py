@@ -17,7 +17,7 @@ T = TypeVar("T")
 TEMPORARY = ".tmp"
 
 
-#: Bytes of a file that is read whole; larger ones are damaged, and are not read.
+#: Bytes of a file that is read whole; larger ones are damaged, and are neither read nor written.
 MAX_FILE_BYTES = 1 << 30
 
 
@@ -60,6 +60,11 @@ class _Versioned(msgspec.Struct):
     format: int
 
 
+def fits(size: int) -> bool:
+    """Whether a file of so many bytes is read whole."""
+    return size <= MAX_FILE_BYTES
+
+
 def read_file(path: Path) -> bytes:
     """A small file whole.
 
@@ -69,7 +74,7 @@ def read_file(path: Path) -> bytes:
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > MAX_FILE_BYTES:
+        if not fits(size):
             raise StoreError(f"{path}: damaged ({size} bytes, more than such a file has)")
         return file.read(size)  # no more: as much memory is taken as is asked for
 
@@ -100,6 +105,8 @@ def fsync_folder(folder: Path) -> None:
 
 
 def _write_temporary(path: Path, data: bytes) -> Path:
+    if not fits(len(data)):  # nobody could read it, and where it is a commit nothing after it
+        raise StoreError(f"{path}: not written ({len(data)} bytes, more than such a file may have)")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         with temporary.open("xb") as file:
@@ -113,7 +120,11 @@ def _write_temporary(path: Path, data: bytes) -> Path:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write ``path`` whole, replacing what is there."""
+    """Write ``path`` whole, replacing what is there.
+
+    Raises:
+        StoreError: it would be larger than ``read_file`` takes.
+    """
     _write_temporary(path, data).replace(path)
     fsync_folder(path.parent)
 
@@ -122,6 +133,9 @@ def create_file(path: Path, data: bytes) -> bool:
     """Write ``path`` whole if and only if nothing has that name; False if something has.
 
     link(2) fails when the name exists, on local disks and NFS alike, so of two processes exactly one succeeds.
+
+    Raises:
+        StoreError: it would be larger than ``read_file`` takes.
     """
     temporary = _write_temporary(path, data)
     try:

@@ -13,6 +13,8 @@ from raylens.storage.layout import RunFolder
 
 #: Version of the commit files.
 FORMAT = 1
+#: Bytes of an entry, at most, that a repair enters; with the longest id that frames may have one takes 25 kB.
+MAX_ENTRY_BYTES = 1 << 16
 
 _NAME = re.compile(r"(?:[0-9]{9}|[1-9][0-9]{9,17})\.json")
 
@@ -124,6 +126,7 @@ class Ledger:
 
         Raises:
             Fenced: that number exists, so another writer owns the run.
+            StoreError: its file would be larger than one that is read.
         """
         if not create_file(self.path(commit.n), msgspec.json.encode(commit)):
             raise Fenced(f"{self._folder.root}: another writer took over at commit {commit.n}")

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from raylens.storage.errors import FrameError
 from raylens.storage.frame import pack, unpack
 from raylens.storage.generated import Generated, fault
-from raylens.storage.record import Failure, Metadata, Record, TapLens
+from raylens.storage.record import FAILURE_KINDS, MAX_ID, MAX_MESSAGE, Failure, Metadata, Record, TapLens
 from raylens.storage.statistics import STATISTICS, Form
 from raylens.storage.taps import MAX_HEADS, TAPS, is_tap
 from raylens.storage.zstd import zstd
@@ -38,8 +38,14 @@ _LOGPROB_TYPES = {"float16": "<f2", "float32": "<f4"}
 _LOGPROB_BYTES = {"float16": 2, "float32": 4}
 
 
+# bounded, as the ledger has them of every prompt, and a reader has all of the ledger
+_Id = Annotated[str, msgspec.Meta(max_length=MAX_ID)]
+_Kind = Annotated[str, msgspec.Meta(pattern=rf"^(?:{'|'.join(FAILURE_KINDS)})\Z")]
+_Message = Annotated[str, msgspec.Meta(max_length=MAX_MESSAGE)]
+
+
 class _Head(msgspec.Struct, frozen=True, omit_defaults=True):
-    id: str
+    id: _Id
     index: int
     metadata: Metadata
     text: str = ""
@@ -50,7 +56,7 @@ class _Head(msgspec.Struct, frozen=True, omit_defaults=True):
     truncated_from: int | None = None
     tracked: list[int] = []
     generated: Generated | None = None
-    error: tuple[str, str] | None = None
+    error: tuple[_Kind, _Message] | None = None
 
 
 class _Stat(msgspec.Struct, frozen=True):
@@ -85,7 +91,7 @@ def encode_payload(outcome: Record | Failure) -> bytes:
         FrameError: it is larger than ``decode_payload`` takes.
     """
     if isinstance(outcome, Failure):
-        head = _Head(outcome.id, outcome.index, outcome.metadata, error=(outcome.kind, outcome.message))
+        head = _Head(outcome.id, outcome.index, outcome.metadata, error=(outcome.kind, outcome.message[:MAX_MESSAGE]))
         taps = {}
     else:
         head = _Head(

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from raylens.storage.generated import Generated
+from raylens.storage.generated import MAX_SAMPLES, Generated
 from raylens.storage.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 #: JSON metadata of a prompt: whatever other fields its corpus row had.
 Metadata = dict[str, Any]
+
+#: The most characters of a prompt's id in a corpus, and with the number of its sample, as records and failures have it.
+ID_LIMIT = 4096
+MAX_ID = ID_LIMIT + len(f"#{MAX_SAMPLES}")
+#: What failures are counted by (docs/FORMAT.md, section Record). No others are sent; a store made elsewhere may hold some.
+FAILURE_KINDS = ("empty", "too_long", "skipped", "input", "model", "memory", "too_large", "crash", "delivery")
+#: The most characters of a failure's message.
+MAX_MESSAGE = 1000
 
 
 class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -131,8 +139,7 @@ class Failure:
     """Why a prompt has no record.
 
     Attributes:
-        kind: a short word to count by: ``empty``, ``too_long``, ``skipped``, ``input``, ``model``, ``memory``, ``too_large``,
-            ``crash``, ``delivery``.
+        kind: a short word to count by, one of ``FAILURE_KINDS``.
         message: one line for the user.
     """
 

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import msgspec
 
-from raylens.storage.durable import TEMPORARY, create_file, fsync_folder, write_file
+from raylens.storage.durable import TEMPORARY, create_file, fits, fsync_folder, write_file
 from raylens.storage.errors import Fenced, StoreError
 from raylens.storage.findings import BadCommit, Findings
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.ledger import FORMAT, MAX_ENTRY_BYTES, Commit, Ledger
 from raylens.storage.record import Failure, Record
 from raylens.storage.record_json import decode_outcome
 from raylens.storage.segments import (
     SegmentBuilder,
     decompress_line,
+    entry_of,
     merged_from,
     open_frame,
     read_frame,
@@ -70,9 +71,12 @@ def _repair_commits(folder: RunFolder, found: Findings) -> Iterator[str]:
         folder.damaged.mkdir(exist_ok=True)
         sources = _segments(folder, bad)
         kept = SegmentBuilder(found.manifest.uid if found.manifest else "")
-        every = True
+        every, entered = True, MAX_ENTRY_BYTES  # bytes of its entries, with room for what stands around them
         for outcome, frame in _good_records(bad, sources):
-            if found.manifest is not None and outcome.index < found.manifest.prompts and outcome.index not in found.done:
+            known = found.manifest is not None and outcome.index < found.manifest.prompts
+            size = len(msgspec.json.encode(entry_of(outcome, kept.size, len(frame)))) + 1
+            if known and outcome.index not in found.done and size <= MAX_ENTRY_BYTES and fits(entered + size):
+                entered += size
                 found.done.add(outcome.index)
                 kept.add_frame(outcome, frame)
             else:

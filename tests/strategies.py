@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from raylens.storage.generated import MAX_SAMPLES, Generated
-from raylens.storage.record import Failure, Record
+from raylens.storage.record import FAILURE_KINDS, Failure, Record
 from raylens.storage.taps import TAPS
 from tests.builders import make_record
 
@@ -76,4 +76,5 @@ def generations(draw: st.DrawFn, tokens: int) -> Generated:
 @st.composite
 def failures(draw: st.DrawFn) -> Failure:
     """Failures of every kind."""
-    return Failure(draw(ids), draw(st.integers(0, 9)), draw(st.text(max_size=10)), draw(st.text(max_size=50)), draw(metadata))
+    kind = draw(st.sampled_from(FAILURE_KINDS))
+    return Failure(draw(ids), draw(st.integers(0, 9)), kind, draw(st.text(max_size=50)), draw(metadata))

@@ -17,6 +17,7 @@ from raylens.scheduler.cli._options import (
     lens_option,
     model_options,
     model_settings,
+    say,
     show_command,
 )
 from raylens.scheduler.cli._running import run_from_command
@@ -259,7 +260,7 @@ def _summary(store: str, ended: "RunResult", as_json: bool, quiet: bool) -> int:
         words = [f"{counts['records']:,} records", f"{failures or 'no'} failures", f"{counts['tokens']:,} tokens"]
         if quarantined:
             words.append(f"{quarantined} entries in quarantine")
-        click.echo(f"{name}: {', '.join(words)}")
+        say(f"{name}: {', '.join(words)}")
         click.echo(f"next: {show_command(store, name)}", err=True)
     return sum(number for kind, number in counts["failures"].items() if kind != "skipped")
 

@@ -9,12 +9,10 @@ import orjson
 
 from raylens.scheduler.corpus.files import ROW_LIMIT
 from raylens.storage.errors import InputError
-from raylens.storage.record import Metadata, Prompt
+from raylens.storage.record import ID_LIMIT, Metadata, Prompt
 
 #: Keys that hold the text when none is named; the first that a row has.
 TEXT_KEYS = ("text", "prompt", "content", "question", "input")
-#: The most characters an id may have.
-ID_LIMIT = 4096
 
 _LISTED = 20
 _STORABLE = "use strings, 64-bit integers, floats, and at most 200 levels of lists and objects"

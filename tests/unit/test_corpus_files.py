@@ -19,9 +19,9 @@ import raylens
 from raylens.scheduler.cli._options import CORPUS_FORMATS
 from raylens.scheduler.corpus import Corpus, CorpusSettings
 from raylens.scheduler.corpus.files import ROW_LIMIT
-from raylens.scheduler.corpus.rows import ID_LIMIT
 from raylens.scheduler.corpus.settings import Format
 from raylens.storage.errors import InputError, UsageError
+from raylens.storage.record import ID_LIMIT
 
 
 def corpus(*sources: Path | str, **settings: Any) -> Corpus:

@@ -1,6 +1,7 @@
 """The wire format: what is sent comes back to the last bit, and bytes that are not valid are refused, cheaply."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -14,8 +15,9 @@ from raylens.storage import frame as frame_module
 from raylens.storage import payload as payload_module
 from raylens.storage.errors import FrameError
 from raylens.storage.frame import CHUNK_BYTES, MAX_CHUNKS, MAX_FRAME_BYTES, VERSION, decode_frame, split
+from raylens.storage.generated import MAX_SAMPLES
 from raylens.storage.payload import MAX_ARRAY_BYTES, MAX_HEAD_BYTES, MAX_TRACKED, decode_payload, encode_payload
-from raylens.storage.record import Failure, Record
+from raylens.storage.record import FAILURE_KINDS, ID_LIMIT, MAX_ID, MAX_MESSAGE, Failure, Record
 from raylens.storage.taps import MAX_HEADS, TAPS, head_tap
 from tests.builders import VOCABULARY_SIZE, make_failure, make_frames, make_large_record, make_record, same
 from tests.memory import bounded_memory
@@ -273,6 +275,38 @@ def test_a_record_without_taps_is_refused() -> None:
 def test_a_failure_may_lack_taps() -> None:
     """A failure has none, and comes back."""
     assert decode_payload(encode_payload(make_failure()), 0, VOCABULARY_SIZE) == make_failure()
+
+
+@pytest.mark.parametrize("kind", ["", "crashed", "crash\n", "\x1b]0;x\x07", "k" * 1_000_000])
+def test_a_failure_of_no_documented_kind_is_refused(kind: str) -> None:
+    """Kinds stand in the ledger and in every count: they are words of a list, and what is none is not repeated in the reason."""
+    with pytest.raises(FrameError, match=r"head: .*error\[0\]") as caught:
+        decode_payload(encode_payload(make_failure(kind=kind)), 0, VOCABULARY_SIZE)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("kind", FAILURE_KINDS)
+def test_every_documented_kind_comes_back(kind: str) -> None:
+    """None that is documented is refused."""
+    assert f"`{kind}`" in Path("docs/FORMAT.md").read_text()
+    assert through_the_wire(make_failure(kind=kind)).kind == kind  # type: ignore[union-attr]
+
+
+def test_an_id_is_no_longer_than_a_corpus_allows() -> None:
+    """The longest id of a corpus with the number of its last sample comes back; one more character is refused."""
+    longest = "日" * ID_LIMIT + f"#{MAX_SAMPLES}"
+    for make in (make_record, make_failure):
+        assert through_the_wire(make(id=longest)).id == longest
+        with pytest.raises(FrameError, match=f"length <= {MAX_ID}"):
+            decode_payload(encode_payload(make(id=longest + "0")), 0, VOCABULARY_SIZE)
+
+
+def test_a_message_is_cut_where_it_is_sent() -> None:
+    """Whatever a failure has to say, its prompt ends as one; a message that no sender cut is refused."""
+    whole = make_failure(message="a" * MAX_MESSAGE + "b")
+    assert through_the_wire(whole) == make_failure(message="a" * MAX_MESSAGE)
+    longer = changed_payload(whole, lambda value: value["head"]["error"].append(value["head"]["error"].pop() + "b"))
+    refused_payload(longer, f"length <= {MAX_MESSAGE}")
 
 
 def test_an_unknown_tap_is_refused() -> None:

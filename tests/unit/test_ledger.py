@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raylens.storage import durable as durable_module
 from raylens.storage.durable import create_file, write_file
 from raylens.storage.errors import Fenced, StoreError
 from raylens.storage.layout import RunFolder
@@ -127,6 +128,20 @@ def test_the_loser_of_a_race_is_fenced(folder: RunFolder) -> None:
         assert reader.refresh()[n] == winner
         loser = (first, second)[1 - results.index(None)]
         assert loser.next == n, "a fenced ledger has learned nothing"
+
+
+def test_a_commit_that_could_not_be_read_is_not_made(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file over the limit nothing is written, and its number stays free; one at the limit is read."""
+    ledger, commit = Ledger(folder), make_commit(0, *range(20))
+    size = len(msgspec.json.encode(commit))
+    monkeypatch.setattr(durable_module, "MAX_FILE_BYTES", size - 1)
+    with pytest.raises(StoreError, match=rf"000000000\.json: not written \({size} bytes, more than"):
+        ledger.append(commit)
+    assert list(folder.commits.iterdir()) == []
+    assert (ledger.next, ledger.count) == (0, 0)
+    monkeypatch.setattr(durable_module, "MAX_FILE_BYTES", size)
+    ledger.append(commit)
+    assert Ledger(folder).refresh() == [commit]
 
 
 def test_a_fenced_ledger_catches_up(folder: RunFolder) -> None:

@@ -467,6 +467,26 @@ def test_leftovers_are_no_damage(folder: RunFolder) -> None:
     assert_kept(folder, set())
 
 
+def test_a_repair_makes_no_commit_that_is_too_large(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a commit that is too large to be read, the records are kept whose entries are of a size that they may have, as far as
+    there is room for them in one file. The run does the others again."""
+    limit = 1 << 17
+    commit_outcomes(folder, make_record(8), make_failure(9, kind="k" * limit))  # as of an older writer
+    monkeypatch.setattr(durable_module, "MAX_FILE_BYTES", limit)
+    (damage,) = examine(folder).damage
+    assert damage.file == "commits/000000005.json"
+    assert repair(folder)[0].startswith("commits/000000005.json: kept 1 records")
+    assert examine(folder).damage == []
+    assert {one.index for one in Store(folder.root.parents[1])["demo"]} == set(range(9))
+    monkeypatch.setattr(durable_module, "MAX_FILE_BYTES", 1 << 30)
+    other, _ = make_run(folder.root.parents[1], name="other", prompts=9)
+    commit_outcomes(other, *(make_failure(index, id=f"{index}" * 20_000) for index in range(9)))
+    monkeypatch.setattr(durable_module, "MAX_FILE_BYTES", limit)
+    assert len(examine(other).damage) == 1
+    assert repair(other)[0].startswith("commits/000000000.json: kept 3 records")
+    assert examine(other).damage == []
+
+
 def test_a_commit_that_links_to_nothing(folder: RunFolder) -> None:
     """As in a copy whose large files were not fetched: it is told, no writer goes on, and repair puts it aside."""
     last = commit_file(folder, 4)
