@@ -6,6 +6,7 @@ import msgspec
 
 from raylens.storage.ledger import Commit, Entry, Indexes
 from raylens.storage.manifest import Manifest
+from raylens.storage.record import MAX_VOCABULARY
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -64,3 +65,8 @@ class Findings:
     lost: int = 0
     size: int = 0
     quarantined: int = 0
+
+    @property
+    def vocabulary_size(self) -> int:
+        """What ids of tokens are below."""
+        return self.manifest.vocabulary_size if self.manifest is not None else MAX_VOCABULARY

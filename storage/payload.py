@@ -4,8 +4,7 @@ Decoding trusts nothing: sizes are tested before anything is allocated, types an
 """
 
 import math
-import operator
-from itertools import islice
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,9 +14,19 @@ from numpy.typing import DTypeLike, NDArray
 
 from raylens.storage.errors import FrameError
 from raylens.storage.frame import pack, unpack
-from raylens.storage.generated import Generated, fault
-from raylens.storage.record import FAILURE_KINDS, MAX_ID, MAX_MESSAGE, Failure, Metadata, Record, TapLens
-from raylens.storage.statistics import STATISTICS, Form
+from raylens.storage.generated import Generated
+from raylens.storage.record import (
+    FAILURE_KINDS,
+    MAX_ID,
+    MAX_LAYERS,
+    MAX_MESSAGE,
+    Failure,
+    Metadata,
+    Record,
+    TapLens,
+    ascend,
+)
+from raylens.storage.statistics import Form, misfit
 from raylens.storage.taps import MAX_HEADS, TAPS, is_tap
 from raylens.storage.zstd import zstd
 
@@ -25,10 +34,6 @@ from raylens.storage.zstd import zstd
 MAX_HEAD_BYTES = 128 << 20
 #: Bytes of all arrays of one outcome, decompressed; they compress by half, so a full payload has about so many.
 MAX_ARRAY_BYTES = 512 << 20
-#: Layers of one tap.
-MAX_LAYERS = 4096
-#: Tracked tokens of a record.
-MAX_TRACKED = 4096
 #: Taps of a record, and statistics of each.
 MAX_TAPS, MAX_STATS = len(TAPS) + MAX_HEADS, 16
 
@@ -131,9 +136,7 @@ def decode_payload(payload: bytes, index: int, vocabulary_size: int) -> Record |
         raise FrameError(f"head is of prompt {head.index}, frame of prompt {index}")
     if head.error is not None:
         return Failure(head.id, head.index, head.error[0], head.error[1], head.metadata)
-    _check_head(head, vocabulary_size)
-    _check_taps(packed.taps, head, vocabulary_size)
-    return Record(
+    record = Record(
         id=head.id,
         index=head.index,
         text=head.text,
@@ -141,38 +144,19 @@ def decode_payload(payload: bytes, index: int, vocabulary_size: int) -> Record |
         tokens=head.tokens,
         positions=head.positions,
         layers=head.layers,
-        taps={name: _unpack_tap(tap, vocabulary_size) for name, tap in packed.taps.items()},
+        taps={},
         metadata=head.metadata,
         truncated_from=head.truncated_from,
         tracked=head.tracked,
         generated=head.generated,
     )
-
-
-def _check_head(head: _Head, vocabulary_size: int) -> None:
-    if not head.token_ids or len(head.tokens) != len(head.token_ids):
-        raise FrameError(f"{len(head.token_ids)} token ids and {len(head.tokens)} tokens")
-    if not 0 <= min(head.token_ids) <= max(head.token_ids) < vocabulary_size:
-        raise FrameError(f"a token id of the prompt is outside the vocabulary of {vocabulary_size}")
-    if not _ascend(head.positions, below=len(head.token_ids)):
-        raise FrameError("positions are not ascending numbers within the prompt")
-    if not _ascend(head.layers, below=MAX_LAYERS):
-        raise FrameError("layers are not ascending numbers")
-    if len(head.tracked) > MAX_TRACKED or not all(0 <= token < vocabulary_size for token in head.tracked):
-        raise FrameError(f"{len(head.tracked)} tracked tokens, limit {MAX_TRACKED}, or one outside the vocabulary")
-    if head.generated is not None and (wrong := fault(head.generated, head.token_ids, head.positions, head.text)):
+    if wrong := record.fault(vocabulary_size):
         raise FrameError(wrong)
-    read = head.generated.start if head.generated is not None else len(head.token_ids)
-    if head.truncated_from is not None and not read < head.truncated_from < 1 << 32:
-        raise FrameError(f"truncated from {head.truncated_from} tokens to {read}")
+    _check_taps(packed.taps, record, vocabulary_size)
+    return replace(record, taps={name: _unpack_tap(tap, vocabulary_size) for name, tap in packed.taps.items()})
 
 
-def _ascend(numbers: list[int], below: int) -> bool:
-    """Whether there are numbers, and they rise from 0 or more to less than ``below``."""
-    return bool(numbers) and numbers[0] >= 0 and numbers[-1] < below and all(map(operator.lt, numbers, islice(numbers, 1, None)))
-
-
-def _check_taps(taps: dict[str, _Tap], head: _Head, vocabulary_size: int) -> None:
+def _check_taps(taps: dict[str, _Tap], record: Record, vocabulary_size: int) -> None:
     """Everything that can be said before an array is inflated."""
     if not taps:
         raise FrameError("record without taps")
@@ -183,27 +167,24 @@ def _check_taps(taps: dict[str, _Tap], head: _Head, vocabulary_size: int) -> Non
     kinds = {(name, stat.dtype, len(stat.shape)) for tap in taps.values() for name, stat in tap.stats.items()}
     if len(kinds) > len({name for name, *_ in kinds}):
         raise FrameError("taps differ in the type or axes of a statistic")
-    positions = len(head.positions)
+    positions = len(record.positions)
     for tap in taps.values():
         n_layers, n_positions, k = tap.shape
         if n_layers != len(tap.layers) or n_positions != positions or not 1 <= k <= vocabulary_size:
             raise FrameError(f"shape {tap.shape} does not fit {len(tap.layers)} layers and {positions} positions")
-        if not _ascend(tap.layers, below=MAX_LAYERS):
+        if not ascend(tap.layers, below=MAX_LAYERS):
             raise FrameError("layers of a tap are not ascending numbers")
-        _check_stats(tap, len(head.tracked))
+        _check_stats(tap, len(record.tracked))
     _check_size(taps)
 
 
 def _check_stats(tap: _Tap, tracked: int) -> None:
     places = tap.shape[:2]
     for name, stat in tap.stats.items():
-        if not (name.isascii() and name.isidentifier() and len(name) <= 64):
-            raise FrameError(f"name of a statistic: {name[:80]!r}")
         if stat.shape not in {places, (*places, tracked)}:
-            raise FrameError(f"shape {stat.shape} of {name} does not fit its tap and {tracked} tracked tokens")
-        form = Form(stat.dtype, each_tracked=len(stat.shape) == 3)
-        if STATISTICS.get(name, form) != form:  # it would have no place in the tables
-            raise FrameError(f"{name} is {stat.dtype} of shape {stat.shape}, which is not what that statistic is")
+            raise FrameError(f"shape {stat.shape} of {name[:80]} does not fit its tap and {tracked} tracked tokens")
+        if wrong := misfit(name, Form(stat.dtype, each_tracked=len(stat.shape) == 3)):
+            raise FrameError(wrong)
 
 
 def _check_size(taps: dict[str, _Tap]) -> None:

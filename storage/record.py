@@ -1,13 +1,16 @@
 """What a prompt is and what it comes to: one record, or one failure with its reason."""
 
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from raylens.storage.generated import MAX_SAMPLES, Generated
+from raylens.storage.generated import MAX_SAMPLES, Generated, fault
 from raylens.storage.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -23,6 +26,10 @@ MAX_ID = ID_LIMIT + len(f"#{MAX_SAMPLES}")
 FAILURE_KINDS = ("empty", "too_long", "skipped", "input", "model", "memory", "too_large", "crash", "delivery")
 #: The most characters of a failure's message.
 MAX_MESSAGE = 1000
+#: Layers of one tap, and tracked tokens of a record.
+MAX_LAYERS, MAX_TRACKED = 4096, 4096
+#: Ids of tokens are below it where the vocabulary is not known.
+MAX_VOCABULARY = 1 << 32
 
 
 class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -45,6 +52,11 @@ class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
     token_ids: list[int] | None = None
     metadata: Metadata = {}
     sample: int = 0
+
+
+def ascend(numbers: Sequence[int], below: int) -> bool:
+    """Whether there are numbers, and they rise from 0 or more to less than ``below``."""
+    return bool(numbers) and numbers[0] >= 0 and numbers[-1] < below and all(map(operator.lt, numbers, islice(numbers, 1, None)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +125,28 @@ class Record:
         for tap in self.taps.values():
             found = tap.stats | found
         return found
+
+    def fault(self, vocabulary_size: int = MAX_VOCABULARY) -> str | None:
+        """What of it cannot be true, in words; None if all can. Whatever is read of a frame or a segment is held to it.
+
+        Numbers are not looked at, and of a record without taps all else.
+        """
+        if not self.token_ids or len(self.tokens) != len(self.token_ids):
+            return f"{len(self.token_ids)} token ids and {len(self.tokens)} tokens"
+        if not 0 <= min(self.token_ids) <= max(self.token_ids) < vocabulary_size:
+            return f"a token id of the prompt is outside the vocabulary of {vocabulary_size}"
+        if not ascend(self.positions, below=len(self.token_ids)):
+            return "positions are not ascending numbers within the prompt"
+        if not all(ascend(layers, below=MAX_LAYERS) for layers in (self.layers, *(tap.layers for tap in self.taps.values()))):
+            return "layers are not ascending numbers"
+        if len(self.tracked) > MAX_TRACKED or not all(0 <= token < vocabulary_size for token in self.tracked):
+            return f"{len(self.tracked)} tracked tokens, limit {MAX_TRACKED}, or one outside the vocabulary"
+        if self.generated is not None and (wrong := fault(self.generated, self.token_ids, self.positions, self.text)):
+            return wrong
+        read = self.generated.start if self.generated is not None else len(self.token_ids)
+        if self.truncated_from is not None and not read < self.truncated_from < 1 << 32:
+            return f"truncated from {self.truncated_from} tokens to {read}"
+        return None
 
     def __repr__(self) -> str:  # one line: the arrays would fill pages
         size = f"{len(self.token_ids)} tokens, {len(self.positions)} positions, {len(self.layers)} layers"

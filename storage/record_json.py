@@ -9,8 +9,9 @@ import orjson
 from numpy.typing import NDArray
 
 from raylens.storage.errors import StoreError
-from raylens.storage.generated import Generated, fault
-from raylens.storage.record import Failure, Metadata, Record, TapLens
+from raylens.storage.generated import Generated
+from raylens.storage.record import MAX_VOCABULARY, Failure, Metadata, Record, TapLens
+from raylens.storage.statistics import Form, misfit
 
 
 class _TapJson(msgspec.Struct):
@@ -128,14 +129,21 @@ def _tap_from_json(tap: _TapJson, value: _OutcomeJson) -> TapLens:
         raise ValueError(f"ids or logprobs are not [layers][positions][k] for {place[0]} layers and {place[1]} positions")
     if lens.logsumexp.shape != place or lens.entropy.shape != place:
         raise ValueError(f"logsumexp or entropy is not [layers][positions] for {place[0]} layers and {place[1]} positions")
+    if not lens.ids.size:
+        raise ValueError("no token at a place")
     for name, values in lens.stats.items():
+        if wrong := misfit(name, Form(value.stats[name], each_tracked=values.ndim == 3)):
+            raise ValueError(wrong)
         if values.shape not in {place, (*place, len(value.tracked))}:
             raise ValueError(f"{name} is not [layers][positions] or [layers][positions][tracked]")
     return lens
 
 
-def decode_outcome(line: bytes) -> Record | Failure:
+def decode_outcome(line: bytes, vocabulary_size: int = MAX_VOCABULARY) -> Record | Failure:
     """The record or failure in one line of JSON.
+
+    Args:
+        vocabulary_size: of the run, where it is known: ids of tokens are below it.
 
     Raises:
         StoreError: the line is not a record of this format.
@@ -146,10 +154,17 @@ def decode_outcome(line: bytes) -> Record | Failure:
             return Failure(value.id, value.index, value.error.kind, value.error.message, value.metadata)
         with np.errstate(over="raise"):
             taps = {name: _tap_from_json(tap, value) for name, tap in value.taps.items()}
-        if value.generated is not None and (wrong := fault(value.generated, value.token_ids, value.positions, value.text)):
+        record = _record(value, taps)
+        if wrong := record.fault(vocabulary_size):
             raise ValueError(wrong)
+        if not taps or any(int(tap.ids.max()) >= vocabulary_size for tap in taps.values()):
+            raise ValueError(f"no tap, or an id outside the vocabulary of {vocabulary_size}")
     except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise StoreError(f"not a record of this format: {error}") from error
+    return record
+
+
+def _record(value: _OutcomeJson, taps: dict[str, TapLens]) -> Record:
     return Record(
         id=value.id,
         index=value.index,

@@ -72,7 +72,7 @@ def _repair_commits(folder: RunFolder, found: Findings) -> Iterator[str]:
         sources = _segments(folder, bad)
         kept = SegmentBuilder(found.manifest.uid if found.manifest else "")
         every, entered = True, MAX_ENTRY_BYTES  # bytes of its entries, with room for what stands around them
-        for outcome, frame in _good_records(bad, sources):
+        for outcome, frame in _good_records(bad, sources, found.vocabulary_size):
             known = found.manifest is not None and outcome.index < found.manifest.prompts
             size = len(msgspec.json.encode(entry_of(outcome, kept.size, len(frame)))) + 1
             if known and outcome.index not in found.done and size <= MAX_ENTRY_BYTES and fits(entered + size):
@@ -98,17 +98,17 @@ def _segments(folder: RunFolder, bad: BadCommit) -> list[Path]:
     return sorted(path for path in folder.records.iterdir() if segment_number(path.name) == bad.n)
 
 
-def _good_records(bad: BadCommit, sources: list[Path]) -> Iterator[tuple[Record | Failure, bytes]]:
+def _good_records(bad: BadCommit, sources: list[Path], vocabulary_size: int) -> Iterator[tuple[Record | Failure, bytes]]:
     for path in sources:
         if bad.commit is None or bad.proven:
-            yield from _search(path)
+            yield from _search(path, vocabulary_size)
             continue
         for entry in bad.good:
             frame = read_frame(path, entry)
-            yield open_frame(frame, entry), frame
+            yield open_frame(frame, entry, vocabulary_size), frame
 
 
-def _search(path: Path) -> Iterator[tuple[Record | Failure, bytes]]:
+def _search(path: Path, vocabulary_size: int) -> Iterator[tuple[Record | Failure, bytes]]:
     """Every record that a segment holds, each with its frame, whatever lies between them."""
     if not path.is_file() or path.stat().st_size > MAX_SEARCHED_BYTES:
         return
@@ -120,7 +120,7 @@ def _search(path: Path) -> Iterator[tuple[Record | Failure, bytes]]:
         for last in range(first + 1, min(first + 4, len(edges))):
             frame = data[edges[first] : edges[last]]
             try:
-                outcome = decode_outcome(decompress_line(frame))
+                outcome = decode_outcome(decompress_line(frame), vocabulary_size)
             except StoreError:
                 continue
             yield outcome, frame

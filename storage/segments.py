@@ -11,7 +11,7 @@ from raylens.storage.durable import TEMPORARY, fsync_folder
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Commit, Entry, Ledger
-from raylens.storage.record import Failure, Record
+from raylens.storage.record import MAX_VOCABULARY, Failure, Record
 from raylens.storage.record_json import decode_outcome, encode_outcome
 from raylens.storage.tables import FORMAT as TABLE_FORMAT
 from raylens.storage.tables import KINDS, About, write_tables
@@ -162,26 +162,26 @@ def read_line(path: Path, entry: Entry) -> bytes:
         raise StoreError(f"{path} at byte {entry.offset}: {error}") from error
 
 
-def read_outcome(path: Path, entry: Entry) -> Record | Failure:
-    """The record or failure of one committed prompt.
+def read_outcome(path: Path, entry: Entry, vocabulary_size: int = MAX_VOCABULARY) -> Record | Failure:
+    """The record or failure of one committed prompt of a run with such a vocabulary.
 
     Raises:
         StoreError: the segment is missing or damaged there.
     """
     frame = read_frame(path, entry)
     try:
-        return open_frame(frame, entry)
+        return open_frame(frame, entry, vocabulary_size)
     except StoreError as error:
         raise StoreError(f"{path} at byte {entry.offset}: {error}") from error
 
 
-def open_frame(frame: bytes, entry: Entry) -> Record | Failure:
+def open_frame(frame: bytes, entry: Entry, vocabulary_size: int = MAX_VOCABULARY) -> Record | Failure:
     """The outcome in the frame that an entry names.
 
     Raises:
         StoreError: it is damaged, or another prompt's.
     """
-    outcome = decode_outcome(decompress_line(frame))
+    outcome = decode_outcome(decompress_line(frame), vocabulary_size)
     if entry_of(outcome, entry.offset, entry.length) != entry:
         raise StoreError(f"holds prompt {outcome.index}, not prompt {entry.index} as committed")
     return outcome

@@ -15,6 +15,8 @@ class Form(NamedTuple):
     each_tracked: bool = False
 
 
+#: The most characters of a name.
+MAX_NAME = 64
 #: Those that this version knows; a record may have others, which tables leave out.
 STATISTICS = {
     "kl": Form("float32"),
@@ -29,3 +31,13 @@ STATISTICS = {
     "best_attribution": Form("float32"),
     "attribution_error": Form("float32"),
 }
+
+
+def misfit(name: str, form: Form) -> str | None:
+    """Why there can be no such statistic, in words; None where there can."""
+    if not (name.isascii() and name.isidentifier() and len(name) <= MAX_NAME):
+        return f"name of a statistic: {name[:80]!r}"
+    if STATISTICS.get(name, form) == form:
+        return None
+    axes = "for each tracked token" if form.each_tracked else "for each place"  # it would have no column in the tables
+    return f"{name} is {form.dtype} {axes}, which is not what that statistic is"

@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,7 +78,7 @@ class Run(Frames):
         return prompt_id in self._places.of
 
     def __getitem__(self, prompt_id: str) -> Record | Failure:
-        outcome = self._read(prompt_id, read_outcome)
+        outcome = self._read(prompt_id, partial(read_outcome, vocabulary_size=self.manifest.vocabulary_size))
         return replace(outcome, vocabulary=self._stored_vocabulary) if isinstance(outcome, Record) else outcome
 
     def neighbours(self, prompt_id: str) -> tuple[str | None, str | None]:

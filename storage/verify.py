@@ -175,7 +175,7 @@ def _examine_commit(folder: RunFolder, commit: Commit, found: Findings) -> None:
         found.damage.append(Damage(_name(folder.commits / f"{commit.n:09d}.json"), wrong))
     path = segment_path(folder, commit)
     outcomes: list[Record | Failure] = []
-    bad.proven, problems = _examine_segment(path, commit, bad.good, None if wrong else outcomes)
+    bad.proven, problems = _examine_segment(path, commit, bad.good, None if wrong else outcomes, found.vocabulary_size)
     if problems:
         found.damage.append(Damage(_name(path), "; ".join(problems)))
     if wrong or problems:
@@ -234,7 +234,7 @@ def _wrong_entries(commit: Commit, found: Findings) -> str:
 
 
 def _examine_segment(
-    path: Path, commit: Commit, good: list[Entry], outcomes: list[Record | Failure] | None
+    path: Path, commit: Commit, good: list[Entry], outcomes: list[Record | Failure] | None, vocabulary_size: int
 ) -> tuple[bool, list[str]]:
     """Whether size and crc32 are those of the commit, and every problem; what holds goes into ``good`` and ``outcomes``."""
     problems = []
@@ -251,7 +251,7 @@ def _examine_segment(
                     if entry.offset + entry.length > size:
                         raise StoreError("beyond the end of the file")
                     file.seek(entry.offset)
-                    outcome = open_frame(file.read(entry.length), entry)
+                    outcome = open_frame(file.read(entry.length), entry, vocabulary_size)
                     good.append(entry)
                     if outcomes is not None:
                         outcomes.append(outcome)

@@ -16,8 +16,8 @@ from raylens.storage import payload as payload_module
 from raylens.storage.errors import FrameError
 from raylens.storage.frame import CHUNK_BYTES, MAX_CHUNKS, MAX_FRAME_BYTES, VERSION, decode_frame, split
 from raylens.storage.generated import MAX_SAMPLES
-from raylens.storage.payload import MAX_ARRAY_BYTES, MAX_HEAD_BYTES, MAX_TRACKED, decode_payload, encode_payload
-from raylens.storage.record import FAILURE_KINDS, ID_LIMIT, MAX_ID, MAX_MESSAGE, Failure, Record
+from raylens.storage.payload import MAX_ARRAY_BYTES, MAX_HEAD_BYTES, decode_payload, encode_payload
+from raylens.storage.record import FAILURE_KINDS, ID_LIMIT, MAX_ID, MAX_MESSAGE, MAX_TRACKED, Failure, Record
 from raylens.storage.taps import MAX_HEADS, TAPS, head_tap
 from tests.builders import VOCABULARY_SIZE, make_failure, make_frames, make_large_record, make_record, same
 from tests.memory import bounded_memory

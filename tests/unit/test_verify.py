@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -465,6 +466,31 @@ def test_leftovers_are_no_damage(folder: RunFolder) -> None:
     repair(folder)
     assert examine(folder).leftovers == ["records/000000003-ffffffff.jsonl.zst"]
     assert_kept(folder, set())
+
+
+#: Records that no writer stores, in segments whose checksums are right.
+IMPOSSIBLE: dict[str, dict[str, Any]] = {
+    "positions beyond the prompt": {"positions": [0, 1, 2, 99]},
+    "positions twice": {"positions": [1, 1, 1, 1]},
+    "too few tokens": {"tokens": [" a"]},
+    "no tokens": {"tokens": [], "token_ids": []},
+    "an id beyond the vocabulary": {"token_ids": [1, 2, 3, VOCABULARY_SIZE]},
+    "tracked tokens beyond the vocabulary": {"tracked": [VOCABULARY_SIZE]},
+    "no layers": {"layers": []},
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_a_record_that_cannot_be_is_damage(folder: RunFolder, name: str) -> None:
+    """Whoever reads it gets one clear error that names the segment; a repair keeps its neighbours."""
+    commit_outcomes(folder, make_record(8), replace(make_record(9), **IMPOSSIBLE[name]))
+    with pytest.raises(StoreError, match=r"000000005-.* at byte [0-9]+: not a record of this format"):
+        Store(folder.root.parents[1])["demo"]["prompt-9"]
+    (damage,) = examine(folder).damage
+    assert damage.file == f"records/{segment(folder, 5).name}"
+    assert repair(folder)[0].startswith("commits/000000005.json: kept 1 records")
+    assert examine(folder).damage == []
+    assert {one.index for one in Store(folder.root.parents[1])["demo"]} == set(range(9))
 
 
 def test_a_repair_makes_no_commit_that_is_too_large(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
