@@ -9,8 +9,14 @@ from raylens.storage.errors import FrameError, StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit
 from raylens.storage.orphans import end_with_parent
-from raylens.storage.payload import decode_payload
+from raylens.storage.payload import decode_payload, inflated_size
 from raylens.storage.segments import SegmentBuilder
+
+#: Bytes of payloads that are a full batch, which makes segments of about 8 MiB ...
+COMMIT_BYTES = 4 << 20
+#: ... and bytes that they inflate to, of which some eight times as much is in memory at once: usually 10 MiB, but zeros
+#: compress a thousandfold.
+INFLATED_BYTES = 32 << 20
 
 
 @dataclass(slots=True)
@@ -20,14 +26,20 @@ class Batch:
     Attributes:
         payloads: of each prompt index.
         entries: that each came in.
-        size: bytes of all.
+        size, inflated: bytes of all, and bytes that they inflate to.
         since: when the first came, by the monotonic clock.
     """
 
     payloads: dict[int, bytes] = field(default_factory=dict)
     entries: dict[int, set[str]] = field(default_factory=dict)
     size: int = 0
+    inflated: int = 0
     since: float = 0.0
+
+    @property
+    def full(self) -> bool:
+        """Whether no more should be taken."""
+        return self.size >= COMMIT_BYTES or self.inflated >= INFLATED_BYTES
 
     def add(self, index: int, payload: bytes, entries: set[str]) -> None:
         """Take one more."""
@@ -35,6 +47,7 @@ class Batch:
             self.since = time.monotonic()
         self.payloads[index], self.entries[index] = payload, entries
         self.size += len(payload)
+        self.inflated += inflated_size(payload)
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,13 +187,27 @@ def _check_stats(tap: _Tap, tracked: int) -> None:
             raise FrameError(wrong)
 
 
-def _check_size(taps: dict[str, _Tap]) -> None:
+def inflated_size(payload: bytes) -> int:
+    """Bytes that ``decode_payload`` inflates, told by headers and shapes; more than it does of what it will refuse."""
+    try:
+        packed = unpack(payload, _PAYLOAD)
+        head = zstandard.get_frame_parameters(packed.head).content_size
+    except (FrameError, zstandard.ZstdError):
+        return 0
+    return min(max(head, 0), MAX_HEAD_BYTES) + min(max(_array_bytes(packed.taps), 0), MAX_ARRAY_BYTES)
+
+
+def _array_bytes(taps: dict[str, _Tap]) -> int:
     size = 0
     for tap in taps.values():
         layers, positions, k = tap.shape
         size += layers * positions * (k * (4 + _LOGPROB_BYTES[tap.dtype]) + 8)
         size += sum(4 * math.prod(stat.shape) for stat in tap.stats.values())
-    if size > MAX_ARRAY_BYTES:
+    return size
+
+
+def _check_size(taps: dict[str, _Tap]) -> None:
+    if (size := _array_bytes(taps)) > MAX_ARRAY_BYTES:
         raise FrameError(f"arrays of {size} bytes are over the limit of {MAX_ARRAY_BYTES}; choose fewer positions")
 
 

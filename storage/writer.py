@@ -32,9 +32,7 @@ from raylens.storage.quarantine import Quarantine
 from raylens.storage.segments import remove_garbage
 from raylens.storage.stream import Stream
 
-#: Commit when the waiting payloads have this many bytes, which makes segments of about 8 MiB ...
-COMMIT_BYTES = 4 << 20
-#: ... or the first of them has waited this many seconds.
+#: Commit when the waiting payloads are a full batch, or the first of them has waited this many seconds.
 COMMIT_SECONDS = 2.0
 #: Wait this many milliseconds for the next entries.
 BLOCK_MS = 200
@@ -104,9 +102,10 @@ class Writer:
         entries = self._read()
         for entry, data in entries:
             self._accept(entry, data)
-        full = self._batch.size >= COMMIT_BYTES
-        if self._batch.payloads and (full or self._has_all() or time.monotonic() - self._batch.since >= COMMIT_SECONDS):
-            self._make(full)
+            if self._batch.full:
+                self._make(full=True)
+        if self._batch.payloads and (self._has_all() or time.monotonic() - self._batch.since >= COMMIT_SECONDS):
+            self._make(full=False)
         while self._making and self._making[0][1].done():
             self._commit_next()
         if not entries:

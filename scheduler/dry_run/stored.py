@@ -8,6 +8,7 @@ from pathlib import Path
 
 import orjson
 
+from raylens.storage.building import COMMIT_BYTES
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
@@ -15,7 +16,7 @@ from raylens.storage.payload import decode_payload
 from raylens.storage.record import Failure, Record
 from raylens.storage.segments import SegmentBuilder
 from raylens.storage.vocabulary import write_vocabulary
-from raylens.storage.writer import COMMIT_BYTES, COMMIT_SECONDS
+from raylens.storage.writer import COMMIT_SECONDS
 from raylens.workers.publish import payload_of
 from raylens.workers.worker import Worker
 

@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import zstandard
 
+from raylens.storage import building as building_module
 from raylens.storage import gathering as gathering_module
 from raylens.storage import writer as writer_module
 from raylens.storage.frame import CHUNK_BYTES
+from raylens.storage.ledger import Ledger
 from raylens.storage.payload import MAX_HEAD_BYTES, encode_payload
+from raylens.storage.record import Record, TapLens
 from raylens.storage.server import EmbeddedServer
 from raylens.storage.store import Store
-from raylens.storage.stream import Stream
+from raylens.storage.stream import READ_COUNT, Stream
 from raylens.storage.writer import Orders, Writer
-from tests.builders import make_frames, make_large_record, make_record, make_run, same
+from tests.builders import VOCABULARY_SIZE, make_frames, make_large_record, make_record, make_run, same
 from tests.hostile.test_hostile_frames import Forger
 from tests.waiting import wait_until
 from tests.wire import Raw, close_payload, compress, declare, make_frame, open_payload
@@ -34,8 +38,19 @@ BOMBED, BOMBS = 8, 13
 ALLOWED = MAX_HEAD_BYTES + (64 << 20)
 #: Beginnings of attempts that never end.
 ORPHANS, ORPHAN_BYTES = 300, 100_000
+#: Bytes of arrays of a record that is small on the wire.
+ZEROS = 3_000_000
 #: maxrss is in KiB on Linux and in bytes on macOS.
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def zeros(index: int) -> Record:
+    """A valid record of ``ZEROS`` bytes of arrays, and some more, all of them zero."""
+    layers = ZEROS // (VOCABULARY_SIZE * 6)
+    places, best = (layers, 1), (layers, 1, VOCABULARY_SIZE)
+    arrays = np.zeros(best, np.uint32), np.zeros(best, np.float16), np.zeros(places, np.float32), np.zeros(places, np.float32)
+    numbers = tuple(range(layers))
+    return Record(f"prompt-{index}", index, "a", [0], ["a"], [0], list(numbers), {"resid_post": TapLens(numbers, *arrays)})
 
 
 def bombs(run: str, prompts: Iterator[int]) -> list[bytes]:
@@ -110,6 +125,35 @@ def test_ten_thousand_hostile_entries_do_not_grow_the_writer(
             assert len(run) <= PROMPTS
         stream.drop()
     assert peaks[1] - peaks[0] < ALLOWED, f"{peaks} bytes"
+
+
+def test_small_payloads_that_inflate_a_thousandfold_are_not_inflated_together(
+    server: EmbeddedServer, open_stream: Callable[..., Stream], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of entries of some kilobytes that are megabytes of zeros, a segment has as many as fit its bound, though one read brings
+    all; so the memory that they take does not grow with their number."""
+    monkeypatch.setattr(writer_module, "BLOCK_MS", None)
+    monkeypatch.setattr(building_module, "INFLATED_BYTES", 2 * ZEROS)
+    folder, manifest = make_run(tmp_path, prompts=READ_COUNT)
+    stream = open_stream(server.url, manifest.uid)
+    stream.create()
+    for index in range(READ_COUNT):
+        (data,) = make_frames(zeros(index), manifest.uid)
+        assert len(data) < ZEROS // 500
+        stream.publish(data)
+    writer = Writer(folder, stream)
+    writer.take_over()
+    tracemalloc.start()
+    try:
+        assert writer.step() == READ_COUNT
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * READ_COUNT * ZEROS
+    commits = [len(commit.entries) for commit in Ledger(folder).refresh()]
+    assert commits == [0, *[2] * (READ_COUNT // 2)]
+    assert same(Store(tmp_path)["demo"]["prompt-7"], zeros(7))
+    stream.drop()
 
 
 def test_chunks_that_never_complete_are_forgotten(

@@ -547,7 +547,7 @@ def test_the_last_prompts_are_committed_without_waiting(bench: Bench, monkeypatc
 def test_a_full_segment_is_committed_without_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes over the limit are committed at once, however long a commit may wait."""
     monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 1e9)
-    monkeypatch.setattr(writer_module, "COMMIT_BYTES", 1)
+    monkeypatch.setattr(building_module, "COMMIT_BYTES", 1)
     bench.publish(make_record(0))
     bench.writer().step()
     bench.assert_stored(make_record(0))
@@ -556,7 +556,7 @@ def test_a_full_segment_is_committed_without_waiting(bench: Bench, monkeypatch: 
 def test_payloads_fill_a_segment_together(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits is counted over all that came, read by read."""
     monkeypatch.setattr(writer_module, "COMMIT_SECONDS", 1e9)
-    monkeypatch.setattr(writer_module, "COMMIT_BYTES", sum(len(encode_payload(make_record(index))) for index in range(2)))
+    monkeypatch.setattr(building_module, "COMMIT_BYTES", sum(len(encode_payload(make_record(index))) for index in range(2)))
     writer = bench.writer()
     bench.publish(make_record(0))
     writer.step()

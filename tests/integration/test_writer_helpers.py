@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from raylens.scheduler.writer_process import WriterProcess
+from raylens.storage import building as building_module
 from raylens.storage import writer as writer_module
 from raylens.storage.errors import Fenced
 from raylens.storage.frame import split
@@ -41,14 +42,14 @@ def bench(server: EmbeddedServer, tmp_path: Path, open_stream: Callable[..., Str
 
 @pytest.fixture
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a step reads is a full batch."""
-    monkeypatch.setattr(writer_module, "COMMIT_BYTES", 1)
+    """Each payload is a full batch."""
+    monkeypatch.setattr(building_module, "COMMIT_BYTES", 1)
     monkeypatch.setattr(writer_module, "BLOCK_MS", None)
 
 
 @pytest.mark.usefixtures("every_step")
 def test_what_helpers_make_is_committed_in_order(bench: Bench) -> None:
-    """Records, failures and prompts sent twice are stored as they were sent; what is wrong is refused, also a batch of it."""
+    """Records, failures and prompts sent twice are stored as they were sent; what is wrong is refused, also batches of it."""
     outcomes: list[Record | Failure] = [make_record(index) for index in range(PROMPTS - 2)]
     outcomes[3] = make_failure(3)
     writer = bench.writer(helpers=HELPERS)
@@ -68,7 +69,7 @@ def test_what_helpers_make_is_committed_in_order(bench: Bench) -> None:
     refused = [(one.index, one.reason) for one in Quarantine(bench.folder).entries()]
     assert refused == [(n, f"head is of prompt {n + 1}, frame of prompt {n}") for n in (PROMPTS - 1, PROMPTS - 2)]
     commits = Ledger(bench.folder).refresh()
-    assert [commit.n for commit in commits] == list(range(len(outcomes) + 2))
+    assert [commit.n for commit in commits] == list(range(1 + PROMPTS)), "one that takes over, and one for each batch"
     assert commits[-1].segment is None
 
 

@@ -16,13 +16,13 @@ from raylens.storage import payload as payload_module
 from raylens.storage.errors import FrameError
 from raylens.storage.frame import CHUNK_BYTES, MAX_CHUNKS, MAX_FRAME_BYTES, VERSION, decode_frame, split
 from raylens.storage.generated import MAX_SAMPLES
-from raylens.storage.payload import MAX_ARRAY_BYTES, MAX_HEAD_BYTES, decode_payload, encode_payload
+from raylens.storage.payload import MAX_ARRAY_BYTES, MAX_HEAD_BYTES, decode_payload, encode_payload, inflated_size
 from raylens.storage.record import FAILURE_KINDS, ID_LIMIT, MAX_ID, MAX_MESSAGE, MAX_TRACKED, Failure, Record
 from raylens.storage.taps import MAX_HEADS, TAPS, head_tap
 from tests.builders import VOCABULARY_SIZE, make_failure, make_frames, make_large_record, make_record, same
 from tests.memory import bounded_memory
 from tests.strategies import failures, ids, records
-from tests.wire import Change, Raw, changed_payload, compress, declare, make_frame, open_payload, pack, shuffle
+from tests.wire import Change, Raw, changed_payload, close_payload, compress, declare, make_frame, open_payload, pack, shuffle
 
 RUN = "0123456789abcdef"
 PROMPTS = 10
@@ -707,6 +707,30 @@ def test_every_nan_of_a_statistic_is_the_same() -> None:
     assert isinstance(again, Record)
     (tap, *_) = again.taps.values()
     assert set(tap.stats[name].view(np.uint32).ravel().tolist()) == {0x7FC00000}
+
+
+@pytest.mark.parametrize("settings", [{}, {"stats": True, "tracked": 2}, {"taps": TAPS, "dtype": "float32"}], ids=str)
+def test_what_a_payload_inflates_to_is_known_before(settings: dict[str, Any]) -> None:
+    """The size is that of the head and of each array as they are decompressed; what cannot be told counts nothing."""
+    payload = encode_payload(make_record(tokens=7, **settings))
+    value = open_payload(payload)
+    arrays = [tap[name] for tap in value["taps"].values() for name in ("ids", "logprobs", "logsumexp", "entropy")]
+    arrays += [stat["data"] for tap in value["taps"].values() for stat in tap["stats"].values()]
+    head = zstandard.decompress(msgpack.unpackb(payload)["head"])
+    assert inflated_size(payload) == len(head) + sum(map(len, arrays))
+    assert inflated_size(payload[:-1]) == 0
+    value["head"] = Raw(b"no zstd")
+    assert inflated_size(close_payload(value)) == 0
+
+
+def test_what_will_be_refused_counts_no_more_than_the_limits() -> None:
+    """Whatever sizes a payload declares, nothing beyond the limits is inflated of it."""
+    value = open_payload(encode_payload(make_record()))
+    value["head"] = Raw(declare(compress(b"{}"), 1 << 62))
+    value["taps"]["attn_out"]["shape"] = [1 << 40, 1 << 40, 1]
+    assert inflated_size(close_payload(value)) == MAX_HEAD_BYTES + MAX_ARRAY_BYTES
+    value["taps"]["attn_out"]["shape"] = [-(1 << 40), 1 << 20, 1]
+    assert inflated_size(close_payload(value)) == MAX_HEAD_BYTES
 
 
 def test_statistics_count_among_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
