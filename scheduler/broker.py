@@ -57,6 +57,14 @@ class Broker:
         """
         return self._probe.memory()
 
+    def largest_value(self) -> int | None:
+        """Bytes of a value that the server takes at most; None where it does not tell.
+
+        Raises:
+            BrokerError: it does not answer.
+        """
+        return self._probe.largest_value()
+
     def full(self) -> bool:
         """Whether the server is at its memory limit; False also if it does not answer."""
         try:

@@ -195,17 +195,21 @@ def _demo_model() -> Finding:
 
 def _redis(address: str) -> Finding:
     from raylens.scheduler.broker import Broker
+    from raylens.storage.stream import MAX_VALUE_BYTES
     from raylens.storage.urls import redact
 
     name = "embedded server" if address == "embedded" else f"server {redact(address)}"
     try:
         with Broker(address) as broker:
-            memory = broker.memory()
+            memory, largest = broker.memory(), broker.largest_value()
     except RaylensError as error:
         return Finding("redis", "problem", str(error), "correct --redis, or leave it out for the embedded server")
     limit = f"{memory.limit / GIB:.1f} GiB at most" if memory.limit else "no memory limit"
     if not memory.limit:
         return Finding("redis", "warning", f"{name}: {limit}", "set its maxmemory, or a slow writer may fill the machine")
+    if largest is not None and largest > MAX_VALUE_BYTES:
+        remedy = f"set its proto-max-bulk-len to {MAX_VALUE_BYTES >> 20}mb, or a stranger's value may fill the writer's memory"
+        return Finding("redis", "warning", f"{name}: {limit}, values of {largest >> 20} MiB", remedy)
     return Finding("redis", "ok", f"{name}: {limit}, {memory.used / (1 << 20):.0f} MiB used")
 
 

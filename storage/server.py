@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from raylens.storage.errors import BrokerError
-from raylens.storage.stream import Stream
+from raylens.storage.stream import MAX_VALUE_BYTES, Stream
 
 #: Backstop for bytes waiting in the server; actors wait when it is reached.
 MAX_MEMORY = "1gb"
@@ -74,6 +74,7 @@ class EmbeddedServer:
             "appendonly": "no",
             "maxmemory": MAX_MEMORY,
             "maxmemory-policy": "noeviction",
+            "proto-max-bulk-len": str(MAX_VALUE_BYTES),
         }
         flags = [part for name, value in options.items() for part in (f"--{name}", value)]
         process = subprocess.Popen(

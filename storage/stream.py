@@ -25,6 +25,9 @@ ANSWER_SECONDS = 30
 CHECK_SECONDS = 10
 #: Entries fetched at once; with frames of 1 MiB this bounds the reader's memory.
 READ_COUNT = 16
+#: Bytes of one value that a server should take, at most: no frame is larger, and what a server has taken is read whole before it
+#: is refused. Servers take 512 MiB unless they are told, and can be told no less than 1 MiB.
+MAX_VALUE_BYTES = 2 << 20
 #: Entries asked for at once by ``missing``, whose answers hold their frames.
 ASK_COUNT = 64
 
@@ -228,6 +231,16 @@ class Stream:
         except redis.RedisError as error:
             raise BrokerError(f"{self._url}: {error}") from error
         return Memory(int(found["used_memory"]), int(found.get("maxmemory", 0)))
+
+    def largest_value(self) -> int | None:
+        """Bytes of a value that the server takes at most; None where it does not tell this user."""
+        name = "proto-max-bulk-len"
+        try:
+            return int(str(self._client.config_get(name)[name]))
+        except (redis.exceptions.ResponseError, KeyError, ValueError):
+            return None
+        except redis.RedisError as error:
+            raise BrokerError(f"{self._url}: {error}") from error
 
     def drop(self) -> None:
         """Remove the stream itself; a finished run leaves no key."""

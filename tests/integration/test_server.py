@@ -16,8 +16,9 @@ import redis
 
 from raylens.storage import server as server_module
 from raylens.storage.errors import BrokerError
+from raylens.storage.frame import MAX_FRAME_BYTES
 from raylens.storage.server import EmbeddedServer
-from raylens.storage.stream import Memory, Stream, check_server, connect, stream_key
+from raylens.storage.stream import MAX_VALUE_BYTES, Memory, Stream, check_server, connect, stream_key
 from raylens.storage.urls import redact
 from tests.servers import answers
 from tests.waiting import wait_until
@@ -304,6 +305,19 @@ def raw_server(**options: str) -> Iterator[str]:
 def test_when_a_server_is_full(used: int, limit: int, full: bool) -> None:
     """From nine tenths of its limit, or where a frame might not fit any more; never without a limit."""
     assert Memory(used, limit).full == full
+
+
+def test_a_value_larger_than_any_frame_is_not_taken(server: EmbeddedServer, open_stream: Callable[..., Stream]) -> None:
+    """What the server has taken its readers must take whole; the largest frame fits."""
+    stream = open_stream(server.url, "large")
+    stream.create()
+    frame = bytes(MAX_FRAME_BYTES)
+    stream.publish(frame)
+    for size in (MAX_VALUE_BYTES + 1, 100 << 20):
+        with pytest.raises(redis.ConnectionError):
+            run_command(server.url, "XADD", stream_key("large"), "*", "f", bytes(size))
+    assert [data for _, data in stream.read("0-0", 0)] == [frame]
+    stream.drop()
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random", "volatile-lru", "volatile-ttl"])

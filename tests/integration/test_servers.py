@@ -11,10 +11,11 @@ import redis
 import raylens
 from raylens.storage import stream as stream_module
 from raylens.storage.errors import BrokerError
+from raylens.storage.frame import MAX_FRAME_BYTES
 from raylens.storage.layout import RunFolder
 from raylens.storage.manifest import read_manifest
 from raylens.storage.server import RIGHTS
-from raylens.storage.stream import Stream, check_server, connect
+from raylens.storage.stream import MAX_VALUE_BYTES, Stream, check_server, connect, stream_key
 from raylens.storage.writer import Writer
 from tests.builders import make_failure, make_frames, make_large_record, make_record, make_run, same
 from tests.command import raylens_command
@@ -176,6 +177,19 @@ def test_the_shipped_configuration_keeps_results(shipped: str) -> None:
     assert found["maxmemory"] == 1 << 30
     assert found["maxmemory_policy"] == "noeviction"
     assert found["aof_enabled"] == 0
+
+
+def test_the_shipped_configuration_takes_no_value_larger_than_a_frame(shipped: str) -> None:
+    """It is refused by its size, before its bytes are sent."""
+    url = f"redis://raylens:{PASSWORD}@{shipped}"
+    stream = Stream(url, "large", retries=0)
+    stream.create()
+    with connect(url, retries=0) as client, pytest.raises(redis.ConnectionError):
+        client.execute_command("XADD", stream_key("large"), "*", "f", bytes(MAX_VALUE_BYTES + 1))
+    stream.publish(bytes(MAX_FRAME_BYTES))
+    assert stream.length() == 1
+    stream.drop()
+    stream.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import torch
 
 from raylens.scheduler import doctor as module
 from raylens.scheduler.doctor import Finding, examine
-from tests.servers import RealServer
+from raylens.storage.server import RIGHTS
+from tests.servers import KINDS, RealServer
 
 
 def found(name: str, store: Path, redis: str = "redis://127.0.0.1:1") -> Finding:
@@ -78,7 +79,19 @@ def test_a_server_without_a_limit(tmp_path: Path) -> None:
         free = found("redis", tmp_path, server.url)
         assert (free.status, free.found.partition(": ")[2]) == ("warning", "no memory limit")
         assert "maxmemory" in free.remedy
-    with RealServer("valkey9", "--maxmemory", "2gb") as server:
+    with RealServer("valkey9", "--maxmemory", "2gb", "--proto-max-bulk-len", "2mb") as server:
         limited = found("redis", tmp_path, server.url)
         assert limited.status == "ok"
         assert ": 2.0 GiB at most, " in limited.found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_that_takes_large_values(tmp_path: Path, kind: str) -> None:
+    """It is told with the setting where the user may ask for that, and is well where he may not."""
+    acl = tmp_path / "users.acl"
+    acl.write_text(f"user default on nopass ~* +@all\nuser raylens on nopass {RIGHTS}\n")
+    with RealServer(kind, "--port", "0", "--maxmemory", "2gb", "--aclfile", str(acl)) as server:
+        large = found("redis", tmp_path, server.url)
+        assert (large.status, large.found.partition(": ")[2]) == ("warning", "2.0 GiB at most, values of 512 MiB")
+        assert "proto-max-bulk-len to 2mb" in large.remedy
+        assert found("redis", tmp_path, f"unix://raylens:any@{server.socket}").status == "ok"
