@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from raylens.storage.doubles import Ids
 from raylens.storage.ledger import Commit, Entry, Indexes
 from raylens.storage.manifest import Manifest
 from raylens.storage.record import MAX_VOCABULARY
@@ -46,6 +47,8 @@ class Findings:
         bad_tables: whole commits whose tables are missing or damaged.
         untouchable: why a repair must leave the run alone.
         done: prompts of the commits that are whole.
+        ids: of the records that are good.
+        doubled: hashes of the ids that more than one of them had when all were read before; these are damaged.
         commits, records, failures, size: what the ledger names and was found good; bytes of segments read.
         lost: prompts that the ledger names and whose records cannot be read.
         quarantined: entries of the stream that were refused.
@@ -59,6 +62,8 @@ class Findings:
     bad_tables: list[Commit] = field(default_factory=list)
     untouchable: list[str] = field(default_factory=list)
     done: Indexes = field(default_factory=Indexes)
+    ids: Ids = field(default_factory=Ids)
+    doubled: frozenset[int] = frozenset()
     commits: int = 0
     records: int = 0
     failures: int = 0

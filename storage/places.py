@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Entry, Ledger
 from raylens.storage.segments import segment_path
@@ -21,7 +22,7 @@ class Places:
         of: prompt id -> segment and entry.
 
     Raises:
-        StoreError: the ledger is damaged.
+        StoreError: the ledger is damaged, or two prompts have one id.
     """
 
     def __init__(
@@ -34,9 +35,19 @@ class Places:
         for commit in ledger.follow():
             if commit.segment is not None:
                 path = segment_path(folder, commit)
-                self.of.update((entry.id, (path, entry)) for entry in commit.entries if wanted(entry))
+                for entry in filter(wanted, commit.entries):
+                    self._enter(path, entry)
         ledger.check_whole()
         self._next = ledger.next
+
+    def _enter(self, path: Path, entry: Entry) -> None:
+        known = self.of.get(entry.id)
+        if known is not None and known[1].index != entry.index:  # one of them would be in no list
+            raise StoreError(
+                f"{path}: prompts {known[1].index} and {entry.index} have one id, {entry.id[:80]!r}; "
+                "raylens verify STORE --repair takes both out, and the same raylens run makes them anew"
+            )
+        self.of[entry.id] = path, entry
 
     @cached_property
     def entries(self) -> list[Entry]:

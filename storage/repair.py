@@ -73,7 +73,9 @@ def _repair_commits(folder: RunFolder, found: Findings) -> Iterator[str]:
         kept = SegmentBuilder(found.manifest.uid if found.manifest else "")
         every, entered = True, MAX_ENTRY_BYTES  # bytes of its entries, with room for what stands around them
         for outcome, frame in _good_records(bad, sources, found.vocabulary_size):
-            known = found.manifest is not None and outcome.index < found.manifest.prompts
+            known = (
+                found.manifest is not None and outcome.index < found.manifest.prompts and hash(outcome.id) not in found.doubled
+            )
             size = len(msgspec.json.encode(entry_of(outcome, kept.size, len(frame)))) + 1
             if known and outcome.index not in found.done and size <= MAX_ENTRY_BYTES and fits(entered + size):
                 entered += size

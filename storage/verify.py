@@ -11,7 +11,7 @@ from raylens.storage.durable import TEMPORARY
 from raylens.storage.errors import OtherFormat, StoreError
 from raylens.storage.findings import BadCommit, Damage, Findings
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import Commit, Entry, Ledger
+from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.manifest import read_certificate, read_manifest
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.record import Failure, Record
@@ -40,8 +40,8 @@ def _changed(folder: RunFolder) -> int:
     return folder.commits.stat().st_mtime_ns if folder.commits.exists() else 0
 
 
-def _examine(folder: RunFolder) -> Findings:
-    found = Findings(folder.root.name)
+def _examine(folder: RunFolder, doubled: frozenset[int] = frozenset()) -> Findings:
+    found = Findings(folder.root.name, doubled=doubled)
     ledger = Ledger(folder)
     numbers = ledger.numbers()
     _examine_manifest(folder, found, bool(numbers))
@@ -52,6 +52,8 @@ def _examine(folder: RunFolder) -> Findings:
         if commit is not None and n not in superseded:
             named.add(commit.segment)
             _examine_commit(folder, commit, found)
+    if more := found.ids.doubled():  # which of two is the right one cannot be told, and the first was taken for good
+        return _examine(folder, doubled | more)
     _note_missing_tables(folder, found)
     _examine_vocabulary(folder, found, bool(numbers))
     _examine_certificate(folder, found)
@@ -175,7 +177,7 @@ def _examine_commit(folder: RunFolder, commit: Commit, found: Findings) -> None:
         found.damage.append(Damage(_name(folder.commits / f"{commit.n:09d}.json"), wrong))
     path = segment_path(folder, commit)
     outcomes: list[Record | Failure] = []
-    bad.proven, problems = _examine_segment(path, commit, bad.good, None if wrong else outcomes, found.vocabulary_size)
+    bad.proven, problems = _examine_segment(path, bad, commit, None if wrong else outcomes, found)
     if problems:
         found.damage.append(Damage(_name(path), "; ".join(problems)))
     if wrong or problems:
@@ -234,9 +236,9 @@ def _wrong_entries(commit: Commit, found: Findings) -> str:
 
 
 def _examine_segment(
-    path: Path, commit: Commit, good: list[Entry], outcomes: list[Record | Failure] | None, vocabulary_size: int
+    path: Path, bad: BadCommit, commit: Commit, outcomes: list[Record | Failure] | None, found: Findings
 ) -> tuple[bool, list[str]]:
-    """Whether size and crc32 are those of the commit, and every problem; what holds goes into ``good`` and ``outcomes``."""
+    """Whether size and crc32 are those of the commit, and every problem; what holds goes into ``bad.good`` and ``outcomes``."""
     problems = []
     try:
         size = path.stat().st_size
@@ -251,8 +253,11 @@ def _examine_segment(
                     if entry.offset + entry.length > size:
                         raise StoreError("beyond the end of the file")
                     file.seek(entry.offset)
-                    outcome = open_frame(file.read(entry.length), entry, vocabulary_size)
-                    good.append(entry)
+                    outcome = open_frame(file.read(entry.length), entry, found.vocabulary_size)
+                    if hash(entry.id) in found.doubled:
+                        raise StoreError(f"has the id of another prompt, {entry.id[:80]!r}")
+                    found.ids.add(entry)
+                    bad.good.append(entry)
                     if outcomes is not None:
                         outcomes.append(outcome)
                 except StoreError as error:

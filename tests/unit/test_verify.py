@@ -468,6 +468,33 @@ def test_leftovers_are_no_damage(folder: RunFolder) -> None:
     assert_kept(folder, set())
 
 
+@pytest.mark.parametrize("commits", [[[8, 9]], [[8], [9]], [[9], [8]]], ids=str)
+def test_an_id_that_two_prompts_have(folder: RunFolder, commits: list[list[int]]) -> None:
+    """One of them would be in no list: readers say so, verify finds both, and after a repair the run makes both anew."""
+    commit_all(folder, commits, lambda index: make_record(index, id="prompt-8"))
+    run = Store(folder.root.parents[1])["demo"]
+    with pytest.raises(StoreError, match=r"prompts [89] and [89] have one id, 'prompt-8'; raylens verify STORE --repair"):
+        list(run)
+    found = examine(folder)
+    assert all("has the id of another prompt, 'prompt-8'" in one.problem for one in found.damage)
+    assert [one.file for one in found.damage] == [f"records/{segment(folder, 5 + n).name}" for n in range(len(commits))]
+    assert (found.records, found.lost) == (7, 2)
+    repair(folder)
+    assert_kept(folder, set())
+    commit_outcomes(folder, make_record(8), make_record(9))
+    assert Store(folder.root.parents[1])["demo"].counts()["complete"]
+    assert examine(folder).damage == []
+
+
+def test_a_prompt_that_is_entered_twice_has_no_double(folder: RunFolder) -> None:
+    """Only the later one is damage, and the first is kept."""
+    commit_outcomes(folder, make_record(1))
+    (damage,) = examine(folder).damage
+    assert (damage.file, damage.problem) == ("commits/000000005.json", "enters prompt 1, which is in the ledger already")
+    repair(folder)
+    assert_kept(folder, set())
+
+
 #: Records that no writer stores, in segments whose checksums are right.
 IMPOSSIBLE: dict[str, dict[str, Any]] = {
     "positions beyond the prompt": {"positions": [0, 1, 2, 99]},
