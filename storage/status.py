@@ -87,7 +87,7 @@ def status(folder: RunFolder, tally: Tally | None = None) -> Status:
         tokens_per_second=tokens_rate,
         seconds_left=left,
         seconds_since_commit=since,
-        quarantined=len(Quarantine(folder).entries()),
+        quarantined=Quarantine(folder).count(),
         driver=pulse,
     )
 

@@ -58,7 +58,7 @@ def _examine(folder: RunFolder, doubled: frozenset[int] = frozenset()) -> Findin
     _examine_vocabulary(folder, found, bool(numbers))
     _examine_certificate(folder, found)
     found.leftovers = sorted(_leftovers(folder, named))
-    found.quarantined = len(Quarantine(folder).entries())
+    found.quarantined = Quarantine(folder).count()
     return found
 
 

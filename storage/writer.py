@@ -217,7 +217,6 @@ class Writer:
             self._batch.add(frame.index, payload, entries)
 
     def _refuse(self, entry: str, reason: str, data: bytes, index: int | None) -> None:
-        log.warning("quarantined %s: %s", entry, reason, extra=about(entry=entry, prompt_index=index))
         self._quarantine.add(entry, reason, data, index)
         self._spent.add(entry)
 

@@ -246,12 +246,13 @@ def _settings(options: dict[str, Any]) -> Any:
 def _summary(store: str, ended: "RunResult", as_json: bool, quiet: bool) -> int:
     """Say what the run came to and what to do next; the number of failed prompts that count as such."""
     from raylens.scheduler.events import event_line
+    from raylens.storage.quarantine import Quarantine
     from raylens.storage.store import Store
 
     name = ended.run
     run = Store(store)[name]
     counts = run.counts()
-    quarantined = len(run.quarantine())
+    quarantined = Quarantine(run.folder).count()
     if as_json:
         event = "done" if ended.complete else "stopped"
         click.echo(event_line(event, run=name, store=store, **counts, quarantined=quarantined))
@@ -259,7 +260,7 @@ def _summary(store: str, ended: "RunResult", as_json: bool, quiet: bool) -> int:
         failures = ", ".join(f"{number:,} {kind}" for kind, number in counts["failures"].items())
         words = [f"{counts['records']:,} records", f"{failures or 'no'} failures", f"{counts['tokens']:,} tokens"]
         if quarantined:
-            words.append(f"{quarantined} entries in quarantine")
+            words.append(f"{quarantined:,} entries in quarantine")
         say(f"{name}: {', '.join(words)}")
         click.echo(f"next: {show_command(store, name)}", err=True)
     return sum(number for kind, number in counts["failures"].items() if kind != "skipped")

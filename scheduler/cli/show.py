@@ -77,6 +77,8 @@ def command(
 
 
 def _show_run(run: "Run", as_json: bool) -> None:
+    from raylens.storage.quarantine import Quarantine
+
     counts = run.counts()
     if as_json:
         failures = [
@@ -98,9 +100,9 @@ def _show_run(run: "Run", as_json: bool) -> None:
         say(f"{section}: " + ", ".join(f"{name} {value}" for name, value in values.items() if value is not None))
     if run.certificate:
         say(_measured(run.certificate))
-    if refused := len(run.quarantine()):
+    if refused := Quarantine(run.folder).count():
         quarantined = show_command(run.folder.root.parents[1], run.name, "--quarantine")
-        say(f"quarantine: {refused} entries refused; {quarantined} lists them")
+        say(f"quarantine: {refused:,} entries refused; {quarantined} lists them")
     for number, failure in enumerate(run.failures()):
         if number == MAX_FAILURES:
             click.echo("more failures: --json lists all")

@@ -9,6 +9,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from raylens.storage import quarantine as quarantine_module
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.exports.jsonl import lines
 from raylens.storage.ledger import FORMAT, Commit, Ledger
@@ -16,7 +17,9 @@ from raylens.storage.quarantine import MAX_ENTRIES, MAX_KEPT_BYTES, Quarantine, 
 from raylens.storage.record import Failure
 from raylens.storage.record_view import readable, table, token_text
 from raylens.storage.store import Store, open_store
+from raylens.storage.verify import examine
 from tests.builders import commit_outcomes, make_failure, make_record, make_run, make_vocabulary, same
+from tests.memory import bounded_memory
 
 WRITER = "0a1b2c3d"
 
@@ -269,6 +272,53 @@ def test_a_quarantine_list_cut_short_is_readable(tmp_path: Path, cut: bytes) -> 
     found = Store(tmp_path)["demo"].quarantine()
     assert [one.entry for one in found] == ["1-0", ""]
     assert "cut short" in found[1].reason
+
+
+def test_a_full_quarantine_list_is_only_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However much is refused, by however many writers, neither the list nor the log grows; all of it is counted, everywhere."""
+    folder, _ = make_run(tmp_path)
+    monkeypatch.setattr(quarantine_module, "MAX_LIST_BYTES", 1000)
+    caplog.set_level("WARNING")
+    for writer in range(3):
+        quarantine = Quarantine(folder)
+        for number in range(100):
+            quarantine.add(f"{writer}-{number}", "\0" * 600, b"x")
+    found = Store(tmp_path)["demo"].quarantine()
+    assert [one.entry for one in found] == ["0-0", ""]
+    assert found[1].reason == "299 more were refused, and are only counted"
+    assert Quarantine(folder).count() == Store(tmp_path)["demo"].status().quarantined == examine(folder).quarantined == 300
+    assert (folder.quarantine / "reasons.jsonl").stat().st_size < 1000 + 4096
+    assert [path.name for path in folder.quarantine.glob("*.bin")] == ["0-0.bin"]
+    assert len(caplog.records) == 1 + 3
+    assert all(len(record.getMessage()) < 600 for record in caplog.records)
+
+
+@pytest.mark.parametrize("size", [1 << 21, 1 << 40])
+def test_a_quarantine_list_from_before_there_was_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """However long it is, its beginning is read, and no run is unreadable by it."""
+    folder, _ = make_run(tmp_path)
+    Quarantine(folder).add("1-0", "bad", b"x")
+    monkeypatch.setattr(quarantine_module, "MAX_LIST_BYTES", 1 << 20)
+    os.truncate(folder.quarantine / "reasons.jsonl", size)
+    Quarantine(folder).add("2-0", "bad", b"x")
+    with bounded_memory(8 << 20):
+        found = Store(tmp_path)["demo"].quarantine()
+    assert [one.entry for one in found] == ["1-0", "", ""]
+    assert "cut short" in found[1].reason
+    assert found[2].reason.startswith("1 more")
+
+
+@pytest.mark.parametrize(("written", "number"), [(b"", 0), (b"\xff", 0), (b"-3", 0), (b"12\n", 12)])
+def test_a_count_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bytes, number: int) -> None:
+    """Whatever the file holds, the run is readable and its writer goes on."""
+    folder, _ = make_run(tmp_path)
+    (folder.quarantine / "more").write_bytes(written)
+    assert Store(tmp_path)["demo"].status().quarantined == number
+    monkeypatch.setattr(quarantine_module, "MAX_LIST_BYTES", 0)
+    Quarantine(folder).add("1-0", "bad", b"x")
+    assert Store(tmp_path)["demo"].status().quarantined == number + 1
 
 
 def test_reading_needs_neither_redis_nor_torch(tmp_path: Path) -> None:
