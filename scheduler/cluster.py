@@ -124,17 +124,23 @@ def _forget_token() -> None:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself, which would end a run without draining it; the caller's handler is put back."""
-    handler = signal.getsignal(signal.SIGTERM)
+    """Ray takes SIGTERM for itself as it starts, so that one at that time was lost, or ended a run as if it had failed. Its
+    Python is not let; its compiled part, which does so last, is undone."""
+    if threading.current_thread() is not threading.main_thread():  # which alone has handlers
+        yield
+        return
+    take, handler = signal.signal, signal.getsignal(signal.SIGTERM)
+
+    def refuse(number: int, asked: Any) -> Any:
+        return handler if number == signal.SIGTERM else take(number, asked)
+
+    signal.signal = refuse  # type: ignore[assignment]
     try:
         yield
     finally:
-        _restore(handler)
-
-
-def _restore(handler: "signal._HANDLER") -> None:
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+        signal.signal = take
+        if handler is not None:  # of a program that embeds Python, and set it by other means
+            take(signal.SIGTERM, handler)
 
 
 def _check_reachable(address: str) -> None:

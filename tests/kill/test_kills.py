@@ -16,7 +16,7 @@ from raylens.storage.store import Run
 from tests.kill.comparing import same_results, times_entered
 from tests.running import Running, command_line
 from tests.tiny import sentences
-from tests.waiting import HUNG
+from tests.waiting import HUNG, wait_until
 
 PROMPTS = 320
 OPTIONS = ["--positions", "all", "--logprobs", "float32", "--actors", "2", "--batch-tokens", "64", "--name", "killed", "--json"]
@@ -122,6 +122,18 @@ def test_driver_is_killed_and_the_same_command_resumes(tmp_path: Path, corpus: P
         assert first["done"] == stored
         assert again.finish() == 0, again.stderr()
     assert_same_records(assert_each_prompt_once(store), undisturbed)
+
+
+@pytest.mark.parametrize("there", ["/gcs_server", "/raylet"])
+def test_a_sigterm_while_ray_starts(tmp_path: Path, corpus: Path, tiny: Path, there: str) -> None:
+    """Heard then too, whatever Ray does with it: the run ends as at any other time, and leaves nothing of Ray."""
+    with Killed(corpus, tiny, tmp_path / "store") as running:
+        wait_until(lambda: running.family(there) or running.process.poll() is not None, f"{there} has started")
+        family = running.family("/gcs_server", "/raylet", "raylens.storage.writer")
+        running.process.send_signal(signal.SIGTERM)
+        assert running.finish() == 130, running.stderr()
+        assert "To go on: raylens run" in running.stderr()
+        assert not psutil.wait_procs(family, timeout=HUNG)[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
