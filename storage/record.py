@@ -80,6 +80,11 @@ class TapLens:
     entropy: NDArray[np.float32]
     stats: dict[str, NDArray[Any]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:  # one line: the arrays would fill pages
+        layers, positions, k = self.ids.shape
+        stats = f"; {', '.join(self.stats)}" if self.stats else ""
+        return f"<TapLens: {layers} layers, {positions} positions, the {k} best tokens{stats}>"
+
     def part(self, positions: slice | NDArray[np.int64]) -> "TapLens":
         """The lens at some of the positions, by their numbers along P."""
         arrays = {name: getattr(self, name)[:, positions] for name in ("ids", "logprobs", "logsumexp", "entropy")}

@@ -12,7 +12,7 @@ import pyarrow as pa
 from raylens.storage.database import Database
 from raylens.storage.frames import Frames, to_xarray
 from raylens.storage.named_queries import named_query
-from raylens.storage.selection import select
+from raylens.storage.selection import options_of, select
 from raylens.storage.store import Run
 
 if TYPE_CHECKING:
@@ -101,9 +101,10 @@ def run_query(run: Run, name: str, options: Mapping[str, Any]) -> Result:
     """A named query over one run; ``Run.query``.
 
     Raises:
-        UsageError: there is no such query.
+        UsageError: there is no such query, or it takes no such option.
     """
     query = named_query(name)
+    options_of(query, options)
 
     def prepare(database: Database) -> tuple[str, Mapping[str, Any]]:
         return query.sql, select(run, database, query, options)

@@ -8,7 +8,7 @@ from typing import Any
 
 from raylens.storage.database import Database
 from raylens.storage.errors import UsageError
-from raylens.storage.layers import select_layers
+from raylens.storage.layers import as_text, select_layers
 from raylens.storage.named_queries import NamedQuery
 from raylens.storage.positions import Positions
 from raylens.storage.store import Run
@@ -81,7 +81,7 @@ def select(run: Run, database: Database, query: NamedQuery, given: Mapping[str, 
         UsageError: an option that the query does not take or that lacks a value, a metadata key that no prompt has, or a run that
             lacks what the query needs.
     """
-    options = _options(query, given)
+    options = options_of(query, given)
     values = {name: _READ[name](value, run) if value is not None else None for name, value in options.items()}
     lowest, highest = _range(values.get("positions") or Positions())
     by = values.get("by")
@@ -99,7 +99,12 @@ def select(run: Run, database: Database, query: NamedQuery, given: Mapping[str, 
     return parameters | ({"by": by} if "$by" in query.sql else {})
 
 
-def _options(query: NamedQuery, given: Mapping[str, Any]) -> dict[str, Any]:
+def options_of(query: NamedQuery, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a query, with its defaults for what is not given.
+
+    Raises:
+        UsageError: an option that it does not take, or one that it needs is absent.
+    """
     taken = {option.name: option for option in query.options}
     for name in given:
         if name not in taken:
@@ -230,8 +235,8 @@ def _tap(value: Any, _: Run) -> str | None:
 
 
 def _written(value: Any) -> str:
-    """As it would be typed; two numbers are first and end."""
-    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    """As it would be typed; a pair of numbers is first and end, and a list of them is that."""
+    return ":".join(map(str, value)) if isinstance(value, tuple) else str(as_text(value))
 
 
 def _count(option: str) -> Callable[[Any, Run], int]:

@@ -5,9 +5,7 @@ from typing import Any
 import msgspec
 import redis
 
-from raylens.storage.errors import BrokerError
-from raylens.storage.stream import CHECK_SECONDS, connect, stream_key
-from raylens.storage.urls import redact
+from raylens.storage.stream import CHECK_SECONDS, connect, refusal, stream_key
 
 _KEYS = stream_key("*").replace("{", "[{]").replace("}", "[}]")
 
@@ -46,7 +44,7 @@ def server_status(url: str, uids: list[str] | None = None) -> ServerStatus:
             found = uids if uids is not None else _found(client)
             streams = {uid: int(client.xlen(stream_key(uid))) for uid in found} if found is not None else None
     except redis.RedisError as error:
-        raise BrokerError(f"--redis {redact(url)}: {error}; is the server running and the password right?") from error
+        raise refusal(url, error) from error
     return ServerStatus(int(memory["used_memory"]), int(memory.get("maxmemory", 0)), streams)
 
 

@@ -164,7 +164,7 @@ class Run(Frames):
         """The result of a named query (docs/QUERIES.md), such as ``run.query("token", token=" Paris", layers="5:20", rank=5)``.
 
         Raises:
-            UsageError: there is no such query; other problems are raised when the result is read.
+            UsageError: there is no such query or option; other problems are raised when the result is read.
         """
         from raylens.storage.result import run_query
 

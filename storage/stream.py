@@ -15,7 +15,7 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from raylens.storage.errors import BrokerError, ServerFull, StreamGone
+from raylens.storage.errors import BrokerError, ServerFull, StreamGone, one_line
 from raylens.storage.urls import redact
 
 #: A full or restarting server is waited for about this many times, up to 2 s each, before the caller hears of it.
@@ -89,7 +89,7 @@ def check_server(url: str) -> None:
             memory = client.info("memory")
             _check_rights(client, stream_key(f"check-{secrets.token_hex(8)}"))
     except redis.RedisError as error:
-        raise BrokerError(f"--redis {redact(url)}: {error}; {_remedy(url, error)}") from error
+        raise refusal(url, error) from error
     policy = memory.get("maxmemory_policy", "noeviction")
     if int(memory.get("maxmemory", 0)) > 0 and policy != "noeviction":
         raise BrokerError(f"--redis {redact(url)}: maxmemory-policy is {policy}, which may drop results; set it to noeviction")
@@ -110,6 +110,11 @@ def _check_rights(client: "redis.Redis", key: str) -> None:
         client.delete(key)
 
 
+def refusal(url: str, error: redis.RedisError) -> BrokerError:
+    """What a server's error comes to for the user."""
+    return BrokerError(f"--redis {redact(url)}: {one_line(error).removesuffix('.')}; {_remedy(url, error)}")
+
+
 def _remedy(url: str, error: redis.RedisError) -> str:
     text = str(error)
     if "Invalid stream ID" in text:  # an older server takes NOMKSTREAM for one
@@ -118,6 +123,8 @@ def _remedy(url: str, error: redis.RedisError) -> str:
         return "give its user the rights that infra/redis.acl lists"
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return "name the certificate authority's file as rediss://...?ssl_ca_certs=/path/ca.crt, on every machine"
+    if url.startswith("rediss://") and "No such file" in text:
+        return "is there the file that the URL names, such as ?ssl_ca_certs=/path/ca.crt?"
     # a server without TLS does not answer to a handshake: it waits for the end of the line
     if url.startswith("rediss://") and ("SSL" in text or isinstance(error, redis.TimeoutError)):
         return "is the server up, and does it speak TLS on this port? Without TLS the URL begins with redis://"

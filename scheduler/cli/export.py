@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from raylens.storage.record import Record
     from raylens.storage.store import Run
 
+#: What a file's name says of what it is to hold.
+_NAMED = {".parquet": "parquet", ".csv": "csv", ".html": "html", ".htm": "html"}
+
 
 @click.command("export")
 @click.argument("address", metavar="RUN[/PROMPT]")
@@ -25,14 +28,13 @@ if TYPE_CHECKING:
     "--format",
     "kind",
     type=click.Choice([*FORMATS, "html"]),
-    default="jsonl",
-    show_default=True,
-    help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + "; html: a page to look at, of one prompt.",
+    help="; ".join(f"{name}: {what}" for name, what in FORMATS.items())
+    + "; html: a page to look at, of one prompt. By default as --output is named: .parquet, .csv, .html, or else jsonl.",
 )
 @click.option("--positions", help=f"Of an html page, all by default: {FORMS}.")
 @click.option("-o", "--output", metavar="PATH", help="File or folder to write; stdout by default.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object that names what was written; needs --output.")
-def command(address: str, store: str, kind: str, positions: str | None, output: str | None, as_json: bool) -> None:
+def command(address: str, store: str, kind: str | None, positions: str | None, output: str | None, as_json: bool) -> None:
     """Write the records of RUN for other tools, in corpus order; jsonl has the failures too.
 
     One prompt, RUN/PROMPT, can be written as html, and the steps of one as logitlens4llms.
@@ -40,6 +42,7 @@ def command(address: str, store: str, kind: str, positions: str | None, output: 
     Every format and its fields: docs/EXPORTS.md; the page: docs/PAGES.md.
     """
     to_stdout = output in {None, "-"}
+    kind = kind or _NAMED.get(Path(output or "").suffix.lower(), "jsonl")
     if as_json and to_stdout:
         raise UsageError("--json: the records themselves go to stdout; give --output FILE")
     if kind == "html":

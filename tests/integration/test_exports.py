@@ -165,6 +165,15 @@ def test_stdout_and_file_are_alike(store: Path, tmp_path: Path, kind: str) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_the_name_of_a_file_says_its_format(store: Path, tmp_path: Path, kind: str) -> None:
+    """Where the option does not."""
+    export(store, kind, tmp_path / "given")
+    done = raylens_command("export", "r", "-o", str(tmp_path / f"x.{kind}"), "--store", str(store))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"x.{kind}").read_bytes() == (tmp_path / "given").read_bytes()
+
+
 def test_two_files_need_a_folder(store: Path, tmp_path: Path) -> None:
     """Neither stdout nor a file that is there; exit code 2."""
     (tmp_path / "file").write_text("kept")

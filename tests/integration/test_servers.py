@@ -15,6 +15,7 @@ from raylens.storage.frame import MAX_FRAME_BYTES
 from raylens.storage.layout import RunFolder
 from raylens.storage.manifest import read_manifest
 from raylens.storage.server import RIGHTS
+from raylens.storage.server_status import server_status
 from raylens.storage.stream import MAX_VALUE_BYTES, Stream, check_server, connect, stream_key
 from raylens.storage.writer import Writer
 from tests.builders import make_failure, make_frames, make_large_record, make_record, make_run, same
@@ -232,6 +233,14 @@ def test_an_unknown_authority_is_refused(secured: tuple[int, Path], tmp_path: Pa
         with pytest.raises(BrokerError, match=r"CERTIFICATE_VERIFY_FAILED.*; name the certificate authority's file") as failed:
             check_server(f"rediss://:{PASSWORD}@127.0.0.1:{secured[0]}{query}")
         assert PASSWORD not in str(failed.value)
+
+
+def test_an_authority_that_is_not_there(secured: tuple[int, Path], tmp_path: Path) -> None:
+    """The error speaks of the file, which the system's own words do not."""
+    url = f"rediss://:{PASSWORD}@127.0.0.1:{secured[0]}?ssl_ca_certs={tmp_path}/none.crt"
+    for ask in (check_server, lambda url: server_status(url, [])):
+        with pytest.raises(BrokerError, match=r"No such file or directory; is there the file that the URL names"):
+            ask(url)
 
 
 def test_a_server_with_tls_is_not_asked_without(secured: tuple[int, Path]) -> None:

@@ -62,7 +62,8 @@ def test_token(which: str, tokens: list[int], request: pytest.FixtureRequest) ->
     same_rows(query(run, "token", token=names, tap="all", layers="1:", rank=rank), wanted)
     same_rows(query(run, "token", token=tokens, tap="all", layers=(1, 4), rank=rank, limit=3), wanted[:3])
     apart = [row for row in wanted if row["layer"] != 2]
-    same_rows(query(run, "token", token=tokens, tap="all", layers="1,-1", rank=rank), apart)
+    for chosen in ("1,-1", [1, -1]):
+        same_rows(query(run, "token", token=tokens, tap="all", layers=chosen, rank=rank), apart)
 
 
 @pytest.mark.parametrize("key", KEYS)
