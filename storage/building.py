@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 
@@ -99,9 +100,16 @@ class Helpers:
         self._pool = ProcessPoolExecutor(most, mp_context=spawn, initializer=end_with_parent) if most else None
 
     def make(self, maker: Maker, n: int, batch: Batch, full: bool) -> "Future[Made]":
-        """Begin to make a segment: in a helper where batches fill up, which is seldom worth one otherwise, else here and now."""
+        """Begin to make a segment: in a helper where batches fill up, which is seldom worth one otherwise, else here and now.
+
+        Raises:
+            BrokenProcessPool: a helper died, or cannot be started.
+        """
         if self._pool is not None and full:
-            return self._pool.submit(maker.make, n, batch.payloads)
+            try:
+                return self._pool.submit(maker.make, n, batch.payloads)
+            except OSError as error:  # one died while another is being started: the pool has closed its pipes before it says so
+                raise BrokenProcessPool(str(error)) from error
         made: Future[Made] = Future()
         made.set_result(maker.make(n, batch.payloads))
         return made
