@@ -27,7 +27,7 @@ from raylens.storage.layout import RunFolder, check_writable, runs_folder
 from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import Manifest, check_kept, create_or_resume, read_manifest, write_certificate
 from raylens.storage.record import Prompt
-from raylens.storage.stream import RETRIES, Stream, stream_key
+from raylens.storage.stream import RETRIES, Stream, check_server, stream_key
 from raylens.storage.tally import Tally
 from raylens.storage.vocabulary import write_vocabulary
 from raylens.workers.preflight import ModelFacts, inspect_model
@@ -78,6 +78,8 @@ def run_corpus(
     check_chat(summary, facts)
     wanted = manifest_of(settings, corpus, summary, facts)
     folder = RunFolder(runs_folder(settings.store) / wanted.name)
+    if settings.redis != "embedded" and (settings.fresh or not folder.is_run):
+        check_server(settings.redis)  # before a run is made or moved aside for nothing
     if settings.fresh and folder.root.exists():
         _move_aside(folder, settings.redis, progress)
     with folder.lock():

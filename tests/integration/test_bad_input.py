@@ -14,6 +14,7 @@ from transformers import T5Config
 
 import raylens
 from raylens.storage.errors import UsageError
+from raylens.storage.store import Store
 from tests.builders import commit_outcomes, make_record, make_run
 from tests.command import raylens_command
 from tests.waiting import HUNG
@@ -146,8 +147,19 @@ def test_a_run_that_stored_nothing_gives_way(tmp_path: Path, tiny: Path) -> None
     """After a command that failed before its first result, the corrected one is not refused for its settings."""
     (tmp_path / "c.jsonl").write_text(GOOD)
     options = ["run", "c.jsonl", "-m", str(tiny), "--name", "a"]
-    check(raylens_command(*options, "--redis", "redis://127.0.0.1:1", cwd=tmp_path), 5, "--redis")
-    check(raylens_command(*options, "--redis", "redis://127.0.0.1:1", "-k", "3", cwd=tmp_path), 5, "--redis")
+    check(raylens_command(*options, "--ray", "127.0.0.1:1", cwd=tmp_path), 5, "--ray")
+    assert Store(tmp_path / "raylens-store").names() == ["a"]
+    check(raylens_command(*options, "--ray", "127.0.0.1:1", "-k", "3", cwd=tmp_path), 5, "--ray")
+
+
+def test_a_server_that_is_not_there_leaves_no_run(tmp_path: Path, tiny: Path) -> None:
+    """Neither a new one nor an earlier one moved aside."""
+    options = ["run", "--text", "hi", "-m", str(tiny), "-o", "st", "--name", "demo", "--redis", "redis://127.0.0.1:1"]
+    check(raylens_command(*options, cwd=tmp_path), 5, "--redis")
+    assert Store(tmp_path / "st").names() == []
+    make_run(tmp_path / "st")
+    check(raylens_command(*options, "--fresh", cwd=tmp_path), 5, "--redis")
+    assert Store(tmp_path / "st").names() == ["demo"]
 
 
 def test_errors_are_events_too(tmp_path: Path, tiny: Path) -> None:
