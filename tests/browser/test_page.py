@@ -206,6 +206,20 @@ def test_what_is_known_of_a_tracked_token_is_drawn_where_it_is(run: Run, tmp_pat
         assert (np.diff(placed)[np.abs(np.diff(values[order])) > 0.5] > 0).all()
 
 
+def test_every_value_of_the_axis_is_whole(run: Run, tmp_path: Path, open_page: Open) -> None:
+    """Ranks of the largest vocabularies too."""
+    record = record_of(run)
+    ranks_of = record.taps["resid_post"].stats["tracked_rank"]
+    ranks_of[:, :, 0] = np.where(ranks_of[:, :, 0] == 1, 1, 999_999)
+    path = tmp_path / "page.html"
+    path.write_text(record_page(run, record))
+    page = open_page(f"{path.as_uri()}#pin={record.tracked[0]}&position=3")
+    page.wait_for_selector("html[data-ready]")
+    texts = page.locator("svg.trajectory text")
+    assert "1,000,000" in texts.all_text_contents()
+    assert min(texts.evaluate_all("texts => texts.map(text => text.getBBox().x)")) >= 0
+
+
 def test_the_first_tab_goes_to_the_first_control(run: Run, tmp_path: Path, open_page: Open) -> None:
     """And not into the grid, which the page has moved to show the last position."""
     page = shown(open_page, run, tmp_path)

@@ -1,6 +1,7 @@
 // Pinned tokens over the layers of a tap at one position, by rank, probability or logprob.
 
-const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [640, 220, 48, 12, 10, 34];
+// LEFT has room for the ranks of a vocabulary of a million.
+const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [640, 220, 68, 12, 10, 34];
 // Of the logprob axis: from 0 down in four steps of the first of these that reach the lowest value.
 const LOGPROB_STEPS = [3, 5, 10, 20, 50, 100];
 const DASHES = ["", "6 3", "2 3", "8 3 2 3", "4 2", "1 2"];
