@@ -3,11 +3,13 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from PIL import Image
 from playwright.sync_api import Locator, Page
 
 from raylens.storage.labels import token_label
@@ -204,6 +206,21 @@ def test_what_is_known_of_a_tracked_token_is_drawn_where_it_is(run: Run, tmp_pat
         order = np.argsort(values if stat == "rank" else -values, kind="stable")
         placed = np.array(heights)[order]
         assert (np.diff(placed)[np.abs(np.diff(values[order])) > 0.5] > 0).all()
+
+
+def test_what_is_scrolled_below_the_rows_names_stays_apart_from_them(tmp_path: Path, open_page: Open) -> None:
+    """Between a name and the token that goes on behind it are a gap and a line."""
+    folder, _ = make_run(tmp_path / "store", 1)
+    commit_outcomes(folder, make_record(0, id="one", tokens=100, layers=(0, 1)))
+    page = shown(open_page, Run(folder), tmp_path)
+    page.evaluate("document.querySelector('.scroll').scrollLeft = 300")
+    for name in page.locator(".grid tbody th").all():
+        with Image.open(BytesIO(name.screenshot())) as picture:
+            middle = np.asarray(picture.convert("RGB"))[4:-4].astype(int)
+            line, gap = middle[:, -2:-1], middle[:, -8:-4]  # a width of parts of a pixel is rounded up
+        assert (line == line[0, 0]).all()
+        assert (gap == gap[0, 0]).all()
+        assert np.abs(line[0, 0] - gap[0, 0]).max() > 100
 
 
 def test_every_value_of_the_axis_is_whole(run: Run, tmp_path: Path, open_page: Open) -> None:
