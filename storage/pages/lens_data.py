@@ -50,6 +50,7 @@ def lens_data(
         "text": text_label(record.text),
         "truncated_from": record.truncated_from,
         "length": len(record.token_ids),
+        "generated": None if record.generated is None else record.generated.start,
         "positions": shown,
         "read": np.searchsorted(ids, read).tolist(),
         "next": [int(np.searchsorted(ids, token)) if token >= 0 else -1 for token in following],

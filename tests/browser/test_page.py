@@ -22,7 +22,7 @@ from raylens.storage.store import Run
 from raylens.storage.vocabulary import write_vocabulary
 from tests.browser.accessible import violations
 from tests.browser.hostile import TEXTS, write_hostile_run
-from tests.builders import commit_outcomes, make_record, make_run
+from tests.builders import commit_outcomes, make_generated, make_record, make_run
 from tests.command import raylens_command
 from tests.queried import with_stats
 
@@ -221,6 +221,22 @@ def test_what_is_scrolled_below_the_rows_names_stays_apart_from_them(tmp_path: P
         assert (line == line[0, 0]).all()
         assert (gap == gap[0, 0]).all()
         assert np.abs(line[0, 0] - gap[0, 0]).max() > 100
+
+
+def test_generated_positions_are_marked(run: Run, tmp_path: Path, open_page: Open) -> None:
+    """And told, as in pictures; a prompt that was only read has none of it."""
+    folder, _ = make_run(tmp_path / "generated", 1)
+    commit_outcomes(folder, make_record(0, id="one", tokens=6, generated=make_generated(start=3, count=3)))
+    page = shown(open_page, Run(folder), tmp_path)
+    heads = page.locator(".grid thead tr:first-child th[scope=col]")
+    lines = "heads => heads.map(head => [head.innerText, getComputedStyle(head).textDecorationLine])"
+    assert heads.evaluate_all(lines) == [["2", "none"], ["3", "underline"], ["4", "underline"]]
+    about = page.locator(".about").all_inner_texts()
+    assert "generated: 3 to 5" in about[0]
+    assert "Underlined: positions of generated tokens" in about[1]
+    read = shown(open_page, run, tmp_path)
+    assert {style for _, style in read.locator(".grid thead th").evaluate_all(lines)} == {"none"}
+    assert "generated" not in read.locator("body").inner_text()
 
 
 def test_every_value_of_the_axis_is_whole(run: Run, tmp_path: Path, open_page: Open) -> None:

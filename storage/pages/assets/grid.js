@@ -54,7 +54,9 @@ class Grid {
       return element("td", hit ? { class: "hit" } : {}, ...(token < 0 ? [] : [shown(lens.labels[token])]), hit ? " ✓" : "");
     });
     const read = columns.map((column) => element("td", {}, shown(lens.labels[lens.read[column]])));
-    const numbers = columns.map((column) => element("th", { scope: "col" }, String(lens.positions[column])));
+    const numbers = this.positions.map((position) =>
+      element("th", { scope: "col", class: lens.wrote(position) && "generated" }, String(position)),
+    );
     const line = (name, cells) => element("tr", {}, element("th", { scope: "row" }, name), ...cells);
     this.caption.textContent = this.#caption(state);
     this.table.replaceChildren(
@@ -69,7 +71,8 @@ class Grid {
     const { lens } = this;
     return (
       `Cells: top-1 token of ${state.tap}, last layer at the top. Below: the token read; above: the token that comes next, with ✓ ` +
-      `where layer ${lens.final_layer} (${lens.final_tap}) predicts it.`
+      `where layer ${lens.final_layer} (${lens.final_tap}) predicts it.` +
+      (this.positions.some((position) => lens.wrote(position)) ? " Underlined: positions of generated tokens." : "")
     );
   }
 

@@ -27,6 +27,11 @@ class Lens {
     return this.ids[low] === id ? low : -1;
   }
 
+  // Whether the token at a position was generated, and not given.
+  wrote(position) {
+    return this.generated !== null && position >= this.generated;
+  }
+
   has(tap, layer) {
     return this.taps.has(tap) && this.taps.get(tap).layers.includes(layer);
   }

@@ -11,7 +11,10 @@ class Pane {
     });
     this.detail = new Detail(lens, events.pin);
     this.trajectory = new Trajectory(lens);
-    const about = `run ${lens.run}` + (lens.truncated_from === null ? "" : `; cut from ${lens.truncated_from} tokens`);
+    const about =
+      `run ${lens.run}` +
+      (lens.generated === null ? "" : `; generated: ${lens.generated} to ${lens.length - 1}`) +
+      (lens.truncated_from === null ? "" : `; cut from ${lens.truncated_from} tokens`);
     this.element = element(
       "article",
       { class: "pane" },
