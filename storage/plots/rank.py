@@ -97,7 +97,7 @@ def _captions(record: Record, vocabulary: Vocabulary, position: int, columns: st
     final = prediction(record)
     column = record.positions.index(position)
     token = token_label(vocabulary, int(final.ids[column]))
-    predicted = f"predicted next: {token} (probability {final.probs[column]:.3f}, layer {final.layer}, {final.tap})"
+    predicted = f"predicted next: {token} (probability {final.probs[column]:.3g}, layer {final.layer}, {final.tap})"
     following = record.token_ids[position + 1 : position + 2]
     source = "actual" if record.generated is None else "generated"
     actual = f"; {source} next: {token_label(vocabulary, following[0])}" if following else ""

@@ -210,7 +210,7 @@ def test_rank_picture_of_the_last_position() -> None:
     np.testing.assert_allclose(picture.values, [[0.9, 0.1], [0.3, 0.3]], rtol=1e-6)
     assert picture.found.tolist() == [[False, False], [True, False]]
     assert picture.captions[0] == "prompt:  a b c"
-    assert picture.captions[1] == "predicted next: ·a (probability 0.300, layer 1, resid_post)"
+    assert picture.captions[1] == "predicted next: ·a (probability 0.3, layer 1, resid_post)"
 
 
 def test_rank_picture_of_another_position() -> None:
@@ -219,8 +219,14 @@ def test_rank_picture_of_another_position() -> None:
     assert picture.texts == (("·a", "·b"), ("·b", "·a"))
     assert picture.captions[:2] == (
         "prompt:  a",
-        "predicted next: ·b (probability 0.750, layer 1, resid_post); actual next: ·b",
+        "predicted next: ·b (probability 0.75, layer 1, resid_post); actual next: ·b",
     )
+
+
+def test_a_small_probability_is_told_to_its_digits() -> None:
+    record, vocabulary = fixed()
+    record.taps["resid_post"].logprobs[-1, 2] = np.log(1.234e-4)
+    assert "(probability 0.000123, layer 1" in rank.rank(record, vocabulary, MODEL).captions[1]
 
 
 def test_rank_picture_goes_up_through_layers_and_blocks() -> None:
