@@ -62,7 +62,8 @@ def attribution(record: Record, vocabulary: Vocabulary, request: Request) -> Att
         captions=request.captions(
             record,
             read_to(record, vocabulary, position),
-            f"added to the logit of {words} by each write, the final norm's factor held fixed{_check(record, column)}",
+            f"added to the logit of {words} by each write, the final norm's factor held fixed"
+            f"{_check(record, column, taps, pair=len(request.tokens or ()) > 1)}",
             coverage(record, [position]),
             f"rows: layer, 0 at the bottom; columns: what is written to the residual{grey}",
         ),
@@ -73,13 +74,20 @@ def attribution(record: Record, vocabulary: Vocabulary, request: Request) -> Att
     )
 
 
-def _check(record: Record, column: int) -> str:
-    """How far the terms sum to a whole, in words; at the last layer that is the model's own logit."""
+def _check(record: Record, column: int, taps: Sequence[str], *, pair: bool) -> str:
+    """How far the terms sum to a whole, in words, and which have no column; at the last layer that is the model's own logit.
+
+    Args:
+        pair: whether the terms are of one token less another.
+    """
     lens = record.taps.get("resid_post")
     if lens is None or "attribution_error" not in lens.stats:
         return ""
-    error = lens.stats["attribution_error"][-1, column]
-    return f"; all that was written up to layer {lens.layers[-1]} sums to its logit within {error:.1g}"
+    error = lens.stats["attribution_error"][-1, column] * (2 if pair else 1)  # at most: stored is the largest of all tokens
+    whole = "the difference of the two logits" if pair else "its logit"
+    hidden = ", ".join(tap for tap in _WRITES if tap not in taps)
+    beside = f" (not shown: {hidden})" if hidden else ""
+    return f"; all that was written up to layer {lens.layers[-1]}{beside} sums to {whole} within {error:.1g}"
 
 
 def _chosen_taps(record: Record, request: Request) -> tuple[str, ...]:
@@ -141,7 +149,7 @@ def draw(picture: AttributionPicture, fonts: Fonts) -> Sheet:
     bottom = MARGIN + _NAMES
     sheet = Sheet(width, bottom + rows * _HEIGHT + _NAMES + head.height, fonts)
     head.draw(sheet, MARGIN, picture.scale)
-    texts = [[f"{value:+.2f}" if np.isfinite(value) else "" for value in row] for row in picture.values]
+    texts = [[f"{value:+z.2f}" if np.isfinite(value) else "" for value in row] for row in picture.values]
     sheet.cells(_LEFT, bottom, (_WIDTH, _HEIGHT), picture.scale.paint(picture.values), texts)
     for y in (bottom - _NAMES / 2, bottom + rows * _HEIGHT + _NAMES / 2):
         sheet.text(_LEFT - 0.08, y, "layer", align="right")

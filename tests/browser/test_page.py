@@ -149,6 +149,18 @@ def test_a_place_shows_its_best_tokens_and_statistics(run: Run, tmp_path: Path, 
     assert page.locator(".best .token").all_inner_texts() == labels[1]
 
 
+def test_a_page_has_no_negative_zero(run: Run, tmp_path: Path, open_page: Open) -> None:
+    """What rounds to nothing looks alike, whichever way it goes."""
+    record = record_of(run)
+    record.taps["resid_post"].stats["kl"][:] = -0.004
+    path = tmp_path / "page.html"
+    path.write_text(record_page(run, record))
+    page = open_page(path.as_uri())
+    page.wait_for_selector("html[data-ready]")
+    facts = dict(zip(page.locator("dt").all_inner_texts(), page.locator("dd").all_inner_texts(), strict=True))
+    assert facts["KL of the final prediction from here, nats"] == "0.00"
+
+
 def test_everything_by_keys_alone(run: Run, tmp_path: Path, open_page: Open) -> None:
     """From the controls to the grid, through it, a pin, and its removal; the bars' buttons too."""
     page = shown(open_page, run, tmp_path)

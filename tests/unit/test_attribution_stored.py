@@ -288,6 +288,32 @@ def test_the_picture_against_the_record(run: Run) -> None:
     assert following.values[:, 0].tolist() == record.taps["mlp_out"].stats["next_attribution"][:, 0].tolist()
 
 
+def test_the_picture_says_what_sums_to_what(run: Run) -> None:
+    """The whole of a pair is the difference of their logits; a write that has no column is named as one that is part of it."""
+    record, vocabulary = records(run)[2], run.vocabulary
+    error = float(record.taps["resid_post"].stats["attribution_error"][-1, -1])
+    one = attribution(record, vocabulary, Request("m", tokens=[2])).captions[1]
+    assert one.endswith(f"; all that was written up to layer 2 sums to its logit within {error:.1g}")
+    two = attribution(record, vocabulary, Request("m", tokens=[2, 7])).captions[1]
+    assert two.endswith(f"; all that was written up to layer 2 sums to the difference of the two logits within {2 * error:.1g}")
+    bare = replace(record, taps={tap: lens for tap, lens in record.taps.items() if tap != "resid_pre"})
+    assert (
+        "all that was written up to layer 2 (not shown: resid_pre) sums"
+        in attribution(bare, vocabulary, Request("m")).captions[1]
+    )
+
+
+def test_a_picture_has_no_negative_zero(run: Run) -> None:
+    """What rounds to nothing looks alike, whichever way it goes."""
+    record = records(run)[2]
+    stats = dict(record.taps["mlp_out"].stats)
+    stats["best_attribution"] = np.full_like(stats["best_attribution"], -0.004)
+    small = replace(record, taps={**record.taps, "mlp_out": replace(record.taps["mlp_out"], stats=stats)})
+    (data,) = render(small, "attribution", "svg", Request("m", tap="mlp_out"), vocabulary=run.vocabulary)
+    assert b">+0.00<" in data
+    assert b"-0.00" not in data
+
+
 @pytest.mark.parametrize("kind", ["grid", "rank", "trajectory", "attribution"])
 def test_a_head_may_be_drawn_as_any_tap(run: Run, kind: str) -> None:
     """By its own name, of the layers it has; and a tap by LogitLens4LLMs's name."""

@@ -27,5 +27,5 @@ function percent(logprob) {
 }
 
 function rounded(value) {
-  return Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(2);
+  return Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(2).replace(/^-(0\.00)$/, "$1");
 }
