@@ -29,8 +29,6 @@ _FALLBACKS = (
     ("Noto Emoji",),
     ("Arial Unicode MS",),
 )
-#: What a sign stands for: DejaVu Sans has none for the carriage return, and the code of the sign would mislead.
-_MEANT = {sign: blank for blank, sign in labels.SIGNS.items()}
 _UNUSABLE = (OSError, RuntimeError, ValueError, NotImplementedError)
 _EM = 100  # size at which advances are read, in points at 72 dpi
 
@@ -52,7 +50,7 @@ class Fonts:
 
     def drawable(self, text: str) -> str:
         """The text with every character that no family can draw replaced by its code point, as ``‹1F389›``."""
-        return "".join(c if self._advance(c) is not None else f"‹{ord(_MEANT.get(c, c)):04X}›" for c in text)
+        return "".join(c if self._advance(c) is not None else f"‹{ord(c):04X}›" for c in text)
 
     def width(self, text: str, points: float) -> float:
         """Width of drawable text in inches at a font size. Kerning and ligatures, which make it narrower, are left out."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from raylens.storage.vocabulary import Vocabulary
 
-#: Blanks that have a sign of their own.
-SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
+#: Blanks that have a sign of their own, one that DejaVu Sans has: U+240D, the sign of a carriage return, few fonts have.
+SIGNS = {"\n": "↵", "\t": "⇥", "\r": "⇤", "\u00a0": "⍽"}
 #: Letters and marks that Unicode calls printable although nothing, or only a gap, is drawn for them.
 _INVISIBLE = frozenset(
     chr(code)
