@@ -174,7 +174,7 @@ class Sheet:
 
     def frame(self, left: float, bottom: float, width: float, height: float) -> None:
         """An unfilled rectangle, black with a white line on it: seen on every colour, by eyes that see none too."""
-        for points, colour in ((2.6, "black"), (1.0, "white")):
+        for points, colour in ((1.9, "black"), (0.9, "white")):
             self.axes.add_patch(
                 Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=points, zorder=3)
             )

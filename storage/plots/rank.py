@@ -22,6 +22,7 @@ STATS = ("prob",)
 MOST_RANKS = 20
 _WIDTH, _HEIGHT = 0.9, 0.2  # of a cell; all lengths are inches
 _LEFT = 1.45
+_INSET = 0.012  # of a frame in its cell, so little that an underscore stays apart from it
 _ROW = 0.2  # of the ranks below and above the cells
 
 
@@ -157,8 +158,8 @@ def draw(picture: RankPicture, fonts: Fonts) -> Sheet:
     head.draw(sheet, MARGIN, picture.scale)
     sheet.cells(_LEFT, bottom, (_WIDTH, _HEIGHT), picture.scale.paint(picture.values), picture.texts)
     for row, column in np.argwhere(picture.found):
-        corner = (_LEFT + column * _WIDTH + 0.02, bottom + row * _HEIGHT + 0.02)
-        sheet.frame(*corner, _WIDTH - 0.04, _HEIGHT - 0.04)
+        corner = (_LEFT + column * _WIDTH + _INSET, bottom + row * _HEIGHT + _INSET)
+        sheet.frame(*corner, _WIDTH - 2 * _INSET, _HEIGHT - 2 * _INSET)
     ends = (MARGIN, _LEFT + columns * _WIDTH)
     sheet.lines([(ends[0], bottom + at * _HEIGHT, ends[1], bottom + at * _HEIGHT) for at in picture.breaks], 1.0)
     _draw_names(sheet, picture, bottom)

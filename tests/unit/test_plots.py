@@ -417,6 +417,22 @@ def test_a_cell_is_painted_in_its_colour_and_its_text_stands_out() -> None:
     assert canvas.ink(np.array(matplotlib.colormaps["viridis"](0.3))) == inks["·a"] == "white"
 
 
+def test_a_frame_leaves_a_low_stroke_apart() -> None:
+    """Of a predicted underscore: between it and the frame the cell's own colour is seen."""
+    record, vocabulary = fixed()
+    record.taps["resid_post"].logprobs[1, 2, 0] = np.log(0.95)
+    figure = drawn("rank", record, [b"_", *vocabulary[1:]])
+    (mesh,) = [c for c in figure.axes[0].collections if isinstance(c, QuadMesh) and c.get_coordinates().shape[:2] == (3, 3)]
+    (left, bottom), (right, top) = mesh.get_coordinates()[1, 0], mesh.get_coordinates()[2, 1]
+    pixels = np.asarray(figure.canvas.buffer_rgba())[::-1, int((left + right) / 2 * 150), :3]
+    cell = pixels[round(bottom * 150) : round(top * 150)].astype(int)
+    dark, fill = cell.max(axis=1) < 128, np.abs(cell - matplotlib.colormaps["viridis"](0.95, bytes=True)[:3]).max(axis=1) < 16
+    looks = ["dark" if one else "fill" for one, other in zip(dark, fill, strict=True) if one or other]
+    assert [look for look, before in zip(looks, ["", *looks], strict=False) if look != before] == [
+        *("dark", "fill", "dark", "fill", "dark"),
+    ]
+
+
 def test_values_that_are_no_numbers_are_drawn_grey() -> None:
     record, vocabulary = fixed()
     lens = record.taps["resid_post"]
