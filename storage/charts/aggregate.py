@@ -11,7 +11,7 @@ from raylens.storage.charts import depth, undrawn
 from raylens.storage.charts.stack import Chart, Curve, Map, Panels, Plot, drawn_taps, series
 from raylens.storage.database import Database
 from raylens.storage.errors import UsageError
-from raylens.storage.labels import text_label
+from raylens.storage.labels import fit, text_label
 from raylens.storage.plots.panel import share_axis, upward_axis
 from raylens.storage.plots.scales import nats_scale, prob_scale
 from raylens.storage.result import ask
@@ -20,6 +20,7 @@ from raylens.storage.taps import TAPS
 
 #: Rows by tap, or by value of the key, None for prompts that lack it.
 _Groups = Mapping[Any, list[dict[str, Any]]]
+_NAME_CELLS = 16  # of a value in a label, before the number of its places
 
 
 def aggregate(run: Run, by: str | None = None, positions: str | None = None) -> Chart:
@@ -50,19 +51,20 @@ def aggregate(run: Run, by: str | None = None, positions: str | None = None) -> 
     plots = [_agreement(groups, names, layers), _entropy(groups, names, layers), _kl(groups, names, layers)]
     plots.append(_depth(decided, layers, names if by is not None else None))
     counts = run.counts()
-    places = sum(max(row["places"] for row in group) for group in (groups.values() if by else [rows]))
+    places = sum(_places(group) for group in (groups.values() if by else [rows]))
+    labels = {name: _label(name, groups[name] if by else None) for name in names}
     caption = f"{counts['records']:,} prompts, {places:,} places a layer"
     caption += (f"; positions {text_label(positions)}" if positions else "") + (
-        f"; by {text_label(by)}, tap {last}" if by else ""
+        f"; by {text_label(by)}, tap {last}; n: places of each" if by else ""
     )
     return Chart(
         heading=f"{run.manifest.title} · run {run.name}",
         captions=(caption, *([] if by else ["band: 10 to 90 % of the places, of resid_post"])),
-        panels=Panels(layers, [plot for plot in plots if plot is not None], [*map(_label, names)], _maps(groups, names, layers)),
+        panels=Panels(layers, [plot for plot in plots if plot is not None], list(labels.values()), _maps(groups, labels, layers)),
     )
 
 
-def _maps(groups: _Groups, names: Sequence[str | None], layers: Sequence[int]) -> list[Map]:
+def _maps(groups: _Groups, labels: Mapping[str | None, str], layers: Sequence[int]) -> list[Map]:
     """What can be seen of all taps at once: means, without the rows and the maps of what the run does not have."""
     maps = []
     for column, scale in (
@@ -70,16 +72,22 @@ def _maps(groups: _Groups, names: Sequence[str | None], layers: Sequence[int]) -
         ("entropy", nats_scale("entropy in nats, mean, 12 and more alike")),
         ("kl", nats_scale("KL of the final prediction from here in nats, mean, 12 and more alike")),
     ):
-        rows = {name: series(groups[name], column, layers) for name in names}
+        rows = {name: series(groups[name], column, layers) for name in labels}
         known = [name for name, values in rows.items() if np.isfinite(values).any()]
         if known:
-            maps.append(Map(scale, [*map(_label, known)], np.array([rows[name] for name in known])))
+            maps.append(Map(scale, [labels[name] for name in known], np.array([rows[name] for name in known])))
     return maps
 
 
-def _label(name: str | None) -> str:
-    """Of a tap, or of a value of the key, which prompts that lack it do not have."""
-    return "(none)" if name is None else text_label(name)
+def _label(name: str | None, rows: Sequence[Mapping[str, Any]] | None) -> str:
+    """Of a tap; or of a value of the key, which prompts that lack it do not have, with how many places are its."""
+    text = "(none)" if name is None else text_label(name)
+    return text if rows is None else f"{fit(text, _NAME_CELLS)}, n={_places(rows):,}"
+
+
+def _places(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Of a layer, the most of any."""
+    return max(row["places"] for row in rows)
 
 
 def _agreement(groups: _Groups, names: Sequence[str | None], layers: Sequence[int]) -> Plot | None:

@@ -13,7 +13,7 @@ from raylens.storage.plots.panel import ABOVE, BELOW, Axis, Panel, draw_layers
 from raylens.storage.taps import TAPS
 
 _HEIGHT, _STEP, _LEAST_PLOT = 1.9, 0.2, 4.5  # of a plot and between layers; all lengths are inches
-_LEFT, _RIGHT = 0.75, 1.9
+_LEFT, _RIGHT = 0.75, 2.8
 _ROW, _GAP, _ABOVE = 0.22, 0.04, 0.14  # of a row of a map, between map and key, and above the key
 _BAR = 5  # the style of bars: pale
 

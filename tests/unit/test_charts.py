@@ -1,5 +1,6 @@
 """Pictures of whole runs: what is drawn is what the queries say, the same store gives the same bytes, errors name the option."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +66,18 @@ def test_maps_are_the_queries(runs: tuple[Run, Run]) -> None:
 
 
 def test_values_of_a_key_are_drawn_apart(runs: tuple[Run, Run]) -> None:
-    """One curve a value, of resid_post; prompts without the key count as (none)."""
+    """One curve a value, of resid_post, that says of how many places it is; prompts without the key count as (none)."""
     picture = aggregate(runs[0], by="kind")
-    assert list(picture.panels.names) == ["(none)", "kind0", "kind1"]
-    places = sum(len(record.positions) for record in runs[0].records())
-    assert f"{places} places a layer; by kind" in picture.captions[0]
+    places: Counter[str] = Counter()
+    for record in runs[0].records():
+        places[record.metadata.get("kind") or "(none)"] += len(record.positions)
+    assert len(places) == 3
+    assert list(picture.panels.names) == [f"{value}, n={count}" for value, count in sorted(places.items())]
+    assert all(one.names == picture.panels.names for one in picture.panels.maps)
+    assert f"{places.total()} places a layer; by kind, tap resid_post; n: places of each" in picture.captions[0]
+    one, other = (aggregate(runs[0], by="kind", positions=positions).panels.names for positions in (None, "last"))
+    assert [name.split(",")[0] for name in one] == [name.split(",")[0] for name in other]
+    assert one != other
 
 
 def test_a_value_called_none_is_one_of_its_own(tmp_path: Path) -> None:
@@ -79,7 +87,7 @@ def test_a_value_called_none_is_one_of_its_own(tmp_path: Path) -> None:
         commit_outcomes(folder, make_record(index, metadata=metadata))
     (run,) = open_store(tmp_path)
     picture = aggregate(run, by="t")
-    assert list(picture.panels.names) == ["(none)", "(none)", "a"]
+    assert list(picture.panels.names) == ["(none), n=4", "(none), n=4", "a, n=8"]
     assert "16 places a layer" in picture.captions[0]
     rows = {(row["split"], row["layer"]): row["entropy_50"] for row in run.query("layers", by="t", tap="resid_post")}
     for split, curve in zip((None, "(none)", "a"), picture.panels.plots[1].curves, strict=True):
