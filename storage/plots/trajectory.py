@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raylens.storage.errors import UsageError
 from raylens.storage.fonts import Fonts
@@ -11,7 +10,7 @@ from raylens.storage.labels import token_label
 from raylens.storage.plots.canvas import CAPTION, LEAST_WIDTH, MARGIN, Array, Sheet, header
 from raylens.storage.plots.panel import ABOVE, BELOW, Axis, Panel, downward_axis, rank_axis, share_axis
 from raylens.storage.plots.request import Request, coverage, prediction, read_to
-from raylens.storage.plots.standing import known_everywhere, standing
+from raylens.storage.plots.standing import standing
 from raylens.storage.record import Record, TapLens
 from raylens.storage.vocabulary import Vocabulary
 
@@ -62,13 +61,13 @@ def trajectories(record: Record, vocabulary: Vocabulary, request: Request) -> Tr
     logprobs, ranks = zip(*(_followed(record, lens, token, column) for token in tokens), strict=True)
     found = np.array(ranks if stat == "rank" else logprobs)[:, rows]
     values = np.exp(found) if stat == "prob" else found
-    unknown = _unknown(record, lens, tokens, column)
+    gaps = f"; gaps in a line: its token is not among the {lens.ids.shape[2]} best there" if np.isnan(values).any() else ""
     return Trajectories(
         heading=request.heading(record),
         captions=request.captions(
             record,
             read_to(record, vocabulary, position),
-            f"tap {tap}{unknown}",
+            f"tap {tap}{gaps}",
             coverage(record, [position]),
         ),
         layers=tuple(layer for _, layer in chosen),
@@ -76,14 +75,6 @@ def trajectories(record: Record, vocabulary: Vocabulary, request: Request) -> Tr
         values=values,
         axis=_axis(stat, values),
     )
-
-
-def _unknown(record: Record, lens: TapLens, tokens: list[int], column: int) -> str:
-    """Where there is no point, in words: tracked tokens and the final prediction may have one everywhere."""
-    exact = [bool(known_everywhere(record, lens, _everywhere(record, token))[column]) for token in tokens]
-    if all(exact):
-        return ""
-    return f"; no point {'of other tokens ' if any(exact) else ''}beyond the {lens.ids.shape[2]} best"
 
 
 def _best(record: Record, column: int) -> list[int]:
@@ -96,12 +87,8 @@ def _best(record: Record, column: int) -> list[int]:
 
 def _followed(record: Record, lens: TapLens, token: int, column: int) -> tuple[Array, Array]:
     """[L] logprobs and [L] ranks of a token at a position."""
-    logprobs, ranks = standing(record, lens, _everywhere(record, token))
+    logprobs, ranks = standing(record, lens, np.full(len(record.positions), token, dtype=np.uint32))
     return logprobs[:, column], ranks[:, column]
-
-
-def _everywhere(record: Record, token: int) -> NDArray[np.uint32]:
-    return np.full(len(record.positions), token, dtype=np.uint32)
 
 
 def _axis(stat: str, values: Array) -> Axis:

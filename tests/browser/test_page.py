@@ -14,9 +14,10 @@ from playwright.sync_api import Locator, Page
 
 from raylens.storage.labels import token_label
 from raylens.storage.pages.page import record_page
-from raylens.storage.plots.request import prediction
+from raylens.storage.plots.request import Request, prediction
 from raylens.storage.plots.scales import exact_rank_scale, logprob_scale, nats_scale, prob_scale, rank_scale
 from raylens.storage.plots.standing import ranks
+from raylens.storage.plots.trajectory import trajectories
 from raylens.storage.record import Record
 from raylens.storage.store import Run
 from raylens.storage.vocabulary import write_vocabulary
@@ -263,6 +264,25 @@ def test_every_value_of_the_axis_is_whole(run: Run, tmp_path: Path, open_page: O
     texts = page.locator("svg.trajectory text")
     assert "1,000,000" in texts.all_text_contents()
     assert min(texts.evaluate_all("texts => texts.map(text => text.getBBox().x)")) >= 0
+
+
+@pytest.mark.parametrize("stat", ["rank", "prob", "logprob"])
+def test_gaps_of_a_line_are_told_as_in_pictures(run: Run, tmp_path: Path, open_page: Open, stat: str) -> None:
+    """And nothing of them where there are none: of a tracked token, and where what is beyond the k best has a line of its own."""
+    record = record_of(run)
+    lens = record.taps["resid_post"]
+    column = record.positions.index(3)
+    kept = [(lens.ids[:, column] == token).any(axis=1).all() for token in range(12)]
+    tracked, other = record.tracked[0], next(token for token in range(12) if token not in record.tracked and not kept[token])
+    words = "; gaps in a line: its token is not among the 4 best there"
+    both, one, alone = (
+        shown(open_page, run, tmp_path, state=f"#pin={pins}&position=3&stat={stat}").locator(".trajectories h3").inner_text()
+        for pins in (f"{tracked},{other}", tracked, other)
+    )
+    assert both.endswith(words)
+    assert not one.endswith(words)
+    assert alone.endswith(words) == (stat != "rank")
+    assert trajectories(record, run.vocabulary, Request("m", stat, positions=[3], tokens=[other])).captions[1].endswith(words)
 
 
 def test_the_first_tab_goes_to_the_first_control(run: Run, tmp_path: Path, open_page: Open) -> None:

@@ -114,10 +114,10 @@ def test_a_trajectory_of_the_final_prediction_goes_beyond_the_stored_tokens() ->
     stored = replace(record, taps={"resid_post": replace(lens, stats=stats)})
     picture = trajectory.trajectories(stored, vocabulary, Request("m", "rank", positions=[2], tokens=[0]))
     assert picture.values.tolist() == [[300, 1]]
-    assert "no point" not in picture.captions[1]
-    several = trajectory.trajectories(stored, vocabulary, Request("m", "rank", positions=[2], tokens=[0, 3]))
-    assert several.values.tolist() == [[300, 1], [1, 2]]
-    assert several.captions[1].endswith("; no point of other tokens beyond the 2 best")
+    assert "gaps" not in picture.captions[1]
+    several = trajectory.trajectories(stored, vocabulary, Request("m", "rank", positions=[2], tokens=[0, 1]))
+    np.testing.assert_array_equal(several.values, [[300, 1], [2, np.nan]])
+    assert several.captions[1].endswith("; gaps in a line: its token is not among the 2 best there")
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_trajectories_of_the_best_tokens() -> None:
     assert picture.names == ("·a", "·d")
     assert picture.layers == (0, 1)
     np.testing.assert_allclose(picture.values, [[np.nan, 0.3], [0.9, 0.3]], rtol=1e-6)
-    assert "; no point beyond the 2 best" in picture.captions[1]
+    assert "; gaps in a line: its token is not among the 2 best there" in picture.captions[1]
 
 
 def test_trajectories_by_stat() -> None:
@@ -173,7 +173,7 @@ def test_tracked_tokens_have_exact_values_everywhere() -> None:
     record = replace(record, taps={"resid_post": lens}, tracked=[3])
     picture = trajectory.trajectories(record, vocabulary, Request("m", "rank", positions=[0], tokens=[3]))
     np.testing.assert_array_equal(picture.values, [[4, 4]])
-    assert "no point" not in picture.captions[1]
+    assert "gaps" not in picture.captions[1]
 
 
 # --- every so many layers

@@ -28,7 +28,9 @@ class Trajectory {
       return layers.map((layer) => (token < 0 ? null : lens.find(state.tap, layer, column, token)));
     });
     const axis = this.#axis(state, lines.flat().filter(Boolean));
-    this.heading.replaceChildren(`Pinned tokens: ${axis.name} over layers of ${state.tap}, position ${state.position}${axis.note ?? ""}`);
+    const gapped = lines.flat().some((found) => axis.of(found) === null);
+    const gaps = gapped ? `; gaps in a line: its token is not among the ${lens.taps.get(state.tap).k} best there` : "";
+    this.heading.replaceChildren(`Pinned tokens: ${axis.name} over layers of ${state.tap}, position ${state.position}${gaps}`);
     const x = (number) => LEFT + ((WIDTH - LEFT - RIGHT) * (number + 0.5)) / layers.length;
     this.picture.setAttribute("aria-label", `${axis.name} of ${state.pins.length} tokens over ${layers.length} layers; in numbers below`);
     this.picture.replaceChildren(
@@ -66,8 +68,7 @@ class Trajectory {
     const last = far ? 10 ** powers : k + 1;
     const ticks = far ? [...Array(powers + 1).keys()].map((power) => [10 ** power, (10 ** power).toLocaleString("en")]) : this.lens.scales.rank.ticks;
     const y = (rank) => TOP + ((HEIGHT - TOP - BOTTOM) * Math.log(rank)) / Math.log(last);
-    const note = far ? `; no point of other tokens beyond the ${k} best` : "";
-    return { name: "rank", y, of: (found) => (found ? found.rank : far ? null : k + 1), ticks, beyond: `>${k}`, note };
+    return { name: "rank", y, of: (found) => (found ? found.rank : far ? null : k + 1), ticks, beyond: `>${k}` };
   }
 
   #tick(y, text) {
