@@ -72,7 +72,7 @@ def status(folder: RunFolder, tally: Tally | None = None) -> Status:
     manifest, tally, now = read_manifest(folder), tally or Tally.of(folder), time.time()
     tally.follow()
     stored, pulse = tally.records + tally.failures.total(), read_pulse(folder)
-    state = "complete" if stored == manifest.prompts else "stopped" if pulse is None else pulse.state(now)
+    state = _state(pulse, now, complete=stored == manifest.prompts)
     prompts_rate, tokens_rate, since = _rates(tally, now)
     left = (manifest.prompts - stored) / prompts_rate if prompts_rate and state == "running" else None
     return Status(
@@ -90,6 +90,15 @@ def status(folder: RunFolder, tally: Tally | None = None) -> Status:
         quarantined=Quarantine(folder).count(),
         driver=pulse,
     )
+
+
+def state_of(folder: RunFolder, *, complete: bool) -> str:
+    """The state of a run as in ``Status``, where it is known whether all of it is stored."""
+    return _state(read_pulse(folder), time.time(), complete=complete)
+
+
+def _state(pulse: Pulse | None, now: float, *, complete: bool) -> str:
+    return "complete" if complete else "stopped" if pulse is None else pulse.state(now)
 
 
 def _rates(tally: Tally, now: float) -> tuple[float, float, float | None]:

@@ -6,6 +6,7 @@ from starlette.requests import Request
 
 from raylens.storage.errors import RaylensError
 from raylens.storage.site.shelf import Shelf
+from raylens.storage.status import state_of
 
 
 def store(shelf: Shelf, request: Request) -> dict[str, Any]:  # noqa: ARG001  pages are called alike
@@ -15,13 +16,14 @@ def store(shelf: Shelf, request: Request) -> dict[str, Any]:  # noqa: ARG001  pa
 
 def _line(shelf: Shelf, name: str) -> dict[str, Any]:
     try:
-        manifest = shelf.run(name).manifest
+        one = shelf.run(name)
+        manifest, progress = one.manifest, shelf.progress(name)
         about = {
             "made": manifest.created,
             "model": manifest.title,
             "corpus": str(manifest.sources.get("corpus", "")),
         }
-        return {"run": name, **about, **shelf.progress(name), "error": None}
+        return {"run": name, "state": state_of(one.folder, complete=progress["complete"]), **about, **progress, "error": None}
     except RaylensError as error:
         return {"run": name, "error": str(error)}
 

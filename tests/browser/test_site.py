@@ -1,6 +1,9 @@
 """``raylens view``: the real command over real stores, in a real browser."""
 
+import os
 import re
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from playwright.sync_api import Page, expect
 
 from raylens.storage.labels import text_label
 from raylens.storage.pages.page import policy
+from raylens.storage.pulse import Pulse, write_pulse
 from raylens.storage.repair import repair
 from raylens.storage.site.guard import POLICY
 from raylens.storage.store import open_store
@@ -78,7 +82,21 @@ def test_the_runs_are_listed_with_what_they_came_to(site: Site, open_page: Open)
     page = open_page(site.url("/"))
     rows = [row.locator("th, td").all_inner_texts() for row in page.locator("tbody tr").all()]
     assert [row[0] for row in rows] == ["second", "first"]
-    assert rows[0][1:6] == ["made-up", "made-up.jsonl", "7", "2", "9"]
+    assert rows[0][1:7] == ["complete", "made-up", "made-up.jsonl", "7", "2", "9"]
+
+
+def test_the_list_says_which_runs_go_on(tmp_path: Path, view: View, open_page: Open) -> None:
+    """Complete, at work, or ended before it was done; as the command's list of states has them."""
+    for name, driver in (("complete", None), ("running", os.getpid()), ("died", 2**22 + 1), ("stopped", None)):
+        folder, _ = make_run(tmp_path, 2, name=name)
+        commit_outcomes(folder, *(make_record(index) for index in range(2 if name == "complete" else 1)))
+        if driver is not None:
+            write_pulse(folder, Pulse(1, socket.gethostname(), driver, time.time(), 1, 1, 0, 0, 0, 0, 0, ""))
+    site = view(tmp_path)
+    rows = [row.locator("th, td").all_inner_texts() for row in open_page(site.url("/")).locator("tbody tr").all()]
+    assert [row[1] for row in rows] == [row[0] for row in rows]
+    listed = site.get("/api/").json()
+    assert {run["state"] for run in listed["runs"]} == {"complete", "running", "died", "stopped"}  # type: ignore[index]
 
 
 def test_prompts_are_found_by_text_id_metadata_and_outcome(site: Site, store: Path, open_page: Open) -> None:
