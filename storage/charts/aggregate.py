@@ -87,7 +87,7 @@ def _label(name: str | None, rows: Sequence[Mapping[str, Any]] | None) -> str:
 
 def _places(rows: Sequence[Mapping[str, Any]]) -> int:
     """Of a layer, the most of any."""
-    return max(row["places"] for row in rows)
+    return max(int(row["places"]) for row in rows)
 
 
 def _agreement(groups: _Groups, names: Sequence[str | None], layers: Sequence[int]) -> Plot | None:
