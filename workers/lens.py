@@ -16,6 +16,7 @@ from raylens.workers.adapter import Adapter
 from raylens.workers.attribution import Attribution
 from raylens.workers.batching import Batch
 from raylens.workers.capture import Sink, Site, capture
+from raylens.workers.chosen import chosen_places, layers_of
 from raylens.workers.heads import Heads
 from raylens.workers.interventions.intervention import Intervention, spans_of
 from raylens.workers.lenses.interface import HiddenLens, Place
@@ -24,7 +25,6 @@ from raylens.workers.plan import Hook, WalkPlan, plan_walk
 from raylens.workers.questions import Questions
 from raylens.workers.reading import ReadOut
 from raylens.workers.running import MOST_KEPT
-from raylens.workers.selection import chosen_places, layers_of
 from raylens.workers.settings import LensSettings
 from raylens.workers.tokenize import Tokenized
 

@@ -11,10 +11,10 @@ from raylens.storage.errors import ModelError, UsageError, one_line
 from raylens.storage.layers import select_layers
 from raylens.storage.positions import Positions
 from raylens.storage.vocabulary import Vocabulary
+from raylens.workers.chosen import chosen_places
 from raylens.workers.interventions.checking import check_edits
 from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
 from raylens.workers.paths import given_path
-from raylens.workers.selection import chosen_places
 from raylens.workers.settings import ModelSettings, WorkerSettings, check
 from raylens.workers.source import ModelSource, resolve
 from raylens.workers.token_bytes import vocabulary_bytes
@@ -159,9 +159,8 @@ def load_config(settings: ModelSettings, source: ModelSource) -> Any:
         config = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=settings.trust_remote_code)
     except Exception as error:  # files of strangers fail in every way
         raise _not_loadable(settings, error) from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in (
-        getattr(config, "auto_map", None) or {}
-    ):
+    own_code = getattr(config, "auto_map", None) or {}
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
         raise ModelError(
             f"--model {settings.source}: transformers {__version__} has no causal language model of type {config.model_type}; "
             "give a decoder, or a newer transformers where the type is new"

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-#: Roundings by which a row may differ between two ways through a model: in float32, and of a shorter type, of which each
-#: layer rounds to a hundredth what the next makes something of.
+#: Roundings by which a row may differ between two ways through a model, in float32 and in a shorter type (docs/decisions/0022).
 _ROUNDINGS, _SHORT_ROUNDINGS = 1024, 8
 #: How far off a row of a shorter type may be, relative to its norm, where rounding made a mixture of experts choose others.
 _OTHER_EXPERTS = 0.3

@@ -15,6 +15,7 @@ from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.attribution import Attribution, find_attribution
 from raylens.workers.batching import batches, pad, position_switch
 from raylens.workers.blocks import input_device
+from raylens.workers.chosen import chosen_places
 from raylens.workers.generation import Generation
 from raylens.workers.heads import Heads, certificate_of, find_heads
 from raylens.workers.interventions.opening import open_intervention
@@ -24,7 +25,6 @@ from raylens.workers.lenses.opening import open_lens
 from raylens.workers.lenses.source import LensSource, lens_digest, lens_taps, parse_lens
 from raylens.workers.metrics import ATTRIBUTIONS
 from raylens.workers.model import load_model, require_device
-from raylens.workers.selection import chosen_places
 from raylens.workers.settings import CPU_BATCH_TOKENS, WorkerSettings
 from raylens.workers.token_bytes import vocabulary_bytes
 from raylens.workers.tokenize import Tokenized, Tokenizer, longest_input, text_ids

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from raylens.scheduler.dry_run.costs import Costs, Range
 from raylens.scheduler.dry_run.extent import Extent
-from raylens.workers.selection import chosen_places
+from raylens.workers.chosen import chosen_places
 
 if TYPE_CHECKING:
     from raylens.scheduler.dry_run.rehearsal import Rehearsal

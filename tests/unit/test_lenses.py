@@ -22,12 +22,12 @@ from raylens.storage.errors import ModelError, UsageError
 from raylens.storage.record import Record
 from raylens.workers.adapter import Adapter
 from raylens.workers.batching import pad
+from raylens.workers.chosen import chosen_places
 from raylens.workers.lens import Lens
 from raylens.workers.lenses.interface import HiddenLens, Shape
 from raylens.workers.lenses.opening import open_lens
 from raylens.workers.lenses.source import LensSource, lens_digest, lens_taps, parse_lens
 from raylens.workers.lenses.tensors import open_tensors
-from raylens.workers.selection import chosen_places
 from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.tokenize import Tokenized
 from raylens.workers.worker import Worker
