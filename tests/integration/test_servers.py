@@ -185,7 +185,8 @@ def test_the_shipped_configuration_takes_no_value_larger_than_a_frame(shipped: s
     url = f"redis://raylens:{PASSWORD}@{shipped}"
     stream = Stream(url, "large", retries=0)
     stream.create()
-    with connect(url, retries=0) as client, pytest.raises(redis.ConnectionError):
+    # the client reads the server's words, or finds the connection closed while it sends
+    with connect(url, retries=0) as client, pytest.raises((redis.ConnectionError, redis.ResponseError)):
         client.execute_command("XADD", stream_key("large"), "*", "f", bytes(MAX_VALUE_BYTES + 1))
     stream.publish(bytes(MAX_FRAME_BYTES))
     assert stream.length() == 1
