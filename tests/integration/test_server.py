@@ -314,7 +314,8 @@ def test_a_value_larger_than_any_frame_is_not_taken(server: EmbeddedServer, open
     frame = bytes(MAX_FRAME_BYTES)
     stream.publish(frame)
     for size in (MAX_VALUE_BYTES + 1, 100 << 20):
-        with pytest.raises(redis.ConnectionError):
+        # the client reads the server's words, or finds the connection closed while it sends
+        with pytest.raises((redis.ConnectionError, redis.ResponseError)):
             run_command(server.url, "XADD", stream_key("large"), "*", "f", bytes(size))
     assert [data for _, data in stream.read("0-0", 0)] == [frame]
     stream.drop()
