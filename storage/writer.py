@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children
 from pathlib import Path
 
 import msgspec
@@ -285,6 +286,8 @@ def main() -> int:
         return error.exit_code
     except BrokenProcessPool as error:  # what it was at is still in the stream
         log.error("a helper died: %s", error)
+        for helper in active_children():  # the pool waits for ever for one that was being started as it broke
+            helper.kill()
         return 1
     except OSError as error:  # such as a full disk; what is not committed is still in the stream
         log.error("cannot write: %s", error)
