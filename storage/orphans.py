@@ -1,8 +1,8 @@
-"""Processes of a pool whose owner is killed."""
+"""Pools of processes of which one is killed: the owner, or one of those that work for it."""
 
 import os
 import threading
-from multiprocessing import parent_process
+from multiprocessing import active_children, parent_process
 
 
 def end_with_parent() -> None:
@@ -15,3 +15,9 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def end_processes() -> None:
+    """Called by a program of which a pool broke: the pool may not know one that was being started, and wait for it for ever."""
+    for process in active_children():
+        process.kill()

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children
 from pathlib import Path
 
 import msgspec
@@ -29,6 +28,7 @@ from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
 from raylens.storage.log import about, log_to_stderr
 from raylens.storage.manifest import read_manifest
+from raylens.storage.orphans import end_processes
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.segments import remove_garbage
 from raylens.storage.stream import Stream
@@ -286,8 +286,7 @@ def main() -> int:
         return error.exit_code
     except BrokenProcessPool as error:  # what it was at is still in the stream
         log.error("a helper died: %s", error)
-        for helper in active_children():  # the pool waits for ever for one that was being started as it broke
-            helper.kill()
+        end_processes()
         return 1
     except OSError as error:  # such as a full disk; what is not committed is still in the stream
         log.error("cannot write: %s", error)

@@ -12,7 +12,7 @@ from pathlib import Path
 from raylens.storage.cores import cores
 from raylens.storage.errors import RaylensError, UsageError
 from raylens.storage.layout import RunFolder
-from raylens.storage.orphans import end_with_parent
+from raylens.storage.orphans import end_processes, end_with_parent
 from raylens.storage.plots import FORMATS, write
 from raylens.storage.plots.request import Request, for_record
 from raylens.storage.record import Record
@@ -66,6 +66,7 @@ def plot_all(run: Run, job: Job) -> Iterator[list[Path]]:
                 drawn = pool.map(_draw, ids, chunksize=CHUNK)
             yield from drawn
         except BrokenProcessPool as error:
+            end_processes()
             raise RaylensError(
                 f"{job.folder}: a process that drew pictures was killed, most likely for want of memory; "
                 "free some, or draw with fewer processes, such as two by taskset -c 0,1 raylens plot ..."

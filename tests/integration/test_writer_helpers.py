@@ -1,8 +1,6 @@
 """Helpers make a writer's segments: what is stored is what the writer alone would store, whoever dies."""
 
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,9 +20,10 @@ from raylens.storage.record import Failure, Record
 from raylens.storage.server import EmbeddedServer
 from raylens.storage.stream import Stream
 from raylens.storage.writer import Orders
+from tests.broken_pools import run_broken
 from tests.builders import make_failure, make_large_record, make_record, make_run
 from tests.running import command_line
-from tests.waiting import HUNG, wait_until
+from tests.waiting import wait_until
 from tests.writing import Bench
 
 PROMPTS = 12
@@ -154,38 +153,11 @@ def test_a_death_costs_nothing(bench: Bench, victim: str) -> None:
     bench.assert_no_garbage()
 
 
-#: A writer of which one helper dies while its third is being started: the other is ended with it, and the third not yet known.
-ENDS_LATE = """
-import sys
-from multiprocessing import active_children
-from multiprocessing.connection import wait
-from multiprocessing.context import SpawnProcess
-from raylens.storage.writer import main
-
-begin = SpawnProcess.start
-def start(self):
-    others = active_children()
-    begin(self)
-    if len(others) == 2:
-        others[0].kill()
-        wait([others[1].sentinel])
-SpawnProcess.start = start
-sys.exit(main())
-"""
-
-
 def test_a_writer_ends_whose_helper_dies_while_another_starts(bench: Bench) -> None:
     """It is not left waiting for the one that its pool began as it broke, which the pool does not end."""
     for index in range(PROMPTS):
         bench.publish(make_large_record(index))
-    orders = msgspec.json.encode(Orders(str(bench.folder.root), bench.server.url, helpers=3)) + b"\n"
-    with subprocess.Popen([sys.executable, "-c", ENDS_LATE], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        try:
-            assert process.stdin is not None
-            assert process.stderr is not None
-            process.stdin.write(orders)
-            process.stdin.flush()
-            assert process.wait(HUNG) == 1
-            assert b"a helper died" in process.stderr.read()
-        finally:
-            process.kill()
+    orders = msgspec.json.encode(Orders(str(bench.folder.root), bench.server.url, HELPERS)) + b"\n"
+    code, log = run_broken("import sys; from raylens.storage.writer import main; sys.exit(main())", orders)
+    assert code == 1
+    assert "a helper died" in log

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.broken_pools import run_broken
 from tests.builders import commit_outcomes, make_record, make_run
 from tests.running import Running
 from tests.waiting import HUNG, wait_until
@@ -52,3 +53,24 @@ def test_a_process_that_draws_is_killed(tmp_path: Path) -> None:
         assert not alive
         (error,) = running.stderr().splitlines()
     assert error.startswith(f"Error: {pictures}: a process that drew pictures was killed, most likely for want of memory; ")
+
+
+#: The command with two processes, however many cores are here.
+TWO_DRAW = """
+import sys
+from raylens.scheduler.cli import main
+from raylens.storage.plots import many
+many.cores = lambda: 2
+sys.argv[1:] = ["plot", "demo", "--all", "-o", {pictures!r}, "-s", {store!r}]
+main()
+"""
+
+
+def test_a_process_that_draws_is_killed_while_another_starts(tmp_path: Path) -> None:
+    """The command is not left waiting for the one that its pool began as it broke."""
+    run, _ = make_run(tmp_path / "store", 40)
+    commit_outcomes(run, *(make_record(index) for index in range(40)))
+    pictures = tmp_path / "pictures"
+    code, log = run_broken(TWO_DRAW.format(pictures=str(pictures), store=str(tmp_path / "store")))
+    assert code == 1
+    assert log.startswith(f"Error: {pictures}: a process that drew pictures was killed, most likely for want of memory; ")
