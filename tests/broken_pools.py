@@ -5,31 +5,39 @@ import sys
 
 from tests.waiting import HUNG
 
-_SECOND_STARTS_LATE = """
+_BREAKS = """
 import gc, threading, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import active_children
 from multiprocessing.context import SpawnProcess
 
+def feeding():
+    return any(one.name == "QueueFeederThread" for one in threading.enumerate())
+
+def break_pool(first, until):
+    (pool,) = (one for one in gc.get_objects() if isinstance(one, ProcessPoolExecutor))
+    first.kill()
+    while not until(pool):
+        time.sleep(0.001)
+
 begin = SpawnProcess.start
 def start(self):
     others = active_children()
+    if len(others) == 1 and BEFORE:  # the pool has closed what the second would read from
+        break_pool(others[0], lambda pool: pool._call_queue._reader.closed)
     begin(self)
-    if len(others) == 1:
-        others[0].kill()
-        (pool,) = (one for one in gc.get_objects() if isinstance(one, ProcessPoolExecutor))
-        # it stops feeding its processes, and is told of the second only then
-        while not pool._broken or any(one.name == "QueueFeederThread" for one in threading.enumerate()):
-            time.sleep(0.001)
+    if len(others) == 1 and not BEFORE:  # the pool stops feeding its processes, and is told of the second only then
+        break_pool(others[0], lambda pool: pool._broken and not feeding())
 SpawnProcess.start = start
 """
 
 
-def run_broken(program: str, first_line: bytes = b"") -> tuple[int, str]:
+def run_broken(program: str, before: bool, first_line: bytes = b"") -> tuple[int, str]:
     """Run Python code in a process of its own, of whose pool the first process is killed while the second is being started.
 
     Args:
         program: the code, which has a pool.
+        before: whether it is killed before the second is there, or after.
         first_line: of its input, which is then kept open.
 
     Returns:
@@ -38,7 +46,7 @@ def run_broken(program: str, first_line: bytes = b"") -> tuple[int, str]:
     Raises:
         TimeoutExpired: it does not end.
     """
-    command = [sys.executable, "-c", _SECOND_STARTS_LATE + program]
+    command = [sys.executable, "-c", f"BEFORE = {before}{_BREAKS}{program}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:
             assert process.stdin is not None

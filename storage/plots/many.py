@@ -62,9 +62,7 @@ def plot_all(run: Run, job: Job) -> Iterator[list[Path]]:
     processes = min(cores(), max(1, len(ids)))
     with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(run.folder.root, job, width)) as pool:
         try:
-            with _interrupts_held_back():  # by the processes for good: Ctrl-C is for the caller, who then asks for no more
-                drawn = pool.map(_draw, ids, chunksize=CHUNK)
-            yield from drawn
+            yield from _handed_out(pool, ids)
         except BrokenProcessPool as error:
             end_processes()
             raise RaylensError(
@@ -73,6 +71,14 @@ def plot_all(run: Run, job: Job) -> Iterator[list[Path]]:
             ) from error
         finally:  # also where the caller stops, or a picture cannot be drawn
             pool.shutdown(cancel_futures=True)
+
+
+def _handed_out(pool: ProcessPoolExecutor, ids: list[str]) -> Iterator[list[Path]]:
+    with _interrupts_held_back():  # by the processes for good: Ctrl-C is for the caller, who then asks for no more
+        try:
+            return pool.map(_draw, ids, chunksize=CHUNK)
+        except OSError as error:  # one died while another is being started: the pool has closed its pipes before it says so
+            raise BrokenProcessPool(str(error)) from error
 
 
 @contextmanager

@@ -153,11 +153,12 @@ def test_a_death_costs_nothing(bench: Bench, victim: str) -> None:
     bench.assert_no_garbage()
 
 
-def test_a_writer_ends_whose_helper_dies_while_another_starts(bench: Bench) -> None:
+@pytest.mark.parametrize("before", [True, False])
+def test_a_writer_ends_whose_helper_dies_while_another_starts(bench: Bench, before: bool) -> None:
     """It is not left waiting for the one that its pool began as it broke, which the pool does not end."""
     for index in range(PROMPTS):
         bench.publish(make_large_record(index))
     orders = msgspec.json.encode(Orders(str(bench.folder.root), bench.server.url, HELPERS)) + b"\n"
-    code, log = run_broken("import sys; from raylens.storage.writer import main; sys.exit(main())", orders)
+    code, log = run_broken("import sys; from raylens.storage.writer import main; sys.exit(main())", before, orders)
     assert code == 1
     assert "a helper died" in log

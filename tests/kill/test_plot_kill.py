@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.broken_pools import run_broken
 from tests.builders import commit_outcomes, make_record, make_run
@@ -66,11 +67,12 @@ main()
 """
 
 
-def test_a_process_that_draws_is_killed_while_another_starts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [True, False])
+def test_a_process_that_draws_is_killed_while_another_starts(tmp_path: Path, before: bool) -> None:
     """The command is not left waiting for the one that its pool began as it broke."""
     run, _ = make_run(tmp_path / "store", 40)
     commit_outcomes(run, *(make_record(index) for index in range(40)))
     pictures = tmp_path / "pictures"
-    code, log = run_broken(TWO_DRAW.format(pictures=str(pictures), store=str(tmp_path / "store")))
+    code, log = run_broken(TWO_DRAW.format(pictures=str(pictures), store=str(tmp_path / "store")), before)
     assert code == 1
     assert log.startswith(f"Error: {pictures}: a process that drew pictures was killed, most likely for want of memory; ")
