@@ -108,7 +108,7 @@ class Helpers:
         if self._pool is not None and full:
             try:
                 return self._pool.submit(maker.make, n, batch.payloads)
-            except OSError as error:  # one died while another is being started: the pool has closed its pipes before it says so
+            except OSError as error:  # before Python 3.12, where one dies while another is started: closed pipes
                 raise BrokenProcessPool(str(error)) from error
         made: Future[Made] = Future()
         made.set_result(maker.make(n, batch.payloads))

@@ -18,6 +18,6 @@ def end_with_parent() -> None:
 
 
 def end_processes() -> None:
-    """Called by a program of which a pool broke: the pool may not know one that was being started, and wait for it for ever."""
+    """Called by a program of which a pool broke: before Python 3.12 it may wait for ever for one that was being started then."""
     for process in active_children():
         process.kill()

@@ -1,4 +1,7 @@
-"""A pool that breaks while it starts a process, which happens by itself to about one of thirty that are killed so early."""
+"""A pool that breaks while it starts a process, which happens by itself to about one of thirty that are killed so early.
+
+From Python 3.12 on a pool waits with all that until the process is started. There the same is killed at the same time.
+"""
 
 import subprocess
 import sys
@@ -6,7 +9,7 @@ import sys
 from tests.waiting import HUNG
 
 _BREAKS = """
-import gc, threading, time
+import gc, sys, threading, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import active_children
 from multiprocessing.context import SpawnProcess
@@ -17,7 +20,7 @@ def feeding():
 def break_pool(first, until):
     (pool,) = (one for one in gc.get_objects() if isinstance(one, ProcessPoolExecutor))
     first.kill()
-    while not until(pool):
+    while first.is_alive() if sys.version_info >= (3, 12) else not until(pool):
         time.sleep(0.001)
 
 begin = SpawnProcess.start

@@ -77,7 +77,7 @@ def _handed_out(pool: ProcessPoolExecutor, ids: list[str]) -> Iterator[list[Path
     with _interrupts_held_back():  # by the processes for good: Ctrl-C is for the caller, who then asks for no more
         try:
             return pool.map(_draw, ids, chunksize=CHUNK)
-        except OSError as error:  # one died while another is being started: the pool has closed its pipes before it says so
+        except OSError as error:  # before Python 3.12, where one dies while another is started: closed pipes
             raise BrokenProcessPool(str(error)) from error
 
 
