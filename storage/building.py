@@ -2,15 +2,14 @@
 
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 
 from raylens.storage.errors import FrameError, StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit
-from raylens.storage.orphans import end_with_parent
 from raylens.storage.payload import decode_payload, inflated_size
+from raylens.storage.pools import end_with_parent, work_given
 from raylens.storage.segments import SegmentBuilder
 
 #: Bytes of payloads that are a full batch, which makes segments of about 8 MiB ...
@@ -106,10 +105,8 @@ class Helpers:
             BrokenProcessPool: a helper died, or cannot be started.
         """
         if self._pool is not None and full:
-            try:
+            with work_given():
                 return self._pool.submit(maker.make, n, batch.payloads)
-            except OSError as error:  # before Python 3.12, where one dies while another is started: closed pipes
-                raise BrokenProcessPool(str(error)) from error
         made: Future[Made] = Future()
         made.set_result(maker.make(n, batch.payloads))
         return made

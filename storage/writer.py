@@ -28,7 +28,7 @@ from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
 from raylens.storage.log import about, log_to_stderr
 from raylens.storage.manifest import read_manifest
-from raylens.storage.orphans import end_processes
+from raylens.storage.pools import end_processes
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.segments import remove_garbage
 from raylens.storage.stream import Stream

@@ -12,9 +12,9 @@ from pathlib import Path
 from raylens.storage.cores import cores
 from raylens.storage.errors import RaylensError, UsageError
 from raylens.storage.layout import RunFolder
-from raylens.storage.orphans import end_processes, end_with_parent
 from raylens.storage.plots import FORMATS, write
 from raylens.storage.plots.request import Request, for_record
+from raylens.storage.pools import end_processes, end_with_parent, work_given
 from raylens.storage.record import Record
 from raylens.storage.store import Run
 from raylens.storage.wanted import Wanted
@@ -62,7 +62,10 @@ def plot_all(run: Run, job: Job) -> Iterator[list[Path]]:
     processes = min(cores(), max(1, len(ids)))
     with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(run.folder.root, job, width)) as pool:
         try:
-            yield from _handed_out(pool, ids)
+            # held back from the processes for good: Ctrl-C is for the caller, who then asks for no more
+            with work_given(), _interrupts_held_back():
+                drawn = pool.map(_draw, ids, chunksize=CHUNK)
+            yield from drawn
         except BrokenProcessPool as error:
             end_processes()
             raise RaylensError(
@@ -71,14 +74,6 @@ def plot_all(run: Run, job: Job) -> Iterator[list[Path]]:
             ) from error
         finally:  # also where the caller stops, or a picture cannot be drawn
             pool.shutdown(cancel_futures=True)
-
-
-def _handed_out(pool: ProcessPoolExecutor, ids: list[str]) -> Iterator[list[Path]]:
-    with _interrupts_held_back():  # by the processes for good: Ctrl-C is for the caller, who then asks for no more
-        try:
-            return pool.map(_draw, ids, chunksize=CHUNK)
-        except OSError as error:  # before Python 3.12, where one dies while another is started: closed pipes
-            raise BrokenProcessPool(str(error)) from error
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 import os
 import threading
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import active_children, parent_process
 
 
@@ -15,6 +18,19 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def work_given() -> Iterator[None]:
+    """Around what gives work to a pool, which starts processes for it.
+
+    Raises:
+        BrokenProcessPool: one cannot be started; or, before Python 3.12, another died meanwhile, and the pool closed its pipes.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BrokenProcessPool(str(error)) from error
 
 
 def end_processes() -> None:
