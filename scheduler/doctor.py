@@ -107,12 +107,8 @@ def _compiled() -> Finding:
     from raylens.workers.running import not_compiled
 
     if why := not_compiled():
-        return Finding(
-            "compiled code",
-            "warning",
-            f"cannot be used ({why}): the lens takes several times as long",
-            "pip install --upgrade numba",
-        )
+        what = f"cannot be used ({why}): the lens takes several times as long"
+        return Finding("compiled code", "warning", what, "unset it" if why.endswith("is set") else "pip install --upgrade numba")
     return Finding("compiled code", "ok", f"numba {importlib.metadata.version('numba')}")
 
 

@@ -21,11 +21,12 @@ from raylens.scheduler.shards import cut, estimated_positions
 from raylens.scheduler.stopping import heeding
 from raylens.scheduler.tracker import Tracker, open_bytes
 from raylens.scheduler.writer_process import WriterProcess
+from raylens.storage.certificate import write_certificate
 from raylens.storage.durable import store_errors
 from raylens.storage.errors import BrokerError, StoreError
 from raylens.storage.layout import RunFolder, check_writable, runs_folder
 from raylens.storage.ledger import Ledger
-from raylens.storage.manifest import Manifest, check_kept, create_or_resume, read_manifest, write_certificate
+from raylens.storage.manifest import Manifest, check_kept, create_or_resume, read_manifest
 from raylens.storage.record import Prompt
 from raylens.storage.stream import RETRIES, Stream, check_server, stream_key
 from raylens.storage.tally import Tally

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from raylens.storage.durable import create_file, decode_json, read_file, store_errors, write_file
+from raylens.storage.durable import create_file, decode_json, read_file, write_file
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.layout import RunFolder
 from raylens.storage.sealed import sealed, unsealed
@@ -64,31 +64,6 @@ def read_manifest(folder: RunFolder) -> Manifest:
     found = decode_json(folder.manifest, data, Manifest, FORMAT)
     unsealed(folder.manifest, data)
     return found
-
-
-def write_certificate(folder: RunFolder, certificate: dict[str, Any]) -> None:
-    """Store what was measured about the model, unless an actor's is stored already.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    with store_errors(folder.certificate):
-        if not folder.certificate.exists():
-            write_file(folder.certificate, sealed(certificate))
-
-
-def read_certificate(folder: RunFolder) -> dict[str, Any]:
-    """What was measured about the model; empty before a model loaded.
-
-    Raises:
-        StoreError: it is damaged.
-    """
-    try:
-        return unsealed(folder.certificate, read_file(folder.certificate))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise StoreError(f"{folder.certificate}: {error.strerror}") from error
 
 
 def check_kept(folder: RunFolder) -> None:

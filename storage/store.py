@@ -7,11 +7,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from raylens.storage.certificate import read_certificate
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.frames import Frames
 from raylens.storage.layout import RunFolder, named_run, runs_folder
 from raylens.storage.ledger import Entry
-from raylens.storage.manifest import Manifest, read_certificate, read_manifest
+from raylens.storage.manifest import Manifest, read_manifest
 from raylens.storage.places import Places
 from raylens.storage.quarantine import Quarantine, Quarantined
 from raylens.storage.record import Failure, Record

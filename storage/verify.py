@@ -7,12 +7,13 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+from raylens.storage.certificate import read_certificate
 from raylens.storage.durable import TEMPORARY
 from raylens.storage.errors import OtherFormat, StoreError
 from raylens.storage.findings import BadCommit, Damage, Findings
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Commit, Ledger
-from raylens.storage.manifest import read_certificate, read_manifest
+from raylens.storage.manifest import read_manifest
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.record import Failure, Record
 from raylens.storage.segments import covers, merged_from, open_frame, segment_number, segment_path, tables_of

@@ -24,10 +24,10 @@ COMPILED_LOGITS, PLAIN_LOGITS = 1 << 19, 1 << 22
 def not_compiled() -> str:
     """Why compiled code cannot be used, such as a numpy that numba does not know yet; empty where it can."""
     try:
-        from raylens.workers.kernels import epilogue  # noqa: F401
+        from raylens.workers.kernels import compiled, epilogue  # noqa: F401
     except ImportError as error:
         return named_line(error)
-    return ""
+    return "NUMBA_DISABLE_JIT is set" if compiled.is_off() else ""
 
 
 def is_compiled() -> bool:

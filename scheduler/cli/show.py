@@ -99,7 +99,7 @@ def _show_run(run: "Run", as_json: bool) -> None:
     for section, values in manifest.identity.items():
         say(f"{section}: " + ", ".join(f"{name} {value}" for name, value in values.items() if value is not None))
     if run.certificate:
-        say(_measured(run.certificate))
+        _say_measured(run.certificate)
     if refused := Quarantine(run.folder).count():
         quarantined = show_command(run.folder.root.parents[1], run.name, "--quarantine")
         say(f"quarantine: {refused:,} entries refused; {quarantined} lists them")
@@ -110,14 +110,23 @@ def _show_run(run: "Run", as_json: bool) -> None:
         say(f"failed {text_label(failure.id)} ({failure.kind}): {text_label(failure.message)}")
 
 
-def _measured(certificate: dict[str, Any]) -> str:
-    """One line of it; what it does not say, as where another tool wrote it, is a question mark."""
-    taps, lens = certificate.get("run_taps"), certificate.get("lens")
-    lens = lens if isinstance(lens, dict) else {}
-    error = lens.get("error")
-    named = ", ".join(map(str, taps)) if isinstance(taps, list) else "?"
+def _say_measured(certificate: dict[str, Any]) -> None:
+    """A line of each way in which actors read; what it does not say, as where another tool wrote it, is a question mark."""
+    from raylens.storage.certificate import other_ways
+
+    taps = certificate.get("run_taps")
+    say(f"taps: {', '.join(map(str, taps)) if isinstance(taps, list) else '?'}; {_way(certificate)}")
+    for other in other_ways(certificate):
+        say(f"other actors, on {other.get('device')}: {_way(other)}")
+
+
+def _way(certificate: dict[str, Any]) -> str:
+    from raylens.storage.certificate import path_of
+
+    lens = certificate.get("lens")
+    error = lens.get("error") if isinstance(lens, dict) else None
     size = f"{error:.1e}" if isinstance(error, int | float) else "?"
-    return f"taps: {named}; last lens against the model's logits: {size}; {lens.get('path', '?')}"
+    return f"last lens against the model's logits: {size}; {path_of(certificate)}"
 
 
 def _show_quarantine(run: "Run", as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """The compiled read-out against the plain one and float64: the same checks, on whatever the plain one is checked with."""
 
 import math
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,17 @@ def test_without_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(running_readout(2, 10, CPU), RunningReadout)
     assert "not compiled (" in projection.path
     not_compiled.cache_clear()
+
+
+def test_where_nothing_is_compiled() -> None:
+    """NUMBA_DISABLE_JIT, which people set to debug other code, leaves loops that nobody could wait for; the plain form reads."""
+    code = (
+        "import torch; from raylens.workers.running import *; "
+        "print(type(running_readout(2, 10, torch.device('cpu'))).__name__, not_compiled())"
+    )
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "RunningReadout NUMBA_DISABLE_JIT is set\n"
 
 
 def test_threads_of_our_own() -> None:

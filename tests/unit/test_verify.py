@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from raylens.storage import durable as durable_module
 from raylens.storage import repair as repair_module
 from raylens.storage import verify as verify_module
+from raylens.storage.certificate import read_certificate, write_certificate
 from raylens.storage.errors import Fenced, StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
-from raylens.storage.manifest import read_certificate, read_manifest, write_certificate
+from raylens.storage.manifest import read_manifest
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.record import Failure, Record
 from raylens.storage.repair import repair

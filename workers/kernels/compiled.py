@@ -15,6 +15,11 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
+def is_off() -> bool:
+    """Whether numba was told to leave functions as they are: loops over single numbers, thousands of times as slow."""
+    return bool(numba.config.DISABLE_JIT)
+
+
 def compiled(fastmath: frozenset[str] = frozenset()) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Compile a function at its first call, outside the GIL, and keep it on disk for later processes.
 
