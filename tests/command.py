@@ -15,7 +15,27 @@ from tempfile import TemporaryDirectory
 from tests.waiting import HUNG
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["raylens.scheduler.cli.run", "raylens.scheduler.pool", "raylens.workers.worker"])
+#: What the longest of the commands import, among it what others import when they are asked for something.
+_PRELOADED = (
+    "raylens.scheduler.cli.lens",
+    "raylens.scheduler.cli.plot",
+    "raylens.scheduler.cli.query",
+    "raylens.scheduler.cli.run",
+    "raylens.scheduler.pool",
+    "raylens.storage.charts",
+    "raylens.storage.pages.page",
+    "raylens.storage.plots.grid",
+    "raylens.storage.plots.rank",
+    "raylens.workers.api",
+    "raylens.workers.model",
+    "raylens.workers.worker",
+    "duckdb",
+    "pyarrow.parquet",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+)
+_FORKS.set_forkserver_preload(list(_PRELOADED))
 
 
 def raylens_command(

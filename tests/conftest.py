@@ -14,6 +14,9 @@ from raylens.storage.stream import Stream, connect
 if shutil.which("nvidia-smi") is None:  # before anything imports triton: its kernels run in the interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Threads of two tests at once wait for each other's turn on two cores, and would spin while they do
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, where what tests start would not hear Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

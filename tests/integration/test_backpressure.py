@@ -14,10 +14,12 @@ from raylens.storage.ledger import Ledger
 from raylens.storage.stream import connect
 from tests.running import Running
 from tests.servers import RealServer
-from tests.tiny import sentences
+from tests.tiny import save_word_llama, sentences
 from tests.waiting import wait_until
 
-PROMPTS = 240
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
+PROMPTS = 480
 #: Bytes that the server may hold, and that may be open then.
 LIMIT = 32 << 20
 BOUND = open_bytes(LIMIT)
@@ -67,6 +69,12 @@ class Watched(Running):
         assert 0 < max(flying) <= BOUND
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that makes many bytes in little time."""
+    return save_word_llama(tmp_path_factory.mktemp("model"))
+
+
 @pytest.fixture
 def server() -> Iterator[RealServer]:
     """A small server, which a run leaves empty."""
@@ -83,9 +91,9 @@ def stream_bytes(server: RealServer) -> int:
         return int(client.memory_usage(key, samples=0))
 
 
-def test_a_slow_writer(server: RealServer, tmp_path: Path, tiny: Path) -> None:
+def test_a_slow_writer(server: RealServer, tmp_path: Path, model: Path) -> None:
     """It stops and goes on; while it stops, no more is submitted than may be open, and the run tells what it waits for."""
-    with Watched(tmp_path, tiny, server) as run:
+    with Watched(tmp_path, model, server) as run:
         run.until("progress")
         (writer,) = run.children("raylens.storage.writer")
         writer.suspend()
@@ -101,12 +109,12 @@ def test_a_slow_writer(server: RealServer, tmp_path: Path, tiny: Path) -> None:
         run.assert_whole()
 
 
-def test_a_writer_that_is_stopped_and_started_again(server: RealServer, tmp_path: Path, tiny: Path) -> None:
+def test_a_writer_that_is_stopped_and_started_again(server: RealServer, tmp_path: Path, model: Path) -> None:
     """The run names the command that is missing, and waits for it."""
     store = tmp_path / "store"
     store.mkdir()
     command = ["writer", str(store), "--redis", server.url, "--run", "r"]
-    with Watched(tmp_path, tiny, server, "--writer", "external") as run:
+    with Watched(tmp_path, model, server, "--writer", "external") as run:
         with Running(tmp_path / "first", *command) as writer:
             run.until("progress")
             writer.stop()
@@ -118,9 +126,9 @@ def test_a_writer_that_is_stopped_and_started_again(server: RealServer, tmp_path
             assert writer.finish() == 0, writer.stderr()
 
 
-def test_a_full_server(server: RealServer, tmp_path: Path, tiny: Path) -> None:
+def test_a_full_server(server: RealServer, tmp_path: Path, model: Path) -> None:
     """Before the run begins others fill it, and while it is at work it shrinks: actors keep their results until there is room."""
-    with connect(server.url, retries=0) as other, Watched(tmp_path, tiny, server) as run:
+    with connect(server.url, retries=0) as other, Watched(tmp_path, model, server) as run:
         other.config_set("maxmemory", "0")
         other.set("ballast", bytes(LIMIT))
         other.config_set("maxmemory", str(LIMIT))

@@ -24,6 +24,8 @@ from tests.running import Running
 from tests.tiny import save_word_llama, sentences
 from tests.waiting import HUNG, wait_until
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 #: Prompts of 1 to 40 words, more than are measured, and after them one that is empty and one that is too long.
 PROMPTS = 150
 #: Tokens generated.
@@ -149,8 +151,9 @@ def test_products_of_other_places(place: Path) -> None:
     assert worker.products(("resid_post",), tuple(range(6))) == 6
 
 
-def test_text_says_what_json_says(place: Path, every: Estimate) -> None:
-    """The same figures in both forms; standard error tells how far it is."""
+def test_text_says_what_json_says(place: Path, every: Estimate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same figures in both forms, also where Ray is started for it; standard error tells how far it is."""
+    monkeypatch.delenv("RAY_ADDRESS")
     done = run(place, "--positions", "all", "--dry-run")
     assert done.returncode == 0, done.stderr
     lines, expected = done.stdout.splitlines(), every.lines()
@@ -214,7 +217,7 @@ def test_ctrl_c_leaves_nothing(place: Path, tmp_path: Path, stage: str) -> None:
     log, corpus, temporary = tmp_path / "stopped.log", tmp_path / "long.txt", tmp_path / "temporary"
     corpus.write_text("\n".join(sentences(64, 400)))  # of which a dry run measures for seconds
     temporary.mkdir()
-    command = ("run", str(corpus), "-m", str(place / "model"), "--positions", "all", "--dry-run")
+    command = ("run", str(corpus), "-m", str(place / "model"), "--positions", "all", "--dry-run", "--ray", "local")
     # Ray's own folder stays where its sockets' names are short enough
     with Running(log, *command, env={"RAY_TMPDIR": "/tmp"} | os.environ | {"TMPDIR": str(temporary)}) as running:
         wait_until(lambda: stage in log.read_text() or running.process.poll() is not None, stage)

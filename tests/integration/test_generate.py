@@ -210,7 +210,6 @@ def test_from_python(made: Path, tiny: Path) -> None:
         top_p=0.9,
         seed=3,
         samples=2,
-        ray="local",
         quiet=True,
     )
     by_command = records(raylens.open(made / "st")["one"])

@@ -129,7 +129,7 @@ class Composed:
         return lambda: subprocess.run(command, env=self.env, capture_output=True, timeout=HUNG, check=False).returncode == 0
 
 
-def test_composed_services_do_a_run(tmp_path: Path) -> None:
+def test_composed_services_do_a_run(tmp_path: Path, tiny: Path) -> None:
     """Server, head, worker and writer come up by their own commands and health checks, and a run through them is stored."""
     composed = Composed(tmp_path)
     with ExitStack() as stack:
@@ -139,7 +139,7 @@ def test_composed_services_do_a_run(tmp_path: Path) -> None:
             stack.enter_context(started(tmp_path / f"{service}.log", command, composed.env))
             wait_until(composed.healthy(service), f"{service} is healthy")
         store = tmp_path / "store"
-        run = ["run", "--text", "The sky is", "--model", "demo", "--store", str(store), "--writer", "external", "--name", "r"]
+        run = ["run", "--text", "The sky is", "--model", str(tiny), "--store", str(store), "--writer", "external", "--name", "r"]
         done = raylens_command(*run, env=composed.env)
         logs = "\n".join(path.read_text() for path in tmp_path.glob("*.log"))
         assert done.returncode == 0, done.stderr + logs
@@ -154,7 +154,7 @@ exec "$@"
 """
 
 
-def test_slurm_script_does_a_run_on_one_node(tmp_path: Path) -> None:
+def test_slurm_script_does_a_run_on_one_node(tmp_path: Path, tiny: Path) -> None:
     """As Slurm would start it, on an allocation of this machine; srun starts the command here."""
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -164,7 +164,18 @@ def test_slurm_script_does_a_run_on_one_node(tmp_path: Path) -> None:
     env |= {"PATH": f"{programs}{os.pathsep}{TOOLS['PATH']}", "RAYLENS_SHARED": str(tmp_path)}
     env |= {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "1"}
     env |= {"RAYLENS_PORT": str(free_port()), "RAYLENS_RAY_PORT": str(free_port())}
-    command = ["bash", str(INFRA / "slurm.sbatch"), "--text", "The sky is", "--model", "demo", "--store", "store", "--name", "r"]
+    command = [
+        "bash",
+        str(INFRA / "slurm.sbatch"),
+        "--text",
+        "The sky is",
+        "--model",
+        str(tiny),
+        "--store",
+        "store",
+        "--name",
+        "r",
+    ]
     with started(tmp_path / "log", command, env) as job:
         assert job.wait(timeout=HUNG) == 0, (tmp_path / "log").read_text()
     assert not list(tmp_path.glob("raylens-job.*")), "the secrets are gone"

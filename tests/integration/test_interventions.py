@@ -173,7 +173,7 @@ def test_prompts_of_another_length(place: Path, tiny: Path) -> None:
     """What cannot be patched position by position is a failure with its reason, and the run goes on."""
     edits = {"edits": [{"tap": "resid_post", "layers": 0, "patch": {"prompt": "call me ishmael", "position": "each"}}]}
     texts = [{"id": "fits", "text": "call me ishmael"}, {"id": "long", "text": "call me ishmael some years ago"}]
-    found = raylens.run(texts, model=str(tiny), store=place / "st", name="patched", intervene=edits, ray="local", quiet=True)
+    found = raylens.run(texts, model=str(tiny), store=place / "st", name="patched", intervene=edits, quiet=True)
     assert isinstance(found["fits"], Record)
     (failure,) = found.failures()
     assert (failure.id, failure.kind) == ("long", "input")

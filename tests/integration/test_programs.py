@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import raylens
@@ -43,7 +43,7 @@ def test_the_working_folder_stays(tmp_path: Path, tiny: Path) -> None:
     before, seen = Path.cwd(), set()
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(raylens.run, ["water"], model=str(tiny), store=tmp_path / "st", ray="local", quiet=True)
-        while not run.done():
+        while wait([run], timeout=0.002).not_done:
             seen.add(Path.cwd())
     assert run.result().counts()["records"] == 1
     assert seen == {before}

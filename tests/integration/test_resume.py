@@ -21,6 +21,8 @@ from tests.running import Running
 from tests.tiny import sentences
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 PROMPTS = 12
 #: A run that takes long enough to be stopped in its middle.
 LONG = 240
@@ -110,7 +112,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[St
     # Ray's sockets want a short path
     with tempfile.TemporaryDirectory(prefix="r-", ignore_cleanup_errors=True) as temporary:
         environment = {**os.environ, "TMPDIR": temporary}
-        with Running(place / "log", *command(place), *SLOW, "--fresh", env=environment) as running:
+        with Running(place / "log", *command(place), *SLOW, "--fresh", "--ray", "local", env=environment) as running:
             assert 0 < running.until("progress")["done"] < LONG
             (writer,) = running.children("raylens.storage.writer")
             family = [writer, *running.children("valkey-server"), *running.children("LensActor")]

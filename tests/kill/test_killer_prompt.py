@@ -10,10 +10,10 @@ from transformers import AutoTokenizer
 import raylens
 from raylens.storage.record import Failure, Record
 from tests.command import raylens_command
-from tests.tiny import save_tiny_llama, sentences
+from tests.tiny import save_word_llama, sentences
 
-#: The killing token is the last one of this word, which no other prompt holds.
-WORD = " xylophone"
+#: The killing token is this word, which no other prompt holds.
+WORD = " 7"
 PROMPTS = 24
 #: In the first shard: after a finished shard the dying actor may take that one's answer with it, and be blamed on it.
 KILLER = 2
@@ -54,7 +54,7 @@ WAYS = [
 @pytest.fixture(params=WAYS, ids=["exit", "gpu"])
 def killer_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The small Llama as a model with remote code, which writes each death into ``tmp_path/deaths``."""
-    folder = save_tiny_llama(tmp_path / "killer")
+    folder = save_word_llama(tmp_path / "killer")
     token = AutoTokenizer.from_pretrained(folder)(WORD)["input_ids"][-1]
     (folder / "modeling_killer.py").write_text(_CODE)
     config = json.loads((folder / "config.json").read_text())

@@ -18,7 +18,7 @@ from tests.running import Running, command_line
 from tests.tiny import sentences
 from tests.waiting import HUNG, wait_until
 
-PROMPTS = 320
+PROMPTS = 200
 OPTIONS = ["--positions", "all", "--logprobs", "float32", "--actors", "2", "--batch-tokens", "64", "--name", "killed", "--json"]
 
 
