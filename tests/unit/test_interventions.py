@@ -465,6 +465,31 @@ def test_short_types_of_prompts() -> None:
     assert ((blocks[1].attn.double() - exact).abs() <= 1.001 * half).all()
 
 
+@pytest.mark.parametrize("tap", ["resid_pre", "resid_mid", "resid_post"])
+def test_a_small_edit_beside_a_massive_activation(tap: str) -> None:
+    """It is less than what sums of so large a number round off, and yet what is read: the final norm leaves the large one out."""
+    model = copy.deepcopy(build("llama"))
+    with torch.no_grad():
+        model.model.norm.weight.fill_(1000.0)[0] = 0.0
+    adapter = adapt(model)
+    assert adapter.walk is not None
+    sink, small = ([size] + [other] * 31 for size, other in ((2e4, 0.0), (0.0, 0.15)))
+    first = {"tap": "resid_pre", "layers": 0, "add": {"values": sink}}
+    intervention = opened(model, adapter, first, {"tap": tap, "layers": 1, "add": {"values": small}})
+    walking, direct, plain = (
+        lensed(model, one, edited)
+        for one, edited in (
+            (adapter, intervention),
+            (replace(adapter, walk=None), intervention),
+            (replace(adapter, walk=None), opened(model, adapter, first)),
+        )
+    )
+    for records in zip(walking, direct, plain, strict=True):
+        found, expected, without = (record.taps["resid_post"].entropy[1:] for record in records)
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+        assert (np.abs(expected - without) > 1e-3).any()
+
+
 def test_statistics_are_against_the_edited_model() -> None:
     """kl is the distance to the prediction that the edited model makes, so 0 at its last block."""
     model, adapter = built("llama")
