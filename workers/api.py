@@ -22,7 +22,6 @@ from raylens.workers.settings import (
     ModelSettings,
     WorkerSettings,
     check,
-    check_types,
     generation_settings,
 )
 from raylens.workers.source import state
@@ -153,6 +152,5 @@ def lens(
         generation_settings(generate, temperature, top_p, sample_top_k, seed),
     )
     check_text(text)
-    check_types(settings)  # before they are hashed
     with _ONE_AT_A_TIME:
         return read(loaded(settings), text)

@@ -35,6 +35,8 @@ _WRITES = {
 }
 #: Largest difference between the sum of the terms and the model's logit in float32, at logits of ordinary size.
 _ALLOWED = 2e-4
+#: Numbers of targets' rows that are gathered at once.
+_GATHERED = 1 << 22
 #: Tokens whose logits are tried at load.
 _TRIED = 64
 
@@ -131,8 +133,10 @@ class Terms:
         }
 
     def _of_targets(self, normed: Tensor) -> Tensor:
-        """[N, M] products of [N, D] rows with their targets' rows of the head."""
-        return (normed.to(self._device) @ self._directions.T).gather(1, self._place)
+        """[N, M] products of [N, D] rows with their targets' rows of the head, of which some are in memory at a time."""
+        size = max(1, _GATHERED // max(1, self._place.shape[1] * normed.shape[1]))
+        parts = zip(torch.split(normed.to(self._device), size), torch.split(self._place, size), strict=True)
+        return torch.cat([torch.einsum("nd,nmd->nm", rows, self._directions[place]) for rows, place in parts])
 
 
 @torch.inference_mode()

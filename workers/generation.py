@@ -34,7 +34,7 @@ class Generation:
     """Generates as one run's settings have it.
 
     Args:
-        model: in evaluation mode; loses the generation settings of its checkpoint.
+        model: in evaluation mode; the generation settings of its checkpoint are left aside.
         tokenizer: of the model.
         lens: reads the steps out.
         settings: of the generation.

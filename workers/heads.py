@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from raylens.storage.errors import ModelError
 from raylens.storage.taps import MAX_HEADS, head_tap
@@ -30,6 +32,8 @@ _OUTPUTS = ("o_proj", "out_proj", "c_proj", "dense")
 #: Where the attention, or else the configuration, keeps the number of heads; and the attention the width of what one gives.
 _COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _WIDTHS = ("head_dim", "v_head_dim")
+#: What norms each head of differential attention (Ye et al., 2024), which is made of two of those that the configuration counts.
+_NORM = "groupnorm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +62,27 @@ class Heads:
 
     def writes(self, inputs: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Tap and [N, D] of each head, given the [N, H * d] that the projection reads."""
-        bias, factor = self._project(torch.zeros_like(inputs[:1])), self._factor(inputs)
-        width = inputs.shape[1] // self.count
+        factor, width = self._factor(inputs), inputs.shape[1] // self.count
         for head in range(self.count):
-            alone, own = torch.zeros_like(inputs), slice(head * width, (head + 1) * width)
-            alone[:, own] = inputs[:, own]
-            yield head_tap(head), self._after(self._project(alone) - bias, factor)
+            yield head_tap(head), self._after(self._alone(inputs, slice(head * width, (head + 1) * width)), factor)
 
     def biases(self, inputs: Tensor) -> Tensor:
         """[N, D] of what is written, what is no head's."""
         bias = self._project(torch.zeros_like(inputs[:1])).expand(len(inputs), -1)
         written = self._after(bias, self._factor(inputs))
         return written if self.norm is None else written + self.norm.bias * self.scale
+
+    def _alone(self, inputs: Tensor, own: slice) -> Tensor:
+        """[N, D] what a head's own part of [N, H * d] is projected to, without the bias."""
+        projection: Any = self.projection
+        with align_module_device(projection):
+            if type(projection) is nn.Linear:
+                return inputs[:, own] @ projection.weight[:, own].T
+            if type(projection) is Conv1D:
+                return inputs[:, own] @ projection.weight[own]  # type: ignore[no-any-return]
+        alone = torch.zeros_like(inputs)
+        alone[:, own] = inputs[:, own]
+        return self._project(alone) - self._project(torch.zeros_like(inputs[:1]))
 
     def _project(self, inputs: Tensor) -> Tensor:
         projected: Tensor = self.projection.forward(inputs)  # not called: hooks on it would take these rows for the model's
@@ -180,6 +193,8 @@ def _measure(model: Any, block: nn.Module, site: Site, seen: _Seen) -> Heads | s
 
 def _count(attention: nn.Module, config: object, width: int) -> int | None:
     """The number of heads, where it and the width of one agree with what is read."""
+    if (norm := getattr(attention, _NORM, None)) is not None:
+        return width // int(norm.normalized_shape[-1])
     given = [getattr(holder, name, None) for holder in (attention, config) for name in _COUNTS]
     widths = [value for name in _WIDTHS if isinstance(value := getattr(attention, name, None), int)]
     for count in given:

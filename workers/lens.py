@@ -90,8 +90,7 @@ class Lens:
         self._hooks = [*read, *(("heads", layer, one.site) for layer, one in self._heads.items())]
 
     def _planned(self, places: list[Place]) -> WalkPlan | None:
-        sites, sums = self._adapter.sites, self._adapter.certificate["sums"]
-        return plan_walk(sites, sums, places, self._intervention.places) if self._walk else None
+        return plan_walk(self._adapter.sites, self._adapter.certificate["sums"], places) if self._walk else None
 
     def products(self, taps: tuple[str, ...], layers: tuple[int, ...]) -> int:
         """Rows a token that are multiplied with the unembedding, were these taps and layers chosen."""

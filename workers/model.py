@@ -1,5 +1,7 @@
 """Loading the model's weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -20,19 +22,19 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM
 
-    _draw_no_loading()
     source = resolve(settings)
     tokenizer = load_tokenizer(settings, source)
     device_map = _device_map(settings)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source.path,
-            output_loading_info=True,
-            revision=source.revision,
-            dtype=settings.dtype,
-            device_map=device_map,
-            trust_remote_code=settings.trust_remote_code,
-        )
+        with _no_loading_drawn():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                output_loading_info=True,
+                revision=source.revision,
+                dtype=settings.dtype,
+                device_map=device_map,
+                trust_remote_code=settings.trust_remote_code,
+            )
         if settings.device_map is None and torch.cuda.is_available():
             model = model.to("cuda")
     except torch.OutOfMemoryError as error:
@@ -49,15 +51,21 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def _draw_no_loading() -> None:
+@contextmanager
+def _no_loading_drawn() -> Iterator[None]:
     """No bar over the loading of weights; one over their download, which transformers would leave out with it, stays."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
-    disabled = are_progress_bars_disabled()
+    drawn, disabled = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
     logging.disable_progress_bar()
     if not disabled:
         enable_progress_bars()
+    try:
+        yield
+    finally:
+        if drawn and not disabled:  # the caller's own models are loaded as before
+            logging.enable_progress_bar()
 
 
 def _device_map(settings: ModelSettings) -> str | dict[str, int | str] | None:

@@ -21,7 +21,7 @@ class WalkPlan:
 
     Attributes:
         hooks: (tap, layer, site) of every place whose rows are needed.
-        starts: places of residuals from which a walk sets out, or sets out anew.
+        starts: places of residuals from which a walk sets out.
         products: rows a token that are multiplied with the unembedding.
     """
 
@@ -30,16 +30,13 @@ class WalkPlan:
     products: int
 
 
-def plan_walk(
-    sites: list[dict[str, Site]], sums: dict[str, float], places: list[Place], edited: frozenset[Place] = frozenset()
-) -> WalkPlan | None:
+def plan_walk(sites: list[dict[str, Site]], sums: dict[str, float], places: list[Place]) -> WalkPlan | None:
     """The plan for the chosen places; None where the blocks cannot be walked or reading each place is as cheap.
 
     Args:
         sites: for each block, tap -> site.
         sums: that were certified for every block.
         places: (tap, layer) chosen.
-        edited: places that an intervention changes.
     """
     taps = WALKABLE.get(frozenset(sums))
     if taps is None or not all(tap in block for block in sites for tap in taps):
@@ -49,15 +46,8 @@ def plan_walk(
     starts = [("resid_post", layer - 1) if layer else ("resid_pre", 0) for layer in firsts]
     if ("resid_pre", 0) in places and ("resid_pre", 0) not in starts:
         starts.append(("resid_pre", 0))
-    needed = [*starts, *((tap, layer) for layer in layers for tap in taps)]
-    starts += sorted(_broken(edited, taps).intersection(needed).difference(starts))
     products = len(starts) + 2 * len(layers)
     if products >= len(places):
         return None
+    needed = [*starts, *((tap, layer) for layer in layers for tap in taps)]
     return WalkPlan([(tap, layer, sites[layer][tap]) for tap, layer in needed], frozenset(starts), products)
-
-
-def _broken(edited: frozenset[Place], taps: tuple[str, ...]) -> set[Place]:
-    """The residuals that an edited residual is in, and that are not the sum of what was read before; before the first block none is."""
-    after = next(tap for tap in taps if tap.startswith("resid"))
-    return {(after if tap == "resid_pre" and layer else tap, layer) for tap, layer in edited if tap.startswith("resid")}

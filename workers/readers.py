@@ -15,8 +15,9 @@ from raylens.workers.projection import Projection
 from raylens.workers.topk import Readout
 from raylens.workers.walk import Part, Walk
 
-#: How far a residual may be from the sum of its parts, relative to its row's largest entry, to be read out as that sum.
-SUM_TOLERANCE = 1e-5
+#: How far an entry of a residual may be from the sum of its parts, relative to the largest that this sum has been, for the
+#: residual to be read out as that sum: some roundings. A row's large entries say nothing of its others, which may be edited.
+SUM_TOLERANCE = 2e-6
 #: How many times smaller than a part of its sum a residual may be. What large parts rounded off stays when later ones take them
 #: away again, as massive activations are (Sun et al., 2024): float32 loses 1e-4 of a logprob where that is a thousandfold.
 SHRUNK = 64
@@ -120,7 +121,8 @@ class WalkReader:
         self._asked = asked
         self._parts: list[Part] = []
         self._bytes = 0
-        self._sum = self._largest = torch.empty(0)  # [N, D], and [N] the largest entry of its parts
+        self._sum = self._span = torch.empty(0)  # [N, D], and how large each entry of it has been
+        self._largest = torch.empty(0)  # [N] the largest entry of its parts
         self._stored: Tensor | None = None  # the residual, while nothing has been added to it since
         self.done: dict[Place, Read] = {}
 
@@ -134,6 +136,7 @@ class WalkReader:
                 self._begin(self._stored, None)
             self._stored = None
             self._sum += rows
+            torch.maximum(self._span, self._sum.abs(), out=self._span)
             self._append(Part(rows, own=wanted))
         elif place not in self._starts and self._adds_up_to(rows):
             self._parts[-1].total = wanted
@@ -153,7 +156,7 @@ class WalkReader:
             self._parts, self._bytes = [], 0
 
     def _begin(self, residual: Tensor, wanted: Place | None) -> None:
-        self._sum = residual.clone()
+        self._sum, self._span = residual.clone(), residual.abs()
         self._largest = torch.zeros(len(residual))
         self._stored = residual
         self._append(Part(residual, total=wanted))
@@ -165,7 +168,7 @@ class WalkReader:
 
     def _adds_up_to(self, stored: Tensor) -> bool:
         size = _largest(stored)
-        exact = (_largest(self._sum - stored) <= SUM_TOLERANCE * size) & (self._largest <= SHRUNK * size)
+        exact = ((self._sum - stored).abs() <= SUM_TOLERANCE * self._span).all(dim=1) & (self._largest <= SHRUNK * size)
         # rows that are not finite come out as such either way, and must not change how their neighbours are read
         return bool((exact | ~size.isfinite()).all())
 

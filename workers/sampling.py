@@ -70,7 +70,7 @@ class Sampler:
     def _scores(self, logits: NDArray[np.float32]) -> _Floats:
         scores = logits.astype(np.float64)
         # from the best one down, so that no temperature is so low that the best is out of range
-        with np.errstate(invalid="ignore"):  # of an infinite logit, which _draw looks for
+        with np.errstate(invalid="ignore", over="ignore"):  # of an infinite logit, which _draw looks for; of a tiny temperature
             scores -= scores.max()
             scores /= self._settings.temperature
         return scores

@@ -100,13 +100,20 @@ def fingerprint(folder: Path) -> str:
 
     Hashing every byte of a large model would take minutes at each start; a retrained or requantised checkpoint changes
     the sampled parts too.
+
+    Raises:
+        ModelError: a file cannot be read.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in (*_WEIGHTS, *_SETTINGS_KINDS) or path.name in _SETTINGS:
+        if path.is_dir() or not (path.suffix in (*_WEIGHTS, *_SETTINGS_KINDS) or path.name in _SETTINGS):
+            continue
+        try:
             size = path.stat().st_size
             digest.update(f"{path.name}\0{size}\0".encode())
             digest.update(_sample(path, size) if path.suffix in _WEIGHTS else path.read_bytes())
+        except OSError as error:  # such as a link to what is not there any more
+            raise ModelError(f"--model {folder}: {path.name} cannot be read ({error.strerror}); fetch the model again") from error
     return digest.hexdigest()
 
 

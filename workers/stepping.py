@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from raylens.storage.errors import ModelError
 from raylens.workers.blocks import input_device
 from raylens.workers.capture import Sink, capture
 from raylens.workers.interventions.intervention import Intervention
@@ -53,10 +54,17 @@ class _Chooser(LogitsProcessor):  # type: ignore[misc]
 
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a sequence."""
+    """The ids that end a sequence.
+
+    Raises:
+        ModelError: the checkpoint names something else.
+    """
     asked = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = tokenizer.eos_token_id if asked is None else asked
-    return tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (int(ends),)
+    given = tokenizer.eos_token_id if asked is None else asked
+    ends = given if isinstance(given, list | tuple) else [] if given is None else [given]
+    if not all(isinstance(end, int) for end in ends):
+        raise ModelError(f"generation_config.json of the model: eos_token_id is {given!r}; it must be an id, or a list of ids")
+    return tuple(ends)
 
 
 @contextmanager

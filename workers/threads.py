@@ -33,8 +33,13 @@ def _pool(workers: int) -> ThreadPoolExecutor:
         all_started.wait()
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="raylens-lens", initializer=start)
-    for _ in range(workers):
-        pool.submit(int)
+    try:
+        for _ in range(workers):
+            pool.submit(int)
+    except RuntimeError:  # there may be no more threads here; those that have started must not wait for them
+        all_started.abort()
+        pool.shutdown()
+        raise
     all_started.wait()
     torch.set_num_threads(workers)  # it is also what torch gives to threads begun later, which are none of this pool's
     return pool

@@ -1,7 +1,8 @@
 """Which tokens ``--track`` names, in all prompts or in each its own."""
 
 from collections.abc import Sequence
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import token_label
@@ -11,9 +12,19 @@ from raylens.storage.vocabulary import Vocabulary
 
 
 def track_names(asked: str | int | Sequence[str | int]) -> tuple[str, ...]:
-    """What ``--track`` would be given: one token or several, by text or id."""
-    each = [asked] if isinstance(asked, str) or not isinstance(asked, Sequence) else asked
-    return tuple(token if isinstance(token, str) else f"{ID}{token}" for token in each)
+    """What ``--track`` would be given: one token or several, by text or id.
+
+    Raises:
+        UsageError: one is neither.
+    """
+    each = [asked] if isinstance(asked, str | bytes) or not isinstance(asked, Sequence) else asked
+    return tuple(token if isinstance(token, str) else f"{ID}{_number(token)}" for token in each)
+
+
+def _number(token: object) -> int:
+    if isinstance(token, SupportsIndex) and not isinstance(token, bool) and index(token) >= 0:
+        return index(token)
+    raise UsageError(f"--track {token!r}: is no token; give its text, or its id as a number from 0")
 
 
 def tracked_fields(names: Sequence[str]) -> list[str]:
@@ -68,8 +79,12 @@ class Tracked:
             if len(number) > MAX_DIGITS or int(number) >= len(vocabulary):
                 raise UsageError(f"{given}: ids are from 0 to {len(vocabulary) - 1}")
             return int(number)
+        try:
+            data = name.encode()
+        except UnicodeEncodeError as error:
+            why = "holds bytes that are not UTF-8, or half of a surrogate pair"
+            raise UsageError(f"{given}: {why}; write whole characters") from error
         pieces: list[int] = self._tokenizer(name, add_special_tokens=False)["input_ids"] if name else []
-        data = name.encode()
         if len(pieces) == 1 and pieces[0] < len(vocabulary) and vocabulary[pieces[0]] == data:
             return pieces[0]
         same = self._tokens_of(data)

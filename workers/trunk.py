@@ -10,8 +10,8 @@ from raylens.storage.errors import ModelError
 from raylens.workers.blocks import first_tensor, flat_rows
 from raylens.workers.tolerances import apart, of_rows, rounding
 
-#: Tokens of the shorter prompt in the batch that is compared.
-_SHORT = 5
+#: Tokens of the shorter prompts in the batch that is compared.
+_SHORT = (1, 2, 3, 5, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,10 @@ def find_trunk(model: Any, owner: nn.Module, last_block: nn.Module, ids: Tensor,
     Raises:
         ModelError: a prompt in a padded batch does not get what it gets alone.
     """
-    # a prompt and its own beginning: in a causal model both must come out as the prompt did alone
-    batch = ids.repeat(2, 1)
-    batch[1, _SHORT:] = 0
-    mask = torch.ones_like(batch)
-    mask[1, _SHORT:] = 0
+    # a prompt and its own beginnings: in a causal model all must come out as the prompt did alone
+    lengths = torch.tensor([ids.shape[1], *_SHORT])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(ids)
+    batch = ids * mask
     spacing = rounding(model)  # batches of other shapes are rounded otherwise
     allowed = of_rows(spacing)
     error = float("inf")
@@ -54,9 +53,7 @@ def find_trunk(model: Any, owner: nn.Module, last_block: nn.Module, ids: Tensor,
     for module in (*bodies, model):
         found = _last_output(module, last_block, batch, mask)
         if found is not None and found.shape[0] == batch.numel():
-            whole, short = found[: len(expected)], found[len(expected) :][:_SHORT]
-            errors = apart(whole, expected, spacing), apart(short, expected[:_SHORT], spacing)
-            error = float(torch.stack(errors).max())
+            error = _off(found.view(len(batch), *expected.shape), expected, lengths, spacing)
             if error <= allowed:
                 return Trunk(module, error, allowed)
     raise ModelError(
@@ -65,13 +62,26 @@ def find_trunk(model: Any, owner: nn.Module, last_block: nn.Module, ids: Tensor,
     )
 
 
+def _off(found: Tensor, expected: Tensor, lengths: Tensor, spacing: float) -> float:
+    """How far [B, T, D] rows of a batch are from [T, D] of the prompt alone: of the whole prompt, of its beginnings, and of the
+    last tokens of these, which stand before padding: a model that looks ahead sees other tokens there.
+    """
+    whole, *beginnings = [rows[:length] for rows, length in zip(found, lengths, strict=True)]
+    pairs = [
+        (whole, expected),
+        (torch.cat(beginnings), torch.cat([expected[: len(rows)] for rows in beginnings])),
+        (torch.stack([rows[-1] for rows in beginnings]), torch.stack([expected[len(rows) - 1] for rows in beginnings])),
+    ]
+    return float(torch.stack([apart(*pair, spacing) for pair in pairs]).max())
+
+
 def _last_output(module: nn.Module, last_block: nn.Module, ids: Tensor, mask: Tensor) -> Tensor | None:
     """[B*T, D] what the last block gives when the module runs; None if the module cannot run so."""
     outputs: list[Tensor | None] = []
     hook = last_block.register_forward_hook(lambda _module, _args, output: outputs.append(first_tensor(output)))
     try:
         module(input_ids=ids, attention_mask=mask, use_cache=False)
-    except (AttributeError, TypeError, ValueError, RuntimeError):  # it needs what the whole model makes for it
+    except Exception:  # noqa: BLE001  it needs what the whole model makes for it, and may miss that in any way
         return None
     finally:
         hook.remove()

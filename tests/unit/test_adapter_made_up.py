@@ -255,6 +255,19 @@ def test_model_that_is_not_causal_is_refused(dtype: torch.dtype) -> None:
         adapt(model)
 
 
+@every_dtype
+def test_model_that_sees_one_token_ahead_is_refused(dtype: torch.dtype) -> None:
+    """Only the last token of a prompt, the one that is read by default, is then another than in a padded batch."""
+    model = made(dtype)
+
+    def ahead(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return output + 0.1 * torch.cat([output[:, 1:], torch.zeros_like(output[:, :1])], dim=1)
+
+    model.get_input_embeddings().register_forward_hook(ahead)
+    with pytest.raises(ModelError, match="padded batch"):
+        adapt(model)
+
+
 def test_model_that_fails_is_refused_with_its_error() -> None:
     """What the model raises on the probe prompt is in the message."""
     model = made()
@@ -290,3 +303,25 @@ def test_body_that_needs_its_model_is_not_run_alone() -> None:
     adapter = adapt(model)
     assert adapter.trunk is model
     assert adapter.certificate["runs"]["padding_error"] < 1e-6
+
+
+@pytest.mark.parametrize("error", [KeyError, AssertionError, IndexError, ImportError])
+def test_body_that_cannot_be_run_alone_may_fail_in_any_way(error: type[Exception]) -> None:
+    """The whole model is run then."""
+    model = made()
+    body, whole, inside = model.body.forward, model.forward, []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        inside.append(True)
+        try:
+            return whole(*args, **kwargs)
+        finally:
+            inside.pop()
+
+    def of_body(*args: Any, **kwargs: Any) -> Any:
+        if not inside:
+            raise error("made by the whole model")
+        return body(*args, **kwargs)
+
+    model.forward, model.body.forward = forward, of_body
+    assert adapt(model).trunk is model

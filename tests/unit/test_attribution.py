@@ -11,6 +11,7 @@ from torch import Tensor
 from raylens.storage.errors import ModelError, UsageError
 from raylens.storage.record import Record
 from raylens.storage.taps import TAPS
+from raylens.workers import attribution as attribution_module
 from raylens.workers.adapter import Adapter
 from raylens.workers.attribution import find_attribution
 from raylens.workers.batching import pad
@@ -53,6 +54,17 @@ def terms64(name: str, model: Any, hidden: Tensor, final: Tensor) -> Tensor:
         hidden, final = (value - value.mean(dim=-1, keepdim=True) for value in (hidden, final))
     factor = FAMILIES[name].after(torch.ones(1).double()) if name == "granite" else 1.0
     return hidden * (normed / final) @ head.weight.double().T * factor
+
+
+def test_terms_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token at a time, or all: memory is bounded without another number."""
+    model, adapter = built("llama")
+    together = records("llama", model, adapter)
+    monkeypatch.setattr(attribution_module, "_GATHERED", 1)
+    for one, other in zip(records("llama", model, adapter), together, strict=True):
+        for tap, lens in one.taps.items():
+            for name in ATTRIBUTIONS:
+                np.testing.assert_allclose(lens.stats[name], other.taps[tap].stats[name], atol=1e-5)
 
 
 @every_device

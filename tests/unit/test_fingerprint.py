@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from raylens.storage.errors import ModelError
 from raylens.workers.source import fingerprint
 
 
@@ -38,3 +41,16 @@ def test_of_all_that_changes_results(tmp_path: Path) -> None:
         (tmp_path / name).write_text("2")
         seen.append(fingerprint(tmp_path))
     assert len(set(seen)) == len(seen)
+
+
+def test_of_what_is_not_there_any_more(tmp_path: Path) -> None:
+    """A link that leads nowhere, as a cache that was cut leaves it, is named; a folder of such a name is no file of the model."""
+    (tmp_path / "config.json").write_bytes(b"{}")
+    before = fingerprint(tmp_path)
+    (tmp_path / "old.bin").mkdir()
+    assert fingerprint(tmp_path) == before
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs" / "gone")
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors cannot be read \(No such file or directory\); fetch the model again"
+    ):
+        fingerprint(tmp_path)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
+from transformers.utils import logging
 
 from raylens.storage.errors import ModelError, UsageError
 from raylens.storage.generated import text_of
@@ -267,6 +269,23 @@ def test_which_tokens_end_a_sequence(asked: int | list[int] | None, own: int | N
     """Those that the checkpoint names for generation, else the tokenizer's."""
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=asked))
     assert end_ids(model, SimpleNamespace(eos_token_id=own)) == ends
+
+
+@pytest.mark.parametrize("asked", ["</s>", [2, None], 2.0], ids=str)
+def test_ends_that_are_no_ids(asked: object) -> None:
+    """One error when the model loads, and not a failure of each prompt."""
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=asked))
+    with pytest.raises(ModelError, match=re.escape(f"eos_token_id is {asked!r}; it must be an id, or a list of ids")):
+        end_ids(model, SimpleNamespace(eos_token_id=7))
+
+
+def test_loading_leaves_the_bars_of_others(folders: Any) -> None:
+    """A caller of raylens.lens still sees those of the models that it loads itself."""
+    settings = ModelSettings(str(folders("llama")))
+    for switch, drawn in ((logging.enable_progress_bar, True), (logging.disable_progress_bar, False)):
+        switch()
+        load_model(settings)
+        assert logging.is_progress_bar_enabled() == drawn
 
 
 def test_wishes_of_a_checkpoint_are_left_alone(folders: Any, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from raylens.workers.batching import pad
 from raylens.workers.heads import Heads, find_heads
 from raylens.workers.lens import Lens
 from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings, check
-from tests.models import FAMILIES, build
+from tests.models import FAMILIES, build, make
 from tests.unit.test_lens import built, compare, every_device, logits64, prompts, rms
 
 COUNT = 4
@@ -126,6 +126,37 @@ def test_a_head_is_where_its_queries_are(name: str) -> None:
     finally:
         with torch.no_grad():
             weight.copy_(kept)
+
+
+def test_heads_of_differential_attention() -> None:
+    """Each is made of two query heads, which no sum of writes would tell: half as many, and other queries change but one."""
+    model = make("diffllama", **{**FAMILIES["llama"].config, "num_key_value_heads": 4})
+    attention = model.model.layers[1].self_attn
+    (heads,) = find_heads(model, adapt(model), (1,)).values()
+    assert heads.count == COUNT // 2
+    before = dict(heads.writes(read_by(model, heads.projection, [7, 30, 2, 250, 9]).float()))
+    with torch.no_grad():
+        attention.q_proj.weight[: len(attention.q_proj.weight) // COUNT] *= -3
+    after = dict(heads.writes(read_by(model, heads.projection, [7, 30, 2, 250, 9]).float()))
+    assert [torch.allclose(before[tap], after[tap], atol=1e-6) for tap in before] == [False, True]
+
+
+@pytest.mark.parametrize("scale", [1, 60])
+def test_heads_beside_a_large_bias(scale: float) -> None:
+    """In bfloat16 a head's write is as near to its exact value as that type is, however large the projection's bias."""
+    model = copy.deepcopy(build("gpt2"))
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.attn.c_proj.bias.mul_(scale)
+    model.bfloat16()
+    (heads,) = find_heads(model, adapt(model), (1,)).values()
+    read = read_by(model, heads.projection, [7, 30, 2, 250, 9]).bfloat16()
+    weight = model.transformer.h[1].attn.c_proj.weight.detach()
+    width = len(weight) // COUNT
+    for head, (_, written) in enumerate(heads.writes(read)):
+        own = slice(head * width, (head + 1) * width)
+        exact = read[:, own].double() @ weight[own].double()
+        assert float((written.detach().double() - exact).norm() / exact.norm()) < 2**-8
 
 
 @pytest.mark.parametrize("walk", [True, False])

@@ -22,6 +22,7 @@ from raylens.workers.interventions.edits import read_edits
 from raylens.workers.interventions.intervention import Intervention
 from raylens.workers.interventions.opening import open_intervention
 from raylens.workers.interventions.places import Span, edited
+from raylens.workers.interventions.sources import Sources
 from raylens.workers.lens import Lens
 from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.worker import Worker
@@ -529,6 +530,32 @@ def test_worker(tmp_path: Path) -> None:
     assert isinstance(other, Record)
     last = [record.taps["resid_post"].logprobs for record in (fitting, other)]
     assert np.array_equal(last[0], last[1])
+
+
+def test_a_prompt_that_the_model_cannot_run() -> None:
+    """The message names it, and says what happened; it is the model's error, not a crash."""
+    model, adapter = built("llama")
+    edit = {"tap": "resid_post", "layers": 0, "patch": {"prompt": "one"}}
+
+    def fail(_module: Any, args: Any, kwargs: Any) -> None:
+        if kwargs["input_ids"].shape[1] == len(OTHERS["one"]):
+            raise torch.OutOfMemoryError("no room")
+
+    hook = model.model.register_forward_pre_hook(fail, with_kwargs=True)
+    try:
+        with pytest.raises(ModelError, match=r"--intervene: the model cannot run the prompt 'one' of 5 tokens \(.*no room\)"):
+            opened(model, adapter, edit)
+    finally:
+        hook.remove()
+
+
+def test_of_a_prompt_only_what_is_needed_is_kept() -> None:
+    """A vector of one position does not keep all of its prompt in memory; with "each" all positions are needed."""
+    model, adapter = built("llama")
+    for position, rows in ((1, 1), ("last", 1), ("each", 5)):
+        edits = read_edits({"edits": [{"tap": "mlp_out", "layers": 1, "patch": {"prompt": "one", "position": position}}]})
+        sources = Sources(adapter, edits, lambda text: OTHERS[text], model.device)
+        assert sources.vector(edits[0], 1, 1.0).untyped_storage().nbytes() == rows * 32 * 4
 
 
 def test_numbers_that_are_not_finite(tmp_path: Path) -> None:

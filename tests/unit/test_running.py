@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,6 +22,7 @@ from raylens.workers.threads import each
 from raylens.workers.topk import Readout, RunningReadout
 from tests.unit.test_topk import check, logits_of_all_kinds, random_logits
 from tests.unit.test_topk import cut as plain_cut
+from tests.waiting import wait_until
 
 CPU = torch.device("cpu")
 
@@ -148,6 +150,22 @@ def test_threads_of_our_own() -> None:
             each(lambda part: 1 // part, [1, 0], 2)
     finally:
         torch.set_num_threads(before)
+
+
+def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a container allows no more of them, those that have started end, and so does the process."""
+    start, before = threading.Thread.start, threading.active_count()
+
+    def refuse_the_second(thread: threading.Thread) -> None:
+        if threading.active_count() > before:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_the_second)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            each(str, range(9), 7)
+        wait_until(lambda: threading.active_count() == before, "the threads have ended")
 
 
 def test_numba_is_not_imported_before_it_is_used() -> None:

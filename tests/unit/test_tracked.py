@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from raylens.storage.errors import UsageError
@@ -39,6 +40,7 @@ def test_texts_and_ids(tokenizer: object, vocabulary: Vocabulary) -> None:
         ("", "no single token of this model: nothing"),
         ("id:49152", "--track 'id:49152': ids are from 0 to 49151"),
         ("日本", "no single token"),
+        ("\udcff", "--track '\\udcff': holds bytes that are not UTF-8"),
     ],
 )
 def test_what_is_no_token(name: str, message: str, tokenizer: object, vocabulary: Vocabulary) -> None:
@@ -92,3 +94,14 @@ def test_names_from_python() -> None:
     assert track_names(" a") == (" a",)
     assert track_names(5) == ("id:5",)
     assert track_names([" a", 5]) == (" a", "id:5")
+    assert track_names([*range(2), np.int64(7)]) == ("id:0", "id:1", "id:7")
+
+
+@pytest.mark.parametrize("token", [b" a", None, True, -1, 1.5, [" a"]])
+def test_what_names_nothing(token: object) -> None:
+    """Bytes are not read as ids, nor anything else as what it is not."""
+    with pytest.raises(UsageError, match="is no token; give its text, or its id as a number from 0"):
+        track_names([token])  # type: ignore[list-item]
+    if not isinstance(token, list):
+        with pytest.raises(UsageError, match="is no token"):
+            track_names(token)  # type: ignore[arg-type]

@@ -13,7 +13,6 @@ from raylens.workers.batching import Batch
 from raylens.workers.interventions.hooks import Change, Remove, change_input, change_output, change_sum
 from raylens.workers.interventions.places import Span, places
 from raylens.workers.interventions.sources import site_of
-from raylens.workers.lenses.interface import Place
 
 #: (positions of N rows, [N, D] rows) -> [N, D] what they become.
 PlacedChange = Callable[[list[int], Tensor], Tensor]
@@ -24,13 +23,11 @@ class Placed:
     """One edit at one layer.
 
     Attributes:
-        place: tap and layer.
         positions: which, as the edit says.
         register: hooks a change of the given rows in.
         change: of rows at the given positions.
     """
 
-    place: Place
     positions: str
     register: Callable[[Tensor, Change], Remove]
     change: PlacedChange
@@ -54,11 +51,6 @@ class Intervention:
     def edits(self) -> bool:
         """Whether there are any."""
         return bool(self._placed)
-
-    @property
-    def places(self) -> frozenset[Place]:
-        """Those that are edited."""
-        return frozenset(one.place for one in self._placed)
 
     def problem(self, tokens: int) -> str | None:
         """Why a prompt of so many tokens cannot be run; None where it can."""
@@ -93,6 +85,6 @@ def place(adapter: Adapter, tap: str, layer: int, positions: str, change_at: Cal
     """
     if tap == "resid_mid":
         block, attention = adapter.sites[layer]["resid_post"].module, adapter.sites[layer]["attn_out"]
-        return Placed((tap, layer), positions, partial(change_sum, block, attention.module, attention.scale), change_at(1.0))
+        return Placed(positions, partial(change_sum, block, attention.module, attention.scale), change_at(1.0))
     site = site_of(adapter, tap, layer)
-    return Placed((tap, layer), positions, partial(change_input if site.reads_input else change_output, site.module), change_at(site.scale))
+    return Placed(positions, partial(change_input if site.reads_input else change_output, site.module), change_at(site.scale))

@@ -4,19 +4,22 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from raylens.storage.errors import ModelError
+from raylens.storage.errors import ModelError, named_line
 from raylens.storage.layers import select_layers
 from raylens.workers.adapter import Adapter
 from raylens.workers.capture import Site, capture
 from raylens.workers.interventions.edits import Add, Edit
 from raylens.workers.interventions.hooks import wide
 
-#: (prompt, tap, layer).
-Held = tuple[str, str, int]
+#: A position of a prompt's tokens: "each" is all of them, "last" the last.
+Position = int | Literal["last", "each"]
+#: (prompt, tap, layer, position).
+Held = tuple[str, str, int, Position]
 
 
 def site_of(adapter: Adapter, tap: str, layer: int) -> Site:
@@ -43,7 +46,7 @@ class Sources:
         device: where token ids go.
 
     Raises:
-        ModelError: the model gives numbers that are not finite.
+        ModelError: the model fails on a prompt, or gives numbers that are not finite.
     """
 
     def __init__(
@@ -52,26 +55,36 @@ class Sources:
         self._adapter = adapter
         self._rows: dict[Held, Tensor] = {}
         self.tokens: dict[str, int] = {}
-        wanted: dict[str, dict[tuple[str, int], None]] = defaultdict(dict)
+        wanted: dict[str, dict[tuple[str, int], dict[Position, None]]] = defaultdict(lambda: defaultdict(dict))
         for edit in edits:
             for prompt in edit.prompts:
-                wanted[prompt] |= {source_place(edit, layer): None for layer in select_layers(edit.layers, len(adapter.sites))}
+                assert edit.source is not None
+                for layer in select_layers(edit.layers, len(adapter.sites)):
+                    wanted[prompt][source_place(edit, layer)][edit.source.position] = None
         for prompt, taps in wanted.items():
             ids = ids_of(prompt)
             self.tokens[prompt] = len(ids)
-            self._read(prompt, torch.tensor([ids], device=device), list(taps))
+            self._read(prompt, torch.tensor([ids], device=device), taps)
 
-    def _read(self, prompt: str, ids: Tensor, taps: list[tuple[str, int]]) -> None:
+    def _read(self, prompt: str, ids: Tensor, taps: dict[tuple[str, int], dict[Position, None]]) -> None:
         def keep(tap: str, layer: int, rows: Tensor) -> None:
             if not bool(rows.isfinite().all()):
                 raise ModelError(
                     f"--intervene: {tap} of layer {layer} is not finite for the prompt {prompt[:60]!r}; try --dtype float32"
                 )
-            self._rows[prompt, tap, layer] = rows
+            for position in taps[tap, layer]:
+                # a copy, which does not keep all of a prompt in memory for one of its rows
+                self._rows[prompt, tap, layer, position] = _at(rows, position).clone()
 
         sites = [(tap, layer, replace(site_of(self._adapter, tap, layer), scale=1.0)) for tap, layer in taps]
-        with torch.inference_mode(), capture(sites, torch.arange(ids.shape[1], device=ids.device), keep):
-            self._adapter.trunk(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        try:
+            with torch.inference_mode(), capture(sites, torch.arange(ids.shape[1], device=ids.device), keep):
+                self._adapter.trunk(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        except ModelError:
+            raise
+        except Exception as error:  # a model may raise anything
+            what = f"the prompt {prompt[:60]!r} of {ids.shape[1]} tokens"
+            raise ModelError(f"--intervene: the model cannot run {what} ({named_line(error)})") from error
 
     def vector(self, edit: Edit, layer: int, scale: float) -> Tensor:
         """[D] what an edit adds or puts in place at a layer, or [T, D], one for each position; over the scale of its site."""
@@ -80,8 +93,7 @@ class Sources:
         if isinstance(source, Add) and source.values is not None:
             return torch.tensor(source.values) * (source.scale / scale)
         tap, at = source_place(edit, layer)
-        rows = [self._rows[prompt, tap, at] for prompt in edit.prompts]
-        found = rows if source.position == "each" else [one[-1 if source.position == "last" else source.position] for one in rows]
+        found = [self._rows[prompt, tap, at, source.position] for prompt in edit.prompts]
         whole = wide(found[0]) - wide(found[1]) if len(found) > 1 else found[0]
         factor = site_of(self._adapter, tap, at).scale / scale * (source.scale if isinstance(source, Add) else 1.0)
         return whole if factor == 1.0 else wide(whole) * factor  # rounded once, where it is put into the model
@@ -96,6 +108,11 @@ class Sources:
         return digest.hexdigest()[:16]
 
     def _bytes(self) -> Iterator[bytes]:
-        for (prompt, tap, layer), rows in self._rows.items():
-            yield f"{prompt}\0{tap}\0{layer}\0".encode()
+        for (prompt, tap, layer, position), rows in self._rows.items():
+            yield f"{prompt}\0{tap}\0{layer}\0{position}\0".encode()
             yield rows.to("cpu", torch.float32).contiguous().numpy().tobytes()
+
+
+def _at(rows: Tensor, position: Position) -> Tensor:
+    """[T, D] all rows, or [D] one of them."""
+    return rows if position == "each" else rows[-1 if position == "last" else position]
