@@ -52,7 +52,9 @@ def position_switch(config: Any) -> int | None:
     each = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # of one kind of layer, or of several
     name = "original_max_position_embeddings"  # among the parameters, or where Phi-3 has it
     own: Any = getattr(config, name, None) or getattr(config, "max_position_embeddings", 0)
-    return min((int(part.get(name) or own) for part in each if part.get("rope_type") == "longrope"), default=None)
+    # code that comes with a checkpoint has other names for it (su), but the same factors
+    turning = [part for part in each if part.get("rope_type") == "longrope" or "long_factor" in part]
+    return min((int(part.get(name) or own) for part in turning), default=None)
 
 
 def batches(

@@ -95,6 +95,13 @@ def test_the_switch_of_several_kinds_of_layers(lengths: tuple[int, ...], switch:
     assert position_switch(SimpleNamespace(rope_parameters=kinds)) == switch
 
 
+def test_the_switch_by_its_older_name() -> None:
+    """As the configuration has it that came with Phi-3 at first."""
+    rope = {"type": "su", "short_factor": [1.0], "long_factor": [4.0]}
+    config = SimpleNamespace(rope_scaling=rope, original_max_position_embeddings=16, max_position_embeddings=64)
+    assert position_switch(config) == 16
+
+
 def turning_at_16() -> Any:
     """A model that turns positions otherwise beyond a length, as Phi-3 for 128k tokens does."""
     sizes = dict(FAMILIES["phi3"].config)

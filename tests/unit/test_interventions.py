@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raylens.storage.errors import ModelError
 from raylens.storage.record import Failure, Prompt, Record
@@ -19,6 +19,7 @@ from raylens.storage.taps import TAPS
 from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.batching import pad
 from raylens.workers.interventions.edits import read_edits
+from raylens.workers.interventions.hooks import change_output
 from raylens.workers.interventions.intervention import Intervention
 from raylens.workers.interventions.opening import open_intervention
 from raylens.workers.interventions.places import Span, edited
@@ -580,6 +581,23 @@ def test_tuples_and_flat_rows() -> None:
             assert blocks[1].mlp is not None
             zero = (blocks[1].mlp == 0).all(dim=1)
             assert zero.tolist() == [False] * (len(prompt.ids) - 1) + [True]
+
+
+class Named(NamedTuple):
+    """What some modules give in place of a tuple."""
+
+    hidden: Tensor
+    weights: Tensor | None
+
+
+def test_outputs_with_names_keep_them() -> None:
+    """What comes after an edited module finds what it looks for."""
+    module, seen = nn.Identity(), torch.arange(6.0).view(1, 3, 2)
+    remove = change_output(module, torch.tensor([1]), torch.zeros_like)
+    found = module(Named(seen, None))
+    remove()
+    assert isinstance(found, Named)
+    assert found.hidden[0].tolist() == [[0, 1], [0, 0], [4, 5]]
 
 
 def test_another_width_of_heads() -> None:

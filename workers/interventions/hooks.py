@@ -81,7 +81,8 @@ def _with_first(value: Any, changed: Tensor) -> Any:
     """The value with another tensor where ``first_tensor`` finds one."""
     if isinstance(value, Tensor):
         return changed
-    return type(value)((_with_first(value[0], changed), *value[1:]))
+    parts = (_with_first(value[0], changed), *value[1:])
+    return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
 
 
 def wide(rows: Tensor) -> Tensor:
