@@ -6,8 +6,9 @@ states have nothing to do with each other, so each core takes its own through pr
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 from typing import TypeVar
 
 import torch
@@ -30,7 +31,8 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     def start() -> None:
         torch.get_num_threads()  # has torch set this thread up, which would undo the next line if it came later
         torch.set_num_threads(1)  # of products begun in this thread
-        all_started.wait()
+        with suppress(BrokenBarrierError):  # of one that could not be started the caller of all is told
+            all_started.wait()
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="raylens-lens", initializer=start)
     try:

@@ -152,7 +152,7 @@ def test_threads_of_our_own() -> None:
         torch.set_num_threads(before)
 
 
-def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Where a container allows no more of them, those that have started end, and so does the process."""
     start, before = threading.Thread.start, threading.active_count()
 
@@ -166,6 +166,7 @@ def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(RuntimeError, match="can't start new thread"):
             each(str, range(9), 7)
         wait_until(lambda: threading.active_count() == before, "the threads have ended")
+    assert caplog.messages == []
 
 
 def test_numba_is_not_imported_before_it_is_used() -> None:
