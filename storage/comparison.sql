@@ -8,7 +8,7 @@ compared AS (
         avg(other.entropy::DOUBLE - one.entropy) AS entropy_change,
         -- a token beyond the k best has at most the logprob of the last of them
         avg(
-            coalesce(other.logprobs[nullif(list_position(other.ids[1:$k], one.ids[1]), 0)], other.logprobs[$k])::DOUBLE - one.logprobs[1]
+            coalesce(other.logprobs[nullif(list_position(other.ids, one.ids[1]), 0)], other.logprobs[-1])::DOUBLE - one.logprobs[1]
         ) AS logprob_change,
         avg(other.next_logprob::DOUBLE - one.next_logprob) FILTER (one.position + 1 < shared) AS next_logprob_change,
         avg(other.kl::DOUBLE - one.kl) AS kl_change

@@ -80,6 +80,8 @@ class Database:
         if not runs:
             raise UsageError("there are no runs to query")
         found = {run.name: table_files(run.folder, run.manifest.uid) for run in runs}
+        if len(found) < len(runs):  # of several stores
+            raise UsageError("two of the runs have one name, by which queries tell them apart; compare runs of different names")
         for kind in KINDS:
             name, schema = _KINDS[kind]
             parts = [_select(run, [files.path(kind) for files in all_files]) for run, all_files in found.items() if all_files]
@@ -105,7 +107,8 @@ class Database:
             statements = self._connection.extract_statements(sql)
             # EXPLAIN is not among them, for EXPLAIN ANALYZE runs what it explains, a COPY over a table too.
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise UsageError("SQL: give one SELECT (or FROM, DESCRIBE, SHOW, SUMMARIZE) statement; the store is read only")
+                allowed = "SELECT (or FROM, DESCRIBE, SHOW, SUMMARIZE, or PIVOT with IN)"
+                raise UsageError(f"SQL: give one {allowed} statement; the store is read only")
             reader = self._ask(
                 lambda: self._connection.sql(sql, params=dict(parameters) if parameters else None).to_arrow_reader()
             )

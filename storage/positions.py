@@ -42,7 +42,7 @@ class Positions:
             return cls(int(text), int(text) + 1 or None)
         if match := _SPAN.fullmatch(text):
             found = cls(int(match[1] or 0), int(match[2]) if match[2] else None)
-            if found.end is None or found.first < found.end or found.end < 0 <= found.first:
+            if found.end is None or (found.end != 0 and (found.first < found.end or found.end < 0 <= found.first)):
                 return found
         raise UsageError(f"--positions {text[:100]!r}: write {FORMS}")
 

@@ -234,9 +234,9 @@ def _tap(value: Any, _: Run) -> str | None:
     return taps[0]
 
 
-def _written(value: Any) -> str:
-    """As it would be typed; a pair of numbers is first and end, and a list of them is that."""
-    return ":".join(map(str, value)) if isinstance(value, tuple) else str(as_text(value))
+def _between(value: Any) -> str:
+    """As it would be typed; of positions, which follow each other, a pair of numbers is first and end."""
+    return ":".join(map(str, value)) if isinstance(value, tuple) and len(value) == 2 else str(as_text(value))
 
 
 def _count(option: str) -> Callable[[Any, Run], int]:
@@ -254,8 +254,8 @@ _READ: dict[str, Callable[[Any, Run], Any]] = {
     "to": partial(tracked_number, "to"),
     "minus": partial(tracked_number, "minus"),
     "tap": _tap,
-    "layers": lambda value, _: _written(value),
-    "positions": lambda value, _: Positions.parse(_written(value)),
+    "layers": lambda value, _: str(as_text(value)),
+    "positions": lambda value, _: Positions.parse(_between(value)),
     "rank": _count("rank"),
     "limit": _count("limit"),
     "by": lambda value, _: str(value),

@@ -71,6 +71,8 @@ CREATE MACRO tap_order(tap) AS coalesce(
 -- The value of a metadata key of any name: as text, null where there is none or JSON's null; and as JSON.
 CREATE MACRO json_pointer(key) AS '/' || replace(replace(key, '~', '~0'), '/', '~1');
 CREATE MACRO metadata_value(metadata, key) AS json_extract_string(metadata, json_pointer(key));
+-- The logprob of any of several tokens, also where each of them is too small a number by itself
+CREATE MACRO summed(logprobs) AS list_max(logprobs) + ln(list_sum([exp(one - list_max(logprobs)) FOR one IN logprobs]));
 CREATE MACRO metadata_json(metadata, key) AS json_extract(metadata, json_pointer(key))::VARCHAR;
 
 -- Prompts of one id in two runs, and how many first tokens they share: all of the shorter one's, or none. Where both were generated the model goes

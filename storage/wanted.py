@@ -59,8 +59,10 @@ def wanted(names: str | int | Sequence[str | int], run: Run) -> Wanted:
     if not each:
         raise UsageError("--token: name at least one token, by its text or as id:N")
     tokens: list[int | Own] = []
+    tracked = run.manifest.identity.get("lens", {}).get("track", ())
     for name in each:
-        own = isinstance(name, str) and name.startswith(FIELD)
+        # by the name that it was tracked by, a token is the one that the run took it for, where several have the same bytes
+        own = isinstance(name, str) and (name.startswith(FIELD) or name in tracked)
         tokens += [Own(tracked_number("token", name, run))] if own else token_ids(name, run.vocabulary)
     return Wanted(tuple(dict.fromkeys(tokens)))
 

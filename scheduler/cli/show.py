@@ -51,18 +51,17 @@ def command(
     from raylens.storage.record_view import readable
 
     run, prompt = open_run(store, address)
-    if quarantine:
-        if prompt is not None:
-            raise UsageError(f"--quarantine: is of a run; name it as {run.name}")
-        _show_quarantine(run, as_json)
-        return
+    chosen = {"--position": position, "--top": top, "--important-threshold": threshold}
+    option = next((f"{name} {value}" for name, value in chosen.items() if value is not None), None)
+    if quarantine and prompt is not None:
+        raise UsageError(f"--quarantine: is of a run; name it as {run.name}")
     if prompt is None:
-        if position is not None:
-            raise UsageError(f"--position {position}: is for a prompt; name one as {run.name}/PROMPT")
-        if threshold is not None:
-            raise UsageError(f"--important-threshold: is for a prompt; name one as {run.name}/PROMPT")
-        _show_run(run, as_json)
+        if option is not None:
+            raise UsageError(f"{option}: is for a prompt; name one as {run.name}/PROMPT")
+        _show_quarantine(run, as_json) if quarantine else _show_run(run, as_json)
         return
+    if as_json and option is not None:
+        raise UsageError(f"{option}: does not go with --json, which has all of the prompt")
     outcome = run[prompt]
     if as_json:
         click.echo(orjson.dumps(readable(outcome, run.vocabulary)))

@@ -7,7 +7,7 @@ from raylens.storage.errors import UsageError
 from raylens.storage.plots import picture_format, write_picture
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from raylens.storage.database import Database
     from raylens.storage.store import Run
@@ -17,13 +17,33 @@ KINDS = ("aggregate", "compare")
 #: Values of a metadata key that are drawn apart.
 MOST_VALUES = 8
 
+_VALUES = """
+    SELECT count(DISTINCT value) AS named, count(*) - count(value) AS lacking
+    FROM (SELECT metadata_value(metadata, $by) AS value FROM prompt_rows WHERE failure IS NULL)
+"""
 
-def undrawn(by: str, splits: "Iterable[str | None]") -> str | None:
-    """Why there is no picture by a key of metadata that has these values, None where a prompt lacks it; None if there is one."""
-    values = set(splits)
-    if values == {None}:
-        return f"--by {by}: no prompt that has a record has it"
-    return f"--by {by}: {len(values)} values; at most {MOST_VALUES} are drawn apart" if len(values) > MOST_VALUES else None
+
+def values_of(run: "Run", database: "Database", by: str) -> int:
+    """How many values a key of metadata has among prompts that have a record; to lack it is one, where others have it.
+
+    Asked before anything is told apart by them: of a mistyped key they may be as many as prompts.
+
+    Raises:
+        UsageError: no prompt has it.
+    """
+    from raylens.storage.selection import check_key
+
+    check_key(run, database, by)
+    with database.query(_VALUES, {"by": by}) as reader:
+        (row,) = reader.read_all().to_pylist()
+    if row["lacking"] and not row["named"]:
+        raise UsageError(f"--by {by}: no prompt that has a record has it")
+    return int(row["named"] + (row["lacking"] > 0))
+
+
+def undrawn(by: str, values: int) -> str | None:
+    """Why there is no picture by a key of metadata that has so many values; None if there is one."""
+    return f"--by {by}: {values:,} values; at most {MOST_VALUES} are drawn apart" if values > MOST_VALUES else None
 
 
 def depth(run: "Run", database: "Database", chosen: "Mapping[str, str]") -> "list[dict[str, Any]]":

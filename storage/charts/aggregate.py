@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from raylens.storage.charts import depth, undrawn
+from raylens.storage.charts import depth, undrawn, values_of
 from raylens.storage.charts.stack import Chart, Curve, Map, Panels, Plot, drawn_taps, series
 from raylens.storage.database import Database
 from raylens.storage.errors import UsageError
@@ -16,7 +16,6 @@ from raylens.storage.plots.panel import share_axis, upward_axis
 from raylens.storage.plots.scales import nats_scale, prob_scale
 from raylens.storage.result import ask
 from raylens.storage.store import Run
-from raylens.storage.taps import TAPS
 
 #: Rows by tap, or by value of the key, None for prompts that lack it.
 _Groups = Mapping[Any, list[dict[str, Any]]]
@@ -35,17 +34,17 @@ def aggregate(run: Run, by: str | None = None, positions: str | None = None) -> 
     """
     chosen = {name: given for name, given in (("by", by), ("positions", positions)) if given is not None}
     with Database([run]) as database:
+        if by is not None and (why := undrawn(by, values_of(run, database, by))):
+            raise UsageError(why)
         rows, decided = ask(run, database, "layers", chosen), depth(run, database, chosen)
     if not rows:  # a run without records is refused by the query
         raise UsageError(f"--positions {positions}: none of them was lensed in run {run.name!r}")
     if by is not None:
-        last = next((tap for tap in reversed(TAPS) if any(row["tap"] == tap for row in rows)), "")
+        last = drawn_taps(dict.fromkeys((row["tap"] for row in rows), ()))[-1]
         rows = [row for row in rows if row["tap"] == last]
     groups: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["tap"] if by is None else row["split"]].append(row)
-    if by is not None and (why := undrawn(by, [row["split"] for row in rows])):
-        raise UsageError(why)
     names = drawn_taps(groups) if by is None else sorted(groups, key=lambda value: (value is not None, value or ""))
     layers = sorted({row["layer"] for name in names for row in groups[name]})
     plots = [_agreement(groups, names, layers), _entropy(groups, names, layers), _kl(groups, names, layers)]

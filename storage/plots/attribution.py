@@ -11,6 +11,7 @@ from raylens.storage.labels import token_label
 from raylens.storage.plots.canvas import LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
 from raylens.storage.plots.request import Request, coverage, prediction, read_to
 from raylens.storage.plots.scales import logit_scale
+from raylens.storage.plots.standing import models_own
 from raylens.storage.record import Record
 from raylens.storage.taps import is_head, tap_order
 from raylens.storage.vocabulary import Vocabulary
@@ -63,7 +64,7 @@ def attribution(record: Record, vocabulary: Vocabulary, request: Request) -> Att
             record,
             read_to(record, vocabulary, position),
             f"added to the logit of {words} by each write, the final norm's factor held fixed"
-            f"{_check(record, column, taps, pair=len(request.tokens or ()) > 1)}",
+            f"{_check(record, column, taps, len(request.tokens or (0,)))}",
             coverage(record, [position]),
             f"rows: layer, 0 at the bottom; columns: what is written to the residual{grey}",
         ),
@@ -74,20 +75,21 @@ def attribution(record: Record, vocabulary: Vocabulary, request: Request) -> Att
     )
 
 
-def _check(record: Record, column: int, taps: Sequence[str], *, pair: bool) -> str:
-    """How far the terms sum to a whole, in words, and which have no column; at the last layer that is the model's own logit.
+def _check(record: Record, column: int, taps: Sequence[str], tokens: int) -> str:
+    """How far the terms sum to that of the residual they were written to, in words, and which have no column; at the model's
+    last layer that is its own logit.
 
     Args:
-        pair: whether the terms are of one token less another.
+        tokens: whose terms are added or taken off.
     """
     lens = record.taps.get("resid_post")
     if lens is None or "attribution_error" not in lens.stats:
         return ""
-    error = lens.stats["attribution_error"][-1, column] * (2 if pair else 1)  # at most: stored is the largest of all tokens
-    whole = "the difference of the two logits" if pair else "its logit"
+    error = lens.stats["attribution_error"][-1, column] * tokens  # at most: stored is the largest of all tokens
     hidden = ", ".join(tap for tap in _WRITES if tap not in taps)
     beside = f" (not shown: {hidden})" if hidden else ""
-    return f"; all that was written up to layer {lens.layers[-1]}{beside} sums to {whole} within {error:.1g}"
+    last = lens.layers[-1]
+    return f"; all that was written up to layer {last}{beside} sums to what the residual there adds, within {error:.1g}"
 
 
 def _chosen_taps(record: Record, request: Request) -> tuple[str, ...]:
@@ -101,19 +103,22 @@ def _chosen_taps(record: Record, request: Request) -> tuple[str, ...]:
 def _terms(record: Record, vocabulary: Vocabulary, request: Request, column: int) -> tuple[str, dict[str, Array]]:
     """To whose logit, in words; and tap -> [L] terms at a position."""
     if request.tokens is not None:
+        if request.stat is not None:
+            raise UsageError(f"stat {request.stat!r}: does not go with tokens of one's own, whose attribution is drawn")
         return _of_tracked(record, vocabulary, request.tokens, column)
     stat = request.chosen_stat(STATS)
     name = f"{stat}_attribution"
     if any(name not in lens.stats for lens in record.taps.values()):
         raise UsageError(f"prompt {record.id!r} has no {name}; name a tracked token, or lens it with --stats {name}")
     if stat == "best":
-        token = int(prediction(record).ids[column])
+        known = models_own(record)[column]
+        words = f"the predicted token {token_label(vocabulary, int(prediction(record).ids[column]))}"
+        words = words if known else "the token that the model predicts, which is not stored"
     else:
         following = record.token_ids[record.positions[column] + 1 : record.positions[column] + 2]
         if not following:
             raise UsageError(f"no token follows position {record.positions[column]} of prompt {record.id!r}; choose another")
-        token = following[0]
-    words = f"the {'predicted' if stat == 'best' else 'next'} token {token_label(vocabulary, token)}"
+        words = f"the next token {token_label(vocabulary, following[0])}"
     return words, {tap: lens.stats[name][:, column] for tap, lens in record.taps.items()}
 
 

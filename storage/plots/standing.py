@@ -32,15 +32,22 @@ def known_everywhere(record: Record, lens: TapLens, targets: NDArray[np.uint32])
     return np.asarray(np.isfinite(_stored(record, lens, targets, "rank")).all(axis=0))
 
 
-def _stored(record: Record, lens: TapLens, targets: NDArray[np.uint32], what: Literal["rank", "logprob"]) -> Array:
-    """[L, P] what the tap's statistics say of the tokens; not a number where they are of other ones."""
-    values = np.full(lens.ids.shape[:2], np.nan)
+def models_own(record: Record) -> NDArray[np.bool_]:
+    """[P] whether the prediction of the last stored layer is known to be what the model's own last layer puts first, of which
+    the statistics named ``best`` are."""
     final = prediction(record)
     last = record.taps[final.tap]
     firsts = last.stats.get("best_rank")
-    if firsts is not None and f"best_{what}" in lens.stats:
-        # "best" is of what the model's own last layer puts first: of this prediction, where that comes first by it too
-        columns = np.flatnonzero((targets == final.ids) & (firsts[last.layers.index(final.layer)] == 1))
+    if firsts is None:
+        return np.zeros(len(record.positions), dtype=np.bool_)
+    return np.asarray(firsts[last.layers.index(final.layer)] == 1)
+
+
+def _stored(record: Record, lens: TapLens, targets: NDArray[np.uint32], what: Literal["rank", "logprob"]) -> Array:
+    """[L, P] what the tap's statistics say of the tokens; not a number where they are of other ones."""
+    values = np.full(lens.ids.shape[:2], np.nan)
+    if f"best_{what}" in lens.stats:
+        columns = np.flatnonzero((targets == prediction(record).ids) & models_own(record))
         values[:, columns] = lens.stats[f"best_{what}"][:, columns]
     if f"tracked_{what}" in lens.stats:
         for number, token in enumerate(record.tracked):

@@ -32,7 +32,12 @@ counted AS (
     GROUP BY ALL
 )
 SELECT
-    split, layer, CASE tap WHEN 'resid_pre' THEN 'embedding' WHEN 'resid_mid' THEN 'attention' ELSE 'mlp' END AS part,
+    split, layer,
+    CASE tap
+        WHEN 'resid_pre' THEN 'embedding'
+        WHEN 'resid_mid' THEN if(previous IS NULL, 'embedding or attention', 'attention')  -- the first step has both where resid_pre is not stored
+        ELSE 'mlp'
+    END AS part,
     first, first / sum(first) OVER whole AS first_share, stable, stable / sum(stable) OVER whole AS stable_share
 FROM counted
 JOIN steps USING (step)

@@ -26,6 +26,6 @@ FROM (
 )
 JOIN (SELECT prompt, id, token_ids FROM asked) USING (prompt)
 LEFT JOIN tokens AS input ON input.token_id = token_ids[position + 1]
-WHERE quarters[3] > quarters[1]
+WHERE value <> quarters[2]
 ORDER BY abs(distance) DESC, prompt, position, layer, tap_order(tap), metric
 LIMIT $limit

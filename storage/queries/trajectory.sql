@@ -25,8 +25,8 @@ ranked AS (
         split, tap, layer, exact, len(ids) AS k,
         CASE WHEN exact THEN list_min([tracked_rank[one] FOR one IN found]) ELSE list_min(found) END AS rank,
         CASE WHEN rank IS NULL THEN NULL
-            WHEN exact THEN ln(list_sum([exp(tracked_logprob[one]) FOR one IN found]))
-            ELSE ln(list_sum([exp(logprobs[one]) FOR one IN found]))
+            WHEN exact THEN summed([tracked_logprob[one] FOR one IN found])
+            ELSE summed([logprobs[one] FOR one IN found])
         END AS logprob
     FROM followed
 )

@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from raylens.storage import charts, comparison
 from raylens.storage.database import Database
+from raylens.storage.errors import UsageError
 from raylens.storage.pages.page import Link, page, record_data
 from raylens.storage.record import Failure
 from raylens.storage.record_view import readable
@@ -19,6 +20,8 @@ from raylens.storage.store import Run
 
 #: Metadata keys offered to split by, and prompts that they are looked for in.
 KEYS, SAMPLE = 30, 1_000
+#: Values of one that a page has tables of.
+MOST_VALUES = 200
 _KEYS = f"""
     SELECT DISTINCT unnest(json_keys(metadata)) AS key
     FROM (SELECT metadata FROM prompts WHERE metadata IS NOT NULL LIMIT {SAMPLE})
@@ -36,6 +39,9 @@ def aggregate(shelf: Shelf, request: Request) -> dict[str, Any]:
     chosen = _chosen(request)
     by = chosen.get("by")
     with Database([one]) as database:
+        values = 0 if by is None else charts.values_of(one, database, by)
+        if values > MOST_VALUES:
+            raise UsageError(f"--by {by}: {values:,} values; at most {MOST_VALUES} are told apart")
         layers = ask(one, database, "layers", chosen)
         with database.query(_KEYS) as reader:
             keys = reader.read_all()["key"].to_pylist()
@@ -45,7 +51,7 @@ def aggregate(shelf: Shelf, request: Request) -> dict[str, Any]:
             "positions": chosen.get("positions"),
             "keys": keys,
             "layers": layers,
-            "undrawn": charts.undrawn(by, [row["split"] for row in layers]) if by is not None and layers else None,
+            "undrawn": charts.undrawn(by, values) if by is not None and layers else None,
             "depth": charts.depth(one, database, chosen),
             "failures": ask(one, database, "failures", {} if by is None else {"by": by}),
         }

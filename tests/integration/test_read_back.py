@@ -156,6 +156,9 @@ def test_export_writes_every_prompt_in_corpus_order(store: Path, tmp_path: Path)
         (("export", "r/plain"), ("names a prompt",)),
         (("export", "r", "--json"), ("--output FILE",)),
         (("show", "r", "--position", "3"), ("--position 3", "r/PROMPT")),
+        (("show", "r", "--top", "3"), ("--top 3", "r/PROMPT")),
+        (("show", "r", "--quarantine", "--important-threshold", "5"), ("--important-threshold 5", "r/PROMPT")),
+        (("show", "r/plain", "--json", "--position", "1"), ("--position 1", "--json, which has all of the prompt")),
     ],
 )
 def test_wrong_addresses_and_options(store: Path, tmp_path: Path, arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ from raylens.storage.payload import decode_payload, encode_payload
 from raylens.storage.plots import render
 from raylens.storage.plots.attribution import attribution
 from raylens.storage.plots.request import Request, for_record
+from raylens.storage.plots.standing import models_own
 from raylens.storage.plots.trajectory import trajectories
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.record_view import heads_table, table
@@ -284,18 +285,24 @@ def test_the_picture_against_the_record(run: Run) -> None:
     assert not np.isnan(drawn.values[:, 1:3]).any()
     best = attribution(record, vocabulary, Request("m"))
     assert best.values[1, 2] == record.taps["mlp_out"].stats["best_attribution"][1, -1]
+    known = models_own(record)[-1]
+    assert ("the predicted token" in best.captions[1], "which is not stored" in best.captions[1]) == (known, not known)
+    without = replace(record, taps={tap: lens for tap, lens in record.taps.items() if tap != "resid_post"})
+    assert "the token that the model predicts, which is not stored" in attribution(without, vocabulary, Request("m")).captions[1]
+    with pytest.raises(UsageError, match="stat 'next': does not go with tokens of one's own"):
+        attribution(record, vocabulary, Request("m", stat="next", tokens=[2]))
     following = attribution(record, vocabulary, Request("m", stat="next", positions=[0], tap="mlp_out"))
     assert following.values[:, 0].tolist() == record.taps["mlp_out"].stats["next_attribution"][:, 0].tolist()
 
 
 def test_the_picture_says_what_sums_to_what(run: Run) -> None:
-    """The whole of a pair is the difference of their logits; a write that has no column is named as one that is part of it."""
+    """Of a pair the error is that of both; a write that has no column is named as one that is part of it."""
     record, vocabulary = records(run)[2], run.vocabulary
     error = float(record.taps["resid_post"].stats["attribution_error"][-1, -1])
     one = attribution(record, vocabulary, Request("m", tokens=[2])).captions[1]
-    assert one.endswith(f"; all that was written up to layer 2 sums to its logit within {error:.1g}")
+    assert one.endswith(f"; all that was written up to layer 2 sums to what the residual there adds, within {error:.1g}")
     two = attribution(record, vocabulary, Request("m", tokens=[2, 7])).captions[1]
-    assert two.endswith(f"; all that was written up to layer 2 sums to the difference of the two logits within {2 * error:.1g}")
+    assert two.endswith(f"; all that was written up to layer 2 sums to what the residual there adds, within {2 * error:.1g}")
     bare = replace(record, taps={tap: lens for tap, lens in record.taps.items() if tap != "resid_pre"})
     assert (
         "all that was written up to layer 2 (not shown: resid_pre) sums"

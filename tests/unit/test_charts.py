@@ -200,6 +200,14 @@ def test_what_does_not_go_together(runs: tuple[Run, Run], tmp_path: Path, argume
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_key_of_a_run_of_heads(tmp_path: Path) -> None:
+    """Has no curves, as without a key."""
+    folder, _ = make_run(tmp_path)
+    commit_outcomes(folder, *(make_record(index, taps=("head_0",), metadata={"kind": "a"}) for index in range(3)))
+    with pytest.raises(UsageError, match="only attention heads were lensed"):
+        aggregate(open_store(tmp_path)["demo"], by="kind")
+
+
 def test_too_many_values(runs: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """A key with more values than can be told apart is refused by name."""
     monkeypatch.setattr("raylens.storage.charts.MOST_VALUES", 2)

@@ -50,7 +50,7 @@ def plain(one: Run, other: Run, k: int, shared: Mapping[str, int] = EVERYTHING) 
             "entropy_change": sum(b["entropy"] - a["entropy"] for a, b in pairs) / len(pairs),
             "logprob_change": mean(
                 [
-                    b["logprobs"][b["ids"].index(a["ids"][0]) if a["ids"][0] in b["ids"][:k] else k - 1] - a["logprobs"][0]
+                    b["logprobs"][b["ids"].index(a["ids"][0]) if a["ids"][0] in b["ids"] else -1] - a["logprobs"][0]
                     for a, b in pairs
                 ]
             ),
@@ -90,6 +90,20 @@ def test_two_runs(tmp_path: Path) -> None:
     same_rows(found, plain(one, other, 3))
     assert 0 < min(row["agreement"] for row in found) < max(row["agreement"] for row in found) < 1
     assert any(row["shift"] for row in found)
+
+
+def test_a_run_that_keeps_more_tokens(tmp_path: Path) -> None:
+    """Its logprob of the other's best token is looked for among all that it keeps; only what is shared goes by the fewer."""
+    one, other = write_run(tmp_path, name="one", k=1), write_run(tmp_path, name="other", lens_seed=7, k=3)
+    same_rows(compare(one, other).rows(), plain(one, other, 1))
+    same_rows(compare(other, one).rows(), plain(other, one, 1))
+
+
+def test_runs_of_one_name(tmp_path: Path) -> None:
+    """Of two stores: refused, for queries tell runs apart by their names."""
+    one, other = write_run(tmp_path / "a"), write_run(tmp_path / "b", lens_seed=7)
+    with pytest.raises(UsageError, match="two of the runs have one name"):
+        compare(one, other).rows()
 
 
 def generated_run(store: Path, name: str, seed: int, tokens: list[list[int]]) -> Run:

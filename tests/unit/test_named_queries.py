@@ -1,5 +1,6 @@
 """Each named query against a plain computation from the records."""
 
+import dataclasses
 import math
 import re
 from collections import Counter
@@ -60,9 +61,9 @@ def test_token(which: str, tokens: list[int], request: pytest.FixtureRequest) ->
     names = [text(run, token) for token in tokens]
     assert wanted
     same_rows(query(run, "token", token=names, tap="all", layers="1:", rank=rank), wanted)
-    same_rows(query(run, "token", token=tokens, tap="all", layers=(1, 4), rank=rank, limit=3), wanted[:3])
+    same_rows(query(run, "token", token=tokens, tap="all", layers="1:4", rank=rank, limit=3), wanted[:3])
     apart = [row for row in wanted if row["layer"] != 2]
-    for chosen in ("1,-1", [1, -1]):
+    for chosen in ("1,-1", [1, -1], (1, -1)):
         same_rows(query(run, "token", token=tokens, tap="all", layers=chosen, rank=rank), apart)
 
 
@@ -252,6 +253,40 @@ def test_handoff(which: str, request: pytest.FixtureRequest) -> None:
             row[f"{kind}_share"] = row[kind] / len(found)
         wanted.append(row)
     same_rows(query(run, "handoff"), wanted)
+
+
+def test_trajectory_of_what_is_next_to_impossible(tmp_path: Path) -> None:
+    """A logprob whose probability is no number above 0 is told as it is stored."""
+    run = write_run(tmp_path, stats=True, track=["t1"])
+    folder, _ = make_run(tmp_path, 2, name="tiny", identity={"lens": {"track": ["id:1"]}})
+    record = next(run.records())
+    taps = {
+        tap: dataclasses.replace(lens, stats={**lens.stats, "tracked_logprob": np.full_like(lens.stats["tracked_logprob"], -800)})
+        for tap, lens in record.taps.items()
+    }
+    commit_outcomes(folder, dataclasses.replace(record, index=0, taps=taps))
+    rows = query(open_store(tmp_path)["tiny"], "trajectory", token=f"id:{record.tracked[0]}")
+    assert rows
+    assert {row["logprob"] for row in rows if row["exact"]} == {-800.0}
+
+
+def test_handoff_without_the_embedding(tmp_path: Path) -> None:
+    """What leads after the first attention may have led before it: the part is named so."""
+    run = write_run(tmp_path, taps=("attn_out", "resid_mid", "mlp_out", "resid_post"))
+    parts = [(row["layer"], row["part"]) for row in query(run, "handoff")]
+    assert parts[:3] == [(0, "embedding or attention"), (0, "mlp"), (1, "attention")]
+    assert {part for _, part in parts[1:]} == {"attention", "mlp"}
+
+
+def test_outliers_among_what_is_else_alike(tmp_path: Path) -> None:
+    """Where all but one place are the same, that one is told, by at least the step in which values are stored."""
+    folder, _ = make_run(tmp_path, 20)
+    records = [make_record(index, layers=(0,), tokens=1, seed=1) for index in range(20)]
+    odd = {tap: dataclasses.replace(lens, entropy=lens.entropy + 9) for tap, lens in records[3].taps.items()}
+    records[3] = dataclasses.replace(records[3], taps=odd)
+    commit_outcomes(folder, *records)
+    (found,) = query(open_store(tmp_path)["demo"], "outliers")
+    assert (found["id"], found["distance"]) == (records[3].id, 9 * 64)
 
 
 @pytest.mark.parametrize("key", [None, "it's"])

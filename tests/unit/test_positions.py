@@ -54,7 +54,7 @@ def test_what_goes_on_after_the_prompt(spec: str, goes_on: bool) -> None:
     assert Positions.parse(spec).goes_on == goes_on
 
 
-NONE_EVER = ["5:2", "3:3", ":0", "-1:-3", "-2:-2"]
+NONE_EVER = ["5:2", "3:3", ":0", "-1:0", "-1:-3", "-2:-2"]
 NO_FORM = ["", "first", "last:", "last:-1", "last:x", "last:0", "last:" + "9" * 5000, "9" * 5000, "::2", "1:2:1", "1-3", "1,2"]
 
 

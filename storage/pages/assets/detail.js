@@ -43,7 +43,9 @@ class Detail {
     const facts = [["rank of the final prediction", [rank ? rounded(rank) : `over ${lens.taps.get(tap).k}`, " ", shown(lens.labels[final])]]];
     for (const [stat, name] of Object.entries(STAT_NAMES)) {
       const value = lens.stat(stat, tap, layer, column);
-      if (value !== null) facts.push([name, [rounded(value)]]);
+      // what the model itself puts first may be another token than the last stored layer does
+      const own = stat.startsWith("best_") && !lens.isBest(column);
+      if (value !== null) facts.push([own ? name.replace("the final prediction", "the model's own best token") : name, [rounded(value)]]);
     }
     this.facts.replaceChildren(
       ...facts.flatMap(([name, parts]) => [element("dt", {}, name), element("dd", {}, ...parts)]),
