@@ -153,9 +153,9 @@ class Dispatch:
             self._tell(self._tracker.check_receipts())
             self._tracker.publish_failures()
             self._told_away = False
-        except ServerFull:  # told when the run stands still
-            pass
         except BrokerError as error:
+            if type(error) is ServerFull:  # told when the run stands still
+                return
             if not self._told_away:  # once an outage, not once a try
                 self._wait(f"server away: {error}")
             self._told_away = True
@@ -169,6 +169,7 @@ class Dispatch:
         if self._broker.full():
             self._wait(f"the server is full; actors wait until the writer has made room{self._writer.remedy}")
         elif prompts:
+            self._writer.ask_again()
             waiting = f"waiting for the writer to store {prompts:,} published prompts, {size / 1e6:,.1f} MB"
             self._wait(f"{waiting}{self._writer.remedy}")
         elif self._pool.deaths and not self._pool.ready:

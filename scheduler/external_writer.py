@@ -1,8 +1,10 @@
 """The writer of a run as its driver sees it when ``raylens writer`` runs it, on this machine or another (docs/PROTOCOL.md)."""
 
+from contextlib import suppress
 from types import TracebackType
 
 from raylens.storage.durable import touch
+from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 
 
@@ -18,10 +20,16 @@ class ExternalWriter:
 
     def __init__(self, folder: RunFolder) -> None:
         self.remedy = f"; is raylens writer {folder.root.parent.parent} --redis URL running?"
-        touch(folder.wants_external_writer)
+        self._wanted = folder.wants_external_writer
+        touch(self._wanted)
 
     def committed(self) -> None:
         """Nothing: its deaths are not counted here."""
+
+    def ask_again(self) -> None:
+        """Nothing has been stored for a while: it may have left the run out, as where its disk was full, and is asked anew."""
+        with suppress(StoreError):
+            touch(self._wanted)
 
     def ensure_alive(self) -> None:
         """Nothing: whoever runs it looks after it."""

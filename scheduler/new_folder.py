@@ -17,6 +17,8 @@ def new_folder(option: str, path: Path) -> Iterator[Path]:
     Raises:
         UsageError: something has that name, or nothing can be written there; names the option.
     """
+    if not path.name:  # such as / or .
+        raise UsageError(f"{option} {path}: is there already; give the name of a new folder")
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         if path.exists() or path.is_symlink():

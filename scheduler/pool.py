@@ -61,6 +61,7 @@ class _Slot:
     loading: Any
     shards: deque[tuple[Any, Shard]] = field(default_factory=deque)
     load_deaths: int = 0
+    cut_off: bool = False  # whether it could not reach the server when it last tried
 
     def has_room(self, shard: Shard) -> bool:
         if self.loading is not None or any(one.alone for _, one in self.shards):
@@ -112,8 +113,8 @@ class Pool:
         return any(slot.has_room(Shard([])) for slot in self._slots)
 
     def submit(self, shard: Shard) -> bool:
-        """Give a shard to the actor with the fewest; False if none can take it now."""
-        for slot in sorted(self._slots, key=lambda slot: len(slot.shards)):
+        """Give a shard to the actor with the fewest, and to one that is cut off last of all; False if none can take it now."""
+        for slot in sorted(self._slots, key=lambda slot: (slot.cut_off, len(slot.shards))):
             if slot.has_room(shard):
                 slot.shards.append((slot.actor.work.remote(encode_prompts(shard.prompts)), shard))
                 return True
@@ -165,6 +166,7 @@ class Pool:
             found = cause(error)
             if not isinstance(found, BrokerError):
                 raise found from None
+            slot.cut_off = True
             yield Lost(shard, f"server away ({found})", blame=False, broker=True)
         except RayActorError as error:
             self.deaths += 1
@@ -176,6 +178,7 @@ class Pool:
             for waiting in behind:
                 yield Lost(waiting, "", blame=False)
         else:
+            slot.cut_off = False
             yield Done(shard, decode_receipts(answer))
 
     def stop(self) -> None:

@@ -70,6 +70,9 @@ class WriterProcess:
         """Tell that the writer has made progress."""
         self._deaths = 0
 
+    def ask_again(self) -> None:
+        """Nothing: it is started again where it has ended."""
+
     def ensure_alive(self) -> None:
         """Restart the writer if it died.
 

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,14 +70,21 @@ def read_file(path: Path) -> bytes:
     """A small file whole.
 
     Raises:
-        StoreError: it is larger than any such file should be.
+        StoreError: it is larger than any such file should be, or no file: a pipe would be waited for.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    with open(path, "rb", opener=_at_once) as file:
+        status = os.fstat(file.fileno())
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise StoreError(f"{path}: damaged (no file)")
         if not fits(size):
             raise StoreError(f"{path}: damaged ({size} bytes, more than such a file has)")
         return file.read(size)  # no more: as much memory is taken as is asked for
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def decode_json(path: Path, data: bytes, kind: type[T], version: int) -> T:

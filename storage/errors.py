@@ -66,6 +66,10 @@ class ServerFull(BrokerError):
     """The server has been at its memory limit for longer than the caller waits; the writer has made no room."""
 
 
+class ServerRefuses(ServerFull):
+    """The server answers and takes no writes, for longer than the caller waits: another takes its place, or its disk is full."""
+
+
 class StreamGone(BrokerError):
     """The run's stream is not in the server, for longer than the caller waits: the run has ended, or its driver has."""
 

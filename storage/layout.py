@@ -142,6 +142,8 @@ class RunFolder:
             except BlockingIOError:
                 holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
                 raise StoreError(f"{self.root}: {refusal.format(holder=holder)}") from None
+            except OSError as error:  # a file system without them
+                raise StoreError(f"{path}: cannot be locked ({error.strerror}); keep the store where files can be") from error
             if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
                 raise StoreError(f"{self.root}: run was moved at this moment; try again")
             yield descriptor

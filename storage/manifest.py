@@ -90,17 +90,22 @@ def create_or_resume(folder: RunFolder, wanted: Manifest, empty: bool = False) -
     folder.create()
     data = sealed(wanted)
     if create_file(folder.manifest, data):
+        _forget_model(folder)  # of a run whose manifest was lost before anything was stored
         return wanted
     found = read_manifest(folder)
     changes = difference(found.identity, wanted.identity)
     if changes and empty:
-        folder.certificate.unlink(missing_ok=True)
-        folder.vocabulary.unlink(missing_ok=True)
+        _forget_model(folder)
         write_file(folder.manifest, data)
         return wanted
     if changes:
         raise UsageError(f"run {wanted.name!r} was made with other settings: {'; '.join(changes)}; repeat those, or give --name")
     return found
+
+
+def _forget_model(folder: RunFolder) -> None:
+    for path in (folder.certificate, folder.vocabulary):
+        path.unlink(missing_ok=True)
 
 
 def _short(value: Any) -> str:

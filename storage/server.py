@@ -9,6 +9,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import quote
 
 from raylens.storage.errors import BrokerError
 from raylens.storage.stream import MAX_VALUE_BYTES, Stream
@@ -50,7 +51,7 @@ class EmbeddedServer:
         # not in the store: a unix socket's path may have only 107 bytes
         self._folder = Path(tempfile.mkdtemp(prefix="raylens-valkey-"))
         password = secrets.token_hex(16)
-        self.url = f"unix://raylens:{password}@{self._folder}/socket"
+        self.url = f"unix://raylens:{password}@{quote(str(self._folder))}/socket"
         acl = self._folder / "users.acl"
         acl.touch(mode=0o600)
         acl.write_text(f"user default on nopass resetkeys resetchannels -@all +ping\nuser raylens on >{password} {RIGHTS}\n")

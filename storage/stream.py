@@ -15,7 +15,7 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from raylens.storage.errors import BrokerError, ServerFull, StreamGone, one_line
+from raylens.storage.errors import BrokerError, ServerFull, ServerRefuses, StreamGone, one_line
 from raylens.storage.urls import redact
 
 #: A full or restarting server is waited for about this many times, up to 2 s each, before the caller hears of it.
@@ -41,7 +41,17 @@ GROUP = "raylens"
 #: What a server calls an entry.
 _ID = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
 
-_WAIT_FOR = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, redis.exceptions.OutOfMemoryError)
+#: What a server says that takes no writes just now, as while another takes its place.
+_REFUSES = (redis.exceptions.ReadOnlyError, redis.exceptions.ClusterDownError, redis.exceptions.TryAgainError)
+#: How the words for that begin where redis-py has no name for it: its disk cannot be written, or its replicas are away.
+_REFUSING = ("MISCONF", "NOREPLICAS")
+_WAIT_FOR = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.exceptions.BusyLoadingError,
+    redis.exceptions.OutOfMemoryError,
+    *_REFUSES,
+)
 
 
 def stream_key(run: str) -> str:
@@ -54,26 +64,24 @@ def _waiting(retries: int, *errors: type[Exception]) -> Retry:
 
 
 def connect(url: str, retries: int = RETRIES, seconds: float = ANSWER_SECONDS) -> "redis.Redis":
-    """A client that waits with jitter while the server is full, loading or away.
+    """A client that waits with jitter while the server is full, loading or away, or takes no writes.
 
     Raises:
         BrokerError: the URL is not a Redis URL.
     """
     try:
-        client: redis.Redis = redis.Redis.from_url(
-            url,
-            retry=_waiting(retries, *_WAIT_FOR),
-            protocol=2,  # one shape of replies on every server version
-            socket_timeout=seconds,
-            socket_connect_timeout=CHECK_SECONDS,
+        pool = redis.ConnectionPool.from_url(
+            url, retry=_waiting(retries, *_WAIT_FOR), socket_timeout=seconds, socket_connect_timeout=CHECK_SECONDS
         )
-        pool = client.connection_pool
+        # whatever the URL says: one shape of replies on every server version
+        pool.connection_kwargs |= {"protocol": 2, "decode_responses": False}
         pool.connection_class(**pool.connection_kwargs)  # unknown options are found here, or not before the first command
-    except (ValueError, TypeError):  # whose text may hold a piece of a password
+    except (ValueError, TypeError, redis.RedisError):  # whose text may hold a piece of a password
         raise BrokerError(
             f"--redis {redact(url)}: not a URL that can be used; write redis://, rediss:// or unix://, "
             "and the signs @ : / ? # % of a password as %40 %3A %2F %3F %23 %25"
         ) from None
+    client: redis.Redis = redis.Redis.from_pool(pool)
     return client
 
 
@@ -119,6 +127,10 @@ def _remedy(url: str, error: redis.RedisError) -> str:
     text = str(error)
     if "Invalid stream ID" in text:  # an older server takes NOMKSTREAM for one
         return "Redis 6.2 or later is needed, or Valkey"
+    if isinstance(error, redis.exceptions.ReadOnlyError):
+        return "it is a replica: give the URL of the server that takes writes"
+    if text.startswith(_REFUSING):
+        return "it takes no writes until that is mended; its log says more"
     if isinstance(error, redis.exceptions.NoPermissionError):
         return "give its user the rights that infra/redis.acl lists"
     if "CERTIFICATE_VERIFY_FAILED" in text:
@@ -154,13 +166,13 @@ class Stream:
         run: the run's unique id.
 
     Every method raises BrokerError once the server has been away for longer than the client waits; ``publish`` and
-    ``create`` its ServerFull once it has been full for as long. Nothing else asks the server for room, so all else works
-    when it is full.
+    ``create`` its ServerFull once it has been full for as long, or its ServerRefuses. Nothing else asks the server for room,
+    so all else works when it is full.
     """
 
     def __init__(self, url: str, run: str, retries: int = RETRIES) -> None:
         self._client = connect(url, retries)
-        self._gone = _waiting(retries, StreamGone)
+        self._gone = _waiting(retries, StreamGone, ServerRefuses)
         self._key = stream_key(run)
         self._url = redact(url)
 
@@ -170,7 +182,8 @@ class Stream:
         except redis.exceptions.OutOfMemoryError as error:
             raise ServerFull(f"{self._url}: {error}") from error
         except redis.RedisError as error:
-            raise BrokerError(f"{self._url}: {error}") from error
+            refuses = isinstance(error, _REFUSES) or str(error).startswith(_REFUSING)
+            raise (ServerRefuses if refuses else BrokerError)(f"{self._url}: {error}") from error
 
     def create(self) -> None:
         """Make the stream, unless it is there. Only a driver does, so what an actor sends after the end makes no new key."""

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from raylens.storage.certificate import read_certificate
-from raylens.storage.durable import TEMPORARY
+from raylens.storage.durable import TEMPORARY, store_errors
 from raylens.storage.errors import OtherFormat, StoreError
 from raylens.storage.findings import BadCommit, Damage, Findings
 from raylens.storage.layout import RunFolder
@@ -27,12 +27,17 @@ _READINGS = 3
 
 
 def examine(folder: RunFolder) -> Findings:
-    """Read all of a run; once more where it looks damaged and commits were made meanwhile, for it may be compacted just now."""
-    for _ in range(_READINGS):
-        before = _changed(folder)
-        found = _examine(folder)
-        if not found.damage or _changed(folder) == before:
-            break
+    """Read all of a run; once more where it looks damaged and commits were made meanwhile, for it may be compacted just now.
+
+    Raises:
+        StoreError: its folders may not be read.
+    """
+    with store_errors(folder.root):
+        for _ in range(_READINGS):
+            before = _changed(folder)
+            found = _examine(folder)
+            if not found.damage or _changed(folder) == before:
+                break
     return found
 
 

@@ -39,10 +39,8 @@ COMMIT_SECONDS = 2.0
 BLOCK_MS = 200
 #: Read the stream from its start again when nothing new is there, so many seconds after the last time: entries may come back.
 REWIND_SECONDS = 5.0
-#: A full server that brings nothing new for this many seconds, while attempts wait for their other chunks, stands still ...
+#: What is full and brings nothing new for this many seconds, while attempts wait for their other chunks, stands still.
 STANDSTILL_SECONDS = 10.0
-#: ... if those attempts are at least this part of what it holds; else others fill it, and will make room.
-STANDSTILL_SHARE = 0.25
 
 log = logging.getLogger("raylens.writer")
 
@@ -158,7 +156,7 @@ class Writer:
             self._cursor = "0-0"
 
     def _end_standstill(self) -> None:
-        """Refuse the oldest incomplete attempt if such attempts fill the server, so that no actor could ever complete one.
+        """Refuse the oldest incomplete attempt if such attempts fill the server or our memory, so that none is ever completed.
 
         It may be one that its actor died on, or one of several that wait for each other's room; its prompt is sent again.
         """
@@ -166,13 +164,12 @@ class Writer:
         if not self._gathering.size or self._ready or time.monotonic() - moved < STANDSTILL_SECONDS:
             return
         try:
-            memory = self._stream.memory()
+            reason = self._gathering.hinders(self._stream.memory())
         except BrokerError:
             return
-        if memory.full and self._gathering.size >= STANDSTILL_SHARE * memory.used:
-            reason = f"incomplete, and the server was full of such: give it more than a maxmemory of {memory.limit} bytes"
+        if reason:
             for entry, index, body in self._gathering.drop_oldest():
-                self._refuse(entry, reason, body, index)
+                self._refuse(entry, f"incomplete, and {reason}", body, index)
             self._progressed = time.monotonic()
 
     def _check_unmoved(self) -> None:
@@ -222,7 +219,7 @@ class Writer:
         self._spent.add(entry)
 
     def _delete_spent(self) -> None:
-        if not self._spent:
+        if not self._spent or self._away:  # they are deleted once it is back
             return
         try:
             self._stream.delete(self._spent)

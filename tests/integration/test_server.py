@@ -156,6 +156,14 @@ def test_a_wrong_password_is_refused(server: EmbeddedServer) -> None:
     assert secret not in str(refused.value)
 
 
+def test_a_temporary_folder_with_signs_of_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is part of the socket's path, and of nothing else."""
+    with tempfile.TemporaryDirectory(prefix="r#?%20") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        with EmbeddedServer() as server, connect(server.url) as client:
+            assert client.ping()
+
+
 def test_the_folder_is_private(server: EmbeddedServer) -> None:
     """Only the owner can reach the socket and read the passwords."""
     folder = socket_of(server).parent

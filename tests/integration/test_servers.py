@@ -1,6 +1,7 @@
 """Every server that raylens promises to work with, by every way to reach it: the stream, the writer, and a whole run."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import redis
 
 import raylens
 from raylens.storage import stream as stream_module
-from raylens.storage.errors import BrokerError
+from raylens.storage.errors import BrokerError, ServerRefuses
 from raylens.storage.frame import MAX_FRAME_BYTES
 from raylens.storage.layout import RunFolder
 from raylens.storage.manifest import read_manifest
@@ -18,10 +19,12 @@ from raylens.storage.server import RIGHTS
 from raylens.storage.server_status import server_status
 from raylens.storage.stream import MAX_VALUE_BYTES, Stream, check_server, connect, stream_key
 from raylens.storage.writer import Writer
+from raylens.workers.publish import publish
 from tests.builders import make_failure, make_frames, make_large_record, make_record, make_run, same
 from tests.command import raylens_command
 from tests.servers import ACCESSES, INFRA, KINDS, PASSWORD, RealServer, acl_server, reach, secure_with, tls_server
 from tests.tiny import save_word_llama, sentences
+from tests.waiting import HUNG
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
@@ -225,6 +228,48 @@ def secured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("tls")
     with tls_server(request.param, folder, secure_with(folder)) as port:
         yield port, folder
+
+
+def test_a_server_that_takes_no_writes_is_waited_for(open_stream: Callable[..., Stream]) -> None:
+    """As while another takes its place: an actor keeps what it has, and sends it when the server is a primary again."""
+    record = make_record(0)
+    with RealServer("valkey9") as server, connect(server.url) as client, ThreadPoolExecutor(1) as actor:
+        stream = open_stream(server.url, "run", retries=1)
+        stream.create()
+        client.replicaof("127.0.0.1", "1")
+        with pytest.raises(ServerRefuses):
+            stream.publish(b"frame")
+        with pytest.raises(BrokerError, match="it is a replica: give the URL of the server that takes writes"):
+            check_server(server.url)
+        sent = actor.submit(publish, stream, "run", record, patient=True)
+        with pytest.raises(TimeoutError):  # as long as it is asked to
+            sent.result(timeout=1)
+        client.replicaof("NO", "ONE")
+        assert len(sent.result(timeout=HUNG).entries) == stream.length() == 1
+
+
+def test_a_server_that_cannot_save_is_waited_for(open_stream: Callable[..., Stream]) -> None:
+    """Which says so in words that redis-py has no error for."""
+    with RealServer("valkey9", "--min-replicas-to-write", "1") as server, connect(server.url) as client:
+        stream = open_stream(server.url, "run", retries=1)
+        with pytest.raises(ServerRefuses, match="NOREPLICAS"):
+            stream.create()
+        with pytest.raises(BrokerError, match="it takes no writes until that is mended; its log says more"):
+            check_server(server.url)
+        client.config_set("min-replicas-to-write", "0")
+        stream.create()
+
+
+def test_what_a_url_cannot_say(open_stream: Callable[..., Stream]) -> None:
+    """Options of redis-py that would change the replies are left aside; what it does not know is refused."""
+    with RealServer("valkey9") as server:
+        stream = open_stream(f"{server.url}?protocol=3&decode_responses=true", "run")
+        stream.create()
+        stream.publish(b"\xff")
+        assert [data for _, data in stream.read("0-0", 10)] == [b"\xff"]
+    for url in ("rediss://x/0?ssl_cert_reqs=bogus", "redis://x/0?what=1"):
+        with pytest.raises(BrokerError, match="not a URL that can be used"):
+            connect(url)
 
 
 def test_an_unknown_authority_is_refused(secured: tuple[int, Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from raylens.storage import building as building_module
 from raylens.storage import frame as frame_module
+from raylens.storage import gathering as gathering_module
 from raylens.storage import server as server_module
 from raylens.storage import writer as writer_module
 from raylens.storage.errors import BrokerError, Fenced
@@ -456,6 +457,39 @@ def test_what_is_held_is_counted_once() -> None:
     assert gathering.size == len(other.body) + ENTRY_BYTES
     assert gathering.drop_oldest() == [("3-0", 1, other.body)]
     assert gathering.size == 0
+
+
+def test_attempts_that_do_not_fit_together_are_completed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are sent side by side: each time all is read again the oldest of those that are left is completed."""
+    attempts = [make_frames(make_long_record(index), "run", b"%08d" % index) for index in range(8)]
+    size = sum(len(decode_frame(data, "run", PROMPTS).body) for data in attempts[0])
+    monkeypatch.setattr(gathering_module, "MAX_BYTES", 2 * size)
+    gathering, left = Gathering(), set(range(8))
+    stream = [(f"{chunk}-{index}", index, attempts[index][chunk]) for chunk in range(3) for index in range(8)]
+    for _ in range(8):
+        for entry, index, data in stream:
+            if index in left and gathering.add(entry, decode_frame(data, "run", PROMPTS)) is not None:
+                left.remove(index)
+        assert gathering.size <= 2 * size + len(attempts[0][0])
+    assert left == set()
+
+
+def test_attempts_without_an_end_do_not_keep_others_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they take all the memory there is for such, the oldest is refused, also of a server without a limit."""
+    dead = make_frames(make_long_record(0), bench.manifest.uid)[:2]
+    size = sum(len(decode_frame(data, bench.manifest.uid, PROMPTS).body) for data in dead)
+    monkeypatch.setattr(gathering_module, "MAX_BYTES", size + 2 * ENTRY_BYTES)
+    monkeypatch.setattr(writer_module, "STANDSTILL_SECONDS", 0.0)
+    monkeypatch.setattr(writer_module, "REWIND_SECONDS", 0.0)
+    for data in dead:
+        bench.stream.publish(data)
+    bench.publish(make_long_record(1))
+    writer = bench.writer()
+    wait_until(lambda: not writer.step() and bench.stored() == [1], "the other is stored")
+    writer.commit()
+    refused = Quarantine(bench.folder).entries()
+    assert {one.index for one in refused} == {0}
+    assert all("others like it had taken all the memory" in one.reason for one in refused)
 
 
 def test_an_attempt_that_changes_its_chunk_count_is_refused(bench: Bench) -> None:

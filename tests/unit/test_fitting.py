@@ -356,6 +356,12 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         new_folder("--output", tmp_path / "a" / "lens"),
     ):
         pass
+    for name in ("/", "."):
+        with (
+            pytest.raises(UsageError, match="is there already; give the name of a new folder"),
+            new_folder("--output", Path(name)),
+        ):
+            pass
     with pytest.raises(KeyboardInterrupt), new_folder("--output", tmp_path / "b") as folder:
         _stopped(folder)
     with pytest.raises(TimeoutError, match="server away"), new_folder("--output", tmp_path / "b"):

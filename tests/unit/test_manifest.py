@@ -1,5 +1,6 @@
 """The manifest of a run: written once, compared on resume, and refused when it cannot be read."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -71,6 +72,44 @@ def test_an_empty_run_takes_other_settings(folder: RunFolder) -> None:
     assert read_manifest(folder) == wanted
     assert not folder.vocabulary.exists()
     assert not folder.certificate.exists()
+
+
+def test_nothing_is_left_of_a_model_whose_manifest_was_lost(folder: RunFolder) -> None:
+    """Where nothing was stored yet the run begins anew, without the vocabulary and the certificate of before."""
+    folder.create()
+    for path in (folder.vocabulary, folder.certificate):
+        path.write_bytes(b"of another model")
+    create_or_resume(folder, make_manifest(), empty=True)
+    assert not folder.vocabulary.exists()
+    assert not folder.certificate.exists()
+
+
+def test_a_manifest_that_is_no_file_is_damaged(folder: RunFolder) -> None:
+    """A pipe in its place is not waited for."""
+    folder.create()
+    os.mkfifo(folder.manifest)
+    with pytest.raises(StoreError, match=r"run\.json: damaged \(no file\)"):
+        read_manifest(folder)
+
+
+def test_a_file_system_without_locks(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is told in one line, with what to do."""
+
+    def refuse(_descriptor: int, _kind: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StoreError, match=r"lock: cannot be locked \(No locks available\); keep the store"), folder.lock():
+        pass
+
+
+def test_an_external_writer_is_asked_again(folder: RunFolder) -> None:
+    """One that left the run out looks at it anew when the wish has changed."""
+    folder.create()
+    writer = ExternalWriter(folder)
+    os.utime(folder.wants_external_writer, (1, 1))
+    writer.ask_again()
+    assert folder.wants_external_writer.stat().st_mtime > 1
 
 
 def test_a_run_that_lost_its_manifest_is_not_taken_for_another(folder: RunFolder) -> None:

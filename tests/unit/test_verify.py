@@ -1,5 +1,6 @@
 """verify names whatever damage is done to a run, and repair leaves a clean run with every record that can be proven."""
 
+import errno
 import json
 import os
 import shutil
@@ -553,3 +554,14 @@ def test_a_commit_that_links_to_nothing(folder: RunFolder) -> None:
     assert examine(folder).damage == []
     assert (folder.damaged / last.name).is_symlink()
     assert {outcome.index for outcome in Store(folder.root.parents[1])["demo"]} == set(range(8))
+
+
+def test_a_folder_that_cannot_be_read_is_one_error(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of another user, beside which the rest of the store is examined."""
+
+    def refuse(_path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder.commits))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(StoreError, match=r"commits: Permission denied"):
+        examine(folder)
