@@ -41,6 +41,8 @@ GROUP = "raylens"
 #: What a server calls an entry.
 _ID = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
 
+#: Options of a URL that are not its to choose: they change the shape of replies.
+_OURS = frozenset({"protocol", "decode_responses"})
 #: What a server says that takes no writes just now, as while another takes its place.
 _REFUSES = (redis.exceptions.ReadOnlyError, redis.exceptions.ClusterDownError, redis.exceptions.TryAgainError)
 #: How the words for that begin where redis-py has no name for it: its disk cannot be written, or its replicas are away.
@@ -70,19 +72,28 @@ def connect(url: str, retries: int = RETRIES, seconds: float = ANSWER_SECONDS) -
         BrokerError: the URL is not a Redis URL.
     """
     try:
-        pool = redis.ConnectionPool.from_url(
-            url, retry=_waiting(retries, *_WAIT_FOR), socket_timeout=seconds, socket_connect_timeout=CHECK_SECONDS
+        client: redis.Redis = redis.Redis.from_url(
+            _without(url, _OURS),
+            retry=_waiting(retries, *_WAIT_FOR),
+            protocol=2,  # one shape of replies on every server version
+            socket_timeout=seconds,
+            socket_connect_timeout=CHECK_SECONDS,
         )
-        # whatever the URL says: one shape of replies on every server version
-        pool.connection_kwargs |= {"protocol": 2, "decode_responses": False}
+        pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # unknown options are found here, or not before the first command
     except (ValueError, TypeError, redis.RedisError):  # whose text may hold a piece of a password
         raise BrokerError(
             f"--redis {redact(url)}: not a URL that can be used; write redis://, rediss:// or unix://, "
             "and the signs @ : / ? # % of a password as %40 %3A %2F %3F %23 %25"
         ) from None
-    client: redis.Redis = redis.Redis.from_pool(pool)
     return client
+
+
+def _without(url: str, names: frozenset[str]) -> str:
+    """The URL without some of its options."""
+    place, _, options = url.partition("?")
+    kept = "&".join(option for option in options.split("&") if option.partition("=")[0] not in names)
+    return f"{place}?{kept}" if kept else place
 
 
 def check_server(url: str) -> None:
