@@ -153,9 +153,9 @@ class Dispatch:
             self._tell(self._tracker.check_receipts())
             self._tracker.publish_failures()
             self._told_away = False
+        except ServerFull:  # told when the run stands still
+            pass
         except BrokerError as error:
-            if type(error) is ServerFull:  # told when the run stands still
-                return
             if not self._told_away:  # once an outage, not once a try
                 self._wait(f"server away: {error}")
             self._told_away = True

@@ -7,6 +7,7 @@
     │   └── DeviceError     4   a GPU that refuses all further work of a process
     ├── BrokerError         5   Redis or Valkey cannot be reached or used
     │   ├── ServerFull      5   it is at its memory limit, for longer than one waits
+    │   ├── ServerRefuses   5   it takes no writes, for longer than one waits
     │   └── StreamGone      5   a run's stream is not there: the run has ended, or the server lost it
     ├── ClusterError        5   Ray cannot be reached or used
     ├── StoreError          6   a store that is damaged, locked or not there
@@ -66,7 +67,7 @@ class ServerFull(BrokerError):
     """The server has been at its memory limit for longer than the caller waits; the writer has made no room."""
 
 
-class ServerRefuses(ServerFull):
+class ServerRefuses(BrokerError):
     """The server answers and takes no writes, for longer than the caller waits: another takes its place, or its disk is full."""
 
 

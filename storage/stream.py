@@ -177,8 +177,8 @@ class Stream:
         run: the run's unique id.
 
     Every method raises BrokerError once the server has been away for longer than the client waits; ``publish`` and
-    ``create`` its ServerFull once it has been full for as long, or its ServerRefuses. Nothing else asks the server for room,
-    so all else works when it is full.
+    ``create`` its ServerFull once it has been full for as long. Nothing else asks the server for room, so all else works
+    when it is full. What writes raises its ServerRefuses where the server takes no writes for as long.
     """
 
     def __init__(self, url: str, run: str, retries: int = RETRIES) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 
 import msgspec
 
-from raylens.storage.errors import FrameError, ServerFull
+from raylens.storage.errors import FrameError, ServerFull, ServerRefuses
 from raylens.storage.frame import check_size, split
 from raylens.storage.payload import encode_payload
 from raylens.storage.record import Failure, Prompt, Record
@@ -59,12 +59,12 @@ def publish(stream: Stream, run: str, outcome: Record | Failure, *, patient: boo
     """Send one outcome as one attempt.
 
     Args:
-        patient: wait for a full server however long its writer needs, so that nothing is computed twice. Only an actor may,
-            whose driver ends it when the run ends.
+        patient: wait for a server that is full or takes no writes, however long that is, so that nothing is computed twice. Only
+            an actor may, whose driver ends it when the run ends.
 
     Raises:
         BrokerError: the server is away for longer than the client waits.
-        ServerFull: it is full for as long, and this was not to be patient.
+        ServerFull, ServerRefuses: it is full, or takes no writes, for as long, and this was not to be patient.
     """
     frames = split(payload_of(outcome), run, outcome.index, secrets.token_bytes(8))
     send = partial(_send_when_there_is_room, stream) if patient else stream.publish
@@ -73,5 +73,5 @@ def publish(stream: Stream, run: str, outcome: Record | Failure, *, patient: boo
 
 def _send_when_there_is_room(stream: Stream, frame: bytes) -> str:
     while True:
-        with suppress(ServerFull):  # raised only after the stream has waited
+        with suppress(ServerFull, ServerRefuses):  # raised only after the stream has waited
             return stream.publish(frame)

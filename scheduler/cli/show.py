@@ -58,7 +58,8 @@ def command(
     if prompt is None:
         if option is not None:
             raise UsageError(f"{option}: is for a prompt; name one as {run.name}/PROMPT")
-        _show_quarantine(run, as_json) if quarantine else _show_run(run, as_json)
+        show = _show_quarantine if quarantine else _show_run
+        show(run, as_json)
         return
     if as_json and option is not None:
         raise UsageError(f"{option}: does not go with --json, which has all of the prompt")

@@ -111,9 +111,9 @@ def _terms(record: Record, vocabulary: Vocabulary, request: Request, column: int
     if any(name not in lens.stats for lens in record.taps.values()):
         raise UsageError(f"prompt {record.id!r} has no {name}; name a tracked token, or lens it with --stats {name}")
     if stat == "best":
+        predicted = token_label(vocabulary, int(prediction(record).ids[column]))
         known = models_own(record)[column]
-        words = f"the predicted token {token_label(vocabulary, int(prediction(record).ids[column]))}"
-        words = words if known else "the token that the model predicts, which is not stored"
+        words = f"the predicted token {predicted}" if known else "the token that the model predicts, which is not stored"
     else:
         following = record.token_ids[record.positions[column] + 1 : record.positions[column] + 2]
         if not following:

@@ -164,18 +164,8 @@ def test_slurm_script_does_a_run_on_one_node(tmp_path: Path, tiny: Path) -> None
     env |= {"PATH": f"{programs}{os.pathsep}{TOOLS['PATH']}", "RAYLENS_SHARED": str(tmp_path)}
     env |= {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "1"}
     env |= {"RAYLENS_PORT": str(free_port()), "RAYLENS_RAY_PORT": str(free_port())}
-    command = [
-        "bash",
-        str(INFRA / "slurm.sbatch"),
-        "--text",
-        "The sky is",
-        "--model",
-        str(tiny),
-        "--store",
-        "store",
-        "--name",
-        "r",
-    ]
+    run = ["--text", "The sky is", "--model", str(tiny), "--store", "store", "--name", "r"]
+    command = ["bash", str(INFRA / "slurm.sbatch"), *run]
     with started(tmp_path / "log", command, env) as job:
         assert job.wait(timeout=HUNG) == 0, (tmp_path / "log").read_text()
     assert not list(tmp_path.glob("raylens-job.*")), "the secrets are gone"

@@ -22,7 +22,7 @@ from tests.tiny import sentences
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
-PROMPTS = sentences(16, 4)
+PROMPTS = sentences(64, 4)
 PROMPT_ID = "p1"
 #: One prompt a forward pass, on one thread: the forward is then the very same as the reference's.
 EXACT = ["--positions", "all", "--logprobs", "float32", "--actors", "2", "--batch-tokens", "1", "--name", "exact"]
@@ -37,7 +37,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A store with one run of all prompts at all positions in float32, by two actors."""
+    """A store with one run of all 64 prompts at all positions in float32, by two actors."""
     folder = tmp_path_factory.mktemp("store")
     done = raylens_command("run", str(corpus), "-m", "demo", "-o", str(folder), *EXACT)
     assert done.returncode == 0, done.stderr
@@ -50,7 +50,7 @@ def demo_model() -> torch.nn.Module:
 
 
 def test_every_record_equals_the_float64_reference(store: Path) -> None:
-    """Each prompt at all positions through two actors: ids and logprobs to 1e-4 of a plain float64 lens."""
+    """64 prompts at all positions through two actors: ids and logprobs to 1e-4 of a plain float64 lens."""
     model = demo_model()
     run = raylens.open(store)["exact"]
     records = list(run.records())

@@ -248,8 +248,8 @@ def test_a_server_that_takes_no_writes_is_waited_for(open_stream: Callable[..., 
         assert len(sent.result(timeout=HUNG).entries) == stream.length() == 1
 
 
-def test_a_server_that_cannot_save_is_waited_for(open_stream: Callable[..., Stream]) -> None:
-    """Which says so in words that redis-py has no error for."""
+def test_a_server_short_of_replicas_takes_no_writes(open_stream: Callable[..., Stream]) -> None:
+    """Which it says, as where its disk is full, in words that redis-py has no error for."""
     with RealServer("valkey9", "--min-replicas-to-write", "1") as server, connect(server.url) as client:
         stream = open_stream(server.url, "run", retries=1)
         with pytest.raises(ServerRefuses, match="NOREPLICAS"):
