@@ -150,6 +150,19 @@ def test_a_place_shows_its_best_tokens_and_statistics(run: Run, tmp_path: Path, 
     assert page.locator(".best .token").all_inner_texts() == labels[1]
 
 
+@pytest.mark.parametrize(("rank", "whose"), [(1, "the final prediction"), (11, "the model's own best token")])
+def test_whose_logprob_is_told(run: Run, tmp_path: Path, open_page: Open, rank: int, whose: str) -> None:
+    """Where the last stored layer does not put first what the model does, its statistics are of another token."""
+    record = record_of(run)
+    record.taps["resid_post"].stats["best_rank"][-1] = rank
+    path = tmp_path / "page.html"
+    path.write_text(record_page(run, record))
+    page = open_page(path.as_uri())
+    page.wait_for_selector("html[data-ready]")
+    names = page.locator("dt").all_inner_texts()
+    assert [name for name in names if name.startswith("logprob of the") and "next" not in name] == [f"logprob of {whose}"]
+
+
 def test_a_page_has_no_negative_zero(run: Run, tmp_path: Path, open_page: Open) -> None:
     """What rounds to nothing looks alike, whichever way it goes."""
     record = record_of(run)
