@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -42,6 +44,39 @@ def test_ctrl_c_is_for_the_command(tmp_path: Path) -> None:
         assert running.stderr() == "stopped\n"
 
 
+#: The command with two processes, however many cores are here.
+TWO_DRAW = """
+import sys
+from raylens.scheduler.cli import main
+from raylens.storage.plots import many
+many.cores = lambda: 2
+sys.argv[1:] = ["plot", "demo", "--all", "-o", {pictures!r}, "-s", {store!r}]
+main()
+"""
+
+#: Before it: Ctrl-C while a process is begun, which runs then and has not been told what for.
+INTERRUPTED = """
+import os, signal, sys
+from multiprocessing import util
+begin = util.spawnv_passfds
+def interrupted(path, command, passed):
+    process = begin(path, command, passed)
+    if b"spawn_main" in b"".join(os.fsencode(word) for word in command):
+        os.kill(os.getpid(), signal.SIGINT)
+    return process
+util.spawnv_passfds = interrupted
+"""
+
+
+def test_ctrl_c_while_a_process_is_begun(tmp_path: Path) -> None:
+    """It is begun before the command ends: half begun, it would end by a traceback of its own."""
+    run, _ = make_run(tmp_path / "store", 40)
+    commit_outcomes(run, *(make_record(index) for index in range(40)))
+    program = INTERRUPTED + TWO_DRAW.format(pictures=str(tmp_path / "pictures"), store=str(tmp_path / "store"))
+    command = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HUNG, check=False)
+    assert (command.returncode, command.stderr) == (130, "stopped\n")
+
+
 def test_a_process_that_draws_is_killed(tmp_path: Path) -> None:
     """As the kernel does where memory is short: one line says so, and the others end."""
     pictures = tmp_path / "pictures"
@@ -54,17 +89,6 @@ def test_a_process_that_draws_is_killed(tmp_path: Path) -> None:
         assert not alive
         (error,) = running.stderr().splitlines()
     assert error.startswith(f"Error: {pictures}: a process that drew pictures was killed, most likely for want of memory; ")
-
-
-#: The command with two processes, however many cores are here.
-TWO_DRAW = """
-import sys
-from raylens.scheduler.cli import main
-from raylens.storage.plots import many
-many.cores = lambda: 2
-sys.argv[1:] = ["plot", "demo", "--all", "-o", {pictures!r}, "-s", {store!r}]
-main()
-"""
 
 
 @pytest.mark.parametrize("before", [True, False])
