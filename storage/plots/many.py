@@ -82,7 +82,7 @@ def _interrupts_held_back() -> Iterator[None]:
     """Processes started meanwhile get no Ctrl-C, and one that comes meanwhile is heeded at the end: none is started by half."""
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, {signal.SIGINT}
-    )  # of this thread: others (OpenBLAS has some) let it through
+    )  # in this thread; OpenBLAS has others, which let it through
     came: list[int] = []
     main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if main else None
