@@ -106,7 +106,7 @@ def _opened(folder: RunFolder, ledger: Ledger, wanted: Manifest, facts: ModelFac
     if ledger.count:
         check_kept(folder)
     with store_errors(folder.root):
-        manifest = create_or_resume(folder, wanted, empty=ledger.count == 0)
+        manifest = create_or_resume(folder, wanted)
         if not folder.vocabulary.exists():
             write_vocabulary(folder.vocabulary, facts.vocabulary)
     return manifest

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -131,6 +132,18 @@ class Ledger:
         if not create_file(self.path(commit.n), msgspec.json.encode(commit)):
             raise Fenced(f"{self._folder.root}: another writer took over at commit {commit.n}")
         self._learn(commit)
+
+    def take_over(self, writer: str) -> Iterator[Commit]:
+        """Yield the commits that exist, then own the run: an empty commit after the last of them fences every older writer.
+
+        Raises:
+            StoreError: a commit file is damaged or of another version.
+        """
+        while True:
+            yield from self.follow()
+            with suppress(Fenced):  # by one that was made meanwhile, and is read next
+                self.append(Commit(FORMAT, self.next, writer, None, 0, 0, []))
+                return
 
     def path(self, n: int) -> Path:
         """The file of commit ``n``."""

@@ -1,6 +1,7 @@
 """What a run is: written once when it begins, compared when the same command comes again."""
 
 import re
+import secrets
 from typing import Any
 
 import msgspec
@@ -8,6 +9,7 @@ import msgspec
 from raylens.storage.durable import create_file, decode_json, read_file, write_file
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import Ledger
 from raylens.storage.sealed import sealed, unsealed
 
 #: Version of run.json.
@@ -77,12 +79,8 @@ def check_kept(folder: RunFolder) -> None:
         raise StoreError(f"{folder.manifest}: {why}; restore it, or begin anew with raylens run --fresh")
 
 
-def create_or_resume(folder: RunFolder, wanted: Manifest, empty: bool = False) -> Manifest:
-    """The manifest of the run: the wanted one, or the one an earlier call left if it agrees.
-
-    Args:
-        folder, wanted: the run.
-        empty: whether nothing was ever stored in it; then the wanted one takes the place of another.
+def create_or_resume(folder: RunFolder, wanted: Manifest) -> Manifest:
+    """The manifest of the run: the wanted one, or the one an earlier call left if it agrees, or if something was stored with it.
 
     Raises:
         UsageError: a run of that name has other settings; the message shows each difference.
@@ -94,13 +92,18 @@ def create_or_resume(folder: RunFolder, wanted: Manifest, empty: bool = False) -
         return wanted
     found = read_manifest(folder)
     changes = difference(found.identity, wanted.identity)
-    if changes and empty:
+    if changes and _emptied(folder):
         _forget_model(folder)
         write_file(folder.manifest, data)
         return wanted
     if changes:
         raise UsageError(f"run {wanted.name!r} was made with other settings: {'; '.join(changes)}; repeat those, or give --name")
     return found
+
+
+def _emptied(folder: RunFolder) -> bool:
+    """Whether nothing was ever stored in the run, and the writer of an earlier driver cannot do so any more."""
+    return not any(commit.entries for commit in Ledger(folder).take_over(secrets.token_hex(4)))
 
 
 def _forget_model(folder: RunFolder) -> None:

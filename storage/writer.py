@@ -25,7 +25,7 @@ from raylens.storage.errors import BrokerError, Fenced, FrameError, RaylensError
 from raylens.storage.frame import Frame, decode_frame
 from raylens.storage.gathering import Gathering
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.ledger import Ledger
 from raylens.storage.log import about, log_to_stderr
 from raylens.storage.manifest import read_manifest
 from raylens.storage.pools import end_processes
@@ -80,15 +80,8 @@ class Writer:
 
     def take_over(self) -> None:
         """Own the run: an empty commit fences any older writer, whose uncommitted segments are then garbage."""
-        while True:
-            self._named.update(commit.segment for commit in self._ledger.follow())
-            n = self._ledger.next
-            try:
-                self._ledger.append(Commit(FORMAT, n, self._id, None, 0, 0, []))
-            except Fenced:
-                continue
-            break
-        remove_garbage(self._folder, n, self._named)
+        self._named.update(commit.segment for commit in self._ledger.take_over(self._id))
+        remove_garbage(self._folder, self._ledger.next - 1, self._named)
 
     def step(self) -> int:
         """Read once, commit if due; how many entries were read.

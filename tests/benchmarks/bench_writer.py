@@ -69,7 +69,7 @@ def store(records: list[Record], vocabulary_size: int, helpers: int, url: str) -
         stream = Stream(url, run)
         prompts, positions, size = publish(stream, run, records)
         manifest = Manifest(FORMAT, "run", run, "2026-01-01T00:00:00+00:00", {}, prompts, vocabulary_size, {}, {})
-        create_or_resume(folder, manifest, empty=True)
+        create_or_resume(folder, manifest)
         ledger = Ledger(folder)
         with WriterProcess(folder, url, helpers):
             wait_until(lambda: ledger.refresh() or ledger.next, "the writer owns the run", seconds=60)

@@ -98,7 +98,7 @@ def test_a_run_begun_anew_under_its_name(server: EmbeddedServer, tmp_path: Path)
     with Running(tmp_path / "log", "writer", str(tmp_path), "--redis", server.url, "--run", "demo") as writer:
         wait_until(lambda: Ledger(folder).refresh(), "the writer takes over")
         wanted = make_manifest(1, identity={"lens": {"top_k": 5}})
-        assert create_or_resume(folder, wanted, empty=True).uid == wanted.uid
+        assert create_or_resume(folder, wanted).uid == wanted.uid
         stream = Stream(server.url, wanted.uid)
         stream.create()
         for data in make_frames(make_record(0), wanted.uid):

@@ -12,10 +12,11 @@ import msgspec
 import pytest
 
 from raylens.scheduler.external_writer import ExternalWriter
-from raylens.storage.errors import StoreError, UsageError
+from raylens.storage.errors import Fenced, StoreError, UsageError
 from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import FORMAT, Commit, Ledger
 from raylens.storage.manifest import Manifest, check_kept, create_or_resume, difference, read_manifest
-from tests.builders import make_manifest
+from tests.builders import commit_outcomes, make_manifest, make_record, make_run
 
 
 @pytest.fixture
@@ -52,6 +53,7 @@ def test_tuples_of_settings_equal_the_lists_they_become_in_json(folder: RunFolde
 def test_changed_settings_are_refused_with_each_difference(folder: RunFolder) -> None:
     """A run with other settings is refused, and the message shows every old and new value."""
     create_or_resume(folder, make_manifest(identity={"lens": {"top_k": 3, "layers": "all"}, "old": {"gone": 1}}))
+    commit_outcomes(folder, make_record(0))
     with pytest.raises(UsageError) as refused:
         create_or_resume(folder, make_manifest(identity={"lens": {"top_k": 5, "layers": "all"}, "new": {"come": 2}}))
     text = str(refused.value)
@@ -68,10 +70,32 @@ def test_an_empty_run_takes_other_settings(folder: RunFolder) -> None:
     for path in (folder.vocabulary, folder.certificate):
         path.write_bytes(b"of the first model")
     wanted = make_manifest(identity={"model": {"name": "other"}})
-    assert create_or_resume(folder, wanted, empty=True) == wanted
+    assert create_or_resume(folder, wanted) == wanted
     assert read_manifest(folder) == wanted
     assert not folder.vocabulary.exists()
     assert not folder.certificate.exists()
+
+
+def test_a_writer_of_former_settings_stores_nothing_under_others(tmp_path: Path) -> None:
+    """It is fenced as they are replaced, also where it has looked at run.json for the last time before that."""
+    folder, _ = make_run(tmp_path)
+    ledger = Ledger(folder)
+    for _ in ledger.take_over("0a1b2c3d"):
+        pass
+    create_or_resume(folder, make_manifest(identity={"lens": {"top_k": 5}}))
+    with pytest.raises(Fenced):
+        ledger.append(Commit(FORMAT, ledger.next, "0a1b2c3d", None, 0, 0, []))
+
+
+def test_what_a_writer_stored_last_of_all_is_kept(tmp_path: Path) -> None:
+    """One record is enough for a run's settings to be its own."""
+    folder, manifest = make_run(tmp_path)
+    for _ in Ledger(folder).take_over("0a1b2c3d"):
+        pass
+    commit_outcomes(folder, make_record(0))
+    with pytest.raises(UsageError, match="was made with other settings"):
+        create_or_resume(folder, make_manifest(identity={"lens": {"top_k": 5}}))
+    assert read_manifest(folder).uid == manifest.uid
 
 
 def test_nothing_is_left_of_a_model_whose_manifest_was_lost(folder: RunFolder) -> None:
@@ -79,7 +103,7 @@ def test_nothing_is_left_of_a_model_whose_manifest_was_lost(folder: RunFolder) -
     folder.create()
     for path in (folder.vocabulary, folder.certificate):
         path.write_bytes(b"of another model")
-    create_or_resume(folder, make_manifest(), empty=True)
+    create_or_resume(folder, make_manifest())
     assert not folder.vocabulary.exists()
     assert not folder.certificate.exists()
 
