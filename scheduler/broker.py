@@ -5,7 +5,7 @@ from types import TracebackType
 
 from raylens.storage.errors import BrokerError
 from raylens.storage.server import EmbeddedServer
-from raylens.storage.stream import Memory, Stream, check_server
+from raylens.storage.stream import LOOP_SECONDS, Memory, Stream, check_server
 from raylens.storage.urls import redact
 
 #: Seconds between two looks at the server.
@@ -20,6 +20,9 @@ class Broker:
     Args:
         redis: ``embedded`` or a URL.
 
+    Attributes:
+        away: why it did not answer when ``watch`` last asked; empty if it did.
+
     Raises:
         BrokerError: it cannot be started or reached, or may evict.
     """
@@ -30,7 +33,8 @@ class Broker:
         self._looked = self._answered = time.monotonic()
         if self._embedded is None:
             check_server(self.url)
-        self._probe = Stream(self.url, "probe", retries=0)  # one connection for all looks
+        self._probe = Stream(self.url, "probe", retries=0, seconds=LOOP_SECONDS)  # one connection for all looks
+        self.away = ""
 
     def watch(self) -> None:
         """Start the embedded server anew if it died; what it held is resubmitted by receipt. Wait for the user's own.
@@ -42,9 +46,14 @@ class Broker:
         if now - self._looked < WATCH_SECONDS:
             return
         self._looked = now
-        if self._probe.answers():
-            self._answered = now
-        elif self._embedded is not None:
+        try:
+            self._probe.ping()
+        except BrokerError as error:
+            self.away = str(error)
+        else:
+            self._answered, self.away = now, ""
+            return
+        if self._embedded is not None:
             self._embedded.restart()
         elif now - self._answered > MAX_AWAY_SECONDS:
             raise BrokerError(f"--redis {redact(self.url)}: has not answered for {MAX_AWAY_SECONDS:.0f} seconds; is it up?")
@@ -68,7 +77,7 @@ class Broker:
     def full(self) -> bool:
         """Whether the server is at its memory limit; False also if it does not answer."""
         try:
-            return self.memory().full
+            return not self.away and self.memory().full
         except BrokerError:
             return False
 

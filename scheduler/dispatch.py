@@ -149,6 +149,9 @@ class Dispatch:
         self._progress.waiting(text)
 
     def _ask_server(self) -> None:
+        if self._broker.away:  # no answer is waited for a second time
+            self._tell_away(self._broker.away)
+            return
         try:
             self._tell(self._tracker.check_receipts())
             self._tracker.publish_failures()
@@ -156,9 +159,12 @@ class Dispatch:
         except ServerFull:  # told when the run stands still
             pass
         except BrokerError as error:
-            if not self._told_away:  # once an outage, not once a try
-                self._wait(f"server away: {error}")
-            self._told_away = True
+            self._tell_away(str(error))
+
+    def _tell_away(self, reason: str) -> None:
+        if not self._told_away:  # once an outage, not once a try
+            self._wait(f"server away: {reason}")
+        self._told_away = True
 
     def _tell_waiting(self) -> None:
         now = time.monotonic()

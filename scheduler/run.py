@@ -28,16 +28,13 @@ from raylens.storage.layout import RunFolder, check_writable, runs_folder
 from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import Manifest, check_kept, create_or_resume, read_manifest
 from raylens.storage.record import Prompt
-from raylens.storage.stream import RETRIES, Stream, check_server, stream_key
+from raylens.storage.stream import LOOP_SECONDS, RETRIES, Stream, check_server, stream_key
 from raylens.storage.tally import Tally
 from raylens.storage.vocabulary import write_vocabulary
 from raylens.workers.preflight import ModelFacts, inspect_model
 from raylens.workers.publish import publish
 from raylens.workers.source import fetch_weights
 from raylens.workers.tracked import tracked_fields
-
-#: Times the driver tries to reach the server before it goes on with other things.
-_DRIVER_RETRIES = 3
 
 
 class RunResult(msgspec.Struct, frozen=True):
@@ -145,7 +142,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         )
         check_reached(settings.redis, ours)
         check_nodes()
-        stream = Stream(broker.url, run, _DRIVER_RETRIES)
+        stream = Stream(broker.url, run, retries=0, seconds=LOOP_SECONDS)
         stack.callback(stream.close)
         writer = stack.push(_writer(plan, broker.url))
         worker = settled(settings.worker, plan.facts, ours.gpus)
@@ -158,7 +155,8 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         pool = stack.enter_context(Pool(worker, run, broker.url, parts))
         fresh = cut(_remaining(plan), plan.manifest.prompts - plan.ledger.count, parts.actors, worker)
         give_up = partial(publish, stream, run)
-        tracker = Tracker(fresh, plan.ledger, stream, give_up, estimated_positions(worker), open_bytes(broker.memory().limit))
+        positions, most = estimated_positions(worker), open_bytes(broker.memory().limit)
+        tracker = Tracker(fresh, plan.manifest.prompts, plan.ledger, stream, give_up, positions, most)
         metrics = RunMetrics(plan.manifest.name, plan.manifest.prompts)
         loaded = partial(write_certificate, plan.folder)
         grown = partial(room, parts) if settings.actors is None else None
@@ -195,7 +193,7 @@ def _remaining(plan: _Plan) -> Iterator[Prompt]:
 
 def _drop(url: str, run: str, progress: Progress, retries: int) -> None:
     """A finished run leaves no key, also where the server is away for a while just now."""
-    stream = Stream(url, run, retries)
+    stream = Stream(url, run, retries, LOOP_SECONDS)
     try:
         stream.drop()
     except BrokerError as error:

@@ -5,7 +5,7 @@ Only the ledger says committed. Everything here is volatile: a new driver starts
 
 import math
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -41,10 +41,11 @@ def open_bytes(server_limit: int) -> int:
 
 @dataclass(slots=True)
 class _Open:
-    """A prompt between submission and commit. ``size`` is expected first, then known from its receipt."""
+    """A prompt between submission and commit, at first in shard ``shard``. ``size`` is expected, then known from its receipt."""
 
     prompt: Prompt
     size: int
+    shard: int
     deaths: int = 0
     vanished: int = 0
     entries: list[str] = field(default_factory=list)
@@ -58,6 +59,7 @@ class Tracker:
 
     Args:
         fresh: shards of prompts that are not in the ledger.
+        prompts: of the run, with those that are.
         ledger: of the run, followed as it grows.
         stream: of the run, to check receipts against.
         give_up: publishes a failure and returns its receipt.
@@ -71,6 +73,7 @@ class Tracker:
     def __init__(
         self,
         fresh: Iterator[Shard],
+        prompts: int,
         ledger: Ledger,
         stream: Stream,
         give_up: Callable[[Failure], Receipt],
@@ -78,6 +81,7 @@ class Tracker:
         most: int = OPEN_BYTES,
     ) -> None:
         self._fresh = fresh
+        self._prompts = prompts
         self._ledger = ledger
         self._stream = stream
         self._give_up = give_up
@@ -89,14 +93,14 @@ class Tracker:
         self._open: dict[int, _Open] = {}
         self._bytes = 0
         self._published_bytes = self._published_positions = 0
-        self._exhausted = False
+        self._shards = 0  # handed out
         self._checked = -math.inf
         self.vanished = 0
 
     @property
     def done(self) -> bool:
         """Whether every prompt of the corpus is in the ledger."""
-        return self._exhausted and not self._open
+        return self._ledger.count == self._prompts
 
     def unstored(self) -> tuple[int, int]:
         """Prompts that were published and are not in the ledger yet, and their bytes."""
@@ -123,11 +127,12 @@ class Tracker:
                 self._next = fresh
                 return None
             self._next = None
-            self._open.update((prompt.index, _Open(prompt, size)) for prompt, size in zip(prompts, sizes, strict=True))
+            self._shards += 1
+            for prompt, size in zip(prompts, sizes, strict=True):
+                self._open[prompt.index] = _Open(prompt, size, self._shards)
             self._bytes += sum(sizes)
             if prompts:
                 return Shard(prompts)
-        self._exhausted = True
         return None
 
     def _expected(self, prompt: Prompt) -> int:
@@ -198,17 +203,21 @@ class Tracker:
         asked = [entry for state in old for entry in state.entries]
         missing = self._stream.missing(asked) if asked else set()
         commits = self.follow()
+        again: defaultdict[int, list[Prompt]] = defaultdict(list)  # together, as they were before
         for state in old:
             if state.prompt.index not in self._open:
                 continue
             if missing.intersection(state.entries):
-                self._vanished(state)
+                if self._vanished(state):
+                    again[state.shard].append(state.prompt)
             else:
                 state.patience = min(2 * state.patience, MAX_RECEIPT_SECONDS)
                 state.check_at = now + state.patience
+        self._retry.extend(Shard(prompts) for prompts in again.values())
         return commits
 
-    def _vanished(self, state: _Open) -> None:
+    def _vanished(self, state: _Open) -> bool:
+        """Whether it is to be read again with others."""
         state.vanished += 1
         self.vanished += 1
         state.check_at, state.entries = None, []
@@ -222,8 +231,11 @@ class Tracker:
         elif state.vanished >= MAX_VANISHED:
             # without metadata, in case it is this that the writer refuses
             self._fail(state, "delivery", f"its results vanished {state.vanished} times; see quarantine", {})
+        elif state.deaths >= DEATHS_BEFORE_ALONE:
+            self._retry.append(Shard([state.prompt], alone=True))
         else:
-            self._retry.append(Shard([state.prompt], alone=state.deaths >= DEATHS_BEFORE_ALONE))
+            return True
+        return False
 
     def _fail(self, state: _Open, kind: str, message: str, metadata: Metadata) -> None:
         state.failure = Failure(state.prompt.id, state.prompt.index, kind, message, metadata)

@@ -20,9 +20,10 @@ from raylens.storage.urls import redact
 
 #: A full or restarting server is waited for about this many times, up to 2 s each, before the caller hears of it.
 RETRIES = 30
-#: Seconds to wait for an answer, and at the start of a run.
+#: Seconds to wait for an answer; at the start of a run; and in a loop that asks again and has other things to look after.
 ANSWER_SECONDS = 30
 CHECK_SECONDS = 10
+LOOP_SECONDS = 5
 #: Entries fetched at once; with frames of 1 MiB this bounds the reader's memory.
 READ_COUNT = 16
 #: Bytes of one value that a server should take, at most: no frame is larger, and what a server has taken is read whole before it
@@ -77,7 +78,7 @@ def connect(url: str, retries: int = RETRIES, seconds: float = ANSWER_SECONDS) -
             retry=_waiting(retries, *_WAIT_FOR),
             protocol=2,  # one shape of replies on every server version
             socket_timeout=seconds,
-            socket_connect_timeout=CHECK_SECONDS,
+            socket_connect_timeout=min(CHECK_SECONDS, seconds),
         )
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # unknown options are found here, or not before the first command
@@ -175,14 +176,15 @@ class Stream:
     Args:
         url: of the server.
         run: the run's unique id.
+        retries, seconds: times that a server is waited for, and seconds for an answer each time.
 
     Every method raises BrokerError once the server has been away for longer than the client waits; ``publish`` and
     ``create`` its ServerFull once it has been full for as long. Nothing else asks the server for room, so all else works
     when it is full. What writes raises its ServerRefuses where the server takes no writes for as long.
     """
 
-    def __init__(self, url: str, run: str, retries: int = RETRIES) -> None:
-        self._client = connect(url, retries)
+    def __init__(self, url: str, run: str, retries: int = RETRIES, seconds: float = ANSWER_SECONDS) -> None:
+        self._client = connect(url, retries, seconds)
         self._gone = _waiting(retries, StreamGone, ServerRefuses)
         self._key = stream_key(run)
         self._url = redact(url)
@@ -280,14 +282,6 @@ class Stream:
     def ping(self) -> None:
         """Raise BrokerError unless the server answers."""
         self._call("PING")
-
-    def answers(self) -> bool:
-        """Whether the server answers right now."""
-        try:
-            self.ping()
-        except BrokerError:
-            return False
-        return True
 
     def close(self) -> None:
         """Close the connections."""

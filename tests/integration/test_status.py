@@ -183,7 +183,7 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
 
 def test_a_server_tells_of_every_run_where_it_may(server: EmbeddedServer) -> None:
     """By itself it needs SCAN, which a run's user has not; with a store each run is asked for by its id."""
-    with RealServer("valkey9", "--port", "0", "--maxmemory", "16mb") as own:
+    with RealServer("valkey9", "--maxmemory", "16mb") as own:
         stream = Stream(own.url, "0123456789abcdef")
         stream.create()
         stream.publish(b"frame")

@@ -762,7 +762,7 @@ def test_incomplete_attempts_do_not_fill_a_server_for_good(
 @pytest.mark.usefixtures("real_frames")
 def test_a_server_that_others_fill_costs_nothing(tmp_path: Path, open_stream: Callable[..., Stream]) -> None:
     """An incomplete attempt waits for the rest of it while another run's results leave it no room."""
-    with RealServer("valkey9", "--port", "0", "--maxmemory", "20mb", "--maxmemory-policy", "noeviction") as shared:
+    with RealServer("valkey9", "--maxmemory", "20mb", "--maxmemory-policy", "noeviction") as shared:
         bench = Bench.on(shared, tmp_path, open_stream, PROMPTS)
         first, *rest = make_frames(make_large_record(0), bench.manifest.uid)
         bench.stream.publish(first)

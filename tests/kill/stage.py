@@ -51,7 +51,7 @@ class Stage:
     def __init__(self, folder: Path, corpus: Path, model: Path, server: str) -> None:
         self._close = ExitStack()
         self.server = self._close.enter_context(
-            RealServer(server, "--port", "0", "--maxmemory", "16mb", "--maxmemory-policy", "noeviction", persistent=True)
+            RealServer(server, "--maxmemory", "16mb", "--maxmemory-policy", "noeviction", persistent=True)
         )
         self.proxy = self._close.enter_context(Proxy(self.server.socket, RATE))
         self.disk = Disk(folder / "disk")

@@ -90,7 +90,7 @@ def test_a_server_that_takes_large_values(tmp_path: Path, kind: str) -> None:
     """It is told with the setting where the user may ask for that, and is well where he may not."""
     acl = tmp_path / "users.acl"
     acl.write_text(f"user default on nopass ~* +@all\nuser raylens on nopass {RIGHTS}\n")
-    with RealServer(kind, "--port", "0", "--maxmemory", "2gb", "--aclfile", str(acl)) as server:
+    with RealServer(kind, "--maxmemory", "2gb", "--aclfile", str(acl)) as server:
         large = found("redis", tmp_path, server.url)
         assert (large.status, large.found.partition(": ")[2]) == ("warning", "2.0 GiB at most, values of 512 MiB")
         assert "proto-max-bulk-len to 2mb" in large.remedy

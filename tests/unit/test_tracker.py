@@ -53,7 +53,7 @@ class Rig:
         self.gave_up: list[Failure] = []
         self.broken = False
         self.ledger = Ledger(self.folder)
-        self.tracker = Tracker(self._fresh(prompts, size), self.ledger, self.asked, self._give_up, lambda _: 1)
+        self.tracker = Tracker(self._fresh(prompts, size), prompts, self.ledger, self.asked, self._give_up, lambda _: 1)
         self.new_writer()
 
     def _fresh(self, prompts: int, size: int) -> Iterator[Shard]:
@@ -226,7 +226,7 @@ def test_a_prompt_that_kills_its_actors_becomes_a_failure(rig: Rig) -> None:
 def test_a_failure_of_a_crash_keeps_the_metadata(rig: Rig) -> None:
     """By which a user finds the prompt; its results were never refused."""
     shard = Shard([msgspec.structs.replace(make_prompt(0), metadata={"split": "test"})])
-    rig.tracker = Tracker(iter([shard]), rig.ledger, rig.stream, rig._give_up, lambda _: 1)
+    rig.tracker = Tracker(iter([shard]), PROMPTS, rig.ledger, rig.stream, rig._give_up, lambda _: 1)
     assert rig.take() == shard
     for _ in range(DEATHS_BEFORE_FAILURE):
         rig.tracker.lost(shard, blame=True)
@@ -268,13 +268,23 @@ def test_vanished_receipts_are_sent_again(rig: Rig) -> None:
     rig.produce(second)
     rig.check()
     assert rig.tracker.vanished == 2
-    again = [rig.take() for _ in range(2)]
-    assert [rig.indexes(shard) for shard in again] == [[0], [1]]
+    again = rig.take()
+    assert rig.indexes(again) == [0, 1], "together, as they were"
     assert rig.tracker.next_shard() is None
-    for shard in [*again, Shard([make_prompt(4), make_prompt(5)])]:
+    for shard in [again, Shard([make_prompt(4), make_prompt(5)])]:
         rig.produce(shard)
     rig.finish()
     rig.assert_stored()
+
+
+def test_what_an_earlier_driver_left_can_finish_a_run(rig: Rig) -> None:
+    """Nothing is asked of an actor, and none is waited for."""
+    for index in range(PROMPTS):
+        rig.publish(make_prompt(index))
+    assert not rig.tracker.done
+    rig.commit()
+    rig.tracker.follow()
+    assert rig.tracker.done
 
 
 def test_an_actor_waits_with_its_result_until_the_lost_stream_is_made_again(
@@ -347,7 +357,7 @@ def test_results_that_always_vanish_become_a_failure(rig: Rig) -> None:
 def test_a_failure_of_delivery_leaves_the_metadata_out(rig: Rig) -> None:
     """It may be this that the writer refuses."""
     shard = Shard([msgspec.structs.replace(make_prompt(0), metadata={"split": "test"})])
-    rig.tracker = Tracker(iter([shard]), rig.ledger, rig.stream, rig._give_up, lambda _: 1)
+    rig.tracker = Tracker(iter([shard]), PROMPTS, rig.ledger, rig.stream, rig._give_up, lambda _: 1)
     assert rig.take() == shard
     for _ in range(MAX_VANISHED):
         rig.produce(shard)
@@ -412,7 +422,7 @@ def test_a_commit_during_the_check_is_no_loss(server: EmbeddedServer, tmp_path: 
     """A commit just before the stream is asked, or between that and reading the ledger, is never taken for a loss."""
     rig = Rig(tmp_path, server.url)
     asked = InterruptedStream(server.url, rig.manifest.uid)
-    tracker = Tracker(iter([Shard([make_prompt(0), make_prompt(1)])]), rig.ledger, asked, rig._give_up, lambda _: 1)
+    tracker = Tracker(iter([Shard([make_prompt(0), make_prompt(1)])]), 2, rig.ledger, asked, rig._give_up, lambda _: 1)
     shard = tracker.next_shard()
     assert shard is not None
     receipts = [rig.publish(prompt) for prompt in shard.prompts]
@@ -436,7 +446,7 @@ def test_receipts_found_in_the_stream_are_asked_for_less_often(
     monkeypatch.setattr(tracker_module, "RECEIPT_SECONDS", 3.0)
     rig = Rig(tmp_path, server.url)
     asked = InterruptedStream(server.url, rig.manifest.uid)
-    tracker = Tracker(iter([Shard([make_prompt(0)])]), rig.ledger, asked, rig._give_up, lambda _: 1)
+    tracker = Tracker(iter([Shard([make_prompt(0)])]), PROMPTS, rig.ledger, asked, rig._give_up, lambda _: 1)
     checks: list[int] = []
     asked.before = lambda: checks.append(seconds)
     assert tracker.next_shard() is not None
@@ -483,7 +493,7 @@ def test_estimates_of_open_bytes_follow_the_positions(
     rig = Rig(tmp_path, server.url)
     long = [Shard([Prompt(index, f"p{index}", token_ids=[0] * (OPEN_BYTES // 4096))]) for index in range(3)]
     expected = estimated_positions(WorkerSettings(ModelSettings("any"), LensSettings(positions=positions)))
-    tracker = Tracker(iter(long), rig.ledger, rig.stream, rig._give_up, expected)
+    tracker = Tracker(iter(long), PROMPTS, rig.ledger, rig.stream, rig._give_up, expected)
     assert [tracker.next_shard() for _ in range(3)] == long[:together] + [None] * (3 - together)
     rig.close()
 
@@ -514,7 +524,7 @@ def test_a_small_server_has_less_open() -> None:
 
 def test_with_no_room_at_all_one_shard_is_open_at_a_time(rig: Rig) -> None:
     """So the run goes on, however small the server."""
-    tracker = Tracker(rig._fresh(PROMPTS, 2), rig.ledger, rig.stream, rig._give_up, lambda _: 1, most=0)
+    tracker = Tracker(rig._fresh(PROMPTS, 2), PROMPTS, rig.ledger, rig.stream, rig._give_up, lambda _: 1, most=0)
     for start in range(0, PROMPTS, 2):
         shard = tracker.next_shard()
         assert rig.indexes(shard) == [start, start + 1]
@@ -530,7 +540,7 @@ def test_with_no_room_at_all_one_shard_is_open_at_a_time(rig: Rig) -> None:
 
 def test_a_failure_waits_for_a_full_server(tmp_path: Path) -> None:
     """It is refused, kept, and published once there is room; receipts are checked meanwhile."""
-    with RealServer("valkey9", "--port", "0", "--maxmemory", "20mb", "--maxmemory-policy", "noeviction") as full:
+    with RealServer("valkey9", "--maxmemory", "20mb", "--maxmemory-policy", "noeviction") as full:
         rig = Rig(tmp_path, full.url)
         shard = rig.take()
         rig.produce(Shard(shard.prompts[1:]))
