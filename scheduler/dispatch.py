@@ -21,6 +21,10 @@ PLACE_SECONDS = 10.0
 MAX_PLACE_SECONDS = 600.0
 #: Seconds without a commit after which the user is told what the run waits for, again and again.
 STANDSTILL_SECONDS = 10.0
+#: Seconds without an answer of any actor after which the user is told what they are at, again and again.
+QUIET_SECONDS = 60.0
+#: Actors of which that is told: one that hangs while others work is told once they have nothing more to do.
+QUIET_ACTORS = 3
 #: Seconds between two looks at how many actors the cluster has room for.
 GROW_SECONDS = 5.0
 #: Times in a row that each actor may find the server away, after waiting for it, before the run is given up.
@@ -63,7 +67,7 @@ class Dispatch:
         self._stopping = stopping
         self._room = room
         self._broker_losses = 0
-        self._began = self._moved = self._grown = time.monotonic()
+        self._began = self._moved = self._grown = self._heard = time.monotonic()
         self._told_waiting = self._told_away = False
         self._resubmitted = 0
         self._waiting = ""
@@ -79,6 +83,7 @@ class Dispatch:
             if self._tracker.done:
                 return
             for event in self._pool.poll(POLL_SECONDS):
+                self._heard = time.monotonic()
                 self._handle(event)
             self._look_after()
 
@@ -117,6 +122,7 @@ class Dispatch:
             self._wait(f"results vanished from the server; resubmitting {lost} prompts")
         self._progress.in_flight(self._tracker.open_bytes)
         self._tell_waiting()
+        self._tell_quiet()
         if self._heartbeat.due():
             self._beat()
 
@@ -180,6 +186,16 @@ class Dispatch:
             self._wait(f"{waiting}{self._writer.remedy}")
         elif self._pool.deaths and not self._pool.ready:
             self._wait("no actor is ready any more; Ray starts them again on nodes that have room, or that join")
+
+    def _tell_quiet(self) -> None:
+        """A batch may take its time, and a prompt may hang its actor for ever: the user knows which is likely."""
+        now, shards = time.monotonic(), self._pool.at_work
+        if not shards or now - self._heard < QUIET_SECONDS or self._broker.away or self._broker.full():
+            return
+        self._heard = now
+        named = ", ".join(repr(shard.prompts[0].id[:80]) for shard in shards[:QUIET_ACTORS])
+        more = f" and {len(shards) - QUIET_ACTORS} more" if len(shards) > QUIET_ACTORS else ""
+        self._wait(f"no actor has answered for {QUIET_SECONDS:.0f} s; they are at the prompts that begin with {named}{more}")
 
     def _check_placed(self) -> None:
         waited = time.monotonic() - self._began

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from raylens.storage.layout import RunFolder
-from raylens.storage.pulse import FORMAT, PULSE_SECONDS, Pulse, write_pulse
+from raylens.storage.pulse import FORMAT, PULSE_SECONDS, Pulse, pid_namespace, write_pulse
 
 
 class Heartbeat:
@@ -37,7 +37,8 @@ class Heartbeat:
         """
         self._beat_at = time.monotonic()
         self._figures |= figures
-        write_pulse(self._folder, Pulse(FORMAT, socket.gethostname(), os.getpid(), time.time(), **self._figures, waiting=waiting))
+        host, pids = socket.gethostname(), pid_namespace()
+        write_pulse(self._folder, Pulse(FORMAT, host, os.getpid(), time.time(), **self._figures, waiting=waiting, pids=pids))
 
     def cancelled(self) -> bool:
         """Whether somebody asked the run to stop."""

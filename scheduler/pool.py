@@ -108,6 +108,11 @@ class Pool:
         """Actors that have loaded the model and live, as far as is known."""
         return sum(slot.loading is None for slot in self._slots)
 
+    @property
+    def at_work(self) -> list[Shard]:
+        """The shard that each actor is at."""
+        return [slot.shards[0][1] for slot in self._slots if slot.shards]
+
     def room(self) -> bool:
         """Whether any actor can take an ordinary shard now."""
         return any(slot.has_room(Shard([])) for slot in self._slots)

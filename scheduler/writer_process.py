@@ -95,10 +95,14 @@ class WriterProcess:
         unsaid = f"killed by signal {-code}" if code < 0 else "it could not write its log; is the disk full?"
         return f"the writer ended with code {code}: {last_message(log, self._log_before) or unsaid} (see {log})"
 
-    def finish(self, seconds: float = FINISH_SECONDS) -> str:
-        """Let the writer commit what is complete, and end it; what went wrong, or nothing."""
+    def tell_to_end(self) -> None:
+        """Let the writer commit what is complete, and end."""
         if self._process.stdin is not None:
             self._process.stdin.close()
+
+    def finish(self, seconds: float = FINISH_SECONDS) -> str:
+        """Tell the writer to end, and wait until it has; what went wrong, or nothing."""
+        self.tell_to_end()
         try:
             code = self._process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:

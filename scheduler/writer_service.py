@@ -164,6 +164,8 @@ class WriterService:
         self._say(f"{name}: complete, {prompts:,} prompts are stored")
 
     def _end_all(self, *seconds: float) -> None:
+        for one in self._served.values():  # all at once, or each would wait for those before it
+            one.writer.tell_to_end()
         while self._served:
             name, one = self._served.popitem()
             if amiss := one.writer.finish(*seconds):

@@ -112,6 +112,14 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, with their names durable."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync_folder(folder.parent)
+
+
 def _write_temporary(path: Path, data: bytes) -> Path:
     if not fits(len(data)):  # nobody could read it, and where it is a commit nothing after it
         raise StoreError(f"{path}: not written ({len(data)} bytes, more than such a file may have)")

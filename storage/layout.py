@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from raylens.storage.durable import not_through_links, store_errors
+from raylens.storage.durable import fsync_folder, make_folder, not_through_links, store_errors
 from raylens.storage.errors import StoreError
 
 
@@ -79,7 +79,7 @@ class RunFolder:
         """
         try:
             for folder in (self.commits, self.records, self.tables, self.quarantine):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
         except OSError as error:
             raise StoreError(f"{self.root}: cannot be written ({error.strerror}); choose another --store") from error
 
@@ -129,6 +129,7 @@ class RunFolder:
             while (target := self.root.with_name(f"{self.root.name}.old-{number}")).exists():
                 number += 1
             self.root.rename(target)
+            fsync_folder(target.parent)
         return RunFolder(target)
 
     @contextmanager
@@ -158,7 +159,7 @@ def check_writable(store: Path) -> None:
         StoreError: naming it.
     """
     try:
-        runs_folder(store).mkdir(parents=True, exist_ok=True)
+        make_folder(runs_folder(store))
     except OSError as error:
         raise StoreError(f"{store}: cannot be written ({error.strerror}); choose another folder for the store") from error
     if not os.access(runs_folder(store), os.W_OK):

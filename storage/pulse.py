@@ -30,6 +30,7 @@ class Pulse(msgspec.Struct, frozen=True):
         in_flight_bytes: submitted and not stored, as expected or known.
         unstored_prompts, unstored_bytes: published and not stored: what the writer is behind.
         waiting: what the run last said that it waits for; empty after a commit.
+        pids: among which processes ``pid`` is one, as ``pid_namespace`` tells: a container may have its host's name.
     """
 
     format: int
@@ -44,12 +45,21 @@ class Pulse(msgspec.Struct, frozen=True):
     unstored_prompts: int
     unstored_bytes: int
     waiting: str
+    pids: str = ""
 
     def state(self, now: float) -> str:
         """``running``, ``died`` if its process on this machine is gone, or ``silent``."""
-        if self.host == socket.gethostname() and not _alive(self.pid):
+        if self.host == socket.gethostname() and self.pids == pid_namespace() and not _alive(self.pid):
             return "died"
         return "running" if now - self.at <= SILENT_SECONDS else "silent"
+
+
+def pid_namespace() -> str:
+    """What tells the processes that this one sees from those of another container; empty where the system does not say."""
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115  no path
+    except OSError:
+        return ""
 
 
 def write_pulse(folder: RunFolder, pulse: Pulse) -> None:

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 
 from raylens.storage.labels import text_label
 from raylens.storage.pages.page import policy
-from raylens.storage.pulse import Pulse, write_pulse
+from raylens.storage.pulse import Pulse, pid_namespace, write_pulse
 from raylens.storage.repair import repair
 from raylens.storage.site.guard import POLICY
 from raylens.storage.store import open_store
@@ -91,7 +91,8 @@ def test_the_list_says_which_runs_go_on(tmp_path: Path, view: View, open_page: O
         folder, _ = make_run(tmp_path, 2, name=name)
         commit_outcomes(folder, *(make_record(index) for index in range(2 if name == "complete" else 1)))
         if driver is not None:
-            write_pulse(folder, Pulse(1, socket.gethostname(), driver, time.time(), 1, 1, 0, 0, 0, 0, 0, ""))
+            pulse = Pulse(1, socket.gethostname(), driver, time.time(), 1, 1, 0, 0, 0, 0, 0, "", pid_namespace())
+            write_pulse(folder, pulse)
     site = view(tmp_path)
     rows = [row.locator("th, td").all_inner_texts() for row in open_page(site.url("/")).locator("tbody tr").all()]
     assert [row[1] for row in rows] == [row[0] for row in rows]

@@ -2,16 +2,21 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
+from transformers import AutoTokenizer
 
 import raylens
 from raylens.scheduler import dispatch, pool
 from raylens.scheduler.cluster import cluster
+from raylens.storage.layout import RunFolder
+from raylens.storage.pulse import read_pulse
 from tests.tiny import save_word_llama
+from tests.waiting import wait_until
 
 # A model with code of its own that ends its process while it loads, as the system does where memory is short.
 _CODE = """
@@ -46,6 +51,49 @@ def test_a_model_that_kills_its_actor_as_it_loads(
         raylens.run(["call me"], model=str(deadly), trust_remote_code=True, **given)
     assert len(set((tmp_path / "deaths").read_text().split())) == 2
     assert raylens.run(["call me"], model=str(model), **given).counts()["records"] == 1
+
+
+# One that waits in the middle of a prompt with one token, for as long as there is a file.
+_WAITING = """
+import os, time
+from transformers import LlamaForCausalLM, LlamaModel
+
+class WaitingModel(LlamaModel):
+    def forward(self, input_ids=None, **rest):
+        while input_ids is not None and (input_ids == self.config.awaited).any() and os.path.exists(self.config.held_by):
+            time.sleep(0.01)
+        return super().forward(input_ids=input_ids, **rest)
+
+class Waiting(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = WaitingModel(config)
+        self.post_init()
+"""
+
+
+def test_a_prompt_that_hangs_its_actor(model: Path, tmp_path: Path, shared_ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told where: no one else can know whether it will ever end."""
+    monkeypatch.setattr(dispatch, "QUIET_SECONDS", 0.5)
+    waiting = shutil.copytree(model, tmp_path / "m")
+    held_by = tmp_path / "held"
+    held_by.touch()
+    config = json.loads((model / "config.json").read_text())
+    awaited = AutoTokenizer.from_pretrained(model)(" 7")["input_ids"][-1]
+    config |= {"auto_map": {"AutoModelForCausalLM": "waiting.Waiting"}, "awaited": awaited, "held_by": str(held_by)}
+    (waiting / "waiting.py").write_text(_WAITING)
+    (waiting / "config.json").write_text(json.dumps(config))
+    given = {"store": tmp_path / "st", "name": "r", "quiet": True, "ray": shared_ray, "trust_remote_code": True}
+    folder = RunFolder(tmp_path / "st" / "runs" / "r")
+
+    def told() -> bool:
+        return "they are at the prompts that begin with 'it'" in (pulse.waiting if (pulse := read_pulse(folder)) else "")
+
+    with ThreadPoolExecutor(1) as thread:
+        run = thread.submit(raylens.run, [{"id": "it", "text": "call me 7"}], model=str(waiting), **given)
+        wait_until(told, "it is told")
+        held_by.unlink()
+        assert run.result().counts()["records"] == 1
 
 
 def test_a_cluster_whose_cpus_are_taken(model: Path, tmp_path: Path, shared_ray: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from raylens.scheduler import heartbeat as module
 from raylens.scheduler.heartbeat import Heartbeat
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
-from raylens.storage.pulse import FORMAT, SILENT_SECONDS, Pulse, ask_to_stop, read_pulse, write_pulse
+from raylens.storage.pulse import FORMAT, SILENT_SECONDS, Pulse, ask_to_stop, pid_namespace, read_pulse, write_pulse
 from tests.builders import make_run
 
 
@@ -69,7 +69,7 @@ def test_monitors_are_told_what_is_waited_for(folder: RunFolder, monkeypatch: py
 
 def made_pulse(**changes: Any) -> Pulse:
     """Of a driver on this machine that is this process, a second ago."""
-    fields = {"host": socket.gethostname(), "pid": os.getpid(), "at": time.time() - 1, "waiting": ""}
+    fields = {"host": socket.gethostname(), "pid": os.getpid(), "at": time.time() - 1, "waiting": "", "pids": pid_namespace()}
     figures = ("actors", "ready", "deaths", "resubmitted", "in_flight_bytes", "unstored_prompts", "unstored_bytes")
     return Pulse(**{"format": FORMAT, **dict.fromkeys(figures, 0), **fields, **changes})
 
@@ -88,6 +88,7 @@ def test_the_state_of_a_driver() -> None:
     assert made_pulse(pid=gone).state(now) == "died"
     assert made_pulse(pid=1 << 70).state(now) == "died", "no process has such a number"
     assert made_pulse(pid=gone, host="elsewhere").state(now) == "running"
+    assert made_pulse(pid=gone, pids="pid:[1]").state(now) == "running", "in a container that has this host's name"
     assert made_pulse(at=now - SILENT_SECONDS).state(now) == "running"
     assert made_pulse(at=now - SILENT_SECONDS - 1).state(now) == "silent"
     assert made_pulse(pid=gone, at=0.0).state(now) == "died"
