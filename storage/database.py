@@ -6,6 +6,7 @@ DuckDB reads the Parquet tables where they are; nothing is imported, and a query
 import itertools
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from raylens.storage.errors import StoreError, UsageError, one_line
 from raylens.storage.store import Run
-from raylens.storage.table_files import REMEDY, as_glob, read_parquet, table_files, text_literal
+from raylens.storage.table_files import REMEDY, Extent, TableFiles, as_glob, read_parquet, table_files, text_literal
 from raylens.storage.tables import KINDS, LENS, PROMPTS
 from raylens.storage.vocabulary import token_text
 
@@ -84,11 +85,11 @@ class Database:
             raise UsageError("two of the runs have one name, by which queries tell them apart; compare runs of different names")
         for kind in KINDS:
             name, schema = _KINDS[kind]
-            parts = [_select(run, [files.path(kind) for files in all_files]) for run, all_files in found.items() if all_files]
+            parts = itertools.chain.from_iterable(_selects(run, kind, files) for run, files in found.items())
             self._connection.execute(f"CREATE VIEW {name} AS {' UNION ALL BY NAME '.join([_empty(schema), *parts])}")
         self._connection.register("tokens", pa.concat_tables([_tokens(run) for run in runs]))
         self._connection.execute(VIEWS.read_text())
-        return [files.path(kind) for all_files in found.values() for files in all_files for kind in KINDS]
+        return [files.path(kind) for run_files in found.values() for files in run_files for kind in KINDS]
 
     @contextmanager
     def query(
@@ -157,7 +158,8 @@ class Database:
 
     def _failed(self, problem: str) -> UsageError | StoreError:
         # DuckDB takes a file that is gone for a folder, which it may not read, so its words alone do not tell
-        if problem.startswith(_UNREADABLE) or not all(path.exists() for path in self._paths):
+        # and some kinds of damage for a wrong argument
+        if problem.startswith(_UNREADABLE) or any(str(path) in problem or not path.exists() for path in self._paths):
             return StoreError(
                 f"SQL: {problem}; ask again if the run was just compacted; raylens verify STORE names a damaged file"
             )
@@ -205,8 +207,16 @@ def _empty(schema: pa.Schema) -> str:
     return f"SELECT NULL::VARCHAR AS run, {columns} WHERE false"
 
 
-def _select(run: str, paths: list[Path]) -> str:
-    return f"SELECT {text_literal(run)} AS run, * FROM {read_parquet(paths)}"  # noqa: S608  quoted
+def _selects(run: str, kind: str, found: Mapping[TableFiles, Mapping[str, Extent]]) -> list[str]:
+    """All rows of a run, from files of the same columns together: older ones may have fewer."""
+    alike: dict[tuple[str, ...], list[TableFiles]] = defaultdict(list)
+    for files, extents in found.items():
+        alike[extents[kind].columns].append(files)
+    tables = [
+        read_parquet([files.path(kind) for files in group], sum(found[files][kind].rows for files in group))
+        for group in alike.values()
+    ]
+    return [f"SELECT {text_literal(run)} AS run, * FROM {table}" for table in tables]  # noqa: S608  quoted
 
 
 def _tokens(run: Run) -> pa.Table:

@@ -24,6 +24,18 @@ SLACK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class Extent:
+    """What the end of a file says that it holds.
+
+    Attributes:
+        columns: their paths, such as ``ids.list.element``.
+    """
+
+    columns: tuple[str, ...]
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class TableFiles:
     """The files, one of each kind, that hold the records of commits ``first`` to ``last``.
 
@@ -52,8 +64,8 @@ class TableFiles:
         """What the metadata of one should say."""
         return About(FORMAT, run, kind, self.first, self.last)
 
-    def check(self, run: str) -> None:
-        """Refuse files that are damaged, of another run or place, or of another version; reads their ends only.
+    def check(self, run: str) -> dict[str, Extent]:
+        """What the file of each kind holds; one that is damaged, or of another run, place or version is refused. Reads the ends.
 
         Args:
             run: uid of the run.
@@ -61,13 +73,15 @@ class TableFiles:
         Raises:
             StoreError: naming the file, the reason and the remedy.
         """
+        found = {}
         for kind in KINDS:
             try:
-                _check_about(self.path(kind), self.about(run, kind))
+                found[kind] = _extent(_check_about(self.path(kind), self.about(run, kind)))
             except OtherFormat as error:
                 raise OtherFormat(f"{self.path(kind)}: {error}; use the raylens that wrote it") from error
             except StoreError as error:
                 raise StoreError(f"{self.path(kind)}: {error}; {REMEDY}") from error
+        return found
 
     def compare(self, run: str, outcomes: list[Record | Failure]) -> dict[str, str]:
         """Kind -> what is wrong with that file, given the outcomes of the segment; empty where both hold just these.
@@ -99,6 +113,13 @@ def _check_about(path: Path, expected: About) -> pq.FileMetaData:
     if found != expected:
         raise StoreError(f"{found.kind} table of run {found.run}, commits {found.first} to {found.last}, not its own")
     return metadata
+
+
+def _extent(metadata: pq.FileMetaData) -> Extent:
+    try:
+        return Extent(tuple(metadata.schema.column(at).path for at in range(len(metadata.schema))), metadata.num_rows)
+    except ValueError as error:  # a name cannot be read
+        raise StoreError(f"damaged table ({one_line(error)})") from error
 
 
 def _check_rows(path: Path, about: About, expected: pa.Table) -> None:
@@ -163,17 +184,22 @@ def _check_in_duckdb(path: Path, expected: pa.Table) -> None:
     with _duckdb().cursor() as connection:
         connection.register("expected", expected)
         try:
-            found = connection.execute(sql.format(read_parquet([path]))).fetchone()
+            found = connection.execute(sql.format(read_parquet([path], len(expected)))).fetchone()
         except duckdb.Error as error:
             raise StoreError(f"damaged table ({one_line(error)})") from error
         if found != connection.execute(sql.format("expected")).fetchone():
             raise StoreError("DuckDB reads other rows than the records give")
 
 
-def read_parquet(paths: list[Path]) -> str:
-    """The files as one table in SQL; no character of a path stands for others."""
+def read_parquet(paths: list[Path], rows: int) -> str:
+    """Files of the same columns as one table in SQL; no character of a path stands for others.
+
+    Args:
+        rows: of all files, which decides how tables are joined.
+    """
     listed = ", ".join(text_literal(as_glob(path)) for path in paths)
-    return f"read_parquet([{listed}], hive_partitioning = false, union_by_name = true)"
+    # By union_by_name each file would be opened again wherever a view names the table, for columns and rows that are known
+    return f"read_parquet([{listed}], hive_partitioning = false, explicit_cardinality = {rows})"
 
 
 def text_literal(value: str) -> str:
@@ -197,8 +223,8 @@ def files_of(folder: RunFolder, commit: Commit) -> TableFiles:
     return TableFiles(folder, segment_stem(name), commit.n if first is None else first, commit.n)
 
 
-def table_files(folder: RunFolder, run: str) -> list[TableFiles]:
-    """The files that together hold every committed record once, in order of commits.
+def table_files(folder: RunFolder, run: str) -> dict[TableFiles, dict[str, Extent]]:
+    """The files that together hold every committed record once, in order of commits, each with what its kinds hold.
 
     Args:
         folder: of the run.
@@ -210,24 +236,22 @@ def table_files(folder: RunFolder, run: str) -> list[TableFiles]:
     found = _committed(folder)
     while True:
         try:
-            _check(folder, run, found)
+            return _check(folder, run, found)
         except StoreError:
             before, found = found, _committed(folder)
             if found == before:
                 raise
-            continue  # a compaction has removed some since their names were read
-        return found
+            # a compaction has removed some since their names were read
 
 
-def _check(folder: RunFolder, run: str, found: list[TableFiles]) -> None:
+def _check(folder: RunFolder, run: str, found: list[TableFiles]) -> dict[TableFiles, dict[str, Extent]]:
     missing = [one for one in found if not one.exist()]
     if missing:
         raise StoreError(
             f"{folder.tables}: no tables for {len(missing)} of {len(found)} segments, such as {missing[0].stem}; "
             "raylens verify STORE --repair makes them from the records"
         )
-    for files in found:
-        files.check(run)
+    return {files: files.check(run) for files in found}
 
 
 def _committed(folder: RunFolder) -> list[TableFiles]:

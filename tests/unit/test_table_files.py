@@ -17,12 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raylens.storage.compaction import compact
+from raylens.storage.database import Database
 from raylens.storage.errors import OtherFormat, RaylensError, StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.record import TapLens
 from raylens.storage.repair import repair
 from raylens.storage.store import Run, Store
-from raylens.storage.tables import ABOUT, KINDS, lens_table
+from raylens.storage.tables import ABOUT, KINDS, LATER, lens_table
 from raylens.storage.verify import examine
 from tests.builders import commit_outcomes, make_failure, make_record, make_run
 
@@ -66,11 +67,11 @@ def contents(folder: RunFolder) -> dict[str, bytes]:
 
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table], **about: Any) -> None:
-    """A valid Parquet file with other rows or another description, in the place of a table."""
-    found = pq.read_table(path)
+    """A valid Parquet file with other rows, columns or another description, in the place of a table."""
+    found = change(pq.read_table(path))
     described = json.loads(pq.read_metadata(path).metadata[ABOUT.encode()]) | about
     with pq.ParquetWriter(path, found.schema, store_schema=False) as writer:
-        writer.write_table(change(found))
+        writer.write_table(found)
         writer.add_key_value_metadata({ABOUT: json.dumps(described)})
 
 
@@ -254,3 +255,23 @@ def test_a_newer_table_is_left_alone(folder: RunFolder) -> None:
     with pytest.raises(StoreError, match="format 2"):
         repair(folder)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("older", [0, 1])
+def test_a_run_that_an_older_raylens_began(folder: RunFolder, older: int) -> None:
+    """Tables that lack a column are read with those that have it, whichever is first; the column is null there."""
+    rows = open_run(folder).sql(ALL).rows()
+    assert set(rows[0]) >= LATER
+    rewrite(table(folder, older, "lens"), lambda found: found.drop(sorted(LATER)))
+    assert examine(folder).damage == []
+    assert open_run(folder).sql(ALL).rows() == rows
+
+
+def test_files_are_opened_for_their_rows_only(folder: RunFolder) -> None:
+    """Not for their columns, each as often as a statement names a view: what they hold is known when the database is opened."""
+    with Database([open_run(folder)]) as database:
+        table(folder, 1, "lens").write_bytes(b"PAR1" * 9)
+        with database.query("DESCRIBE topk") as reader:
+            assert reader.read_all()["column_name"].to_pylist()[-2:] == ["token", "logprob"]
+        with pytest.raises(StoreError, match="raylens verify STORE"), database.query("SELECT * FROM lens") as reader:
+            reader.read_all()
