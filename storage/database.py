@@ -20,7 +20,7 @@ from raylens.storage.errors import StoreError, UsageError, one_line
 from raylens.storage.store import Run
 from raylens.storage.table_files import REMEDY, Extent, TableFiles, as_glob, read_parquet, table_files, text_literal
 from raylens.storage.tables import KINDS, LENS, PROMPTS
-from raylens.storage.vocabulary import token_text
+from raylens.storage.token_table import TokenTable
 
 T = TypeVar("T")
 
@@ -83,11 +83,12 @@ class Database:
         found = {run.name: table_files(run.folder, run.manifest.uid) for run in runs}
         if len(found) < len(runs):  # of several stores
             raise UsageError("two of the runs have one name, by which queries tell them apart; compare runs of different names")
+        tokens = TokenTable(runs)
         for kind in KINDS:
             name, schema = _KINDS[kind]
-            parts = itertools.chain.from_iterable(_selects(run, kind, files) for run, files in found.items())
+            parts = itertools.chain.from_iterable(_selects(run, tokens.numbers[run], kind, files) for run, files in found.items())
             self._connection.execute(f"CREATE VIEW {name} AS {' UNION ALL BY NAME '.join([_empty(schema), *parts])}")
-        self._connection.register("tokens", pa.concat_tables([_tokens(run) for run in runs]))
+        self._connection.register("tokens", tokens)
         self._connection.execute(VIEWS.read_text())
         return [files.path(kind) for run_files in found.values() for files in run_files for kind in KINDS]
 
@@ -204,10 +205,10 @@ def _apart(fields: Sequence[pa.Field]) -> list[str]:
 def _empty(schema: pa.Schema) -> str:
     """No row, of all columns: tables that were written before a column was have nulls there."""
     columns = ", ".join(f"NULL::{_TYPES[field.type]} AS {field.name}" for field in schema)
-    return f"SELECT NULL::VARCHAR AS run, {columns} WHERE false"
+    return f"SELECT NULL::VARCHAR AS run, NULL::UINTEGER AS vocabulary, {columns} WHERE false"
 
 
-def _selects(run: str, kind: str, found: Mapping[TableFiles, Mapping[str, Extent]]) -> list[str]:
+def _selects(run: str, vocabulary: int, kind: str, found: Mapping[TableFiles, Mapping[str, Extent]]) -> list[str]:
     """All rows of a run, from files of the same columns together: older ones may have fewer."""
     alike: dict[tuple[str, ...], list[TableFiles]] = defaultdict(list)
     for files, extents in found.items():
@@ -216,18 +217,8 @@ def _selects(run: str, kind: str, found: Mapping[TableFiles, Mapping[str, Extent
         read_parquet([files.path(kind) for files in group], sum(found[files][kind].rows for files in group))
         for group in alike.values()
     ]
-    return [f"SELECT {text_literal(run)} AS run, * FROM {table}" for table in tables]  # noqa: S608  quoted
-
-
-def _tokens(run: Run) -> pa.Table:
-    tokens = run.vocabulary
-    columns = {
-        "run": pa.array([run.name] * len(tokens), pa.string()),
-        "token_id": pa.array(range(len(tokens)), pa.uint32()),
-        "token": pa.array([token_text(tokens, number) for number in range(len(tokens))], pa.string()),
-        "bytes": pa.array(tokens, pa.binary()),
-    }
-    return pa.table(columns)
+    columns = f"{text_literal(run)} AS run, {vocabulary}::UINTEGER AS vocabulary, *"
+    return [f"SELECT {columns} FROM {table}" for table in tables]  # noqa: S608  quoted
 
 
 _TYPES = {

@@ -1,4 +1,5 @@
--- The views that queries are written against (docs/QUERIES.md), over the tables of the runs: lens, prompt_rows and tokens.
+-- The views that queries are written against (docs/QUERIES.md), over the tables of the runs, lens and prompt_rows, and
+-- tokens, in which runs of one vocabulary share it.
 
 CREATE VIEW prompts AS
 SELECT run, prompt, id, text, len(token_ids) AS tokens, truncated_from, metadata::JSON AS metadata, failure
@@ -12,12 +13,13 @@ WHERE failure IS NOT NULL;
 CREATE VIEW positions AS
 SELECT run, prompt, position, place.token_id, here.token, next_id, following.token AS next
 FROM (
-    SELECT run, prompt, unnest(positions) AS position, token_ids[position + 1] AS token_id, token_ids[position + 2] AS next_id
+    SELECT
+        run, vocabulary, prompt, unnest(positions) AS position, token_ids[position + 1] AS token_id, token_ids[position + 2] AS next_id
     FROM prompt_rows
     WHERE failure IS NULL
 ) AS place
-LEFT JOIN tokens AS here USING (run, token_id)
-LEFT JOIN tokens AS following ON following.run = place.run AND following.token_id = next_id;
+LEFT JOIN tokens AS here USING (vocabulary, token_id)
+LEFT JOIN tokens AS following ON following.vocabulary = place.vocabulary AND following.token_id = next_id;
 
 CREATE VIEW metrics AS
 SELECT
@@ -29,22 +31,22 @@ CREATE VIEW topk AS
 SELECT run, prompt, position, tap, layer, rank, token_id, token, logprob
 FROM (
     SELECT
-        run, prompt, position, tap, layer, unnest(range(1, len(ids) + 1))::USMALLINT AS rank, unnest(ids) AS token_id,
+        run, vocabulary, prompt, position, tap, layer, unnest(range(1, len(ids) + 1))::USMALLINT AS rank, unnest(ids) AS token_id,
         unnest(logprobs) AS logprob
     FROM lens
 )
-LEFT JOIN tokens USING (run, token_id);
+LEFT JOIN tokens USING (vocabulary, token_id);
 
 CREATE VIEW tracked AS
 SELECT run, prompt, position, tap, layer, number, token_id, token, logprob, rank, attribution
 FROM (
     SELECT
-        run, prompt, position, tap, layer, unnest(range(1, len(tracked) + 1)) AS number, unnest(tracked) AS token_id, unnest(tracked_logprob) AS logprob,
+        run, vocabulary, prompt, position, tap, layer, unnest(range(1, len(tracked) + 1)) AS number, unnest(tracked) AS token_id, unnest(tracked_logprob) AS logprob,
         unnest(tracked_rank) AS rank, unnest(attribution) AS attribution
     FROM lens
-    JOIN prompt_rows USING (run, prompt)
+    JOIN prompt_rows USING (run, vocabulary, prompt)
 )
-LEFT JOIN tokens USING (run, token_id);
+LEFT JOIN tokens USING (vocabulary, token_id);
 
 -- Final is the best token of the last layer of resid_post (docs/QUERIES.md).
 CREATE VIEW decisions AS

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,10 +66,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     Raises:
         StoreError: the file is missing or damaged.
     """
-    try:
-        data = read_file(path)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}; the run lacks its vocabulary") from error
+    data = _file(path)
     try:
         if not 0 < zstandard.get_frame_parameters(data).content_size <= MAX_BYTES:
             raise StoreError(f"{path}: vocabulary is over the limit of {MAX_BYTES} bytes")
@@ -76,3 +74,19 @@ def read_vocabulary(path: Path) -> Vocabulary:
         return tokens
     except (msgspec.DecodeError, zstandard.ZstdError) as error:
         raise StoreError(f"{path}: damaged vocabulary ({error})") from error
+
+
+def vocabulary_digest(path: Path) -> bytes:
+    """What tells a vocabulary from others without a look at its tokens; two of one digest are the same.
+
+    Raises:
+        StoreError: the file is missing.
+    """
+    return blake2b(_file(path)).digest()
+
+
+def _file(path: Path) -> bytes:
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}; the run lacks its vocabulary") from error

@@ -11,6 +11,9 @@ import pytest
 from raylens.storage.comparison import compare
 from raylens.storage.errors import UsageError
 from raylens.storage.store import Run, Store, open_store
+from raylens.storage.vocabulary import write_vocabulary
+from tests.builders import make_vocabulary
+from tests.memory import bounded_memory
 from tests.queried import places, write_run
 from tests.waiting import HUNG, wait_until
 
@@ -34,9 +37,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Run]]:
-    """Two runs of other records and numbers of layers, and each of them."""
+    """Two runs of other records, numbers of layers and vocabularies, and each of them."""
     path = tmp_path_factory.mktemp("store-of-two")
     runs = [write_run(path, seed=seed, layers=4 - seed, name=name) for seed, name in enumerate(("one", "other"))]
+    write_vocabulary(runs[1].folder.vocabulary, [b"another", *make_vocabulary()[:-1]])
     return open_store(path), runs
 
 
@@ -89,6 +93,19 @@ def test_a_store_mixes_no_two_runs(store: tuple[Store, list[Run]], view: str) ->
     together, runs = store
     alone = [row for run in runs for row in run.sql(f"SELECT * FROM {view}").rows()]
     assert sorted(map(repr, together.sql(f"SELECT * FROM {view}").rows())) == sorted(map(repr, alone))
+
+
+def test_runs_of_one_vocabulary_share_it(tmp_path: Path) -> None:
+    """In memory there is one of them, and of its rows a part at a time: a model has 262,144 tokens, and a store many runs."""
+    tokens = [b" token %d" % number for number in range(1 << 16)]
+    for name in ("one", "two", "three", "four"):
+        write_vocabulary(write_run(tmp_path, name=name).folder.vocabulary, tokens)
+    with bounded_memory(8 << 20):  # one takes 4 MiB
+        found = open_store(tmp_path).sql("SELECT run, count(token) AS n, min(token) AS least FROM topk GROUP BY run ORDER BY run")
+        rows = found.rows()
+    assert {row["least"] for row in rows} == {" token 0"}
+    assert len({row["n"] for row in rows}) == 1
+    assert len(rows) == 4
 
 
 def test_columns_of_one_name_are_told_apart(run: Run) -> None:
