@@ -23,6 +23,10 @@ from raylens.storage.tables import KINDS, LENS, PROMPTS
 from raylens.storage.token_table import TokenTable
 
 T = TypeVar("T")
+#: Told the name of a run that cannot be read, and why.
+LeftOut = Callable[[str, StoreError], None]
+#: The files of a run, each with what its kinds hold.
+Files = Mapping[TableFiles, Mapping[str, Extent]]
 
 #: Environment variable with DuckDB's limit of memory, such as ``2GB``; by default four fifths of the machine's. What does not fit
 #: goes to a temporary folder.
@@ -40,13 +44,15 @@ class Database:
 
     Args:
         runs: one or more.
+        left_out: told of each run that cannot be read, and why; the others are asked without it. By default it is an error.
 
     Raises:
-        StoreError: tables are missing or damaged.
+        StoreError: tables or a vocabulary are missing or damaged, if ``left_out`` is not given or no run can be read.
         UsageError: there are no runs, or the limit of memory is not a size.
     """
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Run], left_out: LeftOut | None = None) -> None:
+        self._left_out = left_out
         self._thread = ThreadPoolExecutor(1, "sql")
         self._temporary = tempfile.TemporaryDirectory(prefix="raylens-sql-")
         # Without replacements a name in SQL is never a Python variable of whoever calls.
@@ -80,17 +86,34 @@ class Database:
     def _create_views(self, runs: Sequence[Run]) -> list[Path]:
         if not runs:
             raise UsageError("there are no runs to query")
-        found = {run.name: table_files(run.folder, run.manifest.uid) for run in runs}
-        if len(found) < len(runs):  # of several stores
+        if len({run.name for run in runs}) < len(runs):  # of several stores
             raise UsageError("two of the runs have one name, by which queries tell them apart; compare runs of different names")
-        tokens = TokenTable(runs)
+        tokens = TokenTable()
+        found = self._readable(runs, tokens)
         for kind in KINDS:
             name, schema = _KINDS[kind]
-            parts = itertools.chain.from_iterable(_selects(run, tokens.numbers[run], kind, files) for run, files in found.items())
+            parts = itertools.chain.from_iterable(_selects(run, kind, *files) for run, files in found.items())
             self._connection.execute(f"CREATE VIEW {name} AS {' UNION ALL BY NAME '.join([_empty(schema), *parts])}")
         self._connection.register("tokens", tokens)
         self._connection.execute(VIEWS.read_text())
-        return [files.path(kind) for run_files in found.values() for files in run_files for kind in KINDS]
+        return [files.path(kind) for _, run_files in found.values() for files in run_files for kind in KINDS]
+
+    def _readable(self, runs: Sequence[Run], tokens: TokenTable) -> dict[str, tuple[int, Files]]:
+        """Run -> which vocabulary is its, and its files; of runs that have any."""
+        found: dict[str, tuple[int, Files]] = {}
+        problems: list[str] = []
+        for run in runs:
+            try:
+                if files := table_files(run.folder, run.manifest.uid):  # one that has only begun may lack its vocabulary too
+                    found[run.name] = (tokens.add(run), files)
+            except StoreError as error:
+                if self._left_out is None:
+                    raise
+                self._left_out(run.name, error)
+                problems.append(str(error))
+        if len(problems) == len(runs):
+            raise StoreError("; ".join(problems))
+        return found
 
     @contextmanager
     def query(
@@ -208,7 +231,7 @@ def _empty(schema: pa.Schema) -> str:
     return f"SELECT NULL::VARCHAR AS run, NULL::UINTEGER AS vocabulary, {columns} WHERE false"
 
 
-def _selects(run: str, vocabulary: int, kind: str, found: Mapping[TableFiles, Mapping[str, Extent]]) -> list[str]:
+def _selects(run: str, kind: str, vocabulary: int, found: Files) -> list[str]:
     """All rows of a run, from files of the same columns together: older ones may have fewer."""
     alike: dict[tuple[str, ...], list[TableFiles]] = defaultdict(list)
     for files, extents in found.items():

@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 import pyarrow as pa
 
-from raylens.storage.database import Database
+from raylens.storage.database import Database, LeftOut
 from raylens.storage.frames import Frames, to_xarray
 from raylens.storage.named_queries import named_query
 from raylens.storage.selection import options_of, select
@@ -38,10 +38,13 @@ class Result(Frames):
     Args:
         asked: the query in words, for whoever prints this.
         hidden: a column that the rows are made without.
+        left_out: as of ``Database``.
     """
 
-    def __init__(self, runs: Sequence[Run], prepare: Prepared, asked: str, hidden: str | None = None) -> None:
-        self._runs, self._prepare, self._asked, self._hidden = runs, prepare, asked, hidden
+    def __init__(
+        self, runs: Sequence[Run], prepare: Prepared, asked: str, hidden: str | None = None, left_out: LeftOut | None = None
+    ) -> None:
+        self._runs, self._prepare, self._asked, self._hidden, self._left_out = runs, prepare, asked, hidden, left_out
 
     def __repr__(self) -> str:
         runs = ", ".join(repr(run.name) for run in self._runs)
@@ -57,7 +60,7 @@ class Result(Frames):
             UsageError: the statement is not valid, or asks for what the runs lack.
             StoreError: tables are missing or damaged.
         """
-        with Database(self._runs) as database:
+        with Database(self._runs, self._left_out) as database:
             sql, parameters = self._prepare(database)
             with database.query(sql, parameters, self._hidden) as reader:
                 yield reader
@@ -128,6 +131,12 @@ def _hidden(options: Mapping[str, Any]) -> str | None:
     return None if "by" in options else "split"
 
 
-def sql_query(runs: Sequence[Run], sql: str, parameters: Mapping[str, Any] | None = None) -> Result:
-    """A statement over the views of some runs; ``Run.sql`` and ``Store.sql``."""
-    return Result(runs, lambda _: (sql, parameters or {}), f"{shorten(sql, 100)!r}")
+def sql_query(
+    runs: Sequence[Run], sql: str, parameters: Mapping[str, Any] | None = None, left_out: LeftOut | None = None
+) -> Result:
+    """A statement over the views of some runs; ``Run.sql`` and ``Store.sql``.
+
+    Args:
+        left_out: as of ``Database``.
+    """
+    return Result(runs, lambda _: (sql, parameters or {}), f"{shorten(sql, 100)!r}", left_out=left_out)

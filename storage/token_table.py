@@ -1,6 +1,6 @@
 """The table ``tokens`` that views join: each vocabulary of some runs once, as rows that are made while a statement reads them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -17,24 +17,23 @@ class TokenTable:
     """A row for each token of each vocabulary, as a stream (an Arrow PyCapsule) that DuckDB asks for when a statement needs it.
 
     Few statements need it, and 262,144 tokens take 33 MB: for each of many runs that is more than their tables.
-
-    Attributes:
-        numbers: run -> which vocabulary is its.
-
-    Raises:
-        StoreError: a vocabulary is missing or damaged.
     """
 
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self.numbers: dict[str, int] = {}
+    def __init__(self) -> None:
         self._vocabularies: list[Vocabulary] = []
-        known: dict[bytes, int] = {}
-        for run in runs:
-            digest = vocabulary_digest(run.folder.vocabulary)
-            if digest not in known:
-                known[digest] = len(known)
-                self._vocabularies.append(run.vocabulary)
-            self.numbers[run.name] = known[digest]
+        self._known: dict[bytes, int] = {}
+
+    def add(self, run: Run) -> int:
+        """Which vocabulary is the run's, from 0.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        digest = vocabulary_digest(run.folder.vocabulary)
+        if digest not in self._known:
+            self._vocabularies.append(run.vocabulary)
+            self._known[digest] = len(self._known)
+        return self._known[digest]
 
     def __arrow_c_schema__(self) -> Any:
         return _SCHEMA.__arrow_c_schema__()

@@ -1,10 +1,16 @@
 """``raylens sql``."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from raylens.scheduler.cli._options import open_store, store_option
 from raylens.scheduler.cli._rows import output_options, print_rows
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    from raylens.storage.database import LeftOut
+    from raylens.storage.store import Run, Store
 
 
 @click.command("sql")
@@ -22,5 +28,28 @@ def command(words: tuple[str, ...], store: str, name: str | None, as_json: bool,
         raise UsageError(f"sql takes a store and one SELECT, not {len(words)} words; put the statement in quotes")
     *stores, statement = words
     found = open_store(stores[0] if stores else store)
-    result = found.sql(statement) if name is None else found[name].sql(statement)
-    print_rows(result, as_json, as_csv, parquet)
+    if name is not None:
+        print_rows(found[name].sql(statement), as_json, as_csv, parquet)
+        return
+    from raylens.storage.result import sql_query
+
+    left_out: list[str] = []
+
+    def leave_out(run: str, error: StoreError) -> None:
+        left_out.append(f"run {run} is left out: {error}")
+
+    runs = _readable(found, leave_out)
+    if runs or not left_out:
+        print_rows(sql_query(runs, statement, left_out=leave_out), as_json, as_csv, parquet)
+    if left_out:
+        raise StoreError("; ".join(left_out))
+
+
+def _readable(store: "Store", leave_out: "LeftOut") -> "list[Run]":
+    runs = []
+    for name in store.names():
+        try:
+            runs.append(store[name])
+        except StoreError as error:  # one damaged run does not hide the others
+            leave_out(name, error)
+    return runs

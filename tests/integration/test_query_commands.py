@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.builders import make_run
 from tests.command import raylens_command
 from tests.queried import write_run
 
@@ -164,3 +166,37 @@ def test_a_missing_table_is_damage(tmp_path: Path) -> None:
     assert done.returncode == 6
     assert gone.name.split(".")[0] in done.stderr
     assert "raylens verify STORE --repair" in done.stderr
+
+
+def test_a_run_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    """The others are asked, with a word on each; one that is named is an error. A run that has only begun has no rows."""
+    write_run(tmp_path, name="whole")
+    begun, _ = make_run(tmp_path, name="begun")
+    begun.vocabulary.unlink()
+    no_table, no_manifest = (write_run(tmp_path, name=name).folder for name in ("no-table", "no-manifest"))
+    sorted(no_table.tables.iterdir())[0].unlink()
+    no_manifest.manifest.write_text("{")
+    ask = ("sql", "SELECT DISTINCT run FROM topk", "--json", "--store", str(tmp_path))
+    done = raylens_command(*ask)
+    assert (done.returncode, done.stdout) == (6, '{"run":"whole"}\n')
+    assert len(done.stderr.splitlines()) == 1
+    assert re.search(r"run no-manifest is left out: .*run.json: damaged", done.stderr)
+    assert re.search(r"run no-table is left out: .*no tables for 1 of 2 segments", done.stderr)
+    assert [raylens_command(*ask, "--run", name).returncode for name in ("no-manifest", "no-table", "begun")] == [6, 6, 0]
+    for folder in (no_table, no_manifest):
+        shutil.rmtree(folder.root)
+    done = raylens_command(*ask)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '{"run":"whole"}\n', "")
+
+
+def test_a_store_of_nothing_but_damage(tmp_path: Path) -> None:
+    """Is damaged, and not empty."""
+    make_run(tmp_path)[0].manifest.write_text("{")
+    done = raylens_command("sql", "SELECT 1", "--store", str(tmp_path))
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "run demo is left out" in done.stderr
+    no_table = write_run(tmp_path / "other").folder
+    shutil.rmtree(no_table.tables)
+    done = raylens_command("sql", "SELECT 1", "--store", str(tmp_path / "other"))
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "no tables for 2 of 2 segments" in done.stderr
