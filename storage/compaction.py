@@ -2,7 +2,7 @@
 
 import secrets
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -13,9 +13,11 @@ from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
 from raylens.storage.manifest import read_manifest
+from raylens.storage.record import Failure, Record
 from raylens.storage.segments import (
     SegmentBuilder,
     covers,
+    inflated_size,
     merged_from,
     open_frame,
     remove_garbage,
@@ -26,16 +28,19 @@ from raylens.storage.segments import (
 
 #: Bytes of a merged segment, at most. Its outcomes are in memory while it is written, some ten times as much.
 TARGET_BYTES = 32 << 20
+#: Bytes of its lines, decompressed, at most: some 2.4 times as many as compressed, and in a crafted run any number of times.
+INFLATED_BYTES = 3 * TARGET_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A commit's segment: the commit's number, the first commit that it stands for, its name and its bytes."""
+    """A commit's segment: the commit's number, the first that it stands for, its name, its bytes and those of its lines."""
 
     n: int
     first: int
     name: str
     size: int
+    inflated: int
 
     def replaces(self, other: "Part") -> bool:
         """Whether this one stands for another, earlier one."""
@@ -72,13 +77,13 @@ def compact(folder: RunFolder, watch: Callable[[list[Group]], Iterable[Group]] =
 def _groups(parts: list[Part]) -> list[Group]:
     """Neighbours that fit into one segment; a second compaction finds none."""
     groups: list[Group] = [[]]
-    size = 0
+    size = inflated = 0
     for part in parts:
-        if size + part.size > TARGET_BYTES:
+        if size + part.size > TARGET_BYTES or inflated + part.inflated > INFLATED_BYTES:
             groups.append([])
-            size = 0
+            size = inflated = 0
         groups[-1].append(part)
-        size += part.size
+        size, inflated = size + part.size, inflated + part.inflated
     return [group for group in groups if len(group) > 1]
 
 
@@ -88,7 +93,8 @@ def _merge(folder: RunFolder, run: str, group: Group) -> None:
     first, last = group[0].first, group[-1].n
     builder = SegmentBuilder(run)
     for part in group:
-        _take(folder, _read(ledger, part.n), builder)
+        for outcome, frame in _frames(folder, _read(ledger, part.n)):
+            builder.add_frame(outcome, frame)
     name, crc32, entries = builder.write(folder, last, writer, first)
     write_file(ledger.path(last), msgspec.json.encode(Commit(FORMAT, last, writer, name, builder.size, crc32, entries)))
     _retire(folder, group[:-1])
@@ -96,8 +102,8 @@ def _merge(folder: RunFolder, run: str, group: Group) -> None:
     fsync_folder(folder.records)
 
 
-def _take(folder: RunFolder, commit: Commit, builder: SegmentBuilder) -> None:
-    """Put the records of an intact segment into another, byte by byte.
+def _frames(folder: RunFolder, commit: Commit) -> Iterator[tuple[Record | Failure, bytes]]:
+    """The outcomes of an intact segment, each with its frame byte by byte.
 
     Raises:
         StoreError: it is damaged.
@@ -108,7 +114,7 @@ def _take(folder: RunFolder, commit: Commit, builder: SegmentBuilder) -> None:
         raise StoreError(f"{path}: damaged; raylens verify STORE --repair first")
     for entry in commit.entries:
         frame = data[entry.offset : entry.offset + entry.length]
-        builder.add_frame(open_frame(frame, entry), frame)
+        yield open_frame(frame, entry), frame
 
 
 def _retire(folder: RunFolder, parts: list[Part]) -> None:
@@ -142,9 +148,9 @@ def _finish(folder: RunFolder) -> list[Part]:
     for commit in ledger.follow():
         if commit.segment is None:
             continue
-        segment_path(folder, commit)
+        inflated = inflated_size(segment_path(folder, commit), commit.entries)
         first = merged_from(commit.segment)
-        part = Part(commit.n, commit.n if first is None else first, commit.segment, commit.bytes)
+        part = Part(commit.n, commit.n if first is None else first, commit.segment, commit.bytes, inflated)
         old = list(takewhile(part.replaces, reversed(parts)))
         if old:
             _check_holds(folder, commit, [_read(ledger, one.n) for one in old])
@@ -162,6 +168,7 @@ def _finish(folder: RunFolder) -> list[Part]:
 
 def _check_holds(folder: RunFolder, merged: Commit, old: list[Commit]) -> None:
     """What a segment was merged from goes only if that one is whole and has it all."""
-    _take(folder, merged, SegmentBuilder(""))
+    for _ in _frames(folder, merged):
+        pass
     if not all(covers(merged, commit) for commit in old):
         raise StoreError(f"{Ledger(folder).path(merged.n)}: lacks records of the commits that it stands for; raylens verify")

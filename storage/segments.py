@@ -3,7 +3,10 @@
 import os
 import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import zstandard
 
@@ -21,6 +24,8 @@ from raylens.storage.zstd import zstd
 MAX_RECORD_BYTES = 8 << 30
 
 _LEVEL = 3
+#: Bytes of a zstd frame's header, at most.
+_HEAD = 18
 _SUFFIX = ".jsonl.zst"
 _NAME = re.compile(r"(?:merged-(?P<first>[0-9]{9,18})-)?(?P<n>[0-9]{9,18})-[0-9a-f]{8}\.jsonl\.zst")
 
@@ -202,17 +207,42 @@ def decompress_line(frame: bytes) -> bytes:
         raise StoreError(f"damaged record ({error})") from error
 
 
+def inflated_size(path: Path, entries: list[Entry]) -> int:
+    """Bytes of the lines of these entries, as their frames declare; reads the heads of the frames only.
+
+    Raises:
+        StoreError: the segment is missing or damaged there.
+    """
+    total = 0
+    with _opened(path) as file:
+        end = os.fstat(file.fileno()).st_size
+        for entry in entries:
+            head = os.pread(file.fileno(), min(entry.length, _HEAD), min(entry.offset, end))  # an entry may say any offset
+            try:
+                total += zstandard.get_frame_parameters(head).content_size
+            except zstandard.ZstdError as error:
+                place = f"{path} at byte {entry.offset}"
+                raise StoreError(f"{place}: damaged record ({error}); raylens verify STORE --repair first") from error
+    return total
+
+
 def read_frame(path: Path, entry: Entry) -> bytes:
     """The bytes of one committed prompt as they are; fewer where the segment ends before.
 
     Raises:
         StoreError: the segment cannot be read.
     """
+    with _opened(path) as file:
+        # an entry may say any length, and as much memory would be taken before the end of the file is found
+        length = min(entry.length, max(0, os.fstat(file.fileno()).st_size - entry.offset))
+        file.seek(entry.offset if length else 0)
+        return file.read(length)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         with path.open("rb") as file:
-            # an entry may say any length, and as much memory would be taken before the end of the file is found
-            length = min(entry.length, max(0, os.fstat(file.fileno()).st_size - entry.offset))
-            file.seek(entry.offset if length else 0)
-            return file.read(length)
+            yield file
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}; the store lacks a committed segment") from error

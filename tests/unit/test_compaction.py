@@ -109,6 +109,29 @@ def test_a_segment_may_have_all_of_the_target(folder: RunFolder, monkeypatch: py
     assert_whole(folder)
 
 
+def test_lines_that_inflate_are_not_put_together(tmp_path: Path) -> None:
+    """Segments of a few kilobytes may hold any amount of text: of four whose lines are 40 MiB each two fit."""
+    folder, _ = make_run(tmp_path, prompts=5)
+    text = "a" * (40 << 20)
+    for index in range(4):
+        commit_outcomes(folder, make_record(index, text=text))
+    commit_outcomes(folder, make_record(4))
+    assert sum(path.stat().st_size for path in folder.records.iterdir()) < 64 << 10
+    assert compact(folder) == (5, 2)
+    assert compact(folder) == (2, 2)
+    assert [len(outcome.text) for outcome in open_run(folder).records()] == [len(text)] * 4 + [len("four words of text")]
+
+
+@pytest.mark.parametrize("damage", [b"", b"no zstd frame at all"])
+def test_a_segment_whose_frames_begin_otherwise_is_damaged(folder: RunFolder, damage: bytes) -> None:
+    """Nothing is merged before what lines come to is known of all."""
+    path = folder.records / names(folder)[4]
+    path.write_bytes(damage)
+    with pytest.raises(StoreError, match=rf"{path.name} at byte 0: damaged record .*; raylens verify STORE --repair first"):
+        compact(folder)
+    assert not any(name.startswith("merged") for name in names(folder))
+
+
 def test_the_watch_sees_the_groups(folder: RunFolder) -> None:
     """What shows progress is given each group once, before any is merged."""
     seen: list[list[int]] = []
