@@ -2,6 +2,7 @@
 
     RaylensError            1   failed
     ├── UsageError          2   an option or argument that cannot be used
+    │   └── NotDrawn        2   a prompt that lacks what its picture is to show
     ├── InputError          4   a corpus that cannot be read (names file and line)
     ├── ModelError          4   a model that cannot be loaded or lensed
     │   └── DeviceError     4   a GPU that refuses all further work of a process
@@ -30,6 +31,10 @@ class UsageError(RaylensError):
     """An option or argument that cannot be used as given."""
 
     exit_code = 2
+
+
+class NotDrawn(UsageError):
+    """A prompt lacks what its picture is to show; others of its run may have it."""
 
 
 class InputError(RaylensError):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import NotDrawn, UsageError
 from raylens.storage.record import Record
 from raylens.storage.store import Run
 from raylens.storage.token_names import FIELD, token_ids
@@ -36,10 +36,10 @@ class Wanted:
         """Their ids in a prompt, in order; two may be the same there.
 
         Raises:
-            UsageError: the record has fewer tracked tokens than its run.
+            NotDrawn: the record has fewer tracked tokens than its run.
         """
         if len(record.tracked) < self.least:
-            raise UsageError(f"prompt {record.id!r} has only {len(record.tracked)} of the tracked tokens of its run")
+            raise NotDrawn(f"prompt {record.id!r} has only {len(record.tracked)} of the tracked tokens of its run")
         return [record.tracked[token.number - 1] if isinstance(token, Own) else token for token in self.tokens]
 
     @property

@@ -7,9 +7,9 @@ import click
 import orjson
 
 from raylens.scheduler.cli._bar import with_bar
-from raylens.scheduler.cli._options import open_record, open_run, open_store, store_option
+from raylens.scheduler.cli._options import open_record, open_run, open_store, say, store_option
 from raylens.storage.charts import KINDS as CHARTS
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import NotDrawn, UsageError
 from raylens.storage.plots import FORMATS, KINDS, write
 from raylens.storage.positions import FORMS
 
@@ -163,8 +163,18 @@ def _plot_all(
 
     job = Job(options["kind"], options["suffix"] or "png", request, Path(output), options["positions"], tokens, options["font"])
     total = sum(entry.failure is None for entry in run.entries)
-    count = sum(len(paths) for paths in with_bar(plot_all(run, job), "drawing", total))
+    count, lacking = 0, 0
+    first: NotDrawn | None = None
+    for drawn in with_bar(plot_all(run, job), "drawing", total):
+        if isinstance(drawn, NotDrawn):
+            first, lacking = first or drawn, lacking + 1
+        else:
+            count += len(drawn)
+    if first is not None and lacking == total:
+        raise UsageError(f"none of the {total:,} prompts can be drawn: {first}")
     if as_json:
-        click.echo(orjson.dumps({"folder": output, "kind": job.kind, "run": run.name, "pictures": count}))
+        click.echo(orjson.dumps({"folder": output, "kind": job.kind, "run": run.name, "pictures": count, "not_drawn": lacking}))
     else:
         click.echo(f"{count:,} pictures: {output}")
+    if first is not None:
+        say(f"raylens: {lacking:,} of {total:,} prompts are not drawn: {first}", err=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import NotDrawn, UsageError
 from raylens.storage.fonts import Fonts
 from raylens.storage.labels import token_label
 from raylens.storage.plots.canvas import LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
@@ -117,7 +117,7 @@ def _terms(record: Record, vocabulary: Vocabulary, request: Request, column: int
     else:
         following = record.token_ids[record.positions[column] + 1 : record.positions[column] + 2]
         if not following:
-            raise UsageError(f"no token follows position {record.positions[column]} of prompt {record.id!r}; choose another")
+            raise NotDrawn(f"no token follows position {record.positions[column]} of prompt {record.id!r}; choose another")
         words = f"the next token {token_label(vocabulary, following[0])}"
     return words, {tap: lens.stats[name][:, column] for tap, lens in record.taps.items()}
 
@@ -128,7 +128,7 @@ def _of_tracked(record: Record, vocabulary: Vocabulary, tokens: Sequence[int], c
         raise UsageError(f"{len(tokens)} tokens chosen: an attribution picture is of one, or of one less another")
     for token, label in zip(tokens, labels, strict=True):
         if token not in record.tracked or any("attribution" not in lens.stats for lens in record.taps.values()):
-            raise UsageError(f"token {label} (id:{token}) was not tracked with --stats attribution in prompt {record.id!r}")
+            raise NotDrawn(f"token {label} (id:{token}) was not tracked with --stats attribution in prompt {record.id!r}")
     places = [record.tracked.index(token) for token in tokens]
     terms = {}
     for tap, lens in record.taps.items():

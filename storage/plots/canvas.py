@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from raylens.storage import labels
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import NotDrawn
 from raylens.storage.fonts import Fonts
 
 DPI = 150
@@ -119,11 +119,11 @@ class Sheet:
         """Args: width, height: in inches.
 
         Raises:
-            UsageError: the picture would be too large.
+            NotDrawn: the picture would be too large.
         """
         if max(width, height) * DPI > MAX_PIXELS:
             size = f"{width * DPI:.0f} x {height * DPI:.0f}"
-            raise UsageError(f"picture of {size} pixels is too large (limit {MAX_PIXELS}); choose fewer positions, or --pages")
+            raise NotDrawn(f"picture of {size} pixels is too large (limit {MAX_PIXELS}); choose fewer positions, or --pages")
         self.width, self.height, self.fonts = width, height, fonts
         self.figure = Figure(figsize=(width, height), dpi=DPI)
         FigureCanvasAgg(self.figure)

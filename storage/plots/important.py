@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import NotDrawn, UsageError
 from raylens.storage.important import SURE, sure_layers
 from raylens.storage.plots.request import Request, prediction
 from raylens.storage.plots.standing import ranks
@@ -43,5 +43,5 @@ def _moved(record: Record, column: int, count: int) -> set[int]:
 def _sure(record: Record, column: int, threshold: float) -> set[int]:
     found = sure_layers(record, column, threshold)
     if not found:
-        raise UsageError(f"--important-threshold {threshold:g}: no layer of prompt {record.id!r} has a token of more; give less")
+        raise NotDrawn(f"--important-threshold {threshold:g}: no layer of prompt {record.id!r} has a token of more; give less")
     return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raylens.storage.cores import cores
-from raylens.storage.errors import RaylensError, UsageError
+from raylens.storage.errors import NotDrawn, RaylensError, UsageError
 from raylens.storage.layout import RunFolder
 from raylens.storage.plots import FORMATS, write
 from raylens.storage.plots.request import Request, for_record
@@ -44,11 +44,11 @@ class Job:
     font: str | None = None
 
 
-def plot_all(run: Run, job: Job) -> Iterator[list[Path]]:
-    """Draw every record of a run; the paths of each as they are written.
+def plot_all(run: Run, job: Job) -> Iterator[list[Path] | NotDrawn]:
+    """Draw every record of a run; the paths of each as they are written, or what it lacks.
 
     Raises:
-        UsageError: a choice that does not fit the kind or a record, or a folder that cannot be written.
+        UsageError: a choice that does not fit the kind or the run, or a folder that cannot be written.
         RaylensError: a process that draws was killed.
     """
     if job.suffix not in FORMATS:
@@ -107,9 +107,12 @@ def _begin(root: Path, job: Job, width: int) -> None:
     _run, _job, _width = Run(RunFolder(root)), job, width
 
 
-def _draw(prompt: str) -> list[Path]:
+def _draw(prompt: str) -> list[Path] | NotDrawn:
     record = _run[prompt]
     assert isinstance(record, Record)
-    request = for_record(_job.request, record, _job.positions, _job.tokens)
     path = _job.folder / f"{record.index:0{_width}}.{_job.suffix}"
-    return write(record, _job.kind, path, request, vocabulary=_run.vocabulary, font=_job.font)
+    try:
+        request = for_record(_job.request, record, _job.positions, _job.tokens)
+        return write(record, _job.kind, path, request, vocabulary=_run.vocabulary, font=_job.font)
+    except NotDrawn as error:
+        return error

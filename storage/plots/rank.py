@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import NotDrawn
 from raylens.storage.fonts import Fonts
 from raylens.storage.labels import token_label
 from raylens.storage.plots.canvas import LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
@@ -54,7 +54,8 @@ def rank(record: Record, vocabulary: Vocabulary, request: Request) -> RankPictur
     """Choose and compute what the rank picture of a record shows.
 
     Raises:
-        UsageError: a stat, tap or position that cannot be shown, or more than one position.
+        NotDrawn: a position or layer that the record lacks, where others may have it.
+        UsageError: a stat or tap that cannot be shown, or more than one position.
     """
     request.chosen_stat(STATS)
     position = request.chosen_position(record, "the rank picture")
@@ -66,7 +67,7 @@ def rank(record: Record, vocabulary: Vocabulary, request: Request) -> RankPictur
     places = [place for place in places if place[0] in shown]
     if not places:
         hiding = "--layer-step" if request.tap is None else "--tap or --layer-step"
-        raise UsageError(f"none of the important layers is shown; leave {hiding} out")
+        raise NotDrawn(f"none of the important layers is shown; leave {hiding} out")
     places.sort(key=lambda place: place[0])
     rows = tuple((layer, tap) for layer, tap, _ in places)
     most = max(record.taps[tap].ids.shape[2] for tap in taps)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import NotDrawn, UsageError
 from raylens.storage.labels import fit, text_label
 from raylens.storage.positions import Positions
 from raylens.storage.record import Record, TapLens
@@ -108,16 +108,16 @@ class Request:
         """The positions asked for, ascending and without repeats, or the last ``most`` of the record.
 
         Raises:
-            UsageError: none asked for, none in the record, or one that the record lacks.
+            NotDrawn: none asked for, none in the record, or one that the record lacks.
         """
         if not record.positions:
-            raise UsageError(f"prompt {record.id!r} has no lensed position to draw")
+            raise NotDrawn(f"prompt {record.id!r} has no lensed position to draw")
         if self.positions is None:
             return tuple(record.positions[-most:])
         missing = sorted(set(self.positions) - set(record.positions))
         if missing or not self.positions:
             wrong = f"position {missing[0]} is not in prompt {record.id!r}" if missing else "no position chosen"
-            raise UsageError(f"{wrong}; it has {spans(record.positions)}")
+            raise NotDrawn(f"{wrong}; it has {spans(record.positions)}")
         return tuple(sorted(set(self.positions)))
 
 
@@ -198,7 +198,8 @@ def for_record(request: Request, record: Record, positions: str | None, tokens: 
     """The request with what is said of all records alike, of positions and tokens, put in this record's terms.
 
     Raises:
-        UsageError: a position that it lacks.
+        NotDrawn: it lacks the positions, or a token.
+        UsageError: the positions are none of the forms.
     """
     if positions is not None:
         request = replace(request, positions=positions_of(record, positions))
@@ -215,11 +216,12 @@ def positions_of(record: Record, text: str) -> list[int]:
     """The lensed positions that are meant; ``last`` counts those that were lensed, the others the prompt's tokens.
 
     Raises:
-        UsageError: none of them was lensed, or it is none of the forms (``Positions``).
+        NotDrawn: none of them was lensed.
+        UsageError: it is none of the forms (``Positions``).
     """
     chosen = Positions.parse(text).among(record.positions, len(record.token_ids))
     if not chosen:
-        raise UsageError(
+        raise NotDrawn(
             f"--positions {text!r}: none of them was lensed in prompt {record.id!r}, "
             f"which has {record.positions[0]} to {record.positions[-1]}"
         )

@@ -120,6 +120,15 @@ def test_pictures_of_a_token_of_each_prompt(run: Run, tmp_path: Path) -> None:
         assert (tmp_path / kind / "2.png").read_bytes() == picture
 
 
+def test_pictures_of_a_token_that_one_prompt_has(run: Run, tmp_path: Path) -> None:
+    """Others, of which it was not tracked, are left out."""
+    options = ["--kind", "attribution", "--token", "id:2", "-o", str(tmp_path), "--store", str(run.folder.root.parents[1])]
+    done = raylens_command("plot", "demo", "--all", *options)
+    assert (done.returncode, [path.name for path in tmp_path.iterdir()]) == (0, ["2.png"])
+    assert "4 of 5 prompts are not drawn: token" in done.stderr
+    assert "was not tracked with --stats attribution in prompt 'p0'" in done.stderr
+
+
 def test_a_pair_that_is_one_token_in_some_prompt(run: Run) -> None:
     """Its lead over itself is nothing, as the query has it; a trajectory follows it once."""
     record = records(run)[2]

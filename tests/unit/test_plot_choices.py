@@ -305,6 +305,21 @@ def test_by_the_command(run: Run, tmp_path: Path) -> None:
     }
 
 
+def test_prompts_that_lack_a_position(run: Run, tmp_path: Path) -> None:
+    """The others are drawn; how many are not is said at the end, and only where all are it is an error."""
+    has = {"all": range(7), "5": (3, 5), "8": (), "2": range(7)}
+    for positions, indexes in has.items():
+        folder = tmp_path / positions
+        code, said = plot(run, "demo", "--all", "--positions", positions, "--json", "-o", str(folder))
+        assert {path.name for path in folder.iterdir()} == {f"{index}.png" for index in indexes}
+        lacking = 7 - len(indexes)
+        assert code == (0 if indexes else 2)
+        assert (f'"pictures":{len(indexes)},"not_drawn":{lacking}' in said) == bool(indexes)
+        words = {0: "", 5: f"raylens: 5 of 7 prompts are not drawn: --positions '{positions}': none of them was lensed in"}
+        assert words.get(lacking, f"none of the 7 prompts can be drawn: --positions '{positions}'") in said
+        assert ("not drawn:" in said) == (lacking == 5)
+
+
 @pytest.mark.parametrize(
     ("address", "arguments", "part"),
     [
