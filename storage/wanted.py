@@ -71,14 +71,27 @@ def tracked_number(option: str, value: Any, run: Run) -> int:
     """Which of the tracked tokens it is, from 1, by the name that the run was given for it or by another.
 
     Raises:
-        UsageError: none of them.
+        UsageError: none of them, or several.
     """
     names = list(dict.fromkeys(run.manifest.identity.get("lens", {}).get("track", ())))
     if value in names:
         return names.index(value) + 1
     ids = [] if not isinstance(value, int | str) or str(value).startswith(FIELD) else token_ids(value, run.vocabulary, option)
-    for number, name in enumerate(names, start=1):
-        if not name.startswith(FIELD) and token_ids(name, run.vocabulary) == ids:
-            return number
+    same = [(number, name) for number, name in enumerate(names, start=1) if not name.startswith(FIELD)] if ids else []
+    found = {token: number for number, name in same if (token := _tracked_id(run, number, name)) in ids}
+    if len(found) > 1:
+        several = ", ".join(repr(names[number - 1]) for number in found.values())
+        raise UsageError(f"--{option} {value!r}: several tracked tokens of run {run.name!r}, {several}; name one so")
+    if found:
+        return found.popitem()[1]
     has = f"it tracks {', '.join(map(repr, names))}" if names else "it tracks none"
     raise UsageError(f"--{option} {value!r}: not a tracked token of run {run.name!r}; {has}")
+
+
+def _tracked_id(run: Run, number: int, name: str) -> int | None:
+    """The token that a run took a name for; None where of several with its bytes no record says which."""
+    ids = token_ids(name, run.vocabulary)
+    if len(ids) == 1:
+        return ids[0]
+    record = next(run.records(), None)
+    return record.tracked[number - 1] if record is not None and number <= len(record.tracked) else None
