@@ -24,7 +24,8 @@ from ray.util.client import ray as client
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from raylens.scheduler.process import is_command
-from raylens.storage.errors import ClusterError, one_line
+from raylens.storage.errors import ClusterError, RaylensError, one_line
+from raylens.storage.temporary import temporary
 
 #: Shared memory of a local Ray: prompts and receipts are small, results never pass through it.
 OBJECT_STORE_BYTES = 200 * 10**6
@@ -108,6 +109,8 @@ def _join(address: str, target: str | None) -> None:
             _check_reachable(target)
         with _own_signals():
             _init(target)
+    except RaylensError:
+        raise
     except Exception as error:  # of a node that is not up within half a minute, Ray raises a bare one
         remedy = f"is it up, of Ray {ray.__version__}, and if a token guards it, RAY_AUTH_MODE=token set?"
         if "AF_UNIX" in str(error):  # of a local Ray, whose sockets are in the temporary folder
@@ -170,7 +173,7 @@ def _init(address: str | None) -> None:
 @cache
 def _token_file() -> Path:
     """A token of this process's own, for its lifetime: Ray reads it once and keeps it."""
-    folder = tempfile.TemporaryDirectory(prefix="raylens-ray-")
+    folder = temporary(lambda: tempfile.TemporaryDirectory(prefix="raylens-ray-"))
     atexit.register(folder.cleanup)
     path = Path(folder.name) / "token"
     path.touch(mode=0o600)

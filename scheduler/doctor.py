@@ -14,6 +14,7 @@ from raylens import __version__
 from raylens.scheduler.requirements import requirements
 from raylens.storage.cores import cores
 from raylens.storage.errors import RaylensError
+from raylens.storage.temporary import temporary
 
 Status = Literal["ok", "warning", "problem"]
 GIB = 1 << 30
@@ -51,6 +52,12 @@ def examine(store: Path, redis: str, ray: str) -> Iterator[Finding]:
     missing = _missing()
     yield _versions(missing)
     if missing:  # which the others import
+        return
+    try:
+        temporary(tempfile.gettempdir)
+    except RaylensError as error:  # without it torch cannot be imported, nor server or Ray start
+        problem, _, remedy = str(error).partition("; ")
+        yield Finding("temporary folder", "problem", problem, remedy)
         return
     checks: tuple[Callable[[], Finding], ...] = (
         _devices,

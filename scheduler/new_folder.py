@@ -8,6 +8,7 @@ from pathlib import Path
 
 from raylens.storage.durable import TEMPORARY, fsync_folder
 from raylens.storage.errors import UsageError
+from raylens.storage.temporary import lacks_place
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def new_folder(option: str, path: Path) -> Iterator[Path]:
         unfinished.rename(path)
         fsync_folder(path.parent)
     except OSError as error:
-        if error.errno is None:  # of no file: a library's, such as a TimeoutError
+        if error.errno is None or lacks_place(error):  # of no file here: a library's, such as a TimeoutError
             raise
         raise UsageError(f"{option} {path}: {error.strerror}; give a folder that can be written") from error
     finally:

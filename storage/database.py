@@ -20,6 +20,7 @@ from raylens.storage.errors import StoreError, UsageError, one_line
 from raylens.storage.store import Run
 from raylens.storage.table_files import REMEDY, Extent, TableFiles, as_glob, read_parquet, table_files, text_literal
 from raylens.storage.tables import KINDS, LENS, PROMPTS
+from raylens.storage.temporary import temporary
 from raylens.storage.token_table import TokenTable
 
 T = TypeVar("T")
@@ -49,12 +50,13 @@ class Database:
     Raises:
         StoreError: tables or a vocabulary are missing or damaged, if ``left_out`` is not given or no run can be read.
         UsageError: there are no runs, or the limit of memory is not a size.
+        RaylensError: there is no temporary folder.
     """
 
     def __init__(self, runs: Sequence[Run], left_out: LeftOut | None = None) -> None:
         self._left_out = left_out
         self._thread = ThreadPoolExecutor(1, "sql")
-        self._temporary = tempfile.TemporaryDirectory(prefix="raylens-sql-")
+        self._temporary = temporary(lambda: tempfile.TemporaryDirectory(prefix="raylens-sql-"))
         # Without replacements a name in SQL is never a Python variable of whoever calls.
         self._connection = duckdb.connect(config={"temp_directory": self._temporary.name, "python_enable_replacements": "false"})
         try:

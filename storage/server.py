@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from raylens.storage.errors import BrokerError
 from raylens.storage.stream import MAX_VALUE_BYTES, Stream
+from raylens.storage.temporary import temporary
 
 #: Backstop for bytes waiting in the server; actors wait when it is reached.
 MAX_MEMORY = "1gb"
@@ -45,11 +46,12 @@ class EmbeddedServer:
 
     Raises:
         BrokerError: it does not start.
+        RaylensError: there is no temporary folder.
     """
 
     def __init__(self) -> None:
         # not in the store: a unix socket's path may have only 107 bytes
-        self._folder = Path(tempfile.mkdtemp(prefix="raylens-valkey-"))
+        self._folder = Path(temporary(lambda: tempfile.mkdtemp(prefix="raylens-valkey-")))
         password = secrets.token_hex(16)
         self.url = f"unix://raylens:{password}@{quote(str(self._folder))}/socket"
         acl = self._folder / "users.acl"

@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
-from raylens.storage.errors import ModelError, UsageError, one_line
+from raylens.storage.errors import ModelError, RaylensError, UsageError, one_line
 from raylens.storage.layers import select_layers
 from raylens.storage.positions import Positions
+from raylens.storage.temporary import lacks_place, no_place
 from raylens.storage.vocabulary import Vocabulary
 from raylens.workers.chosen import chosen_places
 from raylens.workers.interventions.checking import check_edits
@@ -187,7 +188,9 @@ def load_tokenizer(settings: ModelSettings, source: ModelSource) -> Any:
         raise _not_loadable(settings, error) from error
 
 
-def _not_loadable(settings: ModelSettings, error: Exception) -> ModelError:
+def _not_loadable(settings: ModelSettings, error: Exception) -> RaylensError:
+    if isinstance(error, OSError) and lacks_place(error):  # for torch, which is imported here first
+        return no_place(error)
     if "trust_remote_code" in str(error):
         return ModelError(f"--model {settings.source}: needs its own code; read it, then give --trust-remote-code")
     return ModelError(f"--model {settings.source}: its configuration or tokenizer cannot be read ({one_line(error)})")

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from raylens import __version__
 from raylens.scheduler import process
 from raylens.storage.errors import EXIT_STOPPED, RaylensError, StoreError
+from raylens.storage.temporary import lacks_place, no_place
 
 #: What a disk says that is full, ill or not to be written.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
@@ -101,6 +102,8 @@ class _Commands(click.Group):
             _name_origin(error)
             raise
         except OSError as error:
+            if lacks_place(error):
+                raise _failed(no_place(error)) from error
             if error.errno not in _DISK:
                 raise
             raise _failed(StoreError(f"{error.filename or 'output'}: {error.strerror}")) from error

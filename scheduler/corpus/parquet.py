@@ -9,6 +9,7 @@ from raylens.scheduler.corpus.files import InputFile
 from raylens.scheduler.corpus.rows import BadRow, RowKeys
 from raylens.scheduler.corpus.values import plain_row
 from raylens.storage.errors import InputError
+from raylens.storage.temporary import temporary
 
 _BATCH_ROWS = 1024
 
@@ -24,7 +25,7 @@ def rows(file: InputFile, keys: RowKeys) -> Iterator[tuple[int, dict[str, Any]]]
             yield from _rows(file, stream, keys)
             return
         # Parquet is read from its end, a compressed stream only from its start.
-        with TemporaryFile() as whole:
+        with temporary(TemporaryFile) as whole:
             shutil.copyfileobj(stream, whole)
             yield from _rows(file, whole, keys)
 

@@ -8,6 +8,7 @@ import weakref
 from typing import Any, BinaryIO, cast
 
 from raylens.storage.errors import InputError
+from raylens.storage.temporary import temporary
 
 _COPY_BYTES = 1 << 20
 
@@ -51,11 +52,12 @@ class Spool:
 
     Raises:
         InputError: if there is no room for it.
+        RaylensError: there is no temporary folder.
     """
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         try:
-            with tempfile.TemporaryFile() as file:
+            with temporary(tempfile.TemporaryFile) as file:
                 shutil.copyfileobj(stream, file, _COPY_BYTES)
                 self.size = file.tell()
                 file.flush()

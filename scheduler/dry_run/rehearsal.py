@@ -17,6 +17,7 @@ import torch
 from raylens.scheduler.dry_run.stored import Stored
 from raylens.scheduler.shards import SHARD_BATCHES, shards
 from raylens.storage.record import Failure, Prompt, Record
+from raylens.storage.temporary import temporary
 from raylens.workers.settings import WorkerSettings
 from raylens.workers.tokenize import Tokenized
 from raylens.workers.worker import Worker
@@ -86,7 +87,7 @@ def rehearse(
     told("loading the model")
     began = time.perf_counter()
     worker = Worker(settings)
-    with tempfile.TemporaryDirectory(prefix="raylens-dry-run-") as folder:
+    with temporary(lambda: tempfile.TemporaryDirectory(prefix="raylens-dry-run-")) as folder:
         found = Rehearsal(worker, Stored(Path(folder), worker), time.perf_counter() - began)
         _Calls(settings, found, count, actors).make(prompts, told)
         found.stored.finish()
