@@ -5,7 +5,7 @@ from types import TracebackType
 
 from raylens.storage.errors import BrokerError
 from raylens.storage.server import EmbeddedServer
-from raylens.storage.stream import LOOP_SECONDS, Memory, Stream, check_server
+from raylens.storage.stream import CHECK_SECONDS, Memory, Stream, check_server
 from raylens.storage.urls import redact
 
 #: Seconds between two looks at the server.
@@ -33,7 +33,7 @@ class Broker:
         self._looked = self._answered = time.monotonic()
         if self._embedded is None:
             check_server(self.url)
-        self._probe = Stream(self.url, "probe", retries=0, seconds=LOOP_SECONDS)  # one connection for all looks
+        self._probe = Stream(self.url, "probe", retries=0, seconds=CHECK_SECONDS)  # one connection for all looks
         self.away = ""
 
     def watch(self) -> None:

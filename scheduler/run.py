@@ -28,7 +28,7 @@ from raylens.storage.layout import RunFolder, check_writable, runs_folder
 from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import Manifest, check_kept, create_or_resume, read_manifest
 from raylens.storage.record import Prompt
-from raylens.storage.stream import LOOP_SECONDS, RETRIES, Stream, check_server, stream_key
+from raylens.storage.stream import CHECK_SECONDS, RETRIES, Stream, check_server, stream_key
 from raylens.storage.tally import Tally
 from raylens.storage.vocabulary import write_vocabulary
 from raylens.workers.preflight import ModelFacts, inspect_model
@@ -142,7 +142,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         )
         check_reached(settings.redis, ours)
         check_nodes()
-        stream = Stream(broker.url, run, retries=0, seconds=LOOP_SECONDS)
+        stream = Stream(broker.url, run, retries=0, seconds=CHECK_SECONDS)
         stack.callback(stream.close)
         writer = stack.push(_writer(plan, broker.url))
         worker = settled(settings.worker, plan.facts, ours.gpus)
@@ -193,7 +193,7 @@ def _remaining(plan: _Plan) -> Iterator[Prompt]:
 
 def _drop(url: str, run: str, progress: Progress, retries: int) -> None:
     """A finished run leaves no key, also where the server is away for a while just now."""
-    stream = Stream(url, run, retries, LOOP_SECONDS)
+    stream = Stream(url, run, retries, CHECK_SECONDS)
     try:
         stream.drop()
     except BrokerError as error:

@@ -20,10 +20,9 @@ from raylens.storage.urls import redact
 
 #: A full or restarting server is waited for about this many times, up to 2 s each, before the caller hears of it.
 RETRIES = 30
-#: Seconds to wait for an answer; at the start of a run; and in a loop that asks again and has other things to look after.
+#: Seconds to wait for an answer; at the start of a run, and in a loop that asks again and has other things to look after.
 ANSWER_SECONDS = 30
 CHECK_SECONDS = 10
-LOOP_SECONDS = 5
 #: Entries fetched at once; with frames of 1 MiB this bounds the reader's memory.
 READ_COUNT = 16
 #: Bytes of one value that a server should take, at most: no frame is larger, and what a server has taken is read whole before it
@@ -78,7 +77,7 @@ def connect(url: str, retries: int = RETRIES, seconds: float = ANSWER_SECONDS) -
             retry=_waiting(retries, *_WAIT_FOR),
             protocol=2,  # one shape of replies on every server version
             socket_timeout=seconds,
-            socket_connect_timeout=min(CHECK_SECONDS, seconds),
+            socket_connect_timeout=CHECK_SECONDS,
         )
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # unknown options are found here, or not before the first command

@@ -31,7 +31,7 @@ from raylens.storage.manifest import read_manifest
 from raylens.storage.pools import end_processes
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.segments import remove_garbage
-from raylens.storage.stream import LOOP_SECONDS, Stream
+from raylens.storage.stream import CHECK_SECONDS, Stream
 
 #: Commit when the waiting payloads are a full batch, or the first of them has waited this many seconds.
 COMMIT_SECONDS = 2.0
@@ -271,7 +271,7 @@ def main() -> int:
     threading.Thread(target=watch, daemon=True).start()
     folder = RunFolder(Path(orders.run))
     try:
-        stream = Stream(orders.redis, read_manifest(folder).uid, retries=0, seconds=LOOP_SECONDS)
+        stream = Stream(orders.redis, read_manifest(folder).uid, retries=0, seconds=CHECK_SECONDS)
         with folder.writing():
             Writer(folder, stream, orders.helpers).run(owner_gone.is_set)
     except RaylensError as error:

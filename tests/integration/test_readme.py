@@ -23,7 +23,7 @@ READINGS = (
     ("docs/ATTRIBUTION.md",),
     ("docs/servers.md",),
 )
-#: Readings whose commands start Ray themselves, as a reader's would; those of others join one.
+#: Readings whose first block starts Ray itself, as a reader's would; the others join one.
 STARTING_RAY = ("README.md", "docs/servers.md")
 #: What ends every Ray of the machine, those of other tests too.
 ENDS_ALL = "ray stop"
@@ -56,11 +56,10 @@ def run_block(folder: Path, language: str, source: str, **more: str) -> None:
 @pytest.mark.parametrize("guides", READINGS, ids=lambda guides: "+".join(Path(guide).stem for guide in guides))
 def test_blocks_run(guides: tuple[str, ...], tmp_path: Path, ray_address: str) -> None:
     """The blocks share a folder, as a reader's would."""
-    more = {} if guides[0] in STARTING_RAY else {"RAY_ADDRESS": ray_address}
-    for guide in guides:
-        for language, source in blocks(guide):
-            if ENDS_ALL not in source:
-                run_block(tmp_path, language, source, **more)
+    read = [block for guide in guides for block in blocks(guide) if ENDS_ALL not in block[1]]
+    for number, (language, source) in enumerate(read):
+        own = number == 0 and guides[0] in STARTING_RAY
+        run_block(tmp_path, language, source, **({} if own else {"RAY_ADDRESS": ray_address}))
 
 
 @pytest.mark.alone
