@@ -56,6 +56,7 @@ class Database:
     def __init__(self, runs: Sequence[Run], left_out: LeftOut | None = None) -> None:
         self._left_out = left_out
         self._thread = ThreadPoolExecutor(1, "sql")
+        self._thread.submit(int).result()  # begun before there is work, or an interrupt meanwhile would leave it at that
         self._temporary = temporary(lambda: tempfile.TemporaryDirectory(prefix="raylens-sql-"))
         # Without replacements a name in SQL is never a Python variable of whoever calls.
         self._connection = duckdb.connect(config={"temp_directory": self._temporary.name, "python_enable_replacements": "false"})
@@ -71,7 +72,7 @@ class Database:
         if memory is None:
             return
         try:
-            self._connection.execute("SET memory_limit = ?", [memory])
+            self._execute("SET memory_limit = ?", [memory])
         except duckdb.Error as error:
             raise UsageError(f"{MEMORY}={memory}: {one_line(error)}; give a size such as 2GB") from error
 
@@ -81,9 +82,9 @@ class Database:
         except duckdb.Error as error:  # a table whose ends are right, but not what lies between
             names = ", ".join(run.name for run in runs)
             raise StoreError(f"tables of {names} cannot be read ({one_line(error)}); {REMEDY}") from error
-        self._connection.execute("SET allowed_paths = ?", [[form for path in paths for form in (str(path), as_glob(path))]])
+        self._execute("SET allowed_paths = ?", [[form for path in paths for form in (str(path), as_glob(path))]])
         for setting in ("enable_external_access = false", "lock_configuration = true"):
-            self._connection.execute(f"SET {setting}")
+            self._execute(f"SET {setting}")
 
     def _create_views(self, runs: Sequence[Run]) -> list[Path]:
         if not runs:
@@ -95,9 +96,9 @@ class Database:
         for kind in KINDS:
             name, schema = _KINDS[kind]
             parts = itertools.chain.from_iterable(_selects(run, kind, *files) for run, files in found.items())
-            self._connection.execute(f"CREATE VIEW {name} AS {' UNION ALL BY NAME '.join([_empty(schema), *parts])}")
-        self._connection.register("tokens", tokens)
-        self._connection.execute(VIEWS.read_text())
+            self._execute(f"CREATE VIEW {name} AS {' UNION ALL BY NAME '.join([_empty(schema), *parts])}")
+        self._ask(lambda: self._connection.register("tokens", tokens))
+        self._execute(VIEWS.read_text())
         return [files.path(kind) for _, run_files in found.values() for files in run_files for kind in KINDS]
 
     def _readable(self, runs: Sequence[Run], tokens: TokenTable) -> dict[str, tuple[int, Files]]:
@@ -150,6 +151,10 @@ class Database:
         finally:
             batches.close()
 
+    def _execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        """A statement of raylens's own. In this thread a Ctrl-C would come as an error of DuckDB's."""
+        self._ask(lambda: self._connection.execute(sql, parameters))
+
     def _ask(self, call: Callable[[], T]) -> T:
         """What a call of DuckDB gives, made in a thread of its own: a Ctrl-C reaches this one, and ends the statement."""
         asked = self._thread.submit(call)
@@ -168,7 +173,7 @@ class Database:
             StoreError: a table was damaged or removed meanwhile.
         """
         try:
-            self._connection.execute(f"CREATE OR REPLACE VIEW {name} AS {select}")
+            self._execute(f"CREATE OR REPLACE VIEW {name} AS {select}")
         except duckdb.Error as error:
             raise self._failed(str(error)) from error
 

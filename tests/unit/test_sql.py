@@ -128,6 +128,30 @@ def test_a_statement_without_end_is_stopped(run: Run) -> None:
         assert "KeyboardInterrupt" in process.communicate(timeout=HUNG)[1]
 
 
+def test_an_interrupt_while_a_database_is_opened(run: Run) -> None:
+    """Is one wherever it comes, and no damage; but for where Python's own locks are not safe from one."""
+    script = (
+        "import signal, sys, raylens\n"
+        "from raylens.storage.database import Database\n"
+        "from raylens.storage.errors import StoreError\n"
+        "run = raylens.open(sys.argv[1])['demo']\n"
+        "signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+        "for number in range(150):\n"
+        "    try:\n"
+        "        signal.setitimer(signal.ITIMER_REAL, number * 3e-4 + 1e-4, 10.0)\n"
+        "        with Database([run]):\n"
+        "            while True:\n"
+        "                signal.pause()\n"
+        "    except StoreError as error:\n"
+        "        print(error)\n"
+        "    except (KeyboardInterrupt, RuntimeError):\n"
+        "        signal.setitimer(signal.ITIMER_REAL, 0)\n"
+    )
+    command = [sys.executable, "-c", script, str(run.folder.root.parents[1])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HUNG)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_result_that_a_script_keeps_half_read_leaves_nothing_to_complain_of(run: Run) -> None:
     """DuckDB lists what is still in use when Python ends."""
     script = (
