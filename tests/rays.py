@@ -11,15 +11,15 @@ from tests.servers import free_port
 from tests.started import TOOLS, started
 from tests.waiting import wait_until
 
+#: A node that is told to end would let its actors work on for half a minute.
+AT_ONCE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}
 ROOT = Path(__file__).parents[1]
 
 
 def own_env(folder: Path) -> dict[str, str]:
     """Without the Ray and the home of whoever runs the tests."""
     env = {name: value for name, value in TOOLS.items() if not name.startswith("RAY_")}
-    # a node that is told to end would let its actors work for half a minute
-    env |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}
-    return env | {"HOME": str(folder), "XDG_CACHE_HOME": str(platformdirs.user_cache_path()), "PYTHONPATH": str(ROOT)}
+    return env | AT_ONCE | {"HOME": str(folder), "XDG_CACHE_HOME": str(platformdirs.user_cache_path()), "PYTHONPATH": str(ROOT)}
 
 
 @contextmanager

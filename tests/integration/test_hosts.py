@@ -13,6 +13,7 @@ from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Ledger
 from raylens.storage.pulse import read_pulse
 from tests.hosts import Host, hosts
+from tests.rays import AT_ONCE
 from tests.servers import PASSWORD, binary
 from tests.started import TOOLS, started
 from tests.tiny import sentences
@@ -27,7 +28,7 @@ HEALTH = {"initial_delay_ms": 0, "period_ms": 1000, "timeout_ms": 1000, "failure
 def environment(home: Path) -> dict[str, str]:
     """Without another Ray's settings, and with what is stored at home kept out of the user's."""
     plain = {name: value for name, value in TOOLS.items() if not name.startswith("RAY_")}
-    plain |= {"HOME": str(home), "XDG_CACHE_HOME": str(platformdirs.user_cache_path()), "RAY_USAGE_STATS_ENABLED": "0"}
+    plain |= AT_ONCE | {"HOME": str(home), "XDG_CACHE_HOME": str(platformdirs.user_cache_path()), "RAY_USAGE_STATS_ENABLED": "0"}
     return plain | {f"RAY_health_check_{name}": str(value) for name, value in HEALTH.items()}
 
 
