@@ -3,7 +3,7 @@
 import time
 from types import TracebackType
 
-from raylens.storage.errors import BrokerError
+from raylens.storage.errors import BrokerError, ServerRefuses
 from raylens.storage.server import EmbeddedServer
 from raylens.storage.stream import CHECK_SECONDS, Memory, Stream, check_server
 from raylens.storage.urls import redact
@@ -21,7 +21,7 @@ class Broker:
         redis: ``embedded`` or a URL.
 
     Attributes:
-        away: why it did not answer when ``watch`` last asked; empty if it did.
+        away: why it did not answer, or took no writes, when ``watch`` last asked; empty if it did.
 
     Raises:
         BrokerError: it cannot be started or reached, or may evict.
@@ -46,13 +46,18 @@ class Broker:
         if now - self._looked < WATCH_SECONDS:
             return
         self._looked = now
+        self.away = ""
         try:
             self._probe.ping()
+        except ServerRefuses as error:  # it is there, and is waited for as long as it takes
+            self.away = str(error)
         except BrokerError as error:
             self.away = str(error)
-        else:
-            self._answered, self.away = now, ""
+            self._restart(now)
             return
+        self._answered = now
+
+    def _restart(self, now: float) -> None:
         if self._embedded is not None:
             self._embedded.restart()
         elif now - self._answered > MAX_AWAY_SECONDS:

@@ -190,9 +190,13 @@ class Dispatch:
     def _tell_quiet(self) -> None:
         """A batch may take its time, and a prompt may hang its actor for ever: the user knows which is likely."""
         now, shards = time.monotonic(), self._pool.at_work
-        if not shards or now - self._heard < QUIET_SECONDS or self._broker.away or self._broker.full():
+        if not shards or self._broker.away:
+            self._heard = now
+        if now - self._heard < QUIET_SECONDS:
             return
         self._heard = now
+        if self._broker.full():  # which is told, and they wait for
+            return
         named = ", ".join(repr(shard.prompts[0].id[:80]) for shard in shards[:QUIET_ACTORS])
         more = f" and {len(shards) - QUIET_ACTORS} more" if len(shards) > QUIET_ACTORS else ""
         self._wait(f"no actor has answered for {QUIET_SECONDS:.0f} s; they are at the prompts that begin with {named}{more}")

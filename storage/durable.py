@@ -4,7 +4,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -117,7 +117,8 @@ def make_folder(path: Path) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
-        fsync_folder(folder.parent)
+        with suppress(PermissionError):  # one that may be written, and not read
+            fsync_folder(folder.parent)
 
 
 def _write_temporary(path: Path, data: bytes) -> Path:

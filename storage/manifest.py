@@ -80,7 +80,7 @@ def check_kept(folder: RunFolder) -> None:
 
 
 def create_or_resume(folder: RunFolder, wanted: Manifest) -> Manifest:
-    """The manifest of the run: the wanted one, or the one an earlier call left if it agrees, or if something was stored with it.
+    """The manifest of the run: the wanted one, also in place of one by which nothing was stored, or an earlier one that agrees.
 
     Raises:
         UsageError: a run of that name has other settings; the message shows each difference.
@@ -95,7 +95,9 @@ def create_or_resume(folder: RunFolder, wanted: Manifest) -> Manifest:
     if changes and _emptied(folder):
         _forget_model(folder)
         write_file(folder.manifest, data)
-        return wanted
+        if _emptied(folder):  # also for a writer that took over in between, with the former settings
+            return wanted
+        write_file(folder.manifest, sealed(found))
     if changes:
         raise UsageError(f"run {wanted.name!r} was made with other settings: {'; '.join(changes)}; repeat those, or give --name")
     return found

@@ -23,7 +23,7 @@ def temporary(make: Callable[[], T]) -> T:
 
 def lacks_place(error: OSError) -> bool:
     """Whether ``tempfile`` found no folder that can be written, whoever asked it: torch does when it is imported."""
-    return error.errno == errno.ENOENT and error.filename is None
+    return error.errno == errno.ENOENT and "usable temporary directory" in str(error.strerror)
 
 
 def no_place(error: OSError) -> RaylensError:

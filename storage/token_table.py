@@ -22,6 +22,7 @@ class TokenTable:
     def __init__(self) -> None:
         self._vocabularies: list[Vocabulary] = []
         self._known: dict[bytes, int] = {}
+        self._kept: list[pa.RecordBatch] | None = None
 
     def add(self, run: Run) -> int:
         """Which vocabulary is the run's, from 0.
@@ -40,7 +41,11 @@ class TokenTable:
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """A new stream of all rows."""
-        return pa.RecordBatchReader.from_batches(_SCHEMA, self._batches()).__arrow_c_stream__(requested_schema)
+        if (
+            len(self._vocabularies) == 1 and self._kept is None
+        ):  # a statement may read it several times, and of many it is too much
+            self._kept = list(self._batches())
+        return pa.RecordBatchReader.from_batches(_SCHEMA, self._kept or self._batches()).__arrow_c_stream__(requested_schema)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for number, tokens in enumerate(self._vocabularies):

@@ -69,7 +69,7 @@ class Writer:
         self._named: set[str | None] = set()  # segments of all commits
         self._id = secrets.token_hex(4)
         self._cursor = "0-0"
-        self._away = False
+        self._away = self._undeleted = False
         self._rewound = time.monotonic()
         self._gathering = Gathering()
         self._maker = Maker(folder, manifest.uid, manifest.vocabulary_size, self._id)
@@ -220,9 +220,12 @@ class Writer:
         try:
             self._stream.delete(self._spent)
         except BrokerError as error:  # they are dropped as known when read again
-            log.warning("could not delete %d entries: %s", len(self._spent), error)
+            if not self._undeleted:  # once an outage too
+                log.warning("could not delete %d entries: %s", len(self._spent), error)
+            self._undeleted = True
         else:
             self._spent.clear()
+            self._undeleted = False
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Write until told to stop; then what is complete is committed first.

@@ -1,6 +1,7 @@
 """``raylens demo``."""
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,9 +60,12 @@ def command(output: str, as_json: bool, quiet: bool) -> None:
 
 def _words(error: RaylensError) -> str:
     """What an error says, with a remedy of this command where it names options of ``raylens run``."""
+    from raylens.scheduler.cli.run import command as run_command
+
     text = str(error).replace("--ray local", "Ray").replace("--model demo", "the demo model")
-    problem, _, remedy = text.partition("; ")
-    if "--" not in remedy or "raylens verify" in remedy:
+    problem, _, remedy = text.rpartition("; ")
+    others = {option for parameter in run_command.params for option in parameter.opts}
+    if others.isdisjoint(re.findall(r"--[a-z-]+", remedy)):
         return text
     folder = isinstance(error, UsageError | StoreError)  # such as one with the demo of another version
     return f"{problem}; {'give another folder with -o' if folder else 'raylens doctor tries what a run needs'}"

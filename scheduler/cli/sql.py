@@ -6,7 +6,7 @@ import click
 
 from raylens.scheduler.cli._options import open_store, store_option
 from raylens.scheduler.cli._rows import output_options, print_rows
-from raylens.storage.errors import StoreError, UsageError
+from raylens.storage.errors import RaylensError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from raylens.storage.database import LeftOut
@@ -40,7 +40,12 @@ def command(words: tuple[str, ...], store: str, name: str | None, as_json: bool,
 
     runs = _readable(found, leave_out)
     if runs or not left_out:
-        print_rows(sql_query(runs, statement, left_out=leave_out), as_json, as_csv, parquet)
+        try:
+            print_rows(sql_query(runs, statement, left_out=leave_out), as_json, as_csv, parquet)
+        except RaylensError as error:
+            unsaid = [words for words in left_out if words.partition(": ")[2] not in str(error)]
+            error.args = ("; ".join([str(error), *unsaid]),)
+            raise
     if left_out:
         raise StoreError("; ".join(left_out))
 

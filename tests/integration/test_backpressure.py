@@ -141,6 +141,18 @@ def test_a_frozen_server(server: RealServer, tmp_path: Path, model: Path) -> Non
         run.assert_whole()
 
 
+def test_a_server_that_takes_no_writes(server: RealServer, tmp_path: Path, model: Path) -> None:
+    """It answers, so it is named with its own words, and not the prompts that actors hold meanwhile."""
+    with connect(server.url) as client, Watched(tmp_path, model, server) as run:
+        run.until("progress")
+        client.config_set("min-replicas-to-write", "1")
+        assert "NOREPLICAS" in run.until("waiting", "server away: ")["text"]
+        client.config_set("min-replicas-to-write", "0")
+        run.assert_whole()
+    refused = (run.folder.root / "writer.log").read_text().count("could not delete")
+    assert refused <= 1, "once an outage"
+
+
 def test_a_full_server(server: RealServer, tmp_path: Path, model: Path) -> None:
     """Before the run begins others fill it, and while it is at work it shrinks: actors keep their results until there is room."""
     with connect(server.url, retries=0) as other, Watched(tmp_path, model, server) as run:

