@@ -105,8 +105,11 @@ class FrameError(RaylensError):
 
 
 def one_line(error: Exception) -> str:
-    """What a library's error says, as part of a message of ours: in one line, and no more than its beginning."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """What a library's error says, as part of a message of ours: in one line, its beginning; of a traceback in it the end."""
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text:
+        text = text.splitlines()[-1]
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def named_line(error: Exception) -> str:

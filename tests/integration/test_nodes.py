@@ -72,10 +72,19 @@ def test_ray_client(tmp_path: Path, tiny: Path) -> None:
         stack.enter_context(head(tmp_path, port, env, "--ray-client-server-port", str(client)))
         url = stack.enter_context(reach("valkey9", "password", tmp_path))
         arguments = ["--text", "hi", "-m", str(tiny), "-o", "st", "--name", "r", "--ray", f"ray://127.0.0.1:{client}"]
-        refused = raylens_command("run", *arguments, cwd=tmp_path, env=env)
+
+        def run(*more: str) -> "subprocess.CompletedProcess[str]":
+            for _ in range(3):
+                done = raylens_command("run", *arguments, *more, cwd=tmp_path, env=env)
+                # Ray forks a process that has threads for each client, and now and then what it forks hangs
+                if "RuntimeError: Starting Ray client server failed" not in done.stderr:
+                    break
+            return done
+
+        refused = run()
         assert refused.returncode == 5, refused.stderr
         assert "the embedded server does not reach; give --redis URL" in refused.stderr
-        done = raylens_command("run", *arguments, "--redis", url, cwd=tmp_path, env=env)
+        done = run("--redis", url)
         assert done.returncode == 0, done.stderr
     assert raylens.open(tmp_path / "st")["r"].counts()["records"] == 1
 

@@ -4,7 +4,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 
 from raylens.scheduler.actor_errors import cause, reason
-from raylens.storage.errors import BrokerError, ModelError
+from raylens.storage.errors import BrokerError, ModelError, one_line
 
 #: As Ray writes it, but for the addresses.
 SHORT_OF_MEMORY = """The actor died unexpectedly before finishing this task.
@@ -57,3 +57,11 @@ def test_an_actor_that_ray_restarts() -> None:
     assert "memory" in told
     assert "out of reach" in told
     assert "rpc" not in told.lower()
+
+
+def test_of_a_traceback_in_an_error_its_end_is_told() -> None:
+    """As Ray hands on what failed in another process; the rest is of its own files."""
+    error = ConnectionAbortedError(
+        'from server:\nTraceback (most recent call last):\n  File "proxier.py"\nRuntimeError: It  failed.\n'
+    )
+    assert one_line(error) == "RuntimeError: It failed."
