@@ -53,11 +53,11 @@ class Broker:
             self.away = str(error)
         except BrokerError as error:
             self.away = str(error)
-            self._restart(now)
+            self._missed(now)
             return
         self._answered = now
 
-    def _restart(self, now: float) -> None:
+    def _missed(self, now: float) -> None:
         if self._embedded is not None:
             self._embedded.restart()
         elif now - self._answered > MAX_AWAY_SECONDS:

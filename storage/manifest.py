@@ -92,10 +92,10 @@ def create_or_resume(folder: RunFolder, wanted: Manifest) -> Manifest:
         return wanted
     found = read_manifest(folder)
     changes = difference(found.identity, wanted.identity)
-    if changes and _emptied(folder):
+    if changes and _fence_empty(folder):
         _forget_model(folder)
         write_file(folder.manifest, data)
-        if _emptied(folder):  # also for a writer that took over in between, with the former settings
+        if _fence_empty(folder):  # also for a writer that took over in between, with the former settings
             return wanted
         write_file(folder.manifest, sealed(found))
     if changes:
@@ -103,8 +103,8 @@ def create_or_resume(folder: RunFolder, wanted: Manifest) -> Manifest:
     return found
 
 
-def _emptied(folder: RunFolder) -> bool:
-    """Whether nothing was ever stored in the run, and the writer of an earlier driver cannot do so any more."""
+def _fence_empty(folder: RunFolder) -> bool:
+    """Fence the writers of a run in which nothing was ever stored; whether it is such a one."""
     return not any(commit.entries for commit in Ledger(folder).take_over(secrets.token_hex(4)))
 
 

@@ -80,9 +80,8 @@ def plot_all(run: Run, job: Job) -> Iterator[list[Path] | NotDrawn]:
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
     """Processes started meanwhile get no Ctrl-C, and one that comes meanwhile is heeded at the end: none is started by half."""
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGINT}
-    )  # in this thread; OpenBLAS has others, which let it through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit
+    # other threads, such as OpenBLAS has, let it through all the same
     came: list[int] = []
     main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if main else None
