@@ -71,11 +71,11 @@ def fit_corpus(
         texts = _texts(settings, corpus, facts)
         from raylens.scheduler.cluster import cluster, share
         from raylens.scheduler.fitters import Fitters
-        from raylens.scheduler.nodes import check_nodes
+        from raylens.scheduler.nodes import ANSWER_SECONDS, Nodes
 
         progress.stage("starting Ray")
         ours = stack.enter_context(cluster(actors.ray, progress.stage, stopping))
-        check_nodes()
+        Nodes().check(ANSWER_SECONDS)
         if ours.here:  # the actors of other machines fetch the model themselves
             fetch_weights(facts.source, heeding(stopping, progress.fetched))
         fitters = Fitters(settings, texts.parts, fitted, share(actors.count, actors.gpus_each), stopping)

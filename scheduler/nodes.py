@@ -1,6 +1,6 @@
-"""Whether the other machines of a cluster have this raylens and what it needs, asked before an actor is placed on one.
+"""Whether the other machines of a cluster have this raylens and what it needs.
 
-Ray would try to import the actor there for ever, and say so in a log.
+Ray would try to import the actor there for ever, and say so in a log; another raylens may compute other records.
 """
 
 from typing import Any
@@ -13,29 +13,39 @@ from raylens import __version__
 from raylens.scheduler.requirements import requirements
 from raylens.storage.errors import ClusterError
 
-#: Seconds to wait for an answer; a node that is too busy to give one is left to the actors.
+#: Seconds to wait for an answer before a run begins; a node that is too busy to give one is left to the actors.
 ANSWER_SECONDS = 60.0
+#: Seconds to wait for one from nodes that have joined meanwhile, in which nothing else is looked after.
+JOINED_SECONDS = 10.0
 
 
-def check_nodes() -> None:
-    """Ask every node but this process's own.
+class Nodes:
+    """The nodes of the cluster but this process's own, each asked once."""
 
-    Raises:
-        ClusterError: raylens is missing on one, or is another version, or lacks a package; naming each such node.
-    """
-    here = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
-    needed = [one.name for one in requirements()]
-    asked = {_ask(node["NodeID"], needed): node["NodeManagerAddress"] for node in nodes}
-    if not asked:
-        return
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
-    problems = [f"{asked[call]} {problem}" for call in answered if (problem := _problem(call))]
-    if problems:
-        raise ClusterError(
-            f"nodes of the Ray cluster cannot run actors: {'; '.join(problems)}. "
-            f"Install raylens=={__version__} there with pip, or start Ray there from an environment that has it"
-        )
+    def __init__(self) -> None:
+        self._needed = [one.name for one in requirements()]
+        self._known = {ray.get_runtime_context().get_node_id()}
+        self._asked: dict[Any, str] = {}
+
+    def check(self, seconds: float = JOINED_SECONDS) -> None:
+        """Ask the nodes that are new; those that do not answer within so many seconds are heard the next time.
+
+        Raises:
+            ClusterError: raylens is missing on one, or is another version, or lacks a package; naming each such node.
+        """
+        for node in ray.nodes():
+            if node["Alive"] and node["NodeID"] not in self._known:
+                self._known.add(node["NodeID"])
+                self._asked[_ask(node["NodeID"], self._needed)] = node["NodeManagerAddress"]
+        if not self._asked:
+            return
+        answered, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=seconds)
+        found = [(self._asked.pop(call), _problem(call)) for call in answered]
+        if problems := [f"{address} {problem}" for address, problem in found if problem]:
+            raise ClusterError(
+                f"nodes of the Ray cluster cannot run actors: {'; '.join(problems)}. "
+                f"Install raylens=={__version__} there with pip, or start Ray there from an environment that has it"
+            )
 
 
 def _ask(node: str, needed: list[str]) -> Any:

@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from raylens.scheduler.actor_errors import cause, reason
 from raylens.scheduler.cluster import Share
+from raylens.scheduler.nodes import Nodes
 from raylens.scheduler.shards import Shard
 from raylens.storage.errors import BrokerError, ModelError
 from raylens.workers.actor import start_actor
@@ -75,13 +76,15 @@ class Pool:
     Args:
         settings, run, redis: as for LensActor.
         share: how many actors, and what each gets.
+        nodes: those that have been asked whether they can run actors.
 
     Attributes:
         deaths: of actors, in all.
     """
 
-    def __init__(self, settings: WorkerSettings, run: str, redis: str, share: Share) -> None:
+    def __init__(self, settings: WorkerSettings, run: str, redis: str, share: Share, nodes: Nodes) -> None:
         self._start = partial(start_actor, settings, run, redis, share.cpus, share.gpus, share.host)
+        self._nodes = nodes
         self._slots: list[_Slot] = []
         self._placed = False
         self.deaths = 0
@@ -130,6 +133,7 @@ class Pool:
 
         Raises:
             ModelError: the model cannot be loaded, or kills its actor each time it loads.
+            ClusterError: a node that has joined cannot run actors.
         """
         waited_for = [slot.loading for slot in self._slots if slot.loading is not None]
         waited_for += [slot.shards[0][0] for slot in self._slots if slot.shards]
@@ -145,6 +149,7 @@ class Pool:
 
     def _loaded(self, slot: _Slot) -> Iterator[Event]:
         call, slot.loading = slot.loading, None
+        self._nodes.check()  # it may be on one that has joined, or have died of it
         try:
             certificate = ray.get(call)
         except RayTaskError as error:

@@ -128,7 +128,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
     # imported here, so that bad input is told before Ray's second of import
     from raylens.scheduler.cluster import check_reached, cluster, room, share
     from raylens.scheduler.dispatch import Dispatch
-    from raylens.scheduler.nodes import check_nodes
+    from raylens.scheduler.nodes import ANSWER_SECONDS, Nodes
     from raylens.scheduler.pool import Pool
     from raylens.scheduler.run_metrics import RunMetrics
 
@@ -141,7 +141,8 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
             cluster(settings.ray, progress.stage, heartbeat.while_waiting("waiting for a node of the cluster", ended))
         )
         check_reached(settings.redis, ours)
-        check_nodes()
+        nodes = Nodes()
+        nodes.check(ANSWER_SECONDS)
         stream = Stream(broker.url, run, retries=0, seconds=CHECK_SECONDS)
         stack.callback(stream.close)
         writer = stack.push(_writer(plan, broker.url))
@@ -152,7 +153,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
             waiting = heartbeat.while_waiting("fetching the model from the hub", ended)
             fetch_weights(plan.facts.source, heeding(waiting, progress.fetched))
         progress.stage(f"loading the model in {parts.actors} actor{'s' if parts.actors > 1 else ''}")
-        pool = stack.enter_context(Pool(worker, run, broker.url, parts))
+        pool = stack.enter_context(Pool(worker, run, broker.url, parts, nodes))
         fresh = cut(_remaining(plan), plan.manifest.prompts - plan.ledger.count, parts.actors, worker)
         give_up = partial(publish, stream, run)
         positions, most = estimated_positions(worker), open_bytes(broker.memory().limit)

@@ -134,7 +134,7 @@ def test_a_node_that_joins_and_one_that_leaves(tmp_path: Path, tiny: Path) -> No
 
 def test_a_run_waits_for_a_node_and_outlives_it(tmp_path: Path, tiny: Path) -> None:
     """A head without CPUs holds no actors: the run says what it waits for, to monitors too, and can be cancelled. When the only
-    node leaves, it says so, and goes on with the next that joins."""
+    node leaves, it says so, and goes on with the next that joins; but it ends where one that joins has another raylens."""
     port, env, count = free_port(), own_env(tmp_path), 20_000
     corpus = tmp_path / "c.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(count, 40)))
@@ -155,8 +155,11 @@ def test_a_run_waits_for_a_node_and_outlives_it(tmp_path: Path, tiny: Path) -> N
         stack.enter_context(node(tmp_path / "next.log", env, "--address", f"127.0.0.1:{port}"))
         wait_until(lambda: pulse(tmp_path).ready == 1, "an actor is on the node that joined")
         second.until("progress")
-        second.stop()
-        assert second.finish() == 130, second.stderr()
+        del env["PYTHONPATH"]
+        old = other_python(tmp_path / "old", "0.0.1")
+        stack.enter_context(node(tmp_path / "old.log", env, "--address", f"127.0.0.1:{port}", python=old))
+        assert second.finish() == 5, second.stderr()
+    assert re.search(r"[0-9.]+ has raylens 0\.0\.1, and this is", second.stderr())
     outcomes = [outcome.id for outcome in raylens.open(tmp_path / "st")["grown"]]
     assert 0 < len(outcomes) == len(set(outcomes)) < count
 
