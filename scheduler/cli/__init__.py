@@ -7,6 +7,7 @@ import importlib
 import io
 import pkgutil
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from click.core import ParameterSource
 
 from raylens import __version__
 from raylens.scheduler import process
-from raylens.storage.errors import EXIT_STOPPED, RaylensError, StoreError
+from raylens.storage.errors import EXIT_STOPPED, RaylensError, StoreError, UsageError
 from raylens.storage.temporary import lacks_place, no_place
 
 #: What a disk says that is full, ill or not to be written.
@@ -75,6 +76,14 @@ def _name_variables(command: click.Command, module: str) -> None:
             option.envvar = None if option.multiple else f"RAYLENS_{module}_{long}".upper().replace("-", "_")
 
 
+def _check_working_folder() -> None:
+    """In one that is gone no path has a meaning, and libraries end the process when they are imported."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UsageError(f"the working folder cannot be used ({error.strerror}); change to one that is there") from error
+
+
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return sorted(
@@ -95,6 +104,7 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            _check_working_folder()
             return super().invoke(ctx)
         except RaylensError as error:
             raise _failed(error) from error

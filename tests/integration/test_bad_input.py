@@ -1,6 +1,7 @@
 """Each bad input gets one line that names the place and the remedy, and its exit code, before any model loads."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,16 @@ def test_bad_rows(tmp_path: Path, tiny: Path, content: bytes, parts: tuple[str, 
     """A row that is no prompt names its file and line."""
     (tmp_path / "c.jsonl").write_bytes(content)
     check(raylens_command("run", "c.jsonl", "-m", str(tiny), cwd=tmp_path), 4, *parts)
+
+
+@pytest.mark.parametrize("command", ["lens hi -m demo", "runs", "doctor"])
+def test_a_working_folder_that_is_gone(tmp_path: Path, command: str) -> None:
+    """Each command says so, where torch would end the process and transformers fail."""
+    (folder := tmp_path / "gone").mkdir()
+    script = f'rmdir "$PWD" && exec "{sys.executable}" -m raylens {command}'
+    env = os.environ | {"PYTHONPATH": str(Path(raylens.__file__).parents[1])}
+    done = subprocess.run(["sh", "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=HUNG, check=False)
+    check(done, 2, "the working folder cannot be used", "change to one that is there")
 
 
 def test_a_model_without_a_tokenizer(tmp_path: Path, tiny: Path) -> None:
