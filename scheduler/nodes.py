@@ -33,13 +33,13 @@ class Nodes:
         Raises:
             ClusterError: raylens is missing on one, or is another version, or lacks a package; naming each such node.
         """
-        for node in ray.nodes():
-            if node["Alive"] and node["NodeID"] not in self._known:
-                self._known.add(node["NodeID"])
-                self._asked[_ask(node["NodeID"], self._needed)] = node["NodeManagerAddress"]
+        new = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self._known]
+        for node in new:
+            self._known.add(node["NodeID"])
+            self._asked[_ask(node["NodeID"], self._needed)] = node["NodeManagerAddress"]
         if not self._asked:
             return
-        answered, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=seconds)
+        answered, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=seconds if new else 0)
         found = [(self._asked.pop(call), _problem(call)) for call in answered]
         if problems := [f"{address} {problem}" for address, problem in found if problem]:
             raise ClusterError(
