@@ -172,10 +172,10 @@ def test_merged_translator() -> None:
 # --- a whole fit
 
 
-def held_out(model: Path, lens: str, taps: tuple[str, ...]) -> dict[Place, float]:
+def held_out(model: Path, texts: Texts, lens: str, taps: tuple[str, ...]) -> dict[Place, float]:
     """The mean KL of the held-out prompts, as a run with this lens stores it."""
     read_out = LensSettings(taps=taps, positions="1:", logprobs="float32", stats=("kl",), lens=lens)
-    given = [prompt for prompt in prompts() if part_of(prompt.id, 0) == "held_out"]
+    given = [Prompt(number, str(number), token_ids=ids) for number, ids in enumerate(texts.parts["held_out"])]
     worker = Worker(WorkerSettings(ModelSettings(str(model)), read_out))
     records = [outcome for outcome in worker.run(given) if isinstance(outcome, Record)]
     assert len(records) == len(given)
@@ -193,7 +193,6 @@ def expected(reports: list[LayerReport]) -> dict[Place, float]:
 def test_a_run_finds_what_the_report_says(tmp_path: Path, model: Path) -> None:
     """The saved files give, over the held-out prompts, the KL of the report at every place, and lower than before it."""
     texts = taken(model, tokens=1 << 16)
-    assert len(texts.parts["held_out"]) == sum(part_of(prompt.id, 0) == "held_out" for prompt in prompts())
     for kind, taps in (("tuned", ("resid_pre", "resid_post")), ("linear", ("resid_post",))):
         changed = {"kind": kind, **({"steps": None, "learning_rate": None} if kind == "linear" else {})}
         fitted = fit(settings_of(model, **changed), texts)
@@ -203,21 +202,21 @@ def test_a_run_finds_what_the_report_says(tmp_path: Path, model: Path) -> None:
             save_tuned(folder, fitted.maps, "made-up", None)
         else:
             save_linear(folder, fitted.maps)
-        found = held_out(model, lens_option(kind, folder), taps)
+        found = held_out(model, texts, lens_option(kind, folder), taps)
         assert found.pop(("resid_post", LAYERS - 1)) == pytest.approx(0, abs=1e-6)
         assert found == pytest.approx(expected(fitted.reports), abs=1e-4)
-        before = held_out(model, "logit", taps)
+        before = held_out(model, texts, "logit", taps)
         for one in fitted.reports:
             assert one.kl_before == pytest.approx(before[one.tap, one.layer], abs=1e-4)
             assert one.kl_after < 0.9 * one.kl_before, one
 
 
-def test_translators_of_the_wrong_layer_are_told(tmp_path: Path, model: Path, tuned: Fitted) -> None:
+def test_translators_of_the_wrong_layer_are_told(tmp_path: Path, model: Path, texts: Texts, tuned: Fitted) -> None:
     """Saved one layer off, the lens does not give what the report says at any layer."""
     order = places("tuned", LAYERS)
     shifted = {place: tuned.maps[order[(number + 1) % len(order)]] for number, place in enumerate(order)}
     save_tuned(tmp_path, shifted, "made-up", None)
-    found = held_out(model, lens_option("tuned", tmp_path), ("resid_pre", "resid_post"))
+    found = held_out(model, texts, lens_option("tuned", tmp_path), ("resid_pre", "resid_post"))
     for place, kl in expected(tuned.reports).items():
         assert abs(found[place] - kl) > 0.01, place
 
@@ -281,15 +280,25 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
 
 def test_parts_are_of_prompts(model: Path, texts: Texts) -> None:
     """Each prompt is in one part, whatever the order; the shares are about those asked; another seed splits otherwise."""
-    drawn = [part_of(f"p{number}", 0) for number in range(4000)]
+    drawn = [part_of([number, 7], 0) for number in range(4000)]
     assert 400 < drawn.count("held_out") < 600
     assert 400 < drawn.count("validation") < 600
-    assert drawn != [part_of(f"p{number}", 1) for number in range(4000)]
+    assert drawn != [part_of([number, 7], 1) for number in range(4000)]
     whole, turned = taken(model, 1 << 16), taken(model, 1 << 16, given=prompts()[::-1])
     for part in PARTS:
         assert sorted(whole.parts[part]) == sorted(turned.parts[part])
     assert sum(len(found) for found in whole.parts.values()) == len(prompts())
     assert (texts.tokens("fit"), texts.tokens("validation"), texts.tokens("held_out")) == (800, 100, 100)
+
+
+def test_equal_prompts_are_in_one_part(model: Path) -> None:
+    """Under whatever ids, and where they differ only behind what is cut off: no held-out text has been fitted to."""
+    given = [Prompt(number, f"{text} {number}", text) for number in range(4) for text in sentences(160, 9)]
+    longer = [Prompt(number, f"longer {number}", f"{text} and more") for number, text in enumerate(sentences(160, 9))]
+    parts = taken(model, 1 << 16, given=[*given, *longer], longest=9).parts.values()
+    assert sum(map(len, parts)) == 5 * 160
+    different = [{tuple(ids) for ids in part} for part in parts]
+    assert sum(map(len, different)) == len(set.union(*different)) <= 160
 
 
 def test_no_more_is_read_than_is_needed(model: Path) -> None:
@@ -300,7 +309,7 @@ def test_no_more_is_read_than_is_needed(model: Path) -> None:
         number = 0
         while True:
             seen.append(str(number))
-            yield Prompt(number, str(number), "call me ishmael some years ago")
+            yield Prompt(number, str(number), token_ids=[1 + number % 200, 2, 3, 4, 5, 6])
             number += 1
 
     settings = ModelSettings(str(model))
@@ -314,10 +323,12 @@ def test_prompts_that_cannot_be_read(model: Path) -> None:
     """Those of one token are counted; a part without a prompt is refused."""
     short = [Prompt(number, f"s{number}", "call") for number in range(30)]
     found = taken(model, given=[*short, *prompts()])
-    assert 0 < found.skipped <= 30
-    with pytest.raises(InputError, match=r"^c.jsonl: no prompt of two tokens or more for the part .*; give more prompts, or"):
-        taken(model, given=short)
-    long = [Prompt(number, f"p{number}", " ".join(sentences(1, 40))) for number in range(60)]
+    assert found.skipped == 30
+    equal = [Prompt(number, f"e{number}", "call me ishmael") for number in range(30)]
+    for given in (short, equal):
+        with pytest.raises(InputError, match=r"^c.jsonl: no prompt of two tokens or more for the part .*; give more that differ"):
+            taken(model, given=given)
+    long = [Prompt(number, f"p{number}", text) for number, text in enumerate(sentences(60, 40))]
     assert max(len(ids) for part in taken(model, given=long, longest=16).parts.values() for ids in part) == 16
 
 

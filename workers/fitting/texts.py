@@ -1,4 +1,4 @@
-"""Which prompts are fitted to, validated on and held out: by a hash of their id, so that no other prompt can change it."""
+"""Which prompts are fitted to, validated on and held out: by a hash of their tokens, so equal ones go into one part."""
 
 import hashlib
 from collections.abc import Iterable
@@ -30,9 +30,9 @@ class Texts:
         return sum(len(ids) - 1 for ids in self.parts[part])
 
 
-def part_of(prompt_id: str, seed: int) -> str:
-    """The part of a prompt, by SHA-256 of seed and id."""
-    drawn = int.from_bytes(hashlib.sha256(f"{seed}\0{prompt_id}".encode()).digest()[:8], "big") % SHARE
+def part_of(ids: list[int], seed: int) -> str:
+    """The part of a prompt, by SHA-256 of seed and token ids; it does not depend on other prompts."""
+    drawn = int.from_bytes(hashlib.sha256(f"{seed} {ids}".encode()).digest()[:8], "big") % SHARE
     return "held_out" if drawn == 0 else "validation" if drawn == 1 else "fit"
 
 
@@ -50,12 +50,12 @@ def take_texts(prompts: Iterable[Prompt], tokenizer: Tokenizer, tokens: int, see
     texts, skipped = Texts(), 0
     left = {"fit": tokens, "validation": tokens // SHARE, "held_out": tokens // SHARE}
     for prompt in prompts:
-        part = part_of(prompt.id, seed)
+        found = tokenizer(prompt)
+        if isinstance(found, Failure):
+            skipped += 1
+            continue
+        part = part_of(found.ids, seed)
         if left[part] > 0:
-            found = tokenizer(prompt)
-            if isinstance(found, Failure):
-                skipped += 1
-                continue
             texts.parts[part].append(found.ids[: left[part] + 1])
             left[part] -= len(found.ids) - 1
         if max(left.values()) <= 0:
@@ -63,6 +63,6 @@ def take_texts(prompts: Iterable[Prompt], tokenizer: Tokenizer, tokens: int, see
     for part in PARTS:
         if not texts.parts[part]:
             raise InputError(
-                corpus, f"no prompt of two tokens or more for the part {part}", "give more prompts, or another --seed"
+                corpus, f"no prompt of two tokens or more for the part {part}", "give more that differ, or another --seed"
             )
     return Texts(texts.parts, skipped)
