@@ -1,8 +1,9 @@
 """What a run asks of the model and the lens, validated as far as text alone can be."""
 
 import re
+from functools import reduce
 from pathlib import PurePath
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -184,14 +185,19 @@ def check_types(settings: msgspec.Struct) -> None:
         plain = msgspec.to_builtins(settings, enc_hook=_path_as_text)
         msgspec.convert(plain, type(settings), dec_hook=lambda kind, value: kind(value))
     except msgspec.ValidationError as error:
-        raise UsageError(_in_words(str(error))) from error
+        raise UsageError(_in_words(str(error), settings)) from error
 
 
 #: msgspec's words for types, and those for people.
 _TYPES = {"str": "text", "int": "a whole number", "float": "a number", "bool": "True or False", "array": "a list", "null": "None"}
 
 
-def _in_words(problem: str) -> str:
+def _in_words(problem: str, settings: msgspec.Struct) -> str:
+    if found := re.fullmatch(r"Invalid enum value (.*) - at `\$\.([.\w]+)`", problem, re.DOTALL):
+        *parts, name = found[2].split(".")
+        of = type(reduce(getattr, parts, settings))
+        choices = next(get_args(field.type) for field in msgspec.structs.fields(of) if field.name == name)
+        return f"{name} {found[1]}: choose from {', '.join(choices)}"
     found = re.fullmatch(r"Expected `([^`]+)`, got `([^`]+)` - at `\$(?:\.\w+)*?\.?(\w+)(\[[^`]*)?`", problem)
     if found is None:
         return problem

@@ -1,6 +1,6 @@
 """What to read: files, texts, and how to find the prompt in a row."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 
@@ -32,8 +32,6 @@ class CorpusSettings(msgspec.Struct, frozen=True):
 
     def check(self) -> None:
         """Raise UsageError for values that cannot be used."""
-        if self.format not in get_args(Format):
-            raise UsageError(f"format {self.format!r} is unknown; use one of {', '.join(get_args(Format))}")
         check_types(self)
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"limit {self.limit} leaves no prompt; use 1 or more")

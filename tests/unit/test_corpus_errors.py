@@ -239,7 +239,7 @@ def test_settings_that_cannot_be_used() -> None:
     for settings, message in [
         (CorpusSettings(), "no corpus; name files"),
         (CorpusSettings(texts=("x",), limit=0), "limit 0 leaves no prompt; use 1 or more"),
-        (CorpusSettings(texts=("x",), format="xml"), "format 'xml' is unknown; use one of auto, jsonl"),  # type: ignore[arg-type]
+        (CorpusSettings(texts=("x",), format="xml"), "format 'xml': choose from auto, jsonl"),  # type: ignore[arg-type]
         (CorpusSettings(texts=("x",), limit="5"), "limit"),  # type: ignore[arg-type]
         (CorpusSettings(texts=("x",), column="a", id_column="a"), "column 'a' cannot be both the prompt and its id"),
     ]:

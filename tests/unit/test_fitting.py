@@ -347,7 +347,7 @@ def test_prompts_that_cannot_be_read(model: Path) -> None:
         ({"kind": "linear"}, "--steps 6: a linear lens is least squares and is not trained; give --kind tuned"),
         ({"kind": "linear", "steps": None}, "--learning-rate 0.001: a linear lens"),
         ({"tokens": "many"}, "tokens: give a whole number"),
-        ({"kind": "jacobian"}, "Invalid enum value 'jacobian'"),
+        ({"kind": "jacobian"}, "kind 'jacobian': choose from tuned, linear"),
     ],
 )
 def test_settings_that_cannot_be(changed: dict[str, Any], part: str) -> None:

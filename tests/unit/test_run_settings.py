@@ -26,7 +26,7 @@ def asked(**changes: Any) -> RunSettings:
         ({"writer_helpers": -1}, "--writer-helpers -1: use a number from 0 to 256"),
         ({"writer_helpers": MAX_HELPERS + 1}, "--writer-helpers 257: use a number from 0 to 256"),
         ({"writer": "external"}, "--writer external: the embedded server is not reached from outside; give --redis URL"),
-        ({"writer": "mine"}, "Invalid enum value 'mine'"),
+        ({"writer": "mine"}, "writer 'mine': choose from own, external"),
         *(({"name": name}, "--name ") for name in ("", ".", ".hidden", "../up", "a/b", "a b", "é", "٣", "x" * 101)),
     ],
     ids=str,
