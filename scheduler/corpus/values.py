@@ -8,6 +8,8 @@ from typing import Any
 
 from raylens.scheduler.corpus.rows import BadRow
 
+_NULL = "use null instead, or drop the column"
+
 
 def plain_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     """A new dictionary with the row's values as JSON has them: dates in ISO 8601, decimals as strings.
@@ -47,7 +49,7 @@ def _plain(value: Any) -> Any:
 def _plain_scalar(value: Any) -> str | int | float:
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise _NotJson(str(value), "use null instead, or drop the column")
+            raise _NotJson(str(value), _NULL)
         return float(value)
     # Enumerations and NumPy's strings are subclasses; encoders take only the plain types.
     if isinstance(value, str):
@@ -55,6 +57,8 @@ def _plain_scalar(value: Any) -> str | int | float:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, datetime.date | datetime.time):
+        if value != value:  # pandas' NaT, a time that is missing
+            raise _NotJson(str(value), _NULL)
         # Only pandas' times have them, and Arrow gives those where pandas is installed: the same file is refused everywhere.
         if getattr(value, "nanosecond", 0):
             raise _NotJson("a time in nanoseconds", "cast it to microseconds")

@@ -194,6 +194,7 @@ def test_bad_text(tmp_path: Path) -> None:
         ({"text": "x", 1: "y"}, "row 2: has the key 1, which is no string; name every column by a string"),
         ({1: "y"}, "row 2: has the key 1, which is no string; name every column by a string"),
         ({"text": "x", "y": {1}}, "row 2: column 'y' holds a set, which JSON cannot hold; convert it"),
+        ({"text": "x", "y": pandas.NaT}, "row 2: column 'y' holds NaT, which JSON cannot hold; use null"),
         ({"text": "x", "y": float("inf")}, "row 2: column 'y' holds inf, which JSON cannot hold; use null"),
         ("\udcff", "row 2: 'text' holds half of a surrogate pair; write the whole character, or remove it"),
         ({"text": "x", "y\ud800": 1}, "row 2: 'y\\ud800' holds half of a surrogate pair"),
