@@ -165,7 +165,7 @@ def _texts(settings: FitSettings, corpus: Corpus, facts: ModelFacts) -> Any:
     tokenizer = load_tokenizer(settings.model, facts.source)
     limit = longest_input(load_config(settings.model, facts.source).get_text_config(), tokenizer)
     asked = InputSettings(max_tokens=settings.batch_tokens, on_long="truncate")
-    tokenize = Tokenizer(tokenizer, asked, "1:", limit, facts.vocabulary_size)
+    tokenize = Tokenizer(tokenizer, asked, "all", limit, facts.vocabulary_size)
     return take_texts(corpus.prompts(), tokenize, settings.tokens, settings.seed, corpus.name)
 
 

@@ -60,7 +60,7 @@ def prompts(count: int = 160) -> list[Prompt]:
 def taken(model: Path, tokens: int = 800, seed: int = 0, given: list[Prompt] | None = None, longest: int = 128) -> Texts:
     settings = ModelSettings(str(model))
     tokenizer = load_tokenizer(settings, resolve(settings))
-    tokenize = Tokenizer(tokenizer, InputSettings(max_tokens=longest, on_long="truncate"), "1:", 512, 256)
+    tokenize = Tokenizer(tokenizer, InputSettings(max_tokens=longest, on_long="truncate"), "all", 512, 256)
     return take_texts(given if given is not None else prompts(), tokenize, tokens, seed, "c.jsonl")
 
 
@@ -313,7 +313,7 @@ def test_no_more_is_read_than_is_needed(model: Path) -> None:
             number += 1
 
     settings = ModelSettings(str(model))
-    tokenize = Tokenizer(load_tokenizer(settings, resolve(settings)), InputSettings(), "1:", 512, 256)
+    tokenize = Tokenizer(load_tokenizer(settings, resolve(settings)), InputSettings(), "all", 512, 256)
     found = take_texts(endless(), tokenize, 80, 0, "c")
     assert {part: found.tokens(part) for part in PARTS} == {"fit": 80, "validation": 10, "held_out": 10}
     assert len(seen) < 200
@@ -328,6 +328,9 @@ def test_prompts_that_cannot_be_read(model: Path) -> None:
     for given in (short, equal):
         with pytest.raises(InputError, match=r"^c.jsonl: no prompt of two tokens or more for the part .*; give more that differ"):
             taken(model, given=given)
+    unknown = [Prompt(number, f"u{number}", token_ids=[number, 1 << 20]) for number in range(30)]
+    with pytest.raises(InputError, match=r"for the part fit \(prompt 'u0': token ids must be from 0 to 255\); give more"):
+        taken(model, given=[*short, *unknown])
     long = [Prompt(number, f"p{number}", text) for number, text in enumerate(sentences(60, 40))]
     assert max(len(ids) for part in taken(model, given=long, longest=16).parts.values() for ids in part) == 16
 

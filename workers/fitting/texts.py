@@ -40,18 +40,20 @@ def take_texts(prompts: Iterable[Prompt], tokenizer: Tokenizer, tokens: int, see
     """Prompts of each part until it has its tokens; the last is cut. Ends as soon as all have.
 
     Args:
-        tokenizer: cuts long prompts, and chooses every position but the first.
+        tokenizer: cuts long prompts.
         tokens: of the part that is fitted to; the others get one in SHARE.
         corpus: its name, for the message.
 
     Raises:
         InputError: a part got no prompt.
     """
-    texts, skipped = Texts(), 0
+    texts, skipped, why = Texts(), 0, ""
     left = {"fit": tokens, "validation": tokens // SHARE, "held_out": tokens // SHARE}
     for prompt in prompts:
         found = tokenizer(prompt)
         if isinstance(found, Failure):
+            why = why or f" (prompt {found.id!r}: {found.message})"
+        if isinstance(found, Failure) or len(found.ids) < 2:
             skipped += 1
             continue
         part = part_of(found.ids, seed)
@@ -63,6 +65,6 @@ def take_texts(prompts: Iterable[Prompt], tokenizer: Tokenizer, tokens: int, see
     for part in PARTS:
         if not texts.parts[part]:
             raise InputError(
-                corpus, f"no prompt of two tokens or more for the part {part}", "give more that differ, or another --seed"
+                corpus, f"no prompt of two tokens or more for the part {part}{why}", "give more that differ, or another --seed"
             )
     return Texts(texts.parts, skipped)
