@@ -23,6 +23,8 @@ _KEYS_TOLD = 20
 _PLAIN = re.compile(r"[0-9]{1,9}")
 #: Options that choose places; the others but --token, whose places say what is wanted, are parameters of the statement.
 CHOOSING = ("tap", "layers", "positions", "by")
+#: Options that are of no use without a value; None of others is no choice, or no limit.
+VALUED = ("layers", "rank")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def select(run: Run, database: Database, query: NamedQuery, given: Mapping[str, 
             lacks what the query needs.
     """
     options = options_of(query, given)
-    values = {name: _READ[name](value, run) if value is not None else None for name, value in options.items()}
+    values = {name: None if value is None and name not in VALUED else _READ[name](value, run) for name, value in options.items()}
     lowest, highest = _range(values.get("positions") or Positions())
     by = values.get("by")
     if by is not None:
@@ -111,7 +113,7 @@ def options_of(query: NamedQuery, given: Mapping[str, Any]) -> dict[str, Any]:
             takes = ", ".join(f"--{option}" for option in taken)
             raise UsageError(f"--{name}: query {query.name} does not take it; it takes {takes}")
     for option in query.options:
-        if option.default is None and option.name not in given:
+        if option.default is None and given.get(option.name) is None:
             raise UsageError(f"query {query.name} needs --{option.name}: {option.help}")
     defaults = {name: None if option.default == "none" else option.default for name, option in taken.items()}
     return {**defaults, **given}
