@@ -25,6 +25,7 @@ MAX_ROWS = 500
 MAX_WIDTH = 60
 #: Columns of text that is one token, in which a leading blank is shown.
 TOKENS = ("token", "input", "next", "final", "before", "after")
+_CRLF = "\r\n"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -84,9 +85,16 @@ def _write_lines(lines: Iterable[bytes]) -> None:
     write_bytes(None, write)
 
 
+class _Lines(io.StringIO):
+    """Ends rows in a line feed alone. csv quotes the characters of the line end that it is given, so it is given both."""
+
+    def write(self, row: str) -> int:
+        return super().write(f"{row.removesuffix(_CRLF)}\n")
+
+
 def _csv_lines(reader: "pa.RecordBatchReader") -> Iterator[bytes]:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    buffer = _Lines()
+    writer = csv.writer(buffer, lineterminator=_CRLF)
     writer.writerow(reader.schema.names)
     for batch in reader:
         columns = [[_csv_cell(value) for value in column.to_pylist()] for column in batch.columns]

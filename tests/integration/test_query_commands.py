@@ -56,6 +56,14 @@ def test_one_result_in_every_form(store: Path, tmp_path: Path, question: tuple[s
     assert len(shown) == 1 + min(len(rows), 500)
 
 
+@pytest.mark.parametrize("code", [10, 13, 34, 44], ids=["line feed", "carriage return", "quote", "comma"])
+def test_csv_of_any_text(store: Path, code: int) -> None:
+    """Whatever ends a line, a field or a text elsewhere does not within one."""
+    text = ask(store, "sql", f"SELECT 'a' || chr({code}) || 'b' AS one, NULL AS two", "--csv")
+    within = "\n" if code == 13 else chr(code)  # Python reads one as the other from what a command says
+    assert list(csv.reader(io.StringIO(text))) == [["one", "two"], [f"a{within}b", ""]]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [*QUESTIONS, ("runs",), ("show", "one"), ("status",), ("compact", "one"),
