@@ -118,9 +118,9 @@ class Run(Frames):
     def _place(self, prompt_id: str) -> tuple[Path, Entry]:
         if prompt_id not in self._places.of:
             some = ", ".join(repr(entry.id) for entry in self.entries[:3])
-            raise UsageError(
-                f"run {self.name!r} has no prompt {str(prompt_id)[:80]!r}; it has {len(self)}, such as {some or 'none yet'}"
-            )
+            # a number is no id, though the prompt '0' may be there
+            asked = repr(prompt_id[:80]) if isinstance(prompt_id, str) else repr(prompt_id)[:80]
+            raise UsageError(f"run {self.name!r} has no prompt {asked}; it has {len(self)}, such as {some or 'none yet'}")
         return self._places.of[prompt_id]
 
     def __iter__(self) -> Iterator[Record | Failure]:

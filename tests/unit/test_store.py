@@ -129,9 +129,9 @@ def test_any_id_finds_its_prompt(tmp_path: Path, prompt_id: str) -> None:
 
 
 def test_an_unknown_prompt_is_named_shortly(tmp_path: Path) -> None:
-    """The error shows the beginning of the id, and what a run without prompts has; an id may be asked for by what is no text."""
+    """The error shows the beginning of the id, and what a run without prompts has; a number is not shown as an id."""
     make_run(tmp_path)
-    with pytest.raises(UsageError, match="has no prompt '0'; it has 0, such as none yet"):
+    with pytest.raises(UsageError, match="has no prompt 0; it has 0, such as none yet"):
         Store(tmp_path)["demo"][0]  # type: ignore[index]
     with pytest.raises(UsageError, match=r"has no prompt 'yyyyyyyy+'; it has 0, such as none yet") as refused:
         Store(tmp_path)["demo"]["y" * 5000]
