@@ -249,8 +249,9 @@ def test_settings_that_cannot_be_used() -> None:
     for rows in ("one text", {"text": "one row"}):
         with pytest.raises(UsageError, match="give a list of texts or dictionaries"):
             Corpus.from_rows(rows)
-    with pytest.raises(UsageError, match=r"rows is a DataFrame; give its rows as dictionaries: df\.to_dict\('records'\)"):
-        Corpus.from_rows(pandas.DataFrame({"text": ["x"]}))
+    for frame, name in ((pandas.DataFrame({"text": ["x"]}), "DataFrame"), (pa.table({"text": ["x"]}), "Table")):
+        with pytest.raises(UsageError, match=rf"rows is a {name}; give its rows as dictionaries: df\.to_dict\('records'\)"):
+            Corpus.from_rows(frame)
     with pytest.raises(InputError, match=r"^rows: no prompts; give at least one"):
         Corpus.from_rows([]).scan()
 
