@@ -53,12 +53,12 @@ class Frames(ABC):
 
 
 def to_xarray(table: "pa.Table", axes: Sequence[str]) -> "xr.Dataset":
-    """The table's columns over the axes, which are columns too; places without a row hold NaN.
+    """The table's columns over the axes, which are columns too, null the last on its axis; places without a row hold NaN.
 
     Raises:
         UsageError: xarray is not installed, there is no such column, or two rows have the same place.
     """
-    library("pandas")
+    pandas = library("pandas")
     library("xarray")
     frame = table.to_pandas()
     if not axes:
@@ -68,4 +68,7 @@ def to_xarray(table: "pa.Table", axes: Sequence[str]) -> "xr.Dataset":
         raise UsageError(f"to_xarray: no column {unknown[0]!r}; there are {', '.join(table.column_names)}")
     if frame.duplicated(list(axes)).any():
         raise UsageError(f"to_xarray: several rows have the same {', '.join(axes)}; name more columns as axes")
-    return frame.set_index(list(axes)).to_xarray()
+    values = {}
+    for axis in axes:  # by number, for xarray puts what is at null over what is at the last value
+        frame[axis], values[axis] = pandas.factorize(frame[axis], sort=True, use_na_sentinel=False)
+    return frame.set_index(list(axes)).to_xarray().assign_coords(values)

@@ -127,6 +127,14 @@ def test_a_result_in_each_library(run: Run) -> None:
     assert list(flat["layer"].values) == [row["layer"] for row in rows]
 
 
+def test_null_on_an_axis_has_a_place_of_its_own(run: Run) -> None:
+    """Prompts without the key of --by: their numbers stand for themselves, not in the place of the last value."""
+    result = run.sql("FROM (VALUES ('a', 0, 1), (NULL, 0, 2), ('b', 0, 3), (NULL, 1, 4)) AS given(split, layer, places)")
+    dataset = result.to_xarray("split", "layer")
+    assert [value if isinstance(value, str) else None for value in dataset["split"].values] == ["a", "b", None]
+    np.testing.assert_array_equal(dataset["places"], [[1, np.nan], [3, np.nan], [2, 4]])
+
+
 def test_axes_that_do_not_tell_rows_apart(run: Run) -> None:
     """A name that is no column, and places with several rows, are refused with what there is."""
     result = run.sql("SELECT tap, layer, position FROM metrics")
