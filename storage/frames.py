@@ -69,6 +69,6 @@ def to_xarray(table: "pa.Table", axes: Sequence[str]) -> "xr.Dataset":
     if frame.duplicated(list(axes)).any():
         raise UsageError(f"to_xarray: several rows have the same {', '.join(axes)}; name more columns as axes")
     values = {}
-    for axis in axes:  # by number, for xarray puts what is at null over what is at the last value
+    for axis in dict.fromkeys(axes):  # by number, for xarray puts what is at null over what is at the last value
         frame[axis], values[axis] = pandas.factorize(frame[axis], sort=True, use_na_sentinel=False)
-    return frame.set_index(list(axes)).to_xarray().assign_coords(values)
+    return frame.set_index(list(values)).to_xarray().assign_coords(values)

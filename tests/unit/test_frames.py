@@ -133,6 +133,7 @@ def test_null_on_an_axis_has_a_place_of_its_own(run: Run) -> None:
     dataset = result.to_xarray("split", "layer")
     assert [value if isinstance(value, str) else None for value in dataset["split"].values] == ["a", "b", None]
     np.testing.assert_array_equal(dataset["places"], [[1, np.nan], [3, np.nan], [2, 4]])
+    assert dataset.identical(result.to_xarray("split", "layer", "split"))
 
 
 def test_axes_that_do_not_tell_rows_apart(run: Run) -> None:
