@@ -5,6 +5,7 @@ A label is for eyes. Two tokens may share one; their ids tell them apart.
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
@@ -82,6 +83,13 @@ def fit(label: str, width_cells: int, keep: Literal["start", "end"] = "start") -
             break
         kept.append(piece)
     return "".join(kept) + "…" if keep == "start" else "…" + "".join(reversed(kept))
+
+
+def fit_apart(labels: Sequence[str], width_cells: int) -> list[str]:
+    """Labels cut as by ``fit``, where those that differ still do if either end of them does."""
+    ends: tuple[Literal["start", "end"], ...] = ("start", "end")
+    cuts = [[fit(label, width_cells, keep) for label in labels] for keep in ends]
+    return next((cut for cut in cuts if len(set(cut)) == len(set(labels))), cuts[0])
 
 
 def cell_width(label: str) -> int:

@@ -11,7 +11,7 @@ from raylens.storage.charts import depth, undrawn, values_of
 from raylens.storage.charts.stack import Chart, Curve, Map, Panels, Plot, drawn_taps, series
 from raylens.storage.database import Database
 from raylens.storage.errors import UsageError
-from raylens.storage.labels import fit, text_label
+from raylens.storage.labels import fit_apart, text_label
 from raylens.storage.plots.panel import share_axis, upward_axis
 from raylens.storage.plots.scales import nats_scale, prob_scale
 from raylens.storage.result import ask
@@ -51,7 +51,7 @@ def aggregate(run: Run, by: str | None = None, positions: str | None = None) -> 
     plots.append(_depth(decided, layers, names if by is not None else None))
     counts = run.counts()
     places = sum(_places(group) for group in (groups.values() if by else [rows]))
-    labels = {name: _label(name, groups[name] if by else None) for name in names}
+    labels = _labels(groups, names) if by is not None else {name: name for name in names}
     caption = f"{counts['records']:,} prompts, {places:,} places a layer"
     caption += (f"; positions {text_label(positions)}" if positions else "") + (
         f"; by {text_label(by)}, tap {last}; n: places of each" if by else ""
@@ -78,10 +78,10 @@ def _maps(groups: _Groups, labels: Mapping[str | None, str], layers: Sequence[in
     return maps
 
 
-def _label(name: str | None, rows: Sequence[Mapping[str, Any]] | None) -> str:
-    """Of a tap; or of a value of the key, which prompts that lack it do not have, with how many places are its."""
-    text = "(none)" if name is None else text_label(name)
-    return text if rows is None else f"{fit(text, _NAME_CELLS)}, n={_places(rows):,}"
+def _labels(groups: _Groups, values: Sequence[str | None]) -> dict[str | None, str]:
+    """Of the values of the key, which prompts that lack it do not have, with how many places are theirs."""
+    texts = fit_apart(["(none)" if value is None else text_label(value) for value in values], _NAME_CELLS)
+    return {value: f"{text}, n={_places(groups[value]):,}" for value, text in zip(values, texts, strict=True)}
 
 
 def _places(rows: Sequence[Mapping[str, Any]]) -> int:

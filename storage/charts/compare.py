@@ -2,13 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from raylens.storage.charts.stack import Chart, Curve, Panels, Plot, drawn_taps, series
 from raylens.storage.comparison import compare
-from raylens.storage.labels import fit, text_label
+from raylens.storage.labels import fit_apart, text_label
 from raylens.storage.plots.panel import share_axis, signed_axis
 from raylens.storage.store import Run
 
@@ -38,7 +38,7 @@ def compared(one: Run, other: Run) -> Chart:
         Plot(share_axis("share of places where both have the same best token"), _curves(groups, names, "agreement", layers)),
         Plot(share_axis("share of the k best tokens that both have"), _curves(groups, names, "overlap", layers)),
     ]
-    short_one, short_other = _short(one.name, other.name)
+    short_one, short_other = fit_apart([text_label(one.name), text_label(other.name)], _NAME_CELLS)
     for column, label in _SIGNED:
         curves = _curves(groups, names, column, layers)
         known = np.concatenate([curve.values for curve in curves])
@@ -56,14 +56,6 @@ def compared(one: Run, other: Run) -> Chart:
 
 def _name(run: Run) -> str:
     return f"run {run.name} ({run.manifest.title})"
-
-
-def _short(one: str, other: str) -> tuple[str, str]:
-    """The names with room for both in a label, cut where they still differ."""
-    labels = (text_label(one), text_label(other))
-    ends: tuple[Literal["start", "end"], ...] = ("start", "end")
-    cuts = [(fit(labels[0], _NAME_CELLS, keep), fit(labels[1], _NAME_CELLS, keep)) for keep in ends]
-    return next((cut for cut in cuts if cut[0] != cut[1]), cuts[0])
 
 
 def _curves(groups: Mapping[str, list[dict[str, Any]]], names: Sequence[str], column: str, layers: Sequence[int]) -> list[Curve]:

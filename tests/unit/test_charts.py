@@ -94,6 +94,15 @@ def test_a_value_called_none_is_one_of_its_own(tmp_path: Path) -> None:
         assert curve.values.tolist() == [rows[split, layer] for layer in picture.panels.layers]
 
 
+def test_long_values_are_cut_where_they_still_differ(tmp_path: Path) -> None:
+    """At their beginning where that is the same: two curves of one name could not be told apart."""
+    folder, _ = make_run(tmp_path)
+    for index, value in enumerate(("customer_support_email", "customer_support_phone")):
+        commit_outcomes(folder, make_record(index, metadata={"by": value}))
+    (run,) = open_store(tmp_path)
+    assert list(aggregate(run, by="by").panels.names) == ["…r_support_email, n=4", "…r_support_phone, n=4"]
+
+
 def test_differences_are_the_comparisons(runs: tuple[Run, Run]) -> None:
     """Signed, and around 0."""
     picture = compared(*runs)
