@@ -11,6 +11,7 @@ from raylens.scheduler.run import run_corpus
 from raylens.scheduler.settings import RunSettings
 from raylens.scheduler.stopping import Stopping
 from raylens.storage.layers import as_text
+from raylens.storage.paths import given_path
 from raylens.storage.store import Run, Store
 from raylens.storage.taps import parse_taps
 from raylens.workers.interventions.edits import read_edits
@@ -118,7 +119,8 @@ def run(
         generation_settings(generate, temperature, top_p, sample_top_k, seed, samples),
     )
     file = str(intervene) if isinstance(intervene, str | Path) else None
-    settings = RunSettings(worker, Path(store), name, actors, gpus_per_actor, ray, redis, writer, writer_helpers, fresh, file)
+    folder = given_path(store, "store")
+    settings = RunSettings(worker, folder, name, actors, gpus_per_actor, ray, redis, writer, writer_helpers, fresh, file)
     with ONE_AT_A_TIME, Stopping() as stopping:
         progress = choose(as_json=False, quiet=quiet)
         try:

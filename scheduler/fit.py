@@ -21,9 +21,9 @@ from raylens.scheduler.settings import check_actors
 from raylens.scheduler.stopping import Stopping, heeding
 from raylens.storage.durable import write_file
 from raylens.storage.errors import ModelError
+from raylens.storage.paths import given_path
 from raylens.workers.fitting.report import FitReport
 from raylens.workers.fitting.settings import BATCH_TOKENS, TOKENS, FitSettings, Kind, check
-from raylens.workers.paths import given_path
 from raylens.workers.preflight import ModelFacts, inspect_model, load_config, load_tokenizer, pinned
 from raylens.workers.settings import DType, InputSettings, ModelSettings, WorkerSettings
 from raylens.workers.source import fetch_weights

@@ -13,6 +13,7 @@ from raylens.storage.frames import Frames
 from raylens.storage.layout import RunFolder, named_run, runs_folder
 from raylens.storage.ledger import Entry
 from raylens.storage.manifest import Manifest, read_manifest
+from raylens.storage.paths import given_path
 from raylens.storage.places import Places
 from raylens.storage.quarantine import Quarantine, Quarantined
 from raylens.storage.record import Failure, Record
@@ -222,7 +223,7 @@ class Store:
     """A folder of runs. ``store[name]`` takes a name or a beginning of one that fits a single run."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = given_path(path, "store")
         if not self.path.is_dir():
             raise StoreError(f"{self.path}: no such store; give the folder that raylens run wrote to")
 

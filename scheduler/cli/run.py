@@ -195,6 +195,7 @@ def _corpus(options: dict[str, Any]) -> Any:
 
 def _settings(options: dict[str, Any]) -> Any:
     from raylens.scheduler.settings import RunSettings
+    from raylens.storage.paths import given_path
     from raylens.storage.taps import parse_taps
     from raylens.workers.interventions.edits import read_edits
     from raylens.workers.metrics import parse_stats
@@ -230,7 +231,7 @@ def _settings(options: dict[str, Any]) -> Any:
     )
     return RunSettings(
         worker=worker,
-        store=Path(options["store"]),
+        store=given_path(options["store"], "--store"),
         name=options["name"],
         actors=None if actors == "auto" else int(actors),
         gpus_per_actor=options["gpus_per_actor"],

@@ -2,7 +2,6 @@
 
 import sys
 from functools import partial
-from pathlib import Path
 
 import click
 
@@ -25,9 +24,11 @@ def command(store: str, redis: str, name: str | None, helpers: int | None, metri
     from raylens.scheduler.stopping import Stopping
     from raylens.scheduler.writer_service import WriterService
     from raylens.storage.layout import check_writable
+    from raylens.storage.paths import given_path
 
-    check_writable(Path(store))
-    service = WriterService(Path(store), redis, name, helpers, partial(say, err=True))
+    folder = given_path(store, "STORE")
+    check_writable(folder)
+    service = WriterService(folder, redis, name, helpers, partial(say, err=True))
     if metrics_port is not None:
         from raylens.scheduler.writer_metrics import WriterMetrics
 

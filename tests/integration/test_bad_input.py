@@ -285,10 +285,17 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_home_of_nobody(tmp_path: Path) -> None:
-    """A path that begins with a user who is not there, and a text in the place of a path."""
+def test_a_home_of_nobody(tmp_path: Path, tiny: Path) -> None:
+    """A path that begins with a user who is not there, and a text in the place of a path. A store is in a home too."""
     check(raylens_command("lens", "a", "-m", "x" * 300, cwd=tmp_path), 2, "File name too long")
     check(raylens_command("lens", "a", "-m", "~nosuchuser/m", cwd=tmp_path), 2, "--model ~nosuchuser/m")
+    run = ("run", "--text", "a", "-m", str(tiny))
+    check(raylens_command(*run, "-o", "~nosuchuser/st", cwd=tmp_path), 2, "--store ~nosuchuser/st")
+    (tmp_path / "file").write_text("")
+    done = raylens_command(*run, "-o", "~/file/st", cwd=tmp_path, env={"HOME": str(tmp_path)})
+    check(done, 6, f"{tmp_path}/file/st: cannot be written")
+    with pytest.raises(UsageError, match="store ~nosuchuser/st: names no file"):
+        raylens.run(["a"], model=str(tiny), store="~nosuchuser/st", quiet=True)
 
 
 def test_a_file_called_as_standard_input_is(tmp_path: Path) -> None:

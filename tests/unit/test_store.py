@@ -187,6 +187,16 @@ def test_no_store_is_one_clear_error(tmp_path: Path) -> None:
             open_store(missing)
 
 
+def test_a_store_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``~`` is the home also where no shell has filled it in; what names no folder is told."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_run(tmp_path)
+    assert open_store("~")["demo"].name == "demo"
+    for wrong in ("~nosuchuser/st", 5, "x" * 300):
+        with pytest.raises(UsageError, match=r"^store .*: names no file here"):
+            open_store(wrong)  # type: ignore[arg-type]
+
+
 def test_damage_is_one_clear_error(tmp_path: Path) -> None:
     """A damaged record, commit, vocabulary or certificate is named by its file; the rest stays readable."""
     folder, _ = make_run(tmp_path)

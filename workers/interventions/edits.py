@@ -14,11 +14,11 @@ import msgspec
 from raylens.storage.errors import UsageError, one_line
 from raylens.storage.layers import FORMS as LAYERS
 from raylens.storage.layers import as_text
+from raylens.storage.paths import given_path
 from raylens.storage.positions import FORMS as POSITIONS
 from raylens.storage.taps import ALIASES, TAPS
 from raylens.workers.interventions.file import FORM, bad, read_values
 from raylens.workers.interventions.places import check_positions
-from raylens.workers.paths import given_path
 
 MOST_EDITS = 256
 #: Numbers of a vector; no model is that wide.

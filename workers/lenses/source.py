@@ -6,8 +6,8 @@ from pathlib import Path
 import msgspec
 
 from raylens.storage.errors import ModelError, UsageError
+from raylens.storage.paths import given_path
 from raylens.storage.taps import DEFAULT_TAPS
-from raylens.workers.paths import given_path
 
 #: Kind -> the taps it reads. Only residuals that a map was fitted to; the logit lens reads whatever has the width.
 TAPS_OF = {

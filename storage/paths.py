@@ -12,11 +12,11 @@ def given_path(path: str | Path, option: str) -> Path:
         option: that gave it, for the message.
 
     Raises:
-        UsageError: the home of a user who is not there, or a text that names no file.
+        UsageError: the home of a user who is not there, or what names no file.
     """
     try:
         found = Path(path).expanduser()
         found.exists()  # a text in the place of a path may be too long for one
-    except (RuntimeError, UnicodeEncodeError, ValueError, OSError) as error:
+    except (RuntimeError, TypeError, UnicodeEncodeError, ValueError, OSError) as error:
         raise UsageError(f"{option} {path}: names no file here ({error}); check the path") from error
     return found
