@@ -7,7 +7,7 @@ from multiprocessing import get_context
 
 from raylens.storage.errors import FrameError, StoreError
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import FORMAT, Commit
+from raylens.storage.ledger import Commit
 from raylens.storage.payload import decode_payload, inflated_size
 from raylens.storage.pools import end_with_parent, work_given
 from raylens.storage.segments import SegmentBuilder
@@ -72,10 +72,7 @@ class Maker:
                 segment.add(decode_payload(payload, index, self.vocabulary_size))
             except (FrameError, StoreError) as error:  # not a frame, or nothing that JSON can hold
                 refused[index] = str(error)
-        if not len(segment):
-            return Made(Commit(FORMAT, n, self.writer, None, 0, 0, []), refused)
-        name, crc32, entries = segment.write(self.folder, n, self.writer)
-        return Made(Commit(FORMAT, n, self.writer, name, segment.size, crc32, entries), refused)
+        return Made(segment.write(self.folder, n, self.writer), refused)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
-import msgspec
-
-from raylens.storage.durable import fsync_folder, write_file
+from raylens.storage.durable import fsync_folder
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.manifest import read_manifest
 from raylens.storage.record import Failure, Record
 from raylens.storage.segments import (
@@ -89,14 +87,11 @@ def _groups(parts: list[Part]) -> list[Group]:
 
 def _merge(folder: RunFolder, run: str, group: Group) -> None:
     """One segment for those of a group; the rename of the last one's commit file is the step that decides."""
-    ledger, writer = Ledger(folder), secrets.token_hex(4)
-    first, last = group[0].first, group[-1].n
-    builder = SegmentBuilder(run)
+    ledger, builder = Ledger(folder), SegmentBuilder(run)
     for part in group:
         for outcome, frame in _frames(folder, _read(ledger, part.n)):
             builder.add_frame(outcome, frame)
-    name, crc32, entries = builder.write(folder, last, writer, first)
-    write_file(ledger.path(last), msgspec.json.encode(Commit(FORMAT, last, writer, name, builder.size, crc32, entries)))
+    ledger.replace(builder.write(folder, group[-1].n, secrets.token_hex(4), group[0].first))
     _retire(folder, group[:-1])
     remove_segment(folder, group[-1].name)
     fsync_folder(folder.records)
@@ -124,8 +119,7 @@ def _retire(folder: RunFolder, parts: list[Part]) -> None:
     """
     ledger = Ledger(folder)
     for part in parts:
-        commit = _read(ledger, part.n)
-        write_file(ledger.path(part.n), msgspec.json.encode(Commit(FORMAT, part.n, commit.writer, None, 0, 0, [])))
+        ledger.replace(Commit.empty(part.n, _read(ledger, part.n).writer))
     for part in parts:
         remove_segment(folder, part.name)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-from raylens.storage.durable import create_file, decode_json, read_file
+from raylens.storage.durable import create_file, decode_json, read_file, write_file
 from raylens.storage.errors import Fenced, StoreError
 from raylens.storage.layout import RunFolder
 
@@ -51,6 +51,11 @@ class Commit(msgspec.Struct, frozen=True):
     bytes: int
     crc32: int
     entries: list[Entry]
+
+    @classmethod
+    def empty(cls, n: int, writer: str) -> "Commit":
+        """One that names no segment."""
+        return cls(FORMAT, n, writer, None, 0, 0, [])
 
 
 class Indexes:
@@ -133,6 +138,14 @@ class Ledger:
             raise Fenced(f"{self._folder.root}: another writer took over at commit {commit.n}")
         self._learn(commit)
 
+    def replace(self, commit: Commit) -> None:
+        """Have ``commit`` stand in the place of the one of its number, durably; for who holds the run alone.
+
+        Raises:
+            StoreError: as ``append``.
+        """
+        write_file(self.path(commit.n), msgspec.json.encode(commit))
+
     def take_over(self, writer: str) -> Iterator[Commit]:
         """Yield the commits that exist, then own the run: an empty commit after the last of them fences every older writer.
 
@@ -142,7 +155,7 @@ class Ledger:
         while True:
             yield from self.follow()
             with suppress(Fenced):  # by one that was made meanwhile, and is read next
-                self.append(Commit(FORMAT, self.next, writer, None, 0, 0, []))
+                self.append(Commit.empty(self.next, writer))
                 return
 
     def path(self, n: int) -> Path:

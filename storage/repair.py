@@ -4,15 +4,16 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from raylens.storage.durable import TEMPORARY, create_file, fits, fsync_folder, write_file
+from raylens.storage.durable import TEMPORARY, fits, fsync_folder
 from raylens.storage.errors import Fenced, StoreError
 from raylens.storage.findings import BadCommit, Findings
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import FORMAT, MAX_ENTRY_BYTES, Commit, Ledger
+from raylens.storage.ledger import MAX_ENTRY_BYTES, Commit, Ledger
 from raylens.storage.record import Failure, Record
 from raylens.storage.record_json import decode_outcome
 from raylens.storage.segments import (
@@ -60,13 +61,13 @@ def _fence(folder: RunFolder) -> None:
     """An empty commit beyond all others, as a new writer makes it: one at work on another machine is then stopped."""
     ledger = Ledger(folder)
     while True:
-        n = max(ledger.numbers(), default=-1) + 1
-        if create_file(ledger.path(n), msgspec.json.encode(Commit(FORMAT, n, secrets.token_hex(4), None, 0, 0, []))):
+        with suppress(Fenced):  # by one that was made meanwhile
+            ledger.append(Commit.empty(max(ledger.numbers(), default=-1) + 1, secrets.token_hex(4)))
             return
 
 
 def _repair_commits(folder: RunFolder, found: Findings) -> Iterator[str]:
-    writer, ledger = secrets.token_hex(4), Ledger(folder)
+    writer = secrets.token_hex(4)
     for bad in found.bad:
         folder.damaged.mkdir(exist_ok=True)
         sources = _segments(folder, bad)
@@ -85,7 +86,7 @@ def _repair_commits(folder: RunFolder, found: Findings) -> Iterator[str]:
                 every = False
         # a merged segment that is whole goes on standing for the commits before it, unless these count
         first = merged_from(bad.commit.segment or "") if bad.commit is not None and bad.proven and every else None
-        _replace(folder, ledger.path(bad.n), bad.n, writer, kept, first)
+        _replace(folder, kept.write(folder, bad.n, writer, first))
         _move_aside(folder, sources)
         if bad.commit is not None and bad.commit.segment is not None:
             _set_aside(folder, tables_of(folder, bad.commit.segment))  # also where the segment itself is gone
@@ -131,23 +132,19 @@ def _search(path: Path, vocabulary_size: int) -> Iterator[tuple[Record | Failure
         first += 1
 
 
-def _replace(folder: RunFolder, path: Path, n: int, writer: str, kept: SegmentBuilder, first: int | None) -> None:
+def _replace(folder: RunFolder, commit: Commit) -> None:
     """Put a commit of the kept records in the place of the damaged one, which is linked into ``damaged/`` before."""
-    new = Commit(FORMAT, n, writer, None, 0, 0, [])
-    if len(kept):
-        name, crc32, entries = kept.write(folder, n, writer, first)
-        new = Commit(FORMAT, n, writer, name, kept.size, crc32, entries)
-    data = msgspec.json.encode(new)
+    ledger = Ledger(folder)
+    path = ledger.path(commit.n)
     if not os.path.lexists(path):
-        if not create_file(path, data):
-            raise Fenced(f"{folder.root}: another writer took over at commit {n}")
+        ledger.append(commit)
         return
     if path.is_dir() or path.is_symlink():
         path.rename(_free(folder.damaged / path.name))
     else:
         os.link(path, _free(folder.damaged / path.name))
     fsync_folder(folder.damaged)
-    write_file(path, data)
+    ledger.replace(commit)
 
 
 def _move_aside(folder: RunFolder, paths: list[Path]) -> None:

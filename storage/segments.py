@@ -13,7 +13,7 @@ import zstandard
 from raylens.storage.durable import TEMPORARY, fsync_folder
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import Commit, Entry, Ledger
+from raylens.storage.ledger import FORMAT, Commit, Entry, Ledger
 from raylens.storage.record import MAX_VOCABULARY, Failure, Record
 from raylens.storage.record_json import decode_outcome, encode_outcome
 from raylens.storage.tables import FORMAT as TABLE_FORMAT
@@ -59,14 +59,16 @@ class SegmentBuilder:
         self._frames.append(frame)
         self.size += len(frame)
 
-    def write(self, folder: RunFolder, n: int, writer: str, first: int | None = None) -> tuple[str, int, list[Entry]]:
-        """Write the segment and its tables durably; its name, checksum and entries. Until a commit names it, it is garbage.
+    def write(self, folder: RunFolder, n: int, writer: str, first: int | None = None) -> Commit:
+        """Write segment and tables durably, where anything was added; the commit that is to name them, garbage until then.
 
         Args:
             folder: of the run.
-            n, writer: of the commit that is to name it.
+            n, writer: of the commit.
             first: where the segment is to stand for those of commits ``first`` to ``n``.
         """
+        if not self._entries:
+            return Commit.empty(n, writer)
         merged = "" if first is None else f"merged-{first:09d}-"
         stem = f"{merged}{n:09d}-{writer}"
         name = f"{stem}{_SUFFIX}"
@@ -77,7 +79,7 @@ class SegmentBuilder:
             os.fsync(file.fileno())
         fsync_folder(folder.records)
         write_tables(folder, stem, self._outcomes, About(TABLE_FORMAT, self._run, "", n if first is None else first, n))
-        return name, zlib.crc32(data), self._entries
+        return Commit(FORMAT, n, writer, name, self.size, zlib.crc32(data), self._entries)
 
 
 def segment_path(folder: RunFolder, commit: Commit) -> Path:

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from raylens.storage.frame import split
 from raylens.storage.generated import Generated
 from raylens.storage.layout import RunFolder, runs_folder
-from raylens.storage.ledger import FORMAT as COMMIT_FORMAT
 from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.manifest import FORMAT, Manifest, create_or_resume, read_manifest
 from raylens.storage.payload import encode_payload
 from raylens.storage.record import Failure, Prompt, Record, TapLens
-from raylens.storage.segments import SegmentBuilder
+from raylens.storage.segments import SegmentBuilder, segment_path
 from raylens.storage.vocabulary import Vocabulary, write_vocabulary
 
 #: Number of logits of the pretended model.
@@ -193,17 +192,17 @@ def commit_outcomes(folder: RunFolder, *outcomes: Record | Failure, writer: str 
     builder = SegmentBuilder(read_manifest(folder).uid)
     for outcome in outcomes:
         builder.add(outcome)
-    name, crc32, entries = builder.write(folder, ledger.next, writer)
+    commit = builder.write(folder, ledger.next, writer)
     if enter:
-        ledger.append(Commit(COMMIT_FORMAT, ledger.next, writer, name, builder.size, crc32, entries))
-    return folder.records / name
+        ledger.append(commit)
+    return segment_path(folder, commit)
 
 
 def fence(folder: RunFolder, writer: str = "0a1b2c3d") -> None:
     """The empty commit of a writer that takes over."""
     ledger = Ledger(folder)
     ledger.refresh()
-    ledger.append(Commit(COMMIT_FORMAT, ledger.next, writer, None, 0, 0, []))
+    ledger.append(Commit.empty(ledger.next, writer))
 
 
 def commit_all(folder: RunFolder, commits: list[list[int]], outcome_of: Callable[[int], Record | Failure]) -> None:

@@ -11,7 +11,7 @@ import orjson
 from raylens.storage.building import COMMIT_BYTES
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.ledger import Ledger
 from raylens.storage.payload import decode_payload
 from raylens.storage.record import Failure, Record
 from raylens.storage.segments import SegmentBuilder
@@ -86,9 +86,7 @@ class Stored:
         self.lens_bytes = _bytes(folder.records.iterdir()) + _bytes(folder.tables.iterdir()) - self._bare.size - tables
 
     def _commit(self) -> None:
-        n, size = self._ledger.next, self._segment.size
-        name, crc32, entries = self._segment.write(self._folder, n, _WRITER)
-        self._ledger.append(Commit(FORMAT, n, _WRITER, name, size, crc32, entries))
+        self._ledger.append(self._segment.write(self._folder, self._ledger.next, _WRITER))
         self._segment, self._waited, self._gathered = SegmentBuilder(_RUN), 0.0, 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raylens.storage.layout import RunFolder, runs_folder
-from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import Manifest, create_or_resume
 from raylens.storage.record import Prompt, Record, TapLens
 from raylens.storage.segments import SegmentBuilder
@@ -21,6 +21,7 @@ from raylens.workers.worker import Worker
 SEGMENT_BYTES = 8 << 20
 #: Tokens of a generated prompt.
 LENGTH = 100
+WRITER = "0a1b2c3d"
 TAPS = ("attn_out", "resid_mid", "mlp_out", "resid_post")
 
 
@@ -114,16 +115,11 @@ def write_run(store: Path, name: str, prompts: int, records: Iterable[Record], v
     for record in records:
         segment.add(record)
         if segment.size >= SEGMENT_BYTES:
-            _commit(folder, ledger, segment)
+            ledger.append(segment.write(folder, ledger.next, WRITER))
             segment = SegmentBuilder(manifest.uid)
     if len(segment):
-        _commit(folder, ledger, segment)
+        ledger.append(segment.write(folder, ledger.next, WRITER))
     return open_store(store)[name]
-
-
-def _commit(folder: RunFolder, ledger: Ledger, segment: SegmentBuilder) -> None:
-    name, crc32, entries = segment.write(folder, ledger.next, "0a1b2c3d")
-    ledger.append(Commit(FORMAT, ledger.next, "0a1b2c3d", name, segment.size, crc32, entries))
 
 
 def size(folder: Path) -> int:

@@ -13,7 +13,7 @@ from raylens.storage import compaction
 from raylens.storage.compaction import compact
 from raylens.storage.errors import Fenced, StoreError
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.manifest import read_manifest
 from raylens.storage.record import Failure, Record
 from raylens.storage.repair import repair
@@ -150,9 +150,7 @@ def test_a_mended_merged_segment_hides_no_commit_that_counts(folder: RunFolder) 
     builder = SegmentBuilder(read_manifest(folder).uid)
     for index in (0, 9):
         builder.add(outcome_of(index))
-    name, crc32, entries = builder.write(folder, 1, "0a1b2c3d")
-    back = Commit(FORMAT, 1, "0a1b2c3d", name, builder.size, crc32, entries)
-    Ledger(folder).path(1).write_bytes(msgspec.json.encode(back))
+    Ledger(folder).replace(builder.write(folder, 1, "0a1b2c3d"))
     assert "which is in the ledger already" in examine(folder).damage[0].problem
     repair(folder)
     assert_whole(folder, 10)
@@ -312,7 +310,7 @@ def test_a_writer_that_was_away_stays_fenced(folder: RunFolder) -> None:
         pass
     compact(folder)
     with pytest.raises(Fenced):
-        stale.append(Commit(FORMAT, stale.next, "99999999", None, 0, 0, []))
+        stale.append(Commit.empty(stale.next, "99999999"))
 
 
 def test_readers_that_were_open_go_on(folder: RunFolder) -> None:

@@ -33,8 +33,8 @@ def write(folder: RunFolder, n: int = 1, writer: str = WRITER) -> tuple[Path, li
     builder = SegmentBuilder("0123456789abcdef")
     for outcome in outcomes():
         builder.add(outcome)
-    name, _, entries = builder.write(folder, n, writer)
-    return folder.records / name, entries
+    commit = builder.write(folder, n, writer)
+    return segment_path(folder, commit), commit.entries
 
 
 def make_commit(segment: str | None) -> Commit:
@@ -56,15 +56,15 @@ def test_entries_tile_the_file(folder: RunFolder) -> None:
     builder = SegmentBuilder("0123456789abcdef")
     for outcome in outcomes():
         builder.add(outcome)
-    name, crc32, entries = builder.write(folder, 1, WRITER)
-    data = (folder.records / name).read_bytes()
+    commit = builder.write(folder, 1, WRITER)
+    data = segment_path(folder, commit).read_bytes()
     at = 0
-    for entry in entries:
+    for entry in commit.entries:
         assert entry.offset == at
         at += entry.length
-    assert at == len(data) == builder.size
-    assert zlib.crc32(data) == crc32
-    assert len(builder) == len(entries) == 3
+    assert at == len(data) == commit.bytes
+    assert zlib.crc32(data) == commit.crc32
+    assert len(builder) == len(commit.entries) == 3
 
 
 def test_the_whole_file_is_json_lines_to_any_zstd_tool(folder: RunFolder) -> None:

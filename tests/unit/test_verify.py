@@ -21,7 +21,7 @@ from raylens.storage import verify as verify_module
 from raylens.storage.certificate import read_certificate, write_certificate
 from raylens.storage.errors import Fenced, StoreError
 from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import FORMAT, Commit, Ledger
+from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.manifest import read_manifest
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.record import Failure, Record
@@ -280,7 +280,7 @@ def test_repair_fences_a_writer_elsewhere(folder: RunFolder) -> None:
     flip_last_record(folder)
     repair(folder)
     with pytest.raises(Fenced):
-        elsewhere.append(Commit(FORMAT, elsewhere.next, "99999999", None, 0, 0, []))
+        elsewhere.append(Commit.empty(elsewhere.next, "99999999"))
 
 
 def test_repair_mends_what_was_committed_until_its_fence(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,8 +294,7 @@ def test_repair_mends_what_was_committed_until_its_fence(folder: RunFolder, monk
     def late(folder: RunFolder) -> None:
         builder = SegmentBuilder(read_manifest(folder).uid)
         builder.add(outcome_of(8))
-        name, crc32, entries = builder.write(folder, elsewhere.next, "99999999")
-        elsewhere.append(Commit(FORMAT, elsewhere.next, "99999999", name, builder.size, crc32, entries))
+        elsewhere.append(builder.write(folder, elsewhere.next, "99999999"))
         fence(folder)
 
     monkeypatch.setattr(repair_module, "_fence", late)
