@@ -1,10 +1,12 @@
 """What an examination of a run found: damage, leftovers, and what a repair would do."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
 from raylens.storage.doubles import Ids
+from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Commit, Entry, Indexes
 from raylens.storage.manifest import Manifest
 from raylens.storage.record import MAX_VOCABULARY
@@ -39,13 +41,12 @@ class Findings:
     """What an examination of one run found.
 
     Attributes:
-        run: the folder's name.
         manifest: None if run.json is damaged.
         damage: every damaged file.
         leftovers: files that nothing names.
         bad: the commits that a repair would replace.
         bad_tables: whole commits whose tables are missing or damaged.
-        untouchable: why a repair must leave the run alone.
+        untouchable: which files a repair cannot mend and why, so that it must leave the run alone.
         done: prompts of the commits that are whole.
         ids: of the records that are good.
         doubled: hashes of the ids that more than one of them had when all were read before; these are damaged.
@@ -54,7 +55,7 @@ class Findings:
         quarantined: entries of the stream that were refused.
     """
 
-    run: str
+    folder: RunFolder
     manifest: Manifest | None = None
     damage: list[Damage] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
@@ -70,6 +71,19 @@ class Findings:
     lost: int = 0
     size: int = 0
     quarantined: int = 0
+
+    def note(self, path: Path, problem: str) -> None:
+        """Enter a damaged file."""
+        self.damage.append(Damage(self.name(path), problem))
+
+    def leave_alone(self, path: Path, problem: str) -> None:
+        """Enter one for which a repair must not touch the run."""
+        self.note(path, problem)
+        self.untouchable.append(f"{path}: {problem}")
+
+    def name(self, path: Path) -> str:
+        """A file of the run, from the run's folder."""
+        return str(path.relative_to(self.folder.root))
 
     @property
     def vocabulary_size(self) -> int:

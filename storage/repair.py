@@ -46,15 +46,20 @@ def repair(folder: RunFolder) -> list[str]:
     """
     try:
         with folder.alone():
-            found = examine(folder)
-            if found.untouchable:
-                raise StoreError(f"{folder.root}/{found.untouchable[0]}")
+            found = _mendable(folder)
             if found.bad:
                 _fence(folder)
-                found = examine(folder)  # a writer of another machine may have committed until now
-            return [*_repair_commits(folder, found), *_repair_tables(folder, found), *_repair_others(folder, found)]
+                found = _mendable(folder)  # a writer of another machine may have committed until now
+            return [*_repair_commits(found), *_repair_tables(found), *_repair_others(found)]
     except OSError as error:
         raise StoreError(f"{folder.root}: cannot be repaired ({error})") from error
+
+
+def _mendable(folder: RunFolder) -> Findings:
+    found = examine(folder)
+    if found.untouchable:
+        raise StoreError(found.untouchable[0])
+    return found
 
 
 def _fence(folder: RunFolder) -> None:
@@ -66,39 +71,41 @@ def _fence(folder: RunFolder) -> None:
             return
 
 
-def _repair_commits(folder: RunFolder, found: Findings) -> Iterator[str]:
-    writer = secrets.token_hex(4)
+def _repair_commits(found: Findings) -> Iterator[str]:
+    folder, writer = found.folder, secrets.token_hex(4)
     for bad in found.bad:
-        folder.damaged.mkdir(exist_ok=True)
         sources = _segments(folder, bad)
-        kept = SegmentBuilder(found.manifest.uid if found.manifest else "")
-        every, entered = True, MAX_ENTRY_BYTES  # bytes of its entries, with room for what stands around them
-        for outcome, frame in _good_records(bad, sources, found.vocabulary_size):
-            known = (
-                found.manifest is not None and outcome.index < found.manifest.prompts and hash(outcome.id) not in found.doubled
-            )
-            size = len(msgspec.json.encode(entry_of(outcome, kept.size, len(frame)))) + 1
-            if known and outcome.index not in found.done and size <= MAX_ENTRY_BYTES and fits(entered + size):
-                entered += size
-                found.done.add(outcome.index)
-                kept.add_frame(outcome, frame)
-            else:
-                every = False
+        kept, every = _kept(bad, sources, found)
         # a merged segment that is whole goes on standing for the commits before it, unless these count
         first = merged_from(bad.commit.segment or "") if bad.commit is not None and bad.proven and every else None
         _replace(folder, kept.write(folder, bad.n, writer, first))
-        _move_aside(folder, sources)
-        if bad.commit is not None and bad.commit.segment is not None:
-            _set_aside(folder, tables_of(folder, bad.commit.segment))  # also where the segment itself is gone
+        for source in sources:
+            _set_aside(folder, *tables_of(folder, source.name), source)
         yield f"commits/{bad.n:09d}.json: kept {len(kept)} records; what was there is in {folder.damaged.name}/"
 
 
 def _segments(folder: RunFolder, bad: BadCommit) -> list[Path]:
-    """The segment a commit names, or where it cannot be read, those written for its number."""
+    """The segment a commit names, which may be gone, or where the commit cannot be read, those written for its number."""
     if bad.commit is not None:
-        path = segment_path(folder, bad.commit)
-        return [path] if path.exists() else []
+        return [segment_path(folder, bad.commit)]
     return sorted(path for path in folder.records.iterdir() if segment_number(path.name) == bad.n)
+
+
+def _kept(bad: BadCommit, sources: list[Path], found: Findings) -> tuple[SegmentBuilder, bool]:
+    """The good records that are not in the ledger, as far as a commit has room for them, and whether that is all of them."""
+    assert found.manifest is not None  # without it nothing is mended
+    kept, every = SegmentBuilder(found.manifest.uid), True
+    entered = MAX_ENTRY_BYTES  # bytes of its entries, with room for what stands around them
+    for outcome, frame in _good_records(bad, sources, found.vocabulary_size):
+        known = outcome.index < found.manifest.prompts and hash(outcome.id) not in found.doubled
+        size = len(msgspec.json.encode(entry_of(outcome, kept.size, len(frame)))) + 1
+        if known and outcome.index not in found.done and size <= MAX_ENTRY_BYTES and fits(entered + size):
+            entered += size
+            found.done.add(outcome.index)
+            kept.add_frame(outcome, frame)
+        else:
+            every = False
+    return kept, every
 
 
 def _good_records(bad: BadCommit, sources: list[Path], vocabulary_size: int) -> Iterator[tuple[Record | Failure, bytes]]:
@@ -140,56 +147,50 @@ def _replace(folder: RunFolder, commit: Commit) -> None:
         ledger.append(commit)
         return
     if path.is_dir() or path.is_symlink():
-        path.rename(_free(folder.damaged / path.name))
+        _set_aside(folder, path)
     else:
-        os.link(path, _free(folder.damaged / path.name))
-    fsync_folder(folder.damaged)
+        os.link(path, _free(folder, path.name))
+        fsync_folder(folder.damaged)
     ledger.replace(commit)
 
 
-def _move_aside(folder: RunFolder, paths: list[Path]) -> None:
+def _set_aside(folder: RunFolder, *paths: Path) -> None:
+    """Move what there is of them into ``damaged/``."""
     for path in paths:
-        _set_aside(folder, tables_of(folder, path.name))
-        path.rename(_free(folder.damaged / path.name))
-    fsync_folder(folder.damaged)
-    fsync_folder(folder.records)
+        if os.path.lexists(path):
+            path.rename(_free(folder, path.name))
+            fsync_folder(folder.damaged)
+            fsync_folder(path.parent)
 
 
-def _set_aside(folder: RunFolder, tables: list[Path]) -> None:
-    for table in tables:
-        if table.exists():
-            table.rename(_free(folder.damaged / table.name))
-
-
-def _repair_tables(folder: RunFolder, found: Findings) -> Iterator[str]:
-    """Make the missing and damaged tables of whole segments again; a crash leaves them missing or damaged."""
-    for commit in found.bad_tables:
-        files, path = files_of(folder, commit), segment_path(folder, commit)
-        outcomes = [read_outcome(path, entry) for entry in commit.entries]
-        folder.damaged.mkdir(exist_ok=True)
-        _set_aside(folder, tables_of(folder, path.name))
-        run = found.manifest.uid if found.manifest else ""
-        write_tables(folder, files.stem, outcomes, files.about(run, ""))
-        yield f"{folder.tables.name}/{files.stem}: made again from {len(outcomes)} records"
-
-
-def _free(path: Path) -> Path:
-    """The path, or the first one like it that does not exist."""
-    number = 0
-    free = path
+def _free(folder: RunFolder, name: str) -> Path:
+    """The path in ``damaged/``, or the first one like it that does not exist."""
+    folder.damaged.mkdir(exist_ok=True)
+    number, free = 0, folder.damaged / name
     while free.exists():
         number += 1
-        free = path.with_name(f"{path.name}.{number}")
+        free = folder.damaged / f"{name}.{number}"
     return free
 
 
-def _repair_others(folder: RunFolder, found: Findings) -> Iterator[str]:
+def _repair_tables(found: Findings) -> Iterator[str]:
+    """Make the missing and damaged tables of whole segments again; a crash leaves them missing or damaged."""
+    folder = found.folder
+    for commit in found.bad_tables:
+        assert found.manifest is not None
+        files, path = files_of(folder, commit), segment_path(folder, commit)
+        outcomes = [read_outcome(path, entry) for entry in commit.entries]
+        _set_aside(folder, *tables_of(folder, path.name))
+        write_tables(folder, files.stem, outcomes, files.about(found.manifest.uid, ""))
+        yield f"{folder.tables.name}/{files.stem}: made again from {len(outcomes)} records"
+
+
+def _repair_others(found: Findings) -> Iterator[str]:
     """Move a damaged vocabulary or certificate away, which a run writes anew, and remove temporary files."""
-    damaged = {one.file for one in found.damage}
+    folder, damaged = found.folder, {one.file for one in found.damage}
     for path in (folder.vocabulary, folder.certificate):
         if path.name in damaged and path.exists():
-            folder.damaged.mkdir(exist_ok=True)
-            path.rename(_free(folder.damaged / path.name))
+            _set_aside(folder, path)
             yield f"{path.name}: moved to {folder.damaged.name}/"
     for name in found.leftovers:
         if name.endswith(TEMPORARY):

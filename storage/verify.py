@@ -10,7 +10,7 @@ from pathlib import Path
 from raylens.storage.certificate import read_certificate
 from raylens.storage.durable import TEMPORARY, store_errors
 from raylens.storage.errors import OtherFormat, StoreError
-from raylens.storage.findings import BadCommit, Damage, Findings
+from raylens.storage.findings import BadCommit, Findings
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.manifest import read_manifest
@@ -47,23 +47,23 @@ def _changed(folder: RunFolder) -> int:
 
 
 def _examine(folder: RunFolder, doubled: frozenset[int] = frozenset()) -> Findings:
-    found = Findings(folder.root.name, doubled=doubled)
+    found = Findings(folder, doubled=doubled)
     ledger = Ledger(folder)
     numbers = ledger.numbers()
-    _examine_manifest(folder, found, bool(numbers))
+    _examine_manifest(found, bool(numbers))
     named: set[str | None] = set()
     superseded = _superseded(folder, ledger, numbers)
     for n in _each_number(numbers, ledger, found):
-        commit = _read_commit(folder, ledger, n, found)
+        commit = _read_commit(ledger, n, found)
         if commit is not None and n not in superseded:
             named.add(commit.segment)
-            _examine_commit(folder, commit, found)
+            _examine_commit(commit, found)
     if more := found.ids.doubled():  # which of two is the right one cannot be told, and the first was taken for good
         return _examine(folder, doubled | more)
-    _note_missing_tables(folder, found)
-    _examine_vocabulary(folder, found, bool(numbers))
-    _examine_certificate(folder, found)
-    found.leftovers = sorted(_leftovers(folder, named))
+    _note_missing_tables(found)
+    _examine_vocabulary(found, bool(numbers))
+    _examine_certificate(found)
+    found.leftovers = sorted(map(found.name, _leftovers(folder, named)))
     found.quarantined = Quarantine(folder).count()
     return found
 
@@ -72,41 +72,34 @@ def _reason(error: StoreError, path: Path) -> str:
     return str(error).removeprefix(str(path)).lstrip(": ")
 
 
-def _leave_alone(found: Findings, path: Path, problem: str) -> None:
-    found.damage.append(Damage(_name(path), problem))
-    found.untouchable.append(f"{_name(path)}: {problem}")
-
-
-def _examine_manifest(folder: RunFolder, found: Findings, begun: bool) -> None:
-    if not begun and not folder.manifest.exists():  # a driver was killed before it wrote anything
+def _examine_manifest(found: Findings, begun: bool) -> None:
+    path = found.folder.manifest
+    if not begun and not path.exists():  # a driver was killed before it wrote anything
         return
     try:
-        found.manifest = read_manifest(folder)
+        found.manifest = read_manifest(found.folder)
     except StoreError as error:
-        problem = (
-            f"{_reason(error, folder.manifest)}; without it nothing says what the records are of: restore it, or run --fresh"
-        )
-        found.damage.append(Damage(folder.manifest.name, problem))
-        found.untouchable.append(f"{folder.manifest.name}: {problem}")
+        why = "without it nothing says what the records are of: restore it, or run --fresh"
+        found.leave_alone(path, f"{_reason(error, path)}; {why}")
 
 
-def _examine_vocabulary(folder: RunFolder, found: Findings, begun: bool) -> None:
-    if not begun and not folder.vocabulary.exists():
+def _examine_vocabulary(found: Findings, begun: bool) -> None:
+    path = found.folder.vocabulary
+    if not begun and not path.exists():
         return
     try:
-        size = len(read_vocabulary(folder.vocabulary))
+        size = len(read_vocabulary(path))
         if found.manifest is not None and size != found.manifest.vocabulary_size:
             raise StoreError(f"holds {size} tokens, run.json says {found.manifest.vocabulary_size}")
     except StoreError as error:
-        remedy = "the raylens run of it writes it anew once it is away"
-        found.damage.append(Damage(folder.vocabulary.name, f"{_reason(error, folder.vocabulary)}; {remedy}"))
+        found.note(path, f"{_reason(error, path)}; the raylens run of it writes it anew once it is away")
 
 
-def _examine_certificate(folder: RunFolder, found: Findings) -> None:
+def _examine_certificate(found: Findings) -> None:
     try:
-        read_certificate(folder)
+        read_certificate(found.folder)
     except StoreError as error:
-        found.damage.append(Damage(folder.certificate.name, _reason(error, folder.certificate)))
+        found.note(found.folder.certificate, _reason(error, found.folder.certificate))
 
 
 def _each_number(numbers: list[int], ledger: Ledger, found: Findings) -> Iterator[int]:
@@ -114,13 +107,13 @@ def _each_number(numbers: list[int], ledger: Ledger, found: Findings) -> Iterato
     before = -1
     for number in numbers:
         if number - before > MAX_GAP:
-            _leave_alone(found, ledger.path(number), f"{number - before - 1} commits are missing before it; move it away")
+            found.leave_alone(ledger.path(number), f"{number - before - 1} commits are missing before it; move it away")
             return
         yield from range(before + 1, number + 1)
         before = number
 
 
-def _read_commit(folder: RunFolder, ledger: Ledger, n: int, found: Findings) -> Commit | None:
+def _read_commit(ledger: Ledger, n: int, found: Findings) -> Commit | None:
     """A commit that can be read and names a segment of its own, or none; else it is noted as bad."""
     path = ledger.path(n)
     try:
@@ -128,15 +121,15 @@ def _read_commit(folder: RunFolder, ledger: Ledger, n: int, found: Findings) -> 
         if commit is None:
             raise StoreError("missing, though later commits exist")
         if commit.segment is not None:
-            segment_path(folder, commit)
+            segment_path(found.folder, commit)
             first = merged_from(commit.segment) or 0
             if segment_number(commit.segment) != n or first > n or commit.writer not in commit.segment:
                 raise StoreError(f"names {commit.segment}, the segment of another commit")
     except OtherFormat as error:
-        _leave_alone(found, path, f"{_reason(error, path)}; use the raylens that wrote it")
+        found.leave_alone(path, f"{_reason(error, path)}; use the raylens that wrote it")
         return None
     except StoreError as error:
-        found.damage.append(Damage(_name(path), _reason(error, path)))
+        found.note(path, _reason(error, path))
         found.bad.append(BadCommit(n))
         return None
     found.commits += 1
@@ -174,54 +167,54 @@ def _crc32(path: Path) -> int:
     return crc32
 
 
-def _examine_commit(folder: RunFolder, commit: Commit, found: Findings) -> None:
+def _examine_commit(commit: Commit, found: Findings) -> None:
     if commit.segment is None:
         return
     bad = BadCommit(commit.n, commit)
     wrong = _wrong_entries(commit, found)
     if wrong:
-        found.damage.append(Damage(_name(folder.commits / f"{commit.n:09d}.json"), wrong))
-    path = segment_path(folder, commit)
+        found.note(Ledger(found.folder).path(commit.n), wrong)
+    path = segment_path(found.folder, commit)
     outcomes: list[Record | Failure] = []
     bad.proven, problems = _examine_segment(path, bad, commit, None if wrong else outcomes, found)
     if problems:
-        found.damage.append(Damage(_name(path), "; ".join(problems)))
+        found.note(path, "; ".join(problems))
     if wrong or problems:
         found.bad.append(bad)
         found.lost += len(commit.entries) - len(bad.good)
     else:
         for entry in commit.entries:
             found.done.add(entry.index)
-        _examine_tables(folder, commit, outcomes, found)
+        _examine_tables(commit, outcomes, found)
     found.records += sum(entry.failure is None for entry in bad.good)
     found.failures += sum(entry.failure is not None for entry in bad.good)
     found.size += commit.bytes
 
 
-def _examine_tables(folder: RunFolder, commit: Commit, outcomes: list[Record | Failure], found: Findings) -> None:
+def _examine_tables(commit: Commit, outcomes: list[Record | Failure], found: Findings) -> None:
     if found.manifest is None:
         return
-    files = files_of(folder, commit)
+    files = files_of(found.folder, commit)
     if not files.exist():
         found.bad_tables.append(commit)
         return
     try:
         problems = files.compare(found.manifest.uid, outcomes)
     except OtherFormat as error:
-        _leave_alone(found, folder.tables / files.stem, f"{error}; use the raylens that wrote it")
+        found.leave_alone(found.folder.tables / files.stem, f"{error}; use the raylens that wrote it")
         return
     for kind, problem in problems.items():
-        found.damage.append(Damage(_name(files.path(kind)), f"{problem}; --repair makes it again"))
+        found.note(files.path(kind), f"{problem}; --repair makes it again")
     if problems:
         found.bad_tables.append(commit)
 
 
-def _note_missing_tables(folder: RunFolder, found: Findings) -> None:
+def _note_missing_tables(found: Findings) -> None:
     """One line for all: a run from before there were tables has none."""
-    missing = [files.stem for files in (files_of(folder, commit) for commit in found.bad_tables) if not files.exist()]
+    missing = [files.stem for files in (files_of(found.folder, commit) for commit in found.bad_tables) if not files.exist()]
     if missing:
         problem = f"missing for {len(missing)} segments, such as {missing[0]}; --repair makes them from the records"
-        found.damage.append(Damage(folder.tables.name, problem))
+        found.note(found.folder.tables, problem)
 
 
 def _wrong_entries(commit: Commit, found: Findings) -> str:
@@ -275,22 +268,10 @@ def _examine_segment(
     return proven, problems
 
 
-def _leftovers(folder: RunFolder, named: set[str | None]) -> Iterator[str]:
-    for path in folder.root.glob(f".*{TEMPORARY}"):
-        yield path.name
-    for path in folder.commits.glob(f".*{TEMPORARY}"):
-        yield _name(path)
-    for path in folder.records.glob("*"):
-        if path.name not in named:
-            yield _name(path)
-    tables = {path.name for name in named if name is not None for path in tables_of(folder, name)}
-    for path in folder.tables.glob("*"):
-        if path.name not in tables:
-            yield _name(path)
-    for path in folder.damaged.glob("*"):
-        yield _name(path)
-
-
-def _name(path: Path) -> str:
-    """A file of a run, from the run's folder."""
-    return f"{path.parent.name}/{path.name}"
+def _leftovers(folder: RunFolder, named: set[str | None]) -> Iterator[Path]:
+    tables = {path for name in named if name is not None for path in tables_of(folder, name)}
+    yield from folder.root.glob(f".*{TEMPORARY}")
+    yield from folder.commits.glob(f".*{TEMPORARY}")
+    yield from (path for path in folder.records.glob("*") if path.name not in named)
+    yield from (path for path in folder.tables.glob("*") if path not in tables)
+    yield from folder.damaged.glob("*")

@@ -41,14 +41,14 @@ def command(store: str, name: str | None, mend: bool, as_json: bool) -> None:
                     say(f"{folder.root.name}/{line}", err=True)
             except StoreError as error:  # one run that cannot be mended does not hinder the others
                 refused.append(str(error))
-        found.append((folder, _examined(folder)))
+        found.append(_examined(folder))
     if as_json:
-        click.echo(orjson.dumps([_value(one) for _, one in found]))
+        click.echo(orjson.dumps(list(map(_value, found))))
     else:
         _print(found)
     for reason in refused:
         say(f"not repaired: {reason}", err=True)
-    if refused or any(one.damage for _, one in found):
+    if refused or any(one.damage for one in found):
         sys.exit(StoreError.exit_code)
 
 
@@ -61,12 +61,12 @@ def _examined(folder: "RunFolder") -> "Findings":
         return examine(folder)
     except StoreError as error:
         file, _, problem = str(error).removeprefix(f"{folder.root}/").partition(": ")
-        return Findings(folder.root.name, damage=[Damage(file, f"{problem}; nothing else of the run was examined")])
+        return Findings(folder, damage=[Damage(file, f"{problem}; nothing else of the run was examined")])
 
 
 def _value(found: "Findings") -> dict[str, Any]:
     return {
-        "run": found.run,
+        "run": found.folder.root.name,
         "prompts": found.manifest.prompts if found.manifest is not None else None,
         "records": found.records,
         "failures": found.failures,
@@ -79,19 +79,20 @@ def _value(found: "Findings") -> dict[str, Any]:
     }
 
 
-def _print(runs: "list[tuple[RunFolder, Findings]]") -> None:
+def _print(runs: "list[Findings]") -> None:
     header = ["run", "prompts", "records", "failures", "to do", "commits", "MB", "state"]
-    print_table(header, [_row(found) for _, found in runs])
-    for folder, found in runs:
+    print_table(header, list(map(_row, runs)))
+    for found in runs:
+        root = found.folder.root
         for damage in found.damage:
-            say(f"damaged {folder.root / damage.file}: {damage.problem}")
+            say(f"damaged {root / damage.file}: {damage.problem}")
         for name in found.leftovers[:MAX_LEFTOVERS]:
-            say(f"leftover {folder.root / name}")
+            say(f"leftover {root / name}")
         if (more := len(found.leftovers) - MAX_LEFTOVERS) > 0:
-            say(f"{more:,} more leftovers in {folder.root}: --json lists all")
+            say(f"{more:,} more leftovers in {root}: --json lists all")
         if found.quarantined:
-            listing = show_command(folder.root.parents[1], found.run, "--quarantine")
-            say(f"quarantine of {folder.root.name}: {found.quarantined:,} entries; {listing}")
+            listing = show_command(root.parents[1], root.name, "--quarantine")
+            say(f"quarantine of {root.name}: {found.quarantined:,} entries; {listing}")
 
 
 def _row(found: "Findings") -> list[str]:
@@ -102,7 +103,7 @@ def _row(found: "Findings") -> list[str]:
     numbers = [f"{number:,}" for number in (found.records, found.failures)]
     to_do = "?" if prompts is None else f"{prompts - done:,}"
     return [
-        found.run,
+        found.folder.root.name,
         "?" if prompts is None else f"{prompts:,}",
         *numbers,
         to_do,

@@ -242,7 +242,7 @@ def test_a_repair_that_dies_loses_nothing(folder: RunFolder, monkeypatch: pytest
         if step == "link":
             armed.setattr(repair_module, "_replace", dying)
         if step == "rename":
-            armed.setattr(repair_module, "_move_aside", dying)
+            armed.setattr(repair_module, "_set_aside", dying)
         with pytest.raises(Crashed):
             repair(folder)
     repair(folder)
@@ -301,6 +301,16 @@ def test_repair_mends_what_was_committed_until_its_fence(folder: RunFolder, monk
     repair(folder)
     assert examine(folder).damage == []
     assert {outcome.index for outcome in Store(folder.root.parents[1])["demo"]} == {0, 1, 3, 4, 5, 6, 7, 8}
+
+
+def test_a_run_json_damaged_until_the_fence_is_not_guessed_either(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is mended is what is found after the fence, and so is what hinders it."""
+    flip_last_record(folder)
+    segments = sorted(path.read_bytes() for path in folder.records.iterdir())
+    monkeypatch.setattr(repair_module, "_fence", lambda folder: folder.manifest.write_text("{"))
+    with pytest.raises(StoreError, match="nothing says what the records are of"):
+        repair(folder)
+    assert sorted(path.read_bytes() for path in folder.records.iterdir()) == segments
 
 
 def test_a_run_that_changes_while_it_is_read_is_read_again(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
