@@ -15,8 +15,8 @@ from raylens.storage.record import Failure, Record
 from raylens.storage.segments import (
     SegmentBuilder,
     covers,
+    first_commit,
     inflated_size,
-    merged_from,
     open_frame,
     remove_garbage,
     remove_segment,
@@ -143,8 +143,7 @@ def _finish(folder: RunFolder) -> list[Part]:
         if commit.segment is None:
             continue
         inflated = inflated_size(segment_path(folder, commit), commit.entries)
-        first = merged_from(commit.segment)
-        part = Part(commit.n, commit.n if first is None else first, commit.segment, commit.bytes, inflated)
+        part = Part(commit.n, first_commit(commit), commit.segment, commit.bytes, inflated)
         old = list(takewhile(part.replaces, reversed(parts)))
         if old:
             _check_holds(folder, commit, [_read(ledger, one.n) for one in old])

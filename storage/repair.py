@@ -181,7 +181,7 @@ def _repair_tables(found: Findings) -> Iterator[str]:
         files, path = files_of(folder, commit), segment_path(folder, commit)
         outcomes = [read_outcome(path, entry) for entry in commit.entries]
         _set_aside(folder, *tables_of(folder, path.name))
-        write_tables(folder, files.stem, outcomes, files.about(found.manifest.uid, ""))
+        write_tables(files, found.manifest.uid, outcomes)
         yield f"{folder.tables.name}/{files.stem}: made again from {len(outcomes)} records"
 
 

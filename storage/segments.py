@@ -16,8 +16,7 @@ from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Entry, Ledger
 from raylens.storage.record import MAX_VOCABULARY, Failure, Record
 from raylens.storage.record_json import decode_outcome, encode_outcome
-from raylens.storage.tables import FORMAT as TABLE_FORMAT
-from raylens.storage.tables import KINDS, About, write_tables
+from raylens.storage.tables import KINDS, TableFiles, table_path, write_tables
 from raylens.storage.zstd import zstd
 
 #: Bytes of one record's JSON, decompressed; a reader refuses more.
@@ -78,7 +77,7 @@ class SegmentBuilder:
             file.flush()
             os.fsync(file.fileno())
         fsync_folder(folder.records)
-        write_tables(folder, stem, self._outcomes, About(TABLE_FORMAT, self._run, "", n if first is None else first, n))
+        write_tables(TableFiles(folder, stem, n if first is None else first, n), self._run, self._outcomes)
         return Commit(FORMAT, n, writer, name, self.size, zlib.crc32(data), self._entries)
 
 
@@ -123,7 +122,7 @@ def remove_segment(folder: RunFolder, name: str) -> None:
 
 def tables_of(folder: RunFolder, name: str) -> list[Path]:
     """The paths of a segment's tables, whether they exist or not."""
-    return [folder.tables / f"{segment_stem(name)}.{kind}.parquet" for kind in KINDS]
+    return [table_path(folder, segment_stem(name), kind) for kind in KINDS]
 
 
 def segment_stem(name: str) -> str:
@@ -143,11 +142,16 @@ def merged_from(name: str) -> int | None:
     return None if match is None or match["first"] is None else int(match["first"])
 
 
+def first_commit(commit: Commit) -> int:
+    """The first of the commits that a commit's segment stands for: an earlier one only where it is merged."""
+    first = merged_from(commit.segment or "")
+    return commit.n if first is None else first
+
+
 def covers(merged: Commit, commit: Commit) -> bool:
     """Whether a commit of a merged segment stands for an earlier one and has all its prompts."""
-    first = merged_from(merged.segment or "")
     has = {entry.index for entry in merged.entries}
-    return first is not None and first <= commit.n < merged.n and all(entry.index in has for entry in commit.entries)
+    return first_commit(merged) <= commit.n < merged.n and all(entry.index in has for entry in commit.entries)
 
 
 def entry_of(outcome: Record | Failure, offset: int, length: int) -> Entry:

@@ -14,8 +14,8 @@ from raylens.storage.errors import OtherFormat, StoreError, one_line
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.record import Failure, Record
-from raylens.storage.segments import merged_from, segment_path, segment_stem
-from raylens.storage.tables import ABOUT, FORMAT, KINDS, LATER, About, lens_table, prompts_table
+from raylens.storage.segments import first_commit, segment_path, segment_stem
+from raylens.storage.tables import ABOUT, FORMAT, KINDS, LATER, About, TableFiles, lens_table, prompts_table
 
 #: How tables are mended: they hold nothing that the records do not.
 REMEDY = "raylens verify STORE --repair makes what is damaged again from the records"
@@ -35,70 +35,42 @@ class Extent:
     rows: int
 
 
-@dataclass(frozen=True, slots=True)
-class TableFiles:
-    """The files, one of each kind, that hold the records of commits ``first`` to ``last``.
+def _check(files: TableFiles, run: str) -> dict[str, Extent]:
+    """What the file of each kind holds; one that is damaged, or of another run, place or version is refused. Reads the ends.
 
-    Attributes:
-        stem: of their names in the tables' folder, as of the segment's.
+    Args:
+        run: uid of the run.
+
+    Raises:
+        StoreError: naming the file, the reason and the remedy.
     """
+    found = {}
+    for kind in KINDS:
+        try:
+            found[kind] = _extent(_check_about(files.path(kind), files.about(run, kind)))
+        except OtherFormat as error:
+            raise OtherFormat(f"{files.path(kind)}: {error}; use the raylens that wrote it") from error
+        except StoreError as error:
+            raise StoreError(f"{files.path(kind)}: {error}; {REMEDY}") from error
+    return found
 
-    folder: RunFolder
-    stem: str
-    first: int
-    last: int
 
-    def path(self, kind: str) -> Path:
-        """The file of one kind."""
-        return self.folder.tables / f"{self.stem}.{kind}.parquet"
+def compare(files: TableFiles, run: str, outcomes: list[Record | Failure]) -> dict[str, str]:
+    """Kind -> what is wrong with that file, given the outcomes of the segment; empty where both hold just these.
 
-    def exist(self) -> bool:
-        """Whether both are there."""
-        return all(self.path(kind).exists() for kind in KINDS)
-
-    def size(self) -> int:
-        """Bytes of both."""
-        return sum(self.path(kind).stat().st_size for kind in KINDS)
-
-    def about(self, run: str, kind: str) -> About:
-        """What the metadata of one should say."""
-        return About(FORMAT, run, kind, self.first, self.last)
-
-    def check(self, run: str) -> dict[str, Extent]:
-        """What the file of each kind holds; one that is damaged, or of another run, place or version is refused. Reads the ends.
-
-        Args:
-            run: uid of the run.
-
-        Raises:
-            StoreError: naming the file, the reason and the remedy.
-        """
-        found = {}
-        for kind in KINDS:
-            try:
-                found[kind] = _extent(_check_about(self.path(kind), self.about(run, kind)))
-            except OtherFormat as error:
-                raise OtherFormat(f"{self.path(kind)}: {error}; use the raylens that wrote it") from error
-            except StoreError as error:
-                raise StoreError(f"{self.path(kind)}: {error}; {REMEDY}") from error
-        return found
-
-    def compare(self, run: str, outcomes: list[Record | Failure]) -> dict[str, str]:
-        """Kind -> what is wrong with that file, given the outcomes of the segment; empty where both hold just these.
-
-        Raises:
-            OtherFormat: another raylens wrote a table.
-        """
-        expected = {"lens": lens_table(one for one in outcomes if isinstance(one, Record)), "prompts": prompts_table(outcomes)}
-        problems = {}
-        for kind, table in expected.items():
-            try:
-                _check_rows(self.path(kind), self.about(run, kind), table)
-            except OtherFormat:
-                raise
-            except StoreError as error:
-                problems[kind] = str(error)
-        return problems
+    Raises:
+        OtherFormat: another raylens wrote a table.
+    """
+    expected = {"lens": lens_table(one for one in outcomes if isinstance(one, Record)), "prompts": prompts_table(outcomes)}
+    problems = {}
+    for kind, table in expected.items():
+        try:
+            _check_rows(files.path(kind), files.about(run, kind), table)
+        except OtherFormat:
+            raise
+        except StoreError as error:
+            problems[kind] = str(error)
+    return problems
 
 
 def _check_about(path: Path, expected: About) -> pq.FileMetaData:
@@ -218,9 +190,7 @@ def files_of(folder: RunFolder, commit: Commit) -> TableFiles:
     Raises:
         StoreError: the commit names no segment of the run's records folder.
     """
-    name = segment_path(folder, commit).name
-    first = merged_from(name)
-    return TableFiles(folder, segment_stem(name), commit.n if first is None else first, commit.n)
+    return TableFiles(folder, segment_stem(segment_path(folder, commit).name), first_commit(commit), commit.n)
 
 
 def table_files(folder: RunFolder, run: str) -> dict[TableFiles, dict[str, Extent]]:
@@ -236,7 +206,7 @@ def table_files(folder: RunFolder, run: str) -> dict[TableFiles, dict[str, Exten
     found = _committed(folder)
     while True:
         try:
-            return _check(folder, run, found)
+            return _checked(folder, run, found)
         except StoreError:
             before, found = found, _committed(folder)
             if found == before:
@@ -244,14 +214,14 @@ def table_files(folder: RunFolder, run: str) -> dict[TableFiles, dict[str, Exten
             # a compaction has removed some since their names were read
 
 
-def _check(folder: RunFolder, run: str, found: list[TableFiles]) -> dict[TableFiles, dict[str, Extent]]:
+def _checked(folder: RunFolder, run: str, found: list[TableFiles]) -> dict[TableFiles, dict[str, Extent]]:
     missing = [one for one in found if not one.exist()]
     if missing:
         raise StoreError(
             f"{folder.tables}: no tables for {len(missing)} of {len(found)} segments, such as {missing[0].stem}; "
             "raylens verify STORE --repair makes them from the records"
         )
-    return {files: files.check(run) for files in found}
+    return {files: _check(files, run) for files in found}
 
 
 def _committed(folder: RunFolder) -> list[TableFiles]:

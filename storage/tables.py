@@ -6,6 +6,7 @@ Shapes: L layers, P positions, k tokens a place.
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,37 @@ class About(msgspec.Struct, frozen=True):
     kind: str
     first: int
     last: int
+
+
+def table_path(folder: RunFolder, stem: str, kind: str) -> Path:
+    """The file of one kind of the segment ``stem``."""
+    return folder.tables / f"{stem}.{kind}.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class TableFiles:
+    """The files, one of each kind, that hold the records of commits ``first`` to ``last``.
+
+    Attributes:
+        stem: of their names in the tables' folder, as of the segment's.
+    """
+
+    folder: RunFolder
+    stem: str
+    first: int
+    last: int
+
+    def path(self, kind: str) -> Path:
+        """The file of one kind."""
+        return table_path(self.folder, self.stem, kind)
+
+    def exist(self) -> bool:
+        """Whether both are there."""
+        return all(self.path(kind).exists() for kind in KINDS)
+
+    def about(self, run: str, kind: str) -> About:
+        """What the metadata of one says."""
+        return About(FORMAT, run, kind, self.first, self.last)
 
 
 def lens_table(records: Iterable[Record]) -> pa.Table:
@@ -213,21 +245,19 @@ def write_table(path: Path, tables: Iterator[pa.Table], schema: pa.Schema, about
         os.fsync(file.fileno())
 
 
-def write_tables(folder: RunFolder, stem: str, outcomes: list[Record | Failure], about: About) -> None:
-    """Write the tables of the segment ``stem``, durably. Until a commit names that segment, they are garbage.
+def write_tables(files: TableFiles, run: str, outcomes: list[Record | Failure]) -> None:
+    """Write the tables of a segment, durably. Until a commit names that segment, they are garbage.
 
     Args:
-        folder: of the run.
-        stem: of the segment's name.
+        run: its uid.
         outcomes: of the segment, in its order.
-        about: for the tables' metadata; ``kind`` is put in here.
     """
-    folder.tables.mkdir(exist_ok=True)
+    files.folder.tables.mkdir(exist_ok=True)
     lens = lens_table(outcome for outcome in outcomes if isinstance(outcome, Record))
     parts = {"lens": (by_tap(lens), LENS), "prompts": (iter([prompts_table(outcomes)]), PROMPTS)}
     for kind, (tables, schema) in parts.items():
-        write_table(folder.tables / f"{stem}.{kind}.parquet", tables, schema, msgspec.structs.replace(about, kind=kind))
-    fsync_folder(folder.tables)
+        write_table(files.path(kind), tables, schema, files.about(run, kind))
+    fsync_folder(files.folder.tables)
 
 
 def by_tap(table: pa.Table) -> Iterator[pa.Table]:

@@ -16,8 +16,8 @@ from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.manifest import read_manifest
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.record import Failure, Record
-from raylens.storage.segments import covers, merged_from, open_frame, segment_number, segment_path, tables_of
-from raylens.storage.table_files import files_of
+from raylens.storage.segments import covers, first_commit, open_frame, segment_number, segment_path, tables_of
+from raylens.storage.table_files import compare, files_of
 from raylens.storage.vocabulary import read_vocabulary
 
 #: Commits that may be missing before another; a file further away does not belong to the ledger.
@@ -122,8 +122,7 @@ def _read_commit(ledger: Ledger, n: int, found: Findings) -> Commit | None:
             raise StoreError("missing, though later commits exist")
         if commit.segment is not None:
             segment_path(found.folder, commit)
-            first = merged_from(commit.segment) or 0
-            if segment_number(commit.segment) != n or first > n or commit.writer not in commit.segment:
+            if segment_number(commit.segment) != n or first_commit(commit) > n or commit.writer not in commit.segment:
                 raise StoreError(f"names {commit.segment}, the segment of another commit")
     except OtherFormat as error:
         found.leave_alone(path, f"{_reason(error, path)}; use the raylens that wrote it")
@@ -144,7 +143,7 @@ def _superseded(folder: RunFolder, ledger: Ledger, numbers: list[int]) -> set[in
             merged = ledger.read(segment_number(path.name) or 0)
             if merged is None or merged.segment != path.name:
                 continue
-            between = numbers[bisect_left(numbers, merged_from(path.name) or 0) : bisect_left(numbers, merged.n)]
+            between = numbers[bisect_left(numbers, first_commit(merged)) : bisect_left(numbers, merged.n)]
             old = [commit for n in between if (commit := ledger.read(n)) is not None and commit.segment is not None]
             if old and all(covers(merged, commit) for commit in old) and _is_whole(folder, merged):
                 found.update(commit.n for commit in old)
@@ -199,7 +198,7 @@ def _examine_tables(commit: Commit, outcomes: list[Record | Failure], found: Fin
         found.bad_tables.append(commit)
         return
     try:
-        problems = files.compare(found.manifest.uid, outcomes)
+        problems = compare(files, found.manifest.uid, outcomes)
     except OtherFormat as error:
         found.leave_alone(found.folder.tables / files.stem, f"{error}; use the raylens that wrote it")
         return
