@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import msgspec
 
@@ -121,15 +121,22 @@ def make_folder(path: Path) -> None:
             fsync_folder(folder.parent)
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is not there yet, whose bytes are durable when the block ends; its name only by ``fsync_folder``."""
+    with path.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _write_temporary(path: Path, data: bytes) -> Path:
     if not fits(len(data)):  # nobody could read it, and where it is a commit nothing after it
         raise StoreError(f"{path}: not written ({len(data)} bytes, more than such a file may have)")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        with temporary.open("xb") as file:
+        with new_file(temporary) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

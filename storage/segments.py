@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from raylens.storage.durable import TEMPORARY, fsync_folder
+from raylens.storage.durable import TEMPORARY, fsync_folder, new_file
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Entry, Ledger
@@ -72,10 +72,8 @@ class SegmentBuilder:
         stem = f"{merged}{n:09d}-{writer}"
         name = f"{stem}{_SUFFIX}"
         data = b"".join(self._frames)
-        with (folder.records / name).open("xb") as file:
+        with new_file(folder.records / name) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
         fsync_folder(folder.records)
         write_tables(TableFiles(folder, stem, n if first is None else first, n), self._run, self._outcomes)
         return Commit(FORMAT, n, writer, name, self.size, zlib.crc32(data), self._entries)

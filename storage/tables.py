@@ -3,7 +3,6 @@
 Shapes: L layers, P positions, k tokens a place.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raylens.storage.durable import fsync_folder
+from raylens.storage.durable import fsync_folder, new_file
 from raylens.storage.layout import RunFolder
 from raylens.storage.record import Failure, Record, TapLens
 from raylens.storage.statistics import STATISTICS, Form
@@ -227,8 +226,9 @@ def write_table(path: Path, tables: Iterator[pa.Table], schema: pa.Schema, about
     """
     names = {field.name for field in schema}
     encodings = {column: "BYTE_STREAM_SPLIT" for column in _SPLIT if column.partition(".")[0] in names}
-    with path.open("xb") as file:
-        with pq.ParquetWriter(
+    with (
+        new_file(path) as file,
+        pq.ParquetWriter(
             file,
             schema,
             compression="zstd",
@@ -237,12 +237,11 @@ def write_table(path: Path, tables: Iterator[pa.Table], schema: pa.Schema, about
             column_encoding=encodings,
             store_schema=False,
             write_page_checksum=True,
-        ) as writer:
-            for table in tables:
-                writer.write_table(table, row_group_size=max(1, len(table)))
-            writer.add_key_value_metadata({ABOUT: msgspec.json.encode(about).decode()})
-        file.flush()
-        os.fsync(file.fileno())
+        ) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table, row_group_size=max(1, len(table)))
+        writer.add_key_value_metadata({ABOUT: msgspec.json.encode(about).decode()})
 
 
 def write_tables(files: TableFiles, run: str, outcomes: list[Record | Failure]) -> None:
