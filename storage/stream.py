@@ -6,8 +6,8 @@ what is done: a server may lose everything at any time.
 
 import re
 import secrets
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,14 +188,20 @@ class Stream:
         self._key = stream_key(run)
         self._url = redact(url)
 
-    def _call(self, *command: Any) -> Any:
+    @contextmanager
+    def _asking(self) -> Iterator[redis.Redis]:
+        """The client, whose errors are told as ours."""
         try:
-            return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+            yield self._client
         except redis.exceptions.OutOfMemoryError as error:
             raise ServerFull(f"{self._url}: {error}") from error
         except redis.RedisError as error:
             refuses = isinstance(error, _REFUSES) or str(error).startswith(_REFUSING)
             raise (ServerRefuses if refuses else BrokerError)(f"{self._url}: {error}") from error
+
+    def _call(self, *command: Any) -> Any:
+        with self._asking() as client:
+            return client.execute_command(*command)  # type: ignore[no-untyped-call]
 
     def create(self) -> None:
         """Make the stream, unless it is there. Only a driver does, so what an actor sends after the end makes no new key."""
@@ -222,10 +228,8 @@ class Stream:
         Raises:
             BrokerError: the server cannot be reached, or is none: an id of its own making would become a file's name.
         """
-        try:
-            reply: Any = self._client.xread({self._key: after}, count=READ_COUNT, block=block_ms)
-        except redis.RedisError as error:
-            raise BrokerError(f"{self._url}: {error}") from error
+        with self._asking() as client:
+            reply: Any = client.xread({self._key: after}, count=READ_COUNT, block=block_ms)
         found = [(entry_id, fields.get(b"f", b"")) for _, entries in reply or [] for entry_id, fields in entries]
         if not all(_ID.fullmatch(entry_id) for entry_id, _ in found):
             raise BrokerError(f"{self._url}: gives entries ids that no Redis gives")
@@ -236,13 +240,11 @@ class Stream:
         found: set[str] = set()
         for start in range(0, len(entry_ids), ASK_COUNT):
             asked = entry_ids[start : start + ASK_COUNT]
-            pipeline = self._client.pipeline(transaction=False)
-            for entry_id in asked:
-                pipeline.xrange(self._key, entry_id, entry_id)
-            try:
+            with self._asking() as client:
+                pipeline = client.pipeline(transaction=False)
+                for entry_id in asked:
+                    pipeline.xrange(self._key, entry_id, entry_id)
                 replies = pipeline.execute()
-            except redis.RedisError as error:
-                raise BrokerError(f"{self._url}: {error}") from error
             found.update(entry_id for entry_id, reply in zip(asked, replies, strict=True) if reply)
         return set(entry_ids) - found
 
@@ -258,21 +260,18 @@ class Stream:
 
     def memory(self) -> Memory:
         """What the server holds, of this run and of others."""
-        try:
-            found = self._client.info("memory")
-        except redis.RedisError as error:
-            raise BrokerError(f"{self._url}: {error}") from error
+        with self._asking() as client:
+            found = client.info("memory")
         return Memory(int(found["used_memory"]), int(found.get("maxmemory", 0)))
 
     def largest_value(self) -> int | None:
         """Bytes of a value that the server takes at most; None where it does not tell this user."""
         name = "proto-max-bulk-len"
-        try:
-            return int(str(self._client.config_get(name)[name]))
-        except (redis.exceptions.ResponseError, KeyError, ValueError):
-            return None
-        except redis.RedisError as error:
-            raise BrokerError(f"{self._url}: {error}") from error
+        with self._asking() as client:
+            try:
+                return int(str(client.config_get(name)[name]))
+            except (redis.exceptions.ResponseError, KeyError, ValueError):
+                return None
 
     def drop(self) -> None:
         """Remove the stream itself; a finished run leaves no key."""
