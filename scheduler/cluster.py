@@ -173,7 +173,7 @@ def _init(address: str | None) -> None:
 @cache
 def _token_file() -> Path:
     """A token of this process's own, for its lifetime: Ray reads it once and keeps it."""
-    folder = temporary(lambda: tempfile.TemporaryDirectory(prefix="raylens-ray-"))
+    folder = temporary(tempfile.TemporaryDirectory, prefix="raylens-ray-")
     atexit.register(folder.cleanup)
     path = Path(folder.name) / "token"
     path.touch(mode=0o600)

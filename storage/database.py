@@ -57,7 +57,7 @@ class Database:
         self._left_out = left_out
         self._thread = ThreadPoolExecutor(1, "sql")
         self._thread.submit(int).result()  # begun before there is work, or an interrupt meanwhile would leave it at that
-        self._temporary = temporary(lambda: tempfile.TemporaryDirectory(prefix="raylens-sql-"))
+        self._temporary = temporary(tempfile.TemporaryDirectory, prefix="raylens-sql-")
         # Without replacements a name in SQL is never a Python variable of whoever calls.
         self._connection = duckdb.connect(config={"temp_directory": self._temporary.name, "python_enable_replacements": "false"})
         try:

@@ -51,7 +51,7 @@ class EmbeddedServer:
 
     def __init__(self) -> None:
         # not in the store: a unix socket's path may have only 107 bytes
-        self._folder = Path(temporary(lambda: tempfile.mkdtemp(prefix="raylens-valkey-")))
+        self._folder = Path(temporary(tempfile.mkdtemp, prefix="raylens-valkey-"))
         password = secrets.token_hex(16)
         self.url = f"unix://raylens:{password}@{quote(str(self._folder))}/socket"
         acl = self._folder / "users.acl"

@@ -2,21 +2,22 @@
 
 import errno
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from raylens.storage.errors import RaylensError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def temporary(make: Callable[[], T]) -> T:
-    """What a call of ``tempfile`` makes, such as ``temporary(TemporaryFile)``.
+def temporary(make: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """What a call of ``tempfile`` makes, such as ``temporary(mkdtemp, prefix="raylens-")``.
 
     Raises:
         RaylensError: there is no folder that can be written, or no room in it.
     """
     try:
-        return make()
+        return make(*args, **named)
     except OSError as error:
         raise no_place(error) from error
 

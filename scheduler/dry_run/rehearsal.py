@@ -87,7 +87,7 @@ def rehearse(
     told("loading the model")
     began = time.perf_counter()
     worker = Worker(settings)
-    with temporary(lambda: tempfile.TemporaryDirectory(prefix="raylens-dry-run-")) as folder:
+    with temporary(tempfile.TemporaryDirectory, prefix="raylens-dry-run-") as folder:
         found = Rehearsal(worker, Stored(Path(folder), worker), time.perf_counter() - began)
         _Calls(settings, found, count, actors).make(prompts, told)
         found.stored.finish()
