@@ -5,7 +5,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from raylens.scheduler.progress import Meter
+from raylens.scheduler.progress import Meter, Progress
 
 
 def event_line(event: str, **fields: Any) -> str:
@@ -14,7 +14,7 @@ def event_line(event: str, **fields: Any) -> str:
     return json.dumps({"time": now, "event": event, **fields})
 
 
-class Events:
+class Events(Progress):
     """Each line has ``time`` (ISO 8601, UTC), ``event``, and ``run`` once it has a name.
 
     ``event`` is stage, scan, fetch, start, progress, failure (of one prompt, with its id), waiting or error; then the command
@@ -68,8 +68,6 @@ class Events:
 
     def failed(self, message: str, exit_code: int) -> None:
         self._emit("error", message=message, exit_code=exit_code)
-
-    def close(self) -> None: ...
 
     def _emit(self, event: str, **fields: Any) -> None:
         print(event_line(event, **self._run, **fields), file=self._out, flush=True)

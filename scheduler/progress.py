@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import deque
-from typing import Any, Protocol
+from typing import Any
 
 from raylens.scheduler.printable import printable
 
@@ -13,8 +13,8 @@ LINE_SECONDS = 10.0
 _RATE_SECONDS = 60.0
 
 
-class Progress(Protocol):
-    """What a run tells while it goes on."""
+class Progress:
+    """What a run tells while it goes on. Shows nothing; a display shows what it has a way to."""
 
     def stage(self, text: str) -> None:
         """A preparation has begun."""
@@ -101,23 +101,7 @@ class Meter:
         return ", ".join(parts)
 
 
-class Quiet:
-    """Shows nothing."""
-
-    def stage(self, text: str) -> None: ...
-    def scanned(self, prompts: int) -> None: ...
-    def fetched(self, done: int, total: int) -> None: ...
-    def start(self, run: str, total: int, done: int, failed: int) -> None: ...
-    def working(self) -> None: ...
-    def committed(self, records: int, failures: int, tokens: int) -> None: ...
-    def prompt_failed(self, prompt: str, kind: str) -> None: ...
-    def in_flight(self, size: int) -> None: ...
-    def waiting(self, text: str) -> None: ...
-    def failed(self, message: str, exit_code: int) -> None: ...
-    def close(self) -> None: ...
-
-
-class Lines:
+class Lines(Progress):
     """Plain lines on stderr, for logs."""
 
     def __init__(self) -> None:
@@ -153,11 +137,6 @@ class Lines:
     def waiting(self, text: str) -> None:
         self._say(text)
 
-    def prompt_failed(self, prompt: str, kind: str) -> None: ...
-    def failed(self, message: str, exit_code: int) -> None: ...
-
-    def close(self) -> None: ...
-
     def _now_and_then(self, text: str) -> None:
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._say(text)
@@ -167,7 +146,7 @@ class Lines:
         print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
-class Bar:
+class Bar(Progress):
     """A rich progress bar on stderr."""
 
     def __init__(self) -> None:
@@ -218,9 +197,6 @@ class Bar:
     def waiting(self, text: str) -> None:
         self._show(note=text)
 
-    def prompt_failed(self, prompt: str, kind: str) -> None: ...
-    def failed(self, message: str, exit_code: int) -> None: ...
-
     def close(self) -> None:
         self._bar.stop()
 
@@ -237,7 +213,7 @@ def choose(*, as_json: bool, quiet: bool) -> Progress:
 
         return Events()
     if quiet:
-        return Quiet()
+        return Progress()
     return Bar() if sys.stderr.isatty() else Lines()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from raylens import __version__
 from raylens.scheduler.corpus import Corpus
-from raylens.scheduler.progress import Quiet
+from raylens.scheduler.progress import Progress
 from raylens.scheduler.run import RunResult, run_corpus
 from raylens.scheduler.settings import RunSettings
 from raylens.storage.errors import ModelError, StoreError, UsageError
@@ -26,7 +26,7 @@ CHAT = [{"messages": [{"role": "user", "content": "call me"}]}]
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
-class Stopped(Quiet):
+class Stopped(Progress):
     """A user who stops as soon as the run tells its name; what it told then, and the stages before."""
 
     def __init__(self) -> None:
