@@ -1,6 +1,7 @@
 """``raylens.run``: a corpus into a store, from Python."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,12 +122,8 @@ def run(
     file = str(intervene) if isinstance(intervene, str | Path) else None
     folder = given_path(store, "store")
     settings = RunSettings(worker, folder, name, actors, gpus_per_actor, ray, redis, writer, writer_helpers, fresh, file)
-    with ONE_AT_A_TIME, Stopping() as stopping:
-        progress = choose(as_json=False, quiet=quiet)
-        try:
-            outcome = run_corpus(settings, prompts, progress, stopping)
-        finally:
-            progress.close()
+    with ONE_AT_A_TIME, Stopping() as stopping, closing(choose(as_json=False, quiet=quiet)) as progress:
+        outcome = run_corpus(settings, prompts, progress, stopping)
     if not outcome.complete:
         raise KeyboardInterrupt(f"run {outcome.run} stopped; the same call resumes it")
     return Store(store)[outcome.run]

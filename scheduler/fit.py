@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +14,10 @@ import orjson
 from raylens import __version__
 from raylens.scheduler.chat import check_chat
 from raylens.scheduler.corpus import Corpus, CorpusSettings, CorpusSummary, Format
-from raylens.scheduler.fit_progress import FitProgress
+from raylens.scheduler.fit_progress import fit_display
 from raylens.scheduler.new_folder import new_folder
 from raylens.scheduler.process import ONE_AT_A_TIME
+from raylens.scheduler.progress import Progress
 from raylens.scheduler.settings import check_actors
 from raylens.scheduler.stopping import Stopping, heeding
 from raylens.storage.durable import write_file
@@ -43,7 +44,7 @@ class Actors:
 
 
 def fit_corpus(
-    settings: FitSettings, corpus: Corpus, output: Path, actors: Actors, progress: FitProgress, stopping: Callable[[], bool]
+    settings: FitSettings, corpus: Corpus, output: Path, actors: Actors, progress: Progress, stopping: Callable[[], bool]
 ) -> FitReport:
     """Fit a lens to a model on a corpus and write it into a new folder.
 
@@ -150,12 +151,8 @@ def fit_lens(
 
 def fit_with_progress(settings: FitSettings, corpus: Corpus, output: Path, actors: Actors, quiet: bool) -> FitReport:
     """``fit_corpus`` with its progress on standard error, stopped by Ctrl-C and SIGTERM."""
-    with ONE_AT_A_TIME, Stopping() as stopping:
-        progress = FitProgress(quiet)
-        try:
-            return fit_corpus(settings, corpus, output, actors, progress, stopping)
-        finally:
-            progress.close()
+    with ONE_AT_A_TIME, Stopping() as stopping, closing(fit_display(quiet=quiet)) as progress:
+        return fit_corpus(settings, corpus, output, actors, progress, stopping)
 
 
 def _texts(settings: FitSettings, corpus: Corpus, facts: ModelFacts) -> Any:

@@ -1,65 +1,40 @@
-"""What is shown while a lens is fitted: a bar on a terminal, else a line now and then."""
+"""What is shown while a lens is fitted."""
 
 import sys
-import time
-from typing import Any
 
 from raylens.scheduler.printable import printable
-from raylens.scheduler.progress import LINE_SECONDS, checking, fetching
+from raylens.scheduler.progress import Lines, Progress, checking, fetching
 
 
-class FitProgress:
-    """Shows stages and steps on standard error.
+def fit_display(*, quiet: bool) -> Progress:
+    """The display that fits the option and the terminal."""
+    if quiet:
+        return Progress()
+    return FitBar() if sys.stderr.isatty() else Lines()
 
-    Args:
-        quiet: show nothing.
-    """
 
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._bar: Any = None
-        self._last = time.monotonic()
-        if not quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
+class FitBar(Progress):
+    """A rich progress bar on stderr, which fills by the steps."""
 
-            self._bar = Progress(console=Console(stderr=True), transient=True, redirect_stdout=False)
-            self._task = self._bar.add_task("starting", total=None)
-            self._bar.start()
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(console=Console(stderr=True), transient=True, redirect_stdout=False)
+        self._task = self._bar.add_task("starting", total=None)
+        self._bar.start()
 
     def stage(self, text: str) -> None:
-        """What is done now."""
-        if self._bar is not None:
-            self._bar.update(self._task, description=printable(text))
-        elif not self._quiet:
-            self._say(text)
+        self._bar.update(self._task, description=printable(text))
 
     def scanned(self, prompts: int) -> None:
-        """So many prompts of the corpus have been checked."""
-        self._now_and_then(checking(prompts))
+        self.stage(checking(prompts))
 
     def fetched(self, done: int, total: int) -> None:
-        """So many bytes of the model have come from the hub."""
-        self._now_and_then(fetching(done, total))
+        self.stage(fetching(done, total))
 
     def steps(self, done: int, total: int) -> None:
-        """So many steps of the fitting are made."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total)
-        else:
-            self._now_and_then(f"{done:,}/{total:,} steps")
+        self._bar.update(self._task, completed=done, total=total)
 
     def close(self) -> None:
-        """The fitting has ended."""
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _now_and_then(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, description=printable(text))
-        elif not self._quiet and time.monotonic() - self._last >= LINE_SECONDS:
-            self._say(text)
-
-    def _say(self, text: str) -> None:
-        self._last = time.monotonic()
-        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+        self._bar.stop()

@@ -14,7 +14,7 @@ _RATE_SECONDS = 60.0
 
 
 class Progress:
-    """What a run tells while it goes on. Shows nothing; a display shows what it has a way to."""
+    """What a run, or the fitting of a lens, tells while it goes on. Shows nothing; a display shows what it has a way to."""
 
     def stage(self, text: str) -> None:
         """A preparation has begun."""
@@ -43,11 +43,14 @@ class Progress:
     def waiting(self, text: str) -> None:
         """What the run is waiting for, or an event such as a restart."""
 
+    def steps(self, done: int, total: int) -> None:
+        """So many steps of the fitting of a lens are made."""
+
     def failed(self, message: str, exit_code: int) -> None:
         """The run cannot go on; the message is printed by who called it."""
 
     def close(self) -> None:
-        """The run has ended."""
+        """It has ended."""
 
 
 class Meter:
@@ -136,6 +139,9 @@ class Lines(Progress):
 
     def waiting(self, text: str) -> None:
         self._say(text)
+
+    def steps(self, done: int, total: int) -> None:
+        self._now_and_then(f"{done:,}/{total:,} steps")
 
     def _now_and_then(self, text: str) -> None:
         if time.monotonic() - self._last >= LINE_SECONDS:

@@ -30,12 +30,10 @@ def run_from_command(
 
     progress = choose(as_json=as_json, quiet=quiet)
     # Ray prints notices of dead workers to stdout, where only our data belongs
-    with Stopping() as stopping, contextlib.redirect_stdout(sys.stderr):
+    with Stopping() as stopping, contextlib.redirect_stdout(sys.stderr), contextlib.closing(progress):
         try:
             return run_corpus(settings, corpus, progress, stopping)
         except RaylensError as error:
             error.args = (words(error),)
             progress.failed(str(error), error.exit_code)
             raise
-        finally:
-            progress.close()

@@ -276,11 +276,8 @@ def _dry_run(settings: Any, corpus: Any, as_json: bool, quiet: bool) -> None:
 
     progress = choose(as_json=False, quiet=quiet)  # stdout is for the estimate
     # Ray prints notices to stdout, where only our data belongs
-    with Stopping() as stopping, contextlib.redirect_stdout(sys.stderr):
-        try:
-            found = estimate(settings, corpus, progress, stopping)
-        finally:
-            progress.close()
+    with Stopping() as stopping, contextlib.redirect_stdout(sys.stderr), contextlib.closing(progress):
+        found = estimate(settings, corpus, progress, stopping)
     click.echo(orjson.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
 
 

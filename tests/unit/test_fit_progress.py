@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from raylens.scheduler import fit_progress as module
-from raylens.scheduler.fit_progress import FitProgress
+from raylens.scheduler import progress as module
+from raylens.scheduler.fit_progress import fit_display
 from raylens.scheduler.progress import LINE_SECONDS
 from tests.clock import Clock
 
@@ -14,7 +14,7 @@ def test_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     """For logs: prompts that are checked, bytes that have come from the hub, and steps, at most every ten seconds."""
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    progress = FitProgress(quiet=False)
+    progress = fit_display(quiet=False)
     progress.stage("checking the corpus")
     progress.scanned(1_000)
     clock.now += LINE_SECONDS
@@ -36,7 +36,7 @@ def test_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 
 def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing."""
-    progress = FitProgress(quiet=True)
+    progress = fit_display(quiet=True)
     progress.stage("checking the corpus")
     progress.scanned(1)
     progress.fetched(1, 2)
@@ -52,7 +52,7 @@ def test_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
 
     def last(steps: int) -> str:
-        progress = FitProgress(quiet=False)
+        progress = fit_display(quiet=False)
         progress.fetched(12_300_000, 345_000_000)
         if steps:
             progress.stage("fitting 4 maps on 512 tokens")
@@ -72,7 +72,7 @@ def test_a_terminal_takes_no_orders(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
-    progress = FitProgress(quiet=False)
+    progress = fit_display(quiet=False)
     progress.stage("reading \x1b]0;owned\x07")
     progress.close()
     assert "reading ‹001B›]0;owned‹0007›" in capsys.readouterr().err
