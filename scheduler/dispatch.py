@@ -98,7 +98,7 @@ class Dispatch:
             case Loaded(certificate):
                 self._loaded(certificate)
                 self._progress.working()
-            case Done(_, receipts):
+            case Done(receipts):
                 self._broker_losses = 0
                 self._tracker.produced(receipts)
             case Lost(shard, reason, blame, broker):

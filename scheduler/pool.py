@@ -37,7 +37,6 @@ class Loaded:
 class Done:
     """An actor published a shard."""
 
-    shard: Shard
     receipts: list[Receipt]
 
 
@@ -79,6 +78,7 @@ class Pool:
         nodes: those that have been asked whether they can run actors.
 
     Attributes:
+        placed: whether any actor has got its place on the cluster.
         deaths: of actors, in all.
     """
 
@@ -86,7 +86,7 @@ class Pool:
         self._start = partial(start_actor, settings, run, redis, share.cpus, share.gpus, share.host)
         self._nodes = nodes
         self._slots: list[_Slot] = []
-        self._placed = False
+        self.placed = False
         self.deaths = 0
         self.grow(share.actors)
 
@@ -95,11 +95,6 @@ class Pool:
         actors = [self._start() for _ in range(size - len(self._slots))]
         self._slots += [_Slot(actor, _begin(actor)) for actor in actors]
         return len(actors)
-
-    @property
-    def placed(self) -> bool:
-        """Whether any actor has got its place on the cluster."""
-        return self._placed
 
     @property
     def size(self) -> int:
@@ -162,7 +157,7 @@ class Pool:
             slot.loading = _begin(slot.actor)
             return
         if certificate is None:  # the process is up: now its model
-            self._placed = True
+            self.placed = True
             slot.loading = slot.actor.load.remote()
             return
         slot.load_deaths = 0
@@ -189,7 +184,7 @@ class Pool:
                 yield Lost(waiting, "", blame=False)
         else:
             slot.cut_off = False
-            yield Done(shard, decode_receipts(answer))
+            yield Done(decode_receipts(answer))
 
     def stop(self) -> None:
         """End the actors now. What they published stays; what they were computing is lost and resumable."""

@@ -85,14 +85,14 @@ def run_corpus(
         tally.follow()
         ledger, before = tally.ledger, _uid(folder)
         manifest = _opened(folder, ledger, wanted, facts)
-        if before not in {None, manifest.uid} and settings.redis != "embedded":  # nothing of that one was stored
-            _drop(settings.redis, str(before), progress, retries=0)
+        if before != manifest.uid:  # nothing of that one was stored
+            _drop(settings.redis, before, progress, retries=0)
         progress.start(manifest.name, manifest.prompts, ledger.count, tally.failures.total())
         complete = was_complete = ledger.count == manifest.prompts
         if not complete and not stopping():
             with Heartbeat(folder) as heartbeat:
                 complete = _work(_Plan(settings, corpus, summary, facts, folder, manifest, ledger), progress, heartbeat, stopping)
-        if complete and settings.redis != "embedded":  # also where a driver was killed after the last commit
+        if complete:  # also where a driver was killed after the last commit
             _drop(settings.redis, manifest.uid, progress, retries=0 if was_complete else RETRIES)
     return RunResult(manifest.name, complete)
 
@@ -112,8 +112,7 @@ def _opened(folder: RunFolder, ledger: Ledger, wanted: Manifest, facts: ModelFac
 def _move_aside(folder: RunFolder, redis: str, progress: Progress) -> None:
     aside = folder.move_aside()
     progress.stage(f"the earlier run {folder.root.name} is now {aside.root.name}")
-    if redis != "embedded" and (uid := _uid(aside)) is not None:
-        _drop(redis, uid, progress, retries=0)
+    _drop(redis, _uid(aside), progress, retries=0)
 
 
 def _uid(folder: RunFolder) -> str | None:
@@ -192,8 +191,10 @@ def _remaining(plan: _Plan) -> Iterator[Prompt]:
                 yield one
 
 
-def _drop(url: str, run: str, progress: Progress, retries: int) -> None:
-    """A finished run leaves no key, also where the server is away for a while just now."""
+def _drop(url: str, run: str | None, progress: Progress, retries: int) -> None:
+    """A finished run leaves no key, also where the server is away for a while just now; an embedded one goes with all keys."""
+    if url == "embedded" or run is None:
+        return
     stream = Stream(url, run, retries, CHECK_SECONDS)
     try:
         stream.drop()

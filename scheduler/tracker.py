@@ -67,6 +67,7 @@ class Tracker:
         most: bytes that may be open, as expected before receipts tell; a shard that exceeds it by itself goes alone.
 
     Attributes:
+        open_bytes: between submission and commit, as far as they are known.
         vanished: times that a prompt's published frames were found to be lost.
     """
 
@@ -91,7 +92,7 @@ class Tracker:
         self._retry: deque[Shard] = deque()
         self._given_up: deque[_Open] = deque()  # whose failure is to be published
         self._open: dict[int, _Open] = {}
-        self._bytes = 0
+        self.open_bytes = 0
         self._published_bytes = self._published_positions = 0
         self._shards = 0  # handed out
         self._checked = -math.inf
@@ -107,11 +108,6 @@ class Tracker:
         published = [state.size for state in self._open.values() if state.check_at is not None]
         return len(published), sum(published)
 
-    @property
-    def open_bytes(self) -> int:
-        """Bytes between submission and commit, as far as they are known."""
-        return self._bytes
-
     def next_shard(self) -> Shard | None:
         """The next shard to submit: retries first, then fresh ones while the open bytes allow; None if there is none now."""
         while self._retry:
@@ -123,14 +119,14 @@ class Tracker:
             # results of an earlier driver may have been committed since these prompts were read ahead
             prompts = [prompt for prompt in fresh.prompts if prompt.index not in self._ledger]
             sizes = [self._expected(prompt) for prompt in prompts]
-            if self._open and self._bytes + sum(sizes) > self._most:
+            if self._open and self.open_bytes + sum(sizes) > self._most:
                 self._next = fresh
                 return None
             self._next = None
             self._shards += 1
             for prompt, size in zip(prompts, sizes, strict=True):
                 self._open[prompt.index] = _Open(prompt, size, self._shards)
-            self._bytes += sum(sizes)
+            self.open_bytes += sum(sizes)
             if prompts:
                 return Shard(prompts)
         return None
@@ -148,7 +144,7 @@ class Tracker:
         """An actor says it published these."""
         for receipt in receipts:
             if (prompt := self._open.get(receipt.index)) is not None:
-                self._bytes += receipt.size - prompt.size
+                self.open_bytes += receipt.size - prompt.size
                 self._published_bytes += receipt.size
                 self._published_positions += self._positions(prompt.prompt)
                 prompt.size, prompt.entries, prompt.patience = receipt.size, receipt.entries, RECEIPT_SECONDS
@@ -181,7 +177,7 @@ class Tracker:
         for commit in commits:
             for entry in commit.entries:
                 if (state := self._open.pop(entry.index, None)) is not None:
-                    self._bytes -= state.size
+                    self.open_bytes -= state.size
         return commits
 
     def check_receipts(self) -> list[Commit]:
