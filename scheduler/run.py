@@ -81,7 +81,7 @@ def run_corpus(
     if settings.fresh and folder.root.exists():
         _move_aside(folder, settings.redis, progress)
     with folder.lock():
-        tally = Tally.of(folder)
+        tally = Tally(folder)
         tally.follow()
         ledger, before = tally.ledger, _uid(folder)
         manifest = _opened(folder, ledger, wanted, facts)

@@ -137,7 +137,7 @@ class WriterService:
             return
         ledger.check_whole()
         writer = WriterProcess(folder, self._redis, self._helpers)
-        self._served[name] = _Served(request, folder, prompts, ledger, writer, Tally.of(folder))
+        self._served[name] = _Served(request, folder, prompts, ledger, writer, Tally(folder))
         self._say(f"{name}: writing, {ledger.count:,} of {prompts:,} prompts are stored")
 
     def _look_after(self, name: str) -> None:

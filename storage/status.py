@@ -69,7 +69,7 @@ def status(folder: RunFolder, tally: Tally | None = None) -> Status:
     Raises:
         StoreError: the run is damaged.
     """
-    manifest, tally, now = read_manifest(folder), tally or Tally.of(folder), time.time()
+    manifest, tally, now = read_manifest(folder), tally or Tally(folder), time.time()
     tally.follow()
     stored, pulse = tally.records + tally.failures.total(), read_pulse(folder)
     state = _state(pulse, now, complete=stored == manifest.prompts)

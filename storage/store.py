@@ -147,7 +147,7 @@ class Run(Frames):
 
     def counts(self) -> dict[str, Any]:
         """``prompts`` of the corpus, ``records``, ``failures`` by kind, ``tokens``, and ``complete``."""
-        tally = Tally.of(self.folder)  # from the ledger anew, since of ten million prompts nothing should be kept for it
+        tally = Tally(self.folder)  # from the ledger anew, since of ten million prompts nothing should be kept for it
         tally.follow()
         tally.ledger.check_whole()
         return tally.counts(self.manifest.prompts)

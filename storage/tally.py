@@ -1,7 +1,7 @@
 """What the ledger of a run comes to, followed as it grows: each commit is read once, however often one asks."""
 
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from raylens.storage.layout import RunFolder
@@ -20,9 +20,8 @@ class Counted:
     tokens: int
 
 
-@dataclass(slots=True)
 class Tally:
-    """Counts of a run.
+    """Counts of a run, of which nothing is read at first.
 
     Attributes:
         ledger: of the run, as far as it was read.
@@ -31,17 +30,12 @@ class Tally:
         last: the last commits, oldest first.
     """
 
-    ledger: Ledger
-    records: int = 0
-    tokens: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    last: deque[Counted] = field(default_factory=lambda: deque(maxlen=LAST))
-    _seen: Indexes = field(default_factory=Indexes)
-
-    @classmethod
-    def of(cls, folder: RunFolder) -> "Tally":
-        """Of a run, with nothing read yet."""
-        return cls(Ledger(folder))
+    def __init__(self, folder: RunFolder) -> None:
+        self.ledger = Ledger(folder)
+        self.records = self.tokens = 0
+        self.failures: Counter[str] = Counter()
+        self.last: deque[Counted] = deque(maxlen=LAST)
+        self._seen = Indexes()
 
     def counts(self, prompts: int) -> dict[str, Any]:
         """As ``Run.counts`` says, of a corpus of so many prompts."""

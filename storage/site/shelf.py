@@ -63,7 +63,7 @@ class Shelf:
         repaired = _repaired(run)
         # new, or a fresh run took the name, or commits that were read have been replaced
         if one is None or one.run.manifest.uid != run.manifest.uid or one.repaired != repaired:
-            one = self._followed[name] = _Followed(run, Tally.of(run.folder), repaired)
+            one = self._followed[name] = _Followed(run, Tally(run.folder), repaired)
         if one.tally.follow():
             one.run = one.run.later()
         return one

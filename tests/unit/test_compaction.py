@@ -210,13 +210,13 @@ def test_killed_at_any_step(
     step: int,
 ) -> None:
     """Wherever a compaction is killed, nothing is lost or twice; a writer takes over as ever, and the next one ends it."""
-    earlier = Tally.of(folder)
+    earlier = Tally(folder)
     earlier.follow()
     whole = counted(earlier)
     with killed_at(monkeypatch, step), pytest.raises(Killed):
         compact(folder)
     assert_whole(folder)
-    now = Tally.of(folder)
+    now = Tally(folder)
     now.follow()
     earlier.follow()
     assert counted(now) == counted(earlier) == whole

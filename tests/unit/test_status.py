@@ -15,7 +15,7 @@ def test_a_run_that_is_moved_aside_while_it_is_watched(tmp_path: Path) -> None:
     """As ``raylens run --fresh`` does: what was followed of it is no longer there, which is told as of any damaged run."""
     folder, _ = make_run(tmp_path)
     commit_outcomes(folder, make_record(0))
-    tally = Tally.of(folder)
+    tally = Tally(folder)
     assert status(folder, tally).stored == 1
     shutil.move(folder.root, folder.root.with_name("demo.old-1"))
     make_run(tmp_path)
