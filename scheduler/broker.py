@@ -1,7 +1,6 @@
 """The server of a run: embedded and watched, or the user's own."""
 
 import time
-from types import TracebackType
 
 from raylens.storage.errors import BrokerError, ServerRefuses
 from raylens.storage.server import EmbeddedServer
@@ -89,7 +88,7 @@ class Broker:
     def __enter__(self) -> "Broker":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._probe.close()
         if self._embedded is not None:
             self._embedded.close()

@@ -1,7 +1,6 @@
 """The writer of a run as its driver sees it when ``raylens writer`` runs it, on this machine or another (docs/PROTOCOL.md)."""
 
 from contextlib import suppress
-from types import TracebackType
 
 from raylens.storage.durable import touch
 from raylens.storage.errors import StoreError
@@ -41,4 +40,4 @@ class ExternalWriter:
     def __enter__(self) -> "ExternalWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(self, *_: object) -> None: ...

@@ -4,7 +4,6 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from raylens.storage.layout import RunFolder
@@ -63,6 +62,6 @@ class Heartbeat:
         self.beat()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._folder.cancel.unlink(missing_ok=True)
         self._folder.pulse.unlink(missing_ok=True)

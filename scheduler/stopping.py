@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import ParamSpec
 
 _P = ParamSpec("_P")
@@ -48,7 +48,7 @@ class Stopping:
                 self._old[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
             if handler is not None:  # of a program that embeds Python, and set it by other means
                 signal.signal(number, handler)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from types import TracebackType
 
 import msgspec
 
@@ -114,6 +113,6 @@ class WriterProcess:
     def __enter__(self) -> "WriterProcess":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         at_once = kind is not None and issubclass(kind, KeyboardInterrupt)  # the second Ctrl-C
         self.finish(0 if at_once else FINISH_SECONDS)
