@@ -38,16 +38,19 @@ class Corpus:
 
     Args:
         settings: what to read. Files are looked for when reading starts, standard input is read once.
+        source: what to read instead of files and texts.
 
     Raises:
         UsageError: for settings that cannot be used or name nothing to read.
     """
 
-    def __init__(self, settings: CorpusSettings) -> None:
-        if not settings.sources and not settings.texts:
+    def __init__(self, settings: CorpusSettings, source: Source | None = None) -> None:
+        if source is None and not settings.sources and not settings.texts:
             raise UsageError("no corpus; name files, '-' for standard input, or give --text")
-        keys = RowKeys(settings.column, settings.id_column)
-        self._begin(settings, keys, lambda: find_sources(settings, keys))
+        settings.check()
+        self._settings = settings
+        self._keys = RowKeys(settings.column, settings.id_column)
+        self._sources = None if source is None else [source]
 
     @classmethod
     def from_rows(
@@ -73,17 +76,7 @@ class Corpus:
         if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
             raise UsageError(f"rows is one {type(rows).__name__}; give a list of texts or dictionaries")
         source = row_source(list(rows) if isinstance(rows, Iterator) else rows)
-        corpus = cls.__new__(cls)
-        settings = CorpusSettings(column=column, id_column=id_column, limit=limit)
-        corpus._begin(settings, RowKeys(column, id_column), lambda: [source])
-        return corpus
-
-    def _begin(self, settings: CorpusSettings, keys: RowKeys, find: Callable[[], list[Source]]) -> None:
-        settings.check()
-        self._settings = settings
-        self._keys = keys
-        self._find = find
-        self._sources: list[Source] | None = None
+        return cls(CorpusSettings(column=column, id_column=id_column, limit=limit), source)
 
     def prompts(self) -> Iterator[Prompt]:
         """All prompts from the start, with indices from 0.
@@ -150,7 +143,7 @@ class Corpus:
 
     def _located(self) -> Iterator[tuple[Source, int, Prompt]]:
         if self._sources is None:
-            self._sources = self._find()
+            self._sources = find_sources(self._settings, self._keys)
         make, limit = self._keys.prompt, self._settings.limit
         index = 0
         for source in self._sources:
