@@ -159,11 +159,9 @@ def _disk(store: Path) -> Finding:
     found = f"{free / GIB:.0f} GiB free for {store}"
     if not there.is_dir() or not os.access(there, os.W_OK):
         return Finding("store", "problem", f"{there} cannot be written", "choose another --store, or correct its owner")
-    return (
-        Finding("store", "warning", found, "choose a larger disk by --store")
-        if free < LITTLE_DISK
-        else Finding("store", "ok", found)
-    )
+    if free < LITTLE_DISK:
+        return Finding("store", "warning", found, "choose a larger disk by --store")
+    return Finding("store", "ok", found)
 
 
 def _nearest(path: Path) -> Path:
@@ -226,5 +224,5 @@ def _ray(address: str) -> Finding:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     except RaylensError as error:
         return Finding("ray", "problem", str(error), "correct --ray, or use --ray local")
-    cores = sum(node.get("CPU", 0.0) for node in nodes)
-    return Finding("ray", "ok", f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}, {cores:g} CPUs, {one.gpus:g} GPUs")
+    cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    return Finding("ray", "ok", f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}, {cpus:g} CPUs, {one.gpus:g} GPUs")

@@ -39,13 +39,9 @@ class Heartbeat:
         host, pids = socket.gethostname(), pid_namespace()
         write_pulse(self._folder, Pulse(FORMAT, host, os.getpid(), time.time(), **self._figures, waiting=waiting, pids=pids))
 
-    def cancelled(self) -> bool:
-        """Whether somebody asked the run to stop."""
-        return self._folder.cancel.exists()
-
     def or_cancelled(self, stopping: Callable[[], bool]) -> Callable[[], bool]:
         """Whether the run is to stop, by a signal or by ``raylens cancel``."""
-        return lambda: stopping() or self.cancelled()
+        return lambda: stopping() or self._folder.cancel.exists()
 
     def while_waiting(self, what: str, ended: Callable[[], bool]) -> Callable[[], bool]:
         """Whether the run is to stop, for what asks that again and again; monitors are told what it waits for meanwhile."""

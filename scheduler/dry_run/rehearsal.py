@@ -18,6 +18,7 @@ from raylens.scheduler.dry_run.stored import Stored
 from raylens.scheduler.shards import SHARD_BATCHES, shards
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.temporary import temporary
+from raylens.workers.publish import payload_of
 from raylens.workers.settings import WorkerSettings
 from raylens.workers.tokenize import Tokenized
 from raylens.workers.worker import Worker
@@ -159,7 +160,8 @@ class _Calls:
     def _call(self, ready: list[Tokenized]) -> tuple[Call, list[Record | Failure]]:
         began = time.perf_counter()
         outcomes = list(self._found.worker.read(ready))
-        self._found.stored.encode(outcomes)
+        for outcome in outcomes:
+            payload_of(outcome)  # as an actor does before it sends them
         seconds = time.perf_counter() - began
         positions = sum(len(one.positions) for one in outcomes if isinstance(one, Record))
         return Call(sum(len(one.ids) for one in ready), positions, max(seconds, 1e-9)), outcomes

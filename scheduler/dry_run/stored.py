@@ -50,13 +50,9 @@ class Stored:
         self.prompts = self.positions = self.prompt_bytes = self.lens_bytes = self.sent_bytes = 0
         self.seconds = 0.0
 
-    def encode(self, outcomes: list[Record | Failure]) -> list[bytes]:
-        """The payloads, cut into frames too, as an actor does before it sends them."""
-        return [payload_of(outcome) for outcome in outcomes]
-
     def add(self, outcomes: list[Record | Failure], seconds: float) -> None:
         """Store results that come so many seconds after the last ones."""
-        payloads = self.encode(outcomes)
+        payloads = [payload_of(outcome) for outcome in outcomes]
         began = time.perf_counter()
         self._waited += seconds
         if len(self._segment) and (self._waited >= COMMIT_SECONDS or self._gathered >= COMMIT_BYTES):
