@@ -17,6 +17,7 @@ from raylens.storage.frame import pack, unpack
 from raylens.storage.generated import Generated
 from raylens.storage.record import (
     FAILURE_KINDS,
+    FIELDS,
     MAX_ID,
     MAX_LAYERS,
     MAX_MESSAGE,
@@ -99,19 +100,7 @@ def encode_payload(outcome: Record | Failure) -> bytes:
         head = _Head(outcome.id, outcome.index, outcome.metadata, error=(outcome.kind, outcome.message[:MAX_MESSAGE]))
         taps = {}
     else:
-        head = _Head(
-            id=outcome.id,
-            index=outcome.index,
-            metadata=outcome.metadata,
-            text=outcome.text,
-            token_ids=outcome.token_ids,
-            tokens=outcome.tokens,
-            positions=outcome.positions,
-            layers=outcome.layers,
-            truncated_from=outcome.truncated_from,
-            tracked=outcome.tracked,
-            generated=outcome.generated,
-        )
+        head = _Head(**{name: getattr(outcome, name) for name in FIELDS})
         taps = {name: _pack_tap(tap) for name, tap in outcome.taps.items()}
     encoded = msgspec.json.encode(head)
     if len(encoded) > MAX_HEAD_BYTES:
@@ -136,20 +125,7 @@ def decode_payload(payload: bytes, index: int, vocabulary_size: int) -> Record |
         raise FrameError(f"head is of prompt {head.index}, frame of prompt {index}")
     if head.error is not None:
         return Failure(head.id, head.index, head.error[0], head.error[1], head.metadata)
-    record = Record(
-        id=head.id,
-        index=head.index,
-        text=head.text,
-        token_ids=head.token_ids,
-        tokens=head.tokens,
-        positions=head.positions,
-        layers=head.layers,
-        taps={},
-        metadata=head.metadata,
-        truncated_from=head.truncated_from,
-        tracked=head.tracked,
-        generated=head.generated,
-    )
+    record = Record(**{name: getattr(head, name) for name in FIELDS}, taps={})
     if wrong := record.fault(vocabulary_size):
         raise FrameError(wrong)
     _check_taps(packed.taps, record, vocabulary_size)

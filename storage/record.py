@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +171,10 @@ class Record:
         from raylens.storage.notebook import record_html
 
         return record_html(self)
+
+
+#: The fields that frames and JSON lines have under the same names.
+FIELDS = tuple(one.name for one in fields(Record) if one.name not in {"taps", "vocabulary"})
 
 
 @dataclass(frozen=True, slots=True)

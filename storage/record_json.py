@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from raylens.storage.errors import StoreError
 from raylens.storage.generated import Generated
-from raylens.storage.record import MAX_VOCABULARY, Failure, Metadata, Record, TapLens
+from raylens.storage.record import FIELDS, MAX_VOCABULARY, Failure, Metadata, Record, TapLens
 from raylens.storage.statistics import Form, misfit
 
 
@@ -154,7 +154,7 @@ def decode_outcome(line: bytes, vocabulary_size: int = MAX_VOCABULARY) -> Record
             return Failure(value.id, value.index, value.error.kind, value.error.message, value.metadata)
         with np.errstate(over="raise"):
             taps = {name: _tap_from_json(tap, value) for name, tap in value.taps.items()}
-        record = _record(value, taps)
+        record = Record(**{name: getattr(value, name) for name in FIELDS}, taps=taps)
         if wrong := record.fault(vocabulary_size):
             raise ValueError(wrong)
         if not taps or any(int(tap.ids.max()) >= vocabulary_size for tap in taps.values()):
@@ -162,20 +162,3 @@ def decode_outcome(line: bytes, vocabulary_size: int = MAX_VOCABULARY) -> Record
     except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise StoreError(f"not a record of this format: {error}") from error
     return record
-
-
-def _record(value: _OutcomeJson, taps: dict[str, TapLens]) -> Record:
-    return Record(
-        id=value.id,
-        index=value.index,
-        text=value.text,
-        token_ids=value.token_ids,
-        tokens=value.tokens,
-        positions=value.positions,
-        layers=value.layers,
-        taps=taps,
-        metadata=value.metadata,
-        truncated_from=value.truncated_from,
-        tracked=value.tracked,
-        generated=value.generated,
-    )
