@@ -8,7 +8,7 @@ import numpy as np
 
 from raylens.storage.errors import UsageError
 from raylens.storage.fonts import Fonts
-from raylens.storage.plots.canvas import CAPTION, KEY_HEIGHT, LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
+from raylens.storage.plots.canvas import CAPTION, KEY_HEIGHT, LEAST_WIDTH, MARGIN, Array, Scale, Sheet, headed
 from raylens.storage.plots.panel import ABOVE, BELOW, Axis, Panel, draw_layers
 from raylens.storage.taps import TAPS
 
@@ -117,11 +117,9 @@ def stacked(heading: str, captions: Sequence[str], panels: Panels, fonts: Fonts)
     """Draw plots, their layers in line."""
     plot = max(_LEAST_PLOT, len(panels.layers) * _STEP)
     width = max(_LEFT + plot + _RIGHT, LEAST_WIDTH)
-    head = header(heading, captions, width - 2 * MARGIN, fonts, keyed=False)
     each = ABOVE + _HEIGHT + BELOW
     below = sum(one.height for one in panels.maps)
-    sheet = Sheet(width, MARGIN + below + each * len(panels.plots) + head.height, fonts)
-    head.draw(sheet, MARGIN)
+    sheet = headed(width, MARGIN + below + each * len(panels.plots), heading, captions, fonts)
     bottom = MARGIN
     for map_ in reversed(panels.maps):
         _draw_map(sheet, map_, panels, bottom, plot)

@@ -8,7 +8,7 @@ import numpy as np
 from raylens.storage.errors import NotDrawn, UsageError
 from raylens.storage.fonts import Fonts
 from raylens.storage.labels import token_label
-from raylens.storage.plots.canvas import LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
+from raylens.storage.plots.canvas import LEAST_WIDTH, MARGIN, Array, Scale, Sheet, headed
 from raylens.storage.plots.request import Request, coverage, prediction, read_to
 from raylens.storage.plots.scales import logit_scale
 from raylens.storage.plots.standing import models_own
@@ -150,10 +150,8 @@ def draw(picture: AttributionPicture, fonts: Fonts) -> Sheet:
     """
     rows, columns = picture.values.shape
     width = max(_LEFT + columns * _WIDTH + MARGIN, LEAST_WIDTH)
-    head = header(picture.heading, picture.captions, width - 2 * MARGIN, fonts)
     bottom = MARGIN + _NAMES
-    sheet = Sheet(width, bottom + rows * _HEIGHT + _NAMES + head.height, fonts)
-    head.draw(sheet, MARGIN, picture.scale)
+    sheet = headed(width, bottom + rows * _HEIGHT + _NAMES, picture.heading, picture.captions, fonts, picture.scale)
     texts = [[f"{value:+z.2f}" if np.isfinite(value) else "" for value in row] for row in picture.values]
     sheet.cells(_LEFT, bottom, (_WIDTH, _HEIGHT), picture.scale.paint(picture.values), texts)
     for y in (bottom - _NAMES / 2, bottom + rows * _HEIGHT + _NAMES / 2):

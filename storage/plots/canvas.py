@@ -205,36 +205,29 @@ class Sheet:
 KEY_HEIGHT = 0.32  # inches, of a key with its marked values
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The lines above a picture: heading, captions, key.
+def headed(width: float, height: float, heading: str, captions: Sequence[str], fonts: Fonts, scale: Scale | None = None) -> Sheet:
+    """A sheet with a heading and captions, plain text of any content, and a key of the colours where they mean something.
 
-    Attributes:
-        lines: each with its size in points.
-        height: inches, with the margins above and below.
+    Args:
+        width, height: of the sheet, and of what is below the header; in inches.
+
+    Raises:
+        NotDrawn: as ``Sheet``.
     """
-
-    lines: tuple[tuple[str, float], ...]
-    height: float
-
-    def draw(self, sheet: Sheet, left: float, scale: Scale | None = None) -> None:
-        """Draw at the top of a sheet, with a key of the colours where they mean something."""
-        y = sheet.height - MARGIN
-        for text, points in self.lines:
-            step = points * _LINE / 72
-            sheet.text(left, y - step / 2, LEFT_TO_RIGHT + text, points)
-            y -= step
-        if scale is not None:
-            sheet.key(left, y - 0.08 - KEY_HEIGHT, scale)
-
-
-def header(heading: str, captions: Sequence[str], width: float, fonts: Fonts, keyed: bool = True) -> Header:
-    """Lay out a heading and captions, plain text of any content, in a width in inches, with room for a key of colours or not."""
-    lines = [(line, HEADING) for line in fonts.wrap(labels.text_label(heading), width, HEADING, 2)]
+    room = width - 2 * MARGIN
+    lines = [(line, HEADING) for line in fonts.wrap(labels.text_label(heading), room, HEADING, 2)]
     for caption in captions:
-        lines += [(line, CAPTION) for line in _caption_lines(caption, width, fonts)]
-    height = sum(points for _, points in lines) * _LINE / 72
-    return Header(tuple(lines), MARGIN + height + (0.08 + KEY_HEIGHT if keyed else 0.0) + 0.18)
+        lines += [(line, CAPTION) for line in _caption_lines(caption, room, fonts)]
+    above = sum(points for _, points in lines) * _LINE / 72
+    sheet = Sheet(width, height + (MARGIN + above + (0.08 + KEY_HEIGHT if scale is not None else 0.0) + 0.18), fonts)
+    y = sheet.height - MARGIN
+    for text, points in lines:
+        step = points * _LINE / 72
+        sheet.text(MARGIN, y - step / 2, LEFT_TO_RIGHT + text, points)
+        y -= step
+    if scale is not None:
+        sheet.key(MARGIN, y - 0.08 - KEY_HEIGHT, scale)
+    return sheet
 
 
 def _caption_lines(caption: str, width: float, fonts: Fonts) -> list[str]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from raylens.storage.errors import UsageError
 from raylens.storage.fonts import Fonts
 from raylens.storage.labels import token_label
-from raylens.storage.plots.canvas import CELL, LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
+from raylens.storage.plots.canvas import CELL, LEAST_WIDTH, MARGIN, Array, Scale, Sheet, headed
 from raylens.storage.plots.paging import MOST_ROWS, page_caption, parts
 from raylens.storage.plots.request import Prediction, Request, columns_of, coverage, prediction
 from raylens.storage.plots.scales import exact_rank_scale, logprob_scale, nats_scale, prob_scale, rank_scale
@@ -139,11 +139,9 @@ def draw(picture: Grid, fonts: Fonts) -> Sheet:
     """
     rows, columns = picture.values.shape
     width = max(_LEFT + columns * _WIDTH + MARGIN, LEAST_WIDTH)
-    head = header(picture.heading, picture.captions, width - 2 * MARGIN, fonts)
     bottom = MARGIN + 2 * _ROW
     top = bottom + rows * _HEIGHT
-    sheet = Sheet(width, top + _ROW + head.height, fonts)
-    head.draw(sheet, MARGIN, picture.scale)
+    sheet = headed(width, top + _ROW, picture.heading, picture.captions, fonts, picture.scale)
     sheet.cells(_LEFT, bottom, (_WIDTH, _HEIGHT), picture.scale.paint(picture.values), picture.texts)
     if picture.has_embedding and rows > 1:
         sheet.lines([(_LEFT, bottom + _HEIGHT, _LEFT + columns * _WIDTH, bottom + _HEIGHT)], 1.2)

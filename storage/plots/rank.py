@@ -9,7 +9,7 @@ import numpy as np
 from raylens.storage.errors import NotDrawn
 from raylens.storage.fonts import Fonts
 from raylens.storage.labels import token_label
-from raylens.storage.plots.canvas import LEAST_WIDTH, MARGIN, Array, Scale, Sheet, header
+from raylens.storage.plots.canvas import LEAST_WIDTH, MARGIN, Array, Scale, Sheet, headed
 from raylens.storage.plots.important import important_layers
 from raylens.storage.plots.paging import MOST_ROWS, page_caption, parts
 from raylens.storage.plots.request import Request, coverage, prediction, read_to, taps_of
@@ -153,10 +153,8 @@ def draw(picture: RankPicture, fonts: Fonts) -> Sheet:
     """
     rows, columns = picture.values.shape
     width = max(_LEFT + columns * _WIDTH + MARGIN, LEAST_WIDTH)
-    head = header(picture.heading, picture.captions, width - 2 * MARGIN, fonts)
     bottom = MARGIN + _ROW
-    sheet = Sheet(width, bottom + rows * _HEIGHT + _ROW + head.height, fonts)
-    head.draw(sheet, MARGIN, picture.scale)
+    sheet = headed(width, bottom + rows * _HEIGHT + _ROW, picture.heading, picture.captions, fonts, picture.scale)
     sheet.cells(_LEFT, bottom, (_WIDTH, _HEIGHT), picture.scale.paint(picture.values), picture.texts)
     for row, column in np.argwhere(picture.found):
         corner = (_LEFT + column * _WIDTH + _INSET, bottom + row * _HEIGHT + _INSET)

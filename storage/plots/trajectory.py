@@ -7,7 +7,7 @@ import numpy as np
 from raylens.storage.errors import UsageError
 from raylens.storage.fonts import Fonts
 from raylens.storage.labels import token_label
-from raylens.storage.plots.canvas import CAPTION, LEAST_WIDTH, MARGIN, Array, Sheet, header
+from raylens.storage.plots.canvas import CAPTION, LEAST_WIDTH, MARGIN, Array, Sheet, headed
 from raylens.storage.plots.panel import ABOVE, BELOW, Axis, Panel, downward_axis, rank_axis, share_axis
 from raylens.storage.plots.request import Request, coverage, prediction, read_to
 from raylens.storage.plots.standing import standing
@@ -110,9 +110,7 @@ def draw(picture: Trajectories, fonts: Fonts) -> Sheet:
     """Draw trajectories; layers are equally far apart whatever their number."""
     plot = max(_LEAST_PLOT, len(picture.layers) * _STEP)
     width = max(_LEFT + plot + _RIGHT, LEAST_WIDTH)
-    head = header(picture.heading, picture.captions, width - 2 * MARGIN, fonts, keyed=False)
-    sheet = Sheet(width, MARGIN + BELOW + _HEIGHT + ABOVE + head.height, fonts)
-    head.draw(sheet, MARGIN)
+    sheet = headed(width, MARGIN + BELOW + _HEIGHT + ABOVE, picture.heading, picture.captions, fonts)
     panel = Panel(sheet, _LEFT, MARGIN + BELOW, plot, _HEIGHT, picture.layers, picture.axis)
     panel.frame()
     for number in range(len(picture.names)):
