@@ -42,8 +42,7 @@ def _parameters(one: Run, other: Run, database: Database) -> dict[str, Any]:
     both = f"runs {one.name!r} and {other.name!r}"
     if not _alike(one.vocabulary, other.vocabulary):
         raise UsageError(f"{both} have different vocabularies; runs of models with one tokenizer can be compared")
-    with database.query(_SHARED, names) as reader:
-        shared = reader.read_all().to_pylist()[0]
+    (shared,) = database.rows(_SHARED, names)
     if not shared["prompts"]:
         why = "the prompts of the same ids have other tokens" if shared["ids"] else "no prompt id is in both"
         raise UsageError(f"{both} have nothing to compare: {why}")

@@ -151,6 +151,12 @@ class Database:
         finally:
             batches.close()
 
+    def rows(self, sql: str, parameters: Mapping[str, Any] | None = None, hidden: str | None = None) -> list[dict[str, Any]]:
+        """All rows of one statement; as ``query``, also what it raises."""
+        with self.query(sql, parameters, hidden) as reader:
+            found: list[dict[str, Any]] = reader.read_all().to_pylist()
+            return found
+
     def _execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         """A statement of raylens's own. In this thread a Ctrl-C would come as an error of DuckDB's."""
         self._ask(lambda: self._connection.execute(sql, parameters))

@@ -122,9 +122,7 @@ def ask(run: Run, database: Database, name: str, options: Mapping[str, Any]) -> 
         UsageError, StoreError: as ``Result.reader``.
     """
     query = named_query(name)
-    with database.query(query.sql, select(run, database, query, options), _hidden(options)) as reader:
-        rows: list[dict[str, Any]] = reader.read_all().to_pylist()
-        return rows
+    return database.rows(query.sql, select(run, database, query, options), _hidden(options))
 
 
 def _hidden(options: Mapping[str, Any]) -> str | None:

@@ -64,8 +64,7 @@ def lensed(run: Run, database: Database) -> Lensed:
         WHERE run = $run AND prompt = (SELECT min(prompt) FROM prompt_rows WHERE run = $run AND failure IS NULL)
         GROUP BY tap
     """
-    with database.query(sql, {"run": run.name}) as reader:
-        rows = reader.read_all().to_pylist()
+    rows = database.rows(sql, {"run": run.name})
     if not rows:
         raise UsageError(f"run {run.name!r} has no records to query yet")
     taps = {row["tap"]: sorted(row["layers"]) for row in rows}
@@ -129,17 +128,15 @@ def check_key(run: Run, database: Database, key: str, option: str = "--by") -> N
         UsageError: with keys that there are.
     """
     found = "SELECT 1 FROM prompt_rows WHERE run = $run AND list_contains(json_keys(metadata), $key) LIMIT 1"
-    with database.query(found, {"run": run.name, "key": key}) as reader:
-        if reader.read_all().num_rows:
-            return
+    if database.rows(found, {"run": run.name, "key": key}):
+        return
     keys = f"""
         SELECT
             count(*) AS prompts, list_slice(list_sort(list_distinct(flatten(list(json_keys(metadata))))), 1, {_KEYS_TOLD}) AS keys
         FROM prompt_rows
         WHERE run = $run
     """  # noqa: S608  constant
-    with database.query(keys, {"run": run.name}) as reader:
-        (row,) = reader.read_all().to_pylist()
+    (row,) = database.rows(keys, {"run": run.name})
     if row["prompts"]:
         has = f"their metadata has {', '.join(row['keys'])}" if row["keys"] else "they have no metadata"
         raise UsageError(f"{option} {key}: no prompt of run {run.name!r} has it; {has}")

@@ -34,8 +34,7 @@ def values_of(run: "Run", database: "Database", by: str) -> int:
     from raylens.storage.selection import check_key
 
     check_key(run, database, by)
-    with database.query(_VALUES, {"by": by}) as reader:
-        (row,) = reader.read_all().to_pylist()
+    (row,) = database.rows(_VALUES, {"by": by})
     if row["lacking"] and not row["named"]:
         raise UsageError(f"--by {by}: no prompt that has a record has it")
     return int(row["named"] + (row["lacking"] > 0))

@@ -43,8 +43,7 @@ def aggregate(shelf: Shelf, request: Request) -> dict[str, Any]:
         if values > MOST_VALUES:
             raise UsageError(f"--by {by}: {values:,} values; at most {MOST_VALUES} are told apart")
         layers = ask(one, database, "layers", chosen)
-        with database.query(_KEYS) as reader:
-            keys = reader.read_all()["key"].to_pylist()
+        keys = [row["key"] for row in database.rows(_KEYS)]
         return {
             "run": one.name,
             "by": by,

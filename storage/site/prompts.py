@@ -71,10 +71,7 @@ def _find(run: Run, fitting: dict[str, Any], skip: int) -> tuple[int, list[dict[
     with Database([run]) as database:
         if fitting["key"] is not None:
             check_key(run, database, fitting["key"], "metadata key")
-        with database.query(_COUNT, fitting) as reader:
-            total = reader.read_all()["count"][0].as_py()
-        with database.query(_PAGE, {**fitting, "skip": skip}) as reader:
-            return total, reader.read_all().to_pylist()
+        return database.rows(_COUNT, fitting)[0]["count"], database.rows(_PAGE, {**fitting, "skip": skip})
 
 
 def _with_metadata(row: dict[str, Any]) -> dict[str, Any]:
