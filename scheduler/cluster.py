@@ -1,9 +1,7 @@
-"""The Ray cluster of a run: joined, or started on this machine, and how many actors it takes."""
+"""The Ray cluster of a run: joined, or started on this machine."""
 
 import atexit
 import contextlib
-import heapq
-import math
 import os
 import secrets
 import signal
@@ -35,8 +33,6 @@ _ENVIRONMENT = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
 REACH_SECONDS = 10.0
 #: Seconds to wait for a first node that may hold actors: what an autoscaler takes to start a machine.
 NODE_SECONDS = 300.0
-#: Of the CPUs of unequal nodes this part may be left idle, for actors that are few and large: each holds a model.
-IDLE_PART = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +47,6 @@ class Cluster:
     def here(self) -> bool:
         """Whether all of it is on this machine; but through Ray Client, a driver is on a machine of the cluster."""
         return len(self.hosts) <= 1 and not self.client
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What each of ``actors`` actors gets, and the one machine on which they may be; None for any."""
-
-    actors: int
-    cpus: float
-    gpus: float
-    host: str | None = None
 
 
 @contextmanager
@@ -183,7 +169,7 @@ def _token_file() -> Path:
 
 def _await_node(tell: Callable[[str], None], stopping: Callable[[], bool]) -> None:
     """Wait for a first node with CPUs: nodes take a while to join, and an autoscaler starts one only for the asking."""
-    if any(node.get("CPU", 0.0) for node in _resources()):
+    if any(node.get("CPU", 0.0) for node in resources()):
         return
     tell(f"waiting for a node of the cluster that may hold actors, {NODE_SECONDS:.0f} s at most")
     until = time.monotonic() + NODE_SECONDS
@@ -205,14 +191,14 @@ def _nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _resources(host: str | None = None) -> list[dict[str, float]]:
+def resources(host: str | None = None) -> list[dict[str, float]]:
     """Of each node that is there now; only of those of one machine, where given."""
     return [node["Resources"] for node in _nodes() if host in (None, node["NodeManagerAddress"])]
 
 
 def _cluster() -> Cluster:
     hosts = frozenset(node["NodeManagerAddress"] for node in _nodes())
-    return Cluster(hosts, gpus=sum(node.get("GPU", 0.0) for node in _resources()), client=client.is_connected())
+    return Cluster(hosts, gpus=sum(node.get("GPU", 0.0) for node in resources()), client=client.is_connected())
 
 
 def check_reached(redis: str, ours: Cluster) -> None:
@@ -225,75 +211,3 @@ def check_reached(redis: str, ours: Cluster) -> None:
         raise ClusterError(
             "the Ray cluster has other machines, or may have, which the embedded server does not reach; give --redis URL"
         )
-
-
-def share(actors: int | None, gpus_per_actor: float, host: str | None = None) -> Share:
-    """How the cluster is divided: by GPUs where it has any, else by CPUs, of equal nodes one actor a node.
-
-    Args:
-        actors: how many; None for as many as there is room for.
-        gpus_per_actor: of each, where there are GPUs.
-        host: the machine on which they may be; None for any.
-
-    Raises:
-        ClusterError: no node has what one actor needs.
-    """
-    nodes = _resources(host)
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    if not gpus or not gpus_per_actor:
-        return _cpu_share(actors, nodes, host)
-    places = [(node, count) for node in nodes if (count := _gpu_places(node, gpus_per_actor))]
-    if not places:
-        raise ClusterError(f"--gpus-per-actor {gpus_per_actor:g}: no node of the cluster has that many GPUs")
-    # as many as the poorest of these nodes has for each of its GPUs, or some of these would be left idle
-    beside = min(1.0, *(node.get("CPU", 0.0) / count for node, count in places))
-    return Share(actors or sum(count for _, count in places), _in_ray(beside), gpus_per_actor, host)
-
-
-def _cpu_share(actors: int | None, nodes: list[dict[str, float]], host: str | None) -> Share:
-    cpus = [node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0]
-    if not cpus:  # the nodes that were there have left
-        raise ClusterError("no node of the Ray cluster has a CPU for actors any more")
-    if any(node.get("GPU") for node in nodes):  # an actor takes none of Ray, but sees them: one a node, with the CPUs of one
-        actors = actors or len(cpus)
-        return Share(actors, _in_ray(min(sum(cpus) / actors, *cpus, 1.0)), 0.0, host)
-    if actors is None:
-        each = _in_ray(_few_and_large(cpus))
-        return Share(_cpu_places(nodes, each), each, 0.0, host)
-    # the largest of which the nodes have room for so many: of a node's CPUs, one has all, two a half each, and so on
-    each = heapq.nlargest(actors, (cpu / beside for cpu in cpus for beside in range(1, actors + 1)))[-1]
-    return Share(actors, _in_ray(each), 0.0, host)
-
-
-def _few_and_large(cpus: list[float]) -> float:
-    """CPUs of an actor that has a whole node, but leaves few idle: richer nodes may hold several, much poorer ones none."""
-
-    def used(each: float) -> float:
-        return min((1 - IDLE_PART) * sum(cpus), sum(cpu // each * each for cpu in cpus))
-
-    return max(cpus, key=lambda each: (used(each), each))
-
-
-def _in_ray(cpus: float) -> float:
-    """Not more than so many, in Ray's steps of a ten-thousandth."""
-    return math.floor(cpus * 10_000) / 10_000
-
-
-def room(parts: Share) -> int:
-    """How many actors of such a share the nodes that are there now have room for."""
-    nodes = _resources(parts.host)
-    if parts.gpus:
-        return sum(_gpu_places(node, parts.gpus) for node in nodes)
-    return _cpu_places(nodes, parts.cpus)
-
-
-def _cpu_places(nodes: list[dict[str, float]], each: float) -> int:
-    """Actors of so many CPUs that the nodes hold, where they take no GPUs: one a node if there are some nevertheless."""
-    places = [int(node.get("CPU", 0.0) // each) for node in nodes]
-    return sum(min(one, 1) for one in places) if any(node.get("GPU") for node in nodes) else sum(places)
-
-
-def _gpu_places(node: dict[str, float], each: float) -> int:
-    """Actors of so many GPUs that a node holds: none is spread over two nodes, and none of a fraction over two GPUs."""
-    gpus = node.get("GPU", 0.0)
-    return int(gpus // each) if each >= 1 else int(gpus) * int(1 / each + 1e-9)

@@ -70,9 +70,10 @@ def fit_corpus(
             raise ModelError("--kind linear: the model has one layer, whose output is the last; give --kind tuned")
         progress.stage("tokenizing")
         texts = _texts(settings, corpus, facts)
-        from raylens.scheduler.cluster import cluster, share
+        from raylens.scheduler.cluster import cluster
         from raylens.scheduler.fitters import Fitters
         from raylens.scheduler.nodes import ANSWER_SECONDS, Nodes
+        from raylens.scheduler.shares import share
 
         progress.stage("starting Ray")
         ours = stack.enter_context(cluster(actors.ray, progress.stage, stopping))

@@ -125,11 +125,12 @@ def _uid(folder: RunFolder) -> str | None:
 def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Callable[[], bool]) -> bool:
     """Start server, Ray, writer and actors, and run what is not in the ledger; whether all of it is then."""
     # imported here, so that bad input is told before Ray's second of import
-    from raylens.scheduler.cluster import check_reached, cluster, room, share
+    from raylens.scheduler.cluster import check_reached, cluster
     from raylens.scheduler.dispatch import Dispatch
     from raylens.scheduler.nodes import ANSWER_SECONDS, Nodes
     from raylens.scheduler.pool import Pool
     from raylens.scheduler.run_metrics import RunMetrics
+    from raylens.scheduler.shares import room, share
 
     settings, run = plan.settings, plan.manifest.uid
     with ExitStack() as stack:

@@ -27,8 +27,8 @@ from raylens.workers.source import fetch_weights
 from raylens.workers.tracked import tracked_fields
 
 if TYPE_CHECKING:
-    from raylens.scheduler.cluster import Share
     from raylens.scheduler.dry_run.rehearsal import Rehearsal
+    from raylens.scheduler.shares import Share
 
 #: Prompts of the corpus that are lensed to measure, at most.
 SAMPLE = 64
@@ -130,7 +130,8 @@ def estimate(settings: RunSettings, corpus: Corpus, progress: Progress, stopping
     check_chat(summary, facts)
     times.append(time.perf_counter())
     tell("starting Ray")
-    from raylens.scheduler.cluster import check_reached, cluster, share
+    from raylens.scheduler.cluster import check_reached, cluster
+    from raylens.scheduler.shares import share
 
     with cluster(settings.ray, tell, stopping) as ours:
         check_reached(settings.redis, ours)
