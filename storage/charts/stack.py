@@ -109,25 +109,21 @@ class Chart:
     panels: Panels
 
     def draw(self, fonts: Fonts) -> Sheet:
-        """The picture."""
-        return stacked(self.heading, self.captions, self.panels, fonts)
-
-
-def stacked(heading: str, captions: Sequence[str], panels: Panels, fonts: Fonts) -> Sheet:
-    """Draw plots, their layers in line."""
-    plot = max(_LEAST_PLOT, len(panels.layers) * _STEP)
-    width = max(_LEFT + plot + _RIGHT, LEAST_WIDTH)
-    each = ABOVE + _HEIGHT + BELOW
-    below = sum(one.height for one in panels.maps)
-    sheet = headed(width, MARGIN + below + each * len(panels.plots), heading, captions, fonts)
-    bottom = MARGIN
-    for map_ in reversed(panels.maps):
-        _draw_map(sheet, map_, panels, bottom, plot)
-        bottom += map_.height
-    for one in reversed(panels.plots):
-        _draw_plot(sheet, one, panels, bottom, plot)
-        bottom += each
-    return sheet
+        """The plots, their layers in line."""
+        panels = self.panels
+        plot = max(_LEAST_PLOT, len(panels.layers) * _STEP)
+        width = max(_LEFT + plot + _RIGHT, LEAST_WIDTH)
+        each = ABOVE + _HEIGHT + BELOW
+        below = sum(one.height for one in panels.maps)
+        sheet = headed(width, MARGIN + below + each * len(panels.plots), self.heading, self.captions, fonts)
+        bottom = MARGIN
+        for map_ in reversed(panels.maps):
+            _draw_map(sheet, map_, panels, bottom, plot)
+            bottom += map_.height
+        for one in reversed(panels.plots):
+            _draw_plot(sheet, one, panels, bottom, plot)
+            bottom += each
+        return sheet
 
 
 def _draw_plot(sheet: Sheet, one: Plot, panels: Panels, bottom: float, width: float) -> None:
