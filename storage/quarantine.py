@@ -46,20 +46,19 @@ class Quarantine:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         line = msgspec.json.encode(Quarantined(entry, reason[:_REASON], len(data), now, index))
         with open(self._list, "ab", opener=not_through_links) as file:
-            if full := file.tell() >= MAX_LIST_BYTES:
+            if file.tell() >= MAX_LIST_BYTES:
                 self._count()
-            else:
-                file.write(line + b"\n")
-        if not full:
-            log.warning("quarantined %s: %s", entry, reason[:_REASON], extra=about(entry=entry, prompt_index=index))
-        elif not self._told:
-            self._told = True
-            log.warning("the list of what is refused is full: from here on it is only counted, in %s", self._more)
-        if not full and sum(1 for _ in self._folder.glob("*.bin")) < MAX_ENTRIES:
+                return
+            file.write(line + b"\n")
+        log.warning("quarantined %s: %s", entry, reason[:_REASON], extra=about(entry=entry, prompt_index=index))
+        if sum(1 for _ in self._folder.glob("*.bin")) < MAX_ENTRIES:
             with open(self._folder / f"{entry}.bin", "wb", opener=not_through_links) as file:
                 file.write(data[:MAX_KEPT_BYTES])
 
     def _count(self) -> None:
+        if not self._told:
+            self._told = True
+            log.warning("the list of what is refused is full: from here on it is only counted, in %s", self._more)
         descriptor = not_through_links(str(self._more), os.O_RDWR | os.O_CREAT)
         try:
             os.pwrite(descriptor, b"%d\n" % (_number(os.pread(descriptor, 20, 0)) + 1), 0)
