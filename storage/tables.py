@@ -197,9 +197,12 @@ def _statistic(taps: list[TapLens], name: str, kind: pa.DataType, count: int) ->
     values = np.concatenate([tap.stats[name] for tap in taps], axis=1)
     if values.ndim == 3:
         return _lists(values.reshape(count, -1), kind)
-    flat = values.ravel()
-    absent = np.isnan(flat) if flat.dtype.kind == "f" else flat == 0
-    return pa.array(flat, kind, mask=absent)
+    return known_values(values.ravel(), kind)
+
+
+def known_values(statistic: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """[N] values of a statistic as a column, null where there is none: NaN, or the rank 0."""
+    return pa.array(statistic, kind, mask=np.isnan(statistic) if statistic.dtype.kind == "f" else statistic == 0)
 
 
 def prompts_table(outcomes: Iterable[Record | Failure]) -> pa.Table:

@@ -1,7 +1,6 @@
 """A run as one table: a row for each prompt, tap, layer, position and rank, with the record's own numbers (docs/EXPORTS.md)."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,17 +8,12 @@ from numpy.typing import NDArray
 
 from raylens.storage.record import Record, TapLens
 from raylens.storage.store import Run
+from raylens.storage.tables import COLUMNS, known_values
 from raylens.storage.vocabulary import Vocabulary, token_text
 
 _WORD = pa.dictionary(pa.int32(), pa.string())  # the same for many rows
 #: Columns of a place, repeated for each rank; null where a run has not got the statistic or a place no next token.
-_STATISTICS = {
-    "kl": pa.float32(),
-    "next_logprob": pa.float32(),
-    "next_rank": pa.uint32(),
-    "best_logprob": pa.float32(),
-    "best_rank": pa.uint32(),
-}
+_STATISTICS = {name: COLUMNS[name] for name in ("kl", "next_logprob", "next_rank", "best_logprob", "best_rank")}
 ROWS = pa.schema(
     [
         ("prompt", pa.uint32()),
@@ -84,5 +78,4 @@ def _texts(ids: NDArray[np.uint32], vocabulary: Vocabulary) -> pa.Array:
 def _statistic(tap: TapLens, name: str, kind: pa.DataType, k: int) -> pa.Array:
     if name not in tap.stats:
         return pa.nulls(tap.ids.size, kind)
-    values: NDArray[Any] = np.repeat(tap.stats[name].ravel(), k)
-    return pa.array(values, kind, mask=np.isnan(values) if values.dtype.kind == "f" else values == 0)
+    return known_values(np.repeat(tap.stats[name].ravel(), k), kind)
