@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raylens.storage.dataframes import library
 from raylens.storage.errors import UsageError
-from raylens.storage.frames import library
 from raylens.storage.record import Record, TapLens
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from weakref import WeakSet
 import pyarrow as pa
 
 from raylens.storage.database import Database, LeftOut
-from raylens.storage.frames import Frames, to_xarray
+from raylens.storage.dataframes import DataFrames, to_xarray
 from raylens.storage.named_queries import named_query
 from raylens.storage.selection import options_of, select
 from raylens.storage.store import Run
@@ -32,7 +32,7 @@ def _close() -> None:
             reading.close()
 
 
-class Result(Frames):
+class Result(DataFrames):
     """Rows of a query. They need not fit in memory: ``for row in result`` and ``batches`` read them as they are made.
 
     Args:

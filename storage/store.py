@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raylens.storage.certificate import read_certificate
+from raylens.storage.dataframes import DataFrames
 from raylens.storage.errors import StoreError, UsageError
-from raylens.storage.frames import Frames
 from raylens.storage.layout import RunFolder, named_run, runs_folder
 from raylens.storage.ledger import Entry
 from raylens.storage.manifest import Manifest, read_manifest
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Run(Frames):
+class Run(DataFrames):
     """One run of a store. Sees what was committed when first asked, but for counts, failures and status; ``later`` sees more.
 
     ``run[prompt_id]`` is a Record or Failure, ``for outcome in run`` goes in corpus order, ``len(run)`` counts them.

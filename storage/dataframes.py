@@ -26,7 +26,7 @@ def library(name: str) -> Any:
         raise UsageError(f"{name} cannot be imported ({error}); pip install 'raylens[frames]'") from error
 
 
-class Frames(ABC):
+class DataFrames(ABC):
     """What gives its rows as an Arrow table, and so to other libraries."""
 
     @abstractmethod
