@@ -1,6 +1,6 @@
 """``raylens lens``."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
@@ -14,6 +14,9 @@ from raylens.scheduler.cli._options import (
     model_settings,
 )
 from raylens.storage.errors import UsageError
+
+if TYPE_CHECKING:
+    from raylens.workers.settings import WorkerSettings
 
 #: Stored of every tap, for whatever colours the grid.
 _STATS = ("kl", "best_logprob", "best_rank")
@@ -51,37 +54,15 @@ def command(
     from raylens.storage.plots.grid import STATS, TOKEN_STATS, grid
     from raylens.storage.plots.request import Request
     from raylens.storage.record_view import readable
-    from raylens.storage.taps import DEFAULT_TAPS, TAPS, parse_taps
     from raylens.storage.terminal import grid_lines, legend
     from raylens.workers.api import check_text, loaded, read
-    from raylens.workers.interventions.edits import read_edits
-    from raylens.workers.lenses.source import lens_taps, parse_lens
-    from raylens.workers.settings import LensSettings, WorkerSettings, generation_settings
-    from raylens.workers.tracked import track_names
 
     if stat not in STATS:
         raise UsageError(f"--stat {stat}: choose from {', '.join(STATS)}")
     if track is not None and stat not in TOKEN_STATS:
         raise UsageError(f"--track: {stat} is not of a token that you choose; --stat {', '.join(TOKEN_STATS)} are")
-    shown = parse_taps(tap, "--tap")
-    if len(shown) != 1 or shown[0] not in TAPS:
-        raise UsageError(f"--tap {tap}: name one of {', '.join(TAPS)}")
-    lens_taps(parse_lens(options["lens"]), shown, "--tap")
-    drawn = (options["temperature"], options["top_p"], options["sample_top_k"], options["seed"])
-    generation = generation_settings(options["generate"], *drawn)
-    positions = "all" if generation is None else "last"
-    taps = None if shown[0] in DEFAULT_TAPS else (*shown, "resid_post")
-    asked = LensSettings(
-        top_k,
-        options["layers"],
-        taps,
-        positions=positions,
-        logprobs="float32",
-        stats=_STATS,
-        track=track_names(track if track is not None else ()),
-        lens=options["lens"],
-    )
-    settings = WorkerSettings(model_settings(options), asked, edits=read_edits(options["intervene"]), generation=generation)
+    shown = _shown_tap(tap, options["lens"])
+    settings = _settings(shown, top_k, track, options)
     check_text(text)
     with Console(stderr=True).status("loading the model"):
         worker = loaded(settings)
@@ -89,10 +70,40 @@ def command(
     if as_json:
         click.echo(orjson.dumps(readable(record, worker.vocabulary)))
         return
-    request = Request(
-        settings.model.source, stat, shown[0], record.positions, layer_step=layer_step, tokens=record.tracked or None
-    )
+    request = Request(settings.model.source, stat, shown, record.positions, layer_step=layer_step, tokens=record.tracked or None)
     picture, console = grid(record, worker.vocabulary, request), Console(highlight=False)
     width = console.width if console.is_terminal else None
     for line in [*grid_lines(picture, width), *([] if width is None else [legend(picture.scale, width)])]:
         console.print(line, no_wrap=True, crop=False, overflow="ignore")
+
+
+def _shown_tap(tap: str, lens: str) -> str:
+    from raylens.storage.taps import TAPS, parse_taps
+    from raylens.workers.lenses.source import lens_taps, parse_lens
+
+    shown = parse_taps(tap, "--tap")
+    if len(shown) != 1 or shown[0] not in TAPS:
+        raise UsageError(f"--tap {tap}: name one of {', '.join(TAPS)}")
+    lens_taps(parse_lens(lens), shown, "--tap")
+    return shown[0]
+
+
+def _settings(shown: str, top_k: int, track: str | None, options: dict[str, Any]) -> "WorkerSettings":
+    from raylens.storage.taps import DEFAULT_TAPS
+    from raylens.workers.interventions.edits import read_edits
+    from raylens.workers.settings import LensSettings, WorkerSettings, generation_settings
+    from raylens.workers.tracked import track_names
+
+    drawn = (options["temperature"], options["top_p"], options["sample_top_k"], options["seed"])
+    generation = generation_settings(options["generate"], *drawn)
+    lens = LensSettings(
+        top_k,
+        options["layers"],
+        None if shown in DEFAULT_TAPS else (shown, "resid_post"),
+        positions="all" if generation is None else "last",
+        logprobs="float32",
+        stats=_STATS,
+        track=track_names(track if track is not None else ()),
+        lens=options["lens"],
+    )
+    return WorkerSettings(model_settings(options), lens, edits=read_edits(options["intervene"]), generation=generation)
