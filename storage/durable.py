@@ -1,4 +1,4 @@
-"""Files that survive a crash: written whole, fsynced, and only then given their name."""
+"""Files that survive a crash: written whole, fsynced, and only then given their name; and read whole, whoever made them."""
 
 import os
 import secrets

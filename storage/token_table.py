@@ -41,10 +41,8 @@ class TokenTable:
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """A new stream of all rows."""
-        if (
-            len(self._vocabularies) == 1 and self._kept is None
-        ):  # a statement may read it several times, and of many it is too much
-            self._kept = list(self._batches())
+        if len(self._vocabularies) == 1 and self._kept is None:
+            self._kept = list(self._batches())  # a statement may read it several times; of many it is too much
         return pa.RecordBatchReader.from_batches(_SCHEMA, self._kept or self._batches()).__arrow_c_stream__(requested_schema)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
