@@ -167,7 +167,7 @@ def _free(folder: RunFolder, name: str) -> Path:
     """The path in ``damaged/``, or the first one like it that does not exist."""
     folder.damaged.mkdir(exist_ok=True)
     number, free = 0, folder.damaged / name
-    while free.exists():
+    while os.path.lexists(free):
         number += 1
         free = folder.damaged / f"{name}.{number}"
     return free
