@@ -16,11 +16,7 @@ SIZE, PAGES = 100, 1000
 def tokens(shelf: Shelf, request: Request) -> dict[str, Any]:
     """Where ``token`` is among the ``rank`` best of ``tap`` (or all), at ``layers`` and ``positions``, in corpus order."""
     one = shelf.run(request.path_params["run"])
-    options = {name: asked.text(request, name) for name in ("layers", "positions")}
-    chosen = {
-        "tap": _tap(request),
-        **options,
-    }
+    chosen = {"tap": _tap(request), **{name: asked.text(request, name) for name in ("layers", "positions")}}
     rank = asked.whole(request, "rank", 1, 1, 10_000)
     number = asked.whole(request, "page", 1, 1, PAGES)
     shown = {"run": one.name, "token": asked.text(request, "token"), **chosen, "rank": rank, "page": number}
