@@ -142,7 +142,7 @@ class Ledger:
         """Have ``commit`` stand in the place of the one of its number, durably; for who holds the run alone.
 
         Raises:
-            StoreError: as ``append``.
+            StoreError: its file would be larger than one that is read.
         """
         write_file(self.path(commit.n), msgspec.json.encode(commit))
 
