@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -118,17 +117,17 @@ def estimate(settings: RunSettings, corpus: Corpus, progress: Progress, stopping
         KeyboardInterrupt: ``stopping`` said so.
     """
     tell = heeding(stopping, progress.stage)
-    times = [time.perf_counter()]
+    began = time.perf_counter()
     check(settings)
     tell("checking the corpus")
     summary = corpus.scan(heeding(stopping, progress.scanned), tracked_fields(settings.worker.lens.track))
-    times.append(time.perf_counter())
+    checked = time.perf_counter()
     tell("reading the model's configuration")
     from raylens.scheduler.dry_run.rehearsal import rehearse  # with torch, which takes a while
 
     facts = inspect_model(settings.worker)
     check_chat(summary, facts)
-    times.append(time.perf_counter())
+    preparing = time.perf_counter() - checked
     tell("starting Ray")
     from raylens.scheduler.cluster import check_reached, cluster
     from raylens.scheduler.shares import share
@@ -136,15 +135,14 @@ def estimate(settings: RunSettings, corpus: Corpus, progress: Progress, stopping
     with cluster(settings.ray, tell, stopping) as ours:
         check_reached(settings.redis, ours)
         parts = share(settings.actors, settings.gpus_per_actor)
-    times.append(time.perf_counter())
-    scanning, preparing, ray = (after - before for before, after in pairwise(times))
+    starting = time.perf_counter() - began
     worker = settled(with_stats(settings.worker, facts), facts, ours.gpus)
     extent = measure(corpus, summary.count, worker, facts, parts.actors, heeding(stopping, _now_and_then(tell)))
     prompts, threads = sample(corpus, extent, worker, SAMPLE), max(1, int(parts.cpus))
     fetch_weights(facts.source, heeding(stopping, progress.fetched))
     found = rehearse(worker, prompts, extent.prompts, parts.actors, threads, tell)
     # each actor imports and reads once more what this process did
-    start = scanning + 2 * preparing + ray + found.load_seconds + found.warm_up_seconds
+    start = starting + preparing + found.load_seconds + found.warm_up_seconds
     writers = max(1, helpers_here(settings.writer_helpers))
     costs = Costs(found, start, _crew(parts, ours.gpus, extent.shards, writers))
     taps, layers = tuple(found.worker.certificate["run_taps"]), select_layers(worker.lens.layers, facts.n_layers)
