@@ -135,7 +135,7 @@ def group() -> None:
 
 def main() -> None:
     """Entry point of the ``raylens`` command."""
-    atexit.register(_spare_torch)
+    atexit.register(_collect_at_end)
     process.claim()
     if isinstance(sys.stdout, io.TextIOWrapper):  # what it lacks of a corpus is told by number
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -145,10 +145,12 @@ def main() -> None:
         exec("")  # noqa: S102
 
 
-def _spare_torch() -> None:
-    """At the end Python looks for garbage once more, among the objects of torch for a second or two: they are left out.
+def _collect_at_end() -> None:
+    """Look for garbage now, where DuckDB was used: Python 3.12 looks when its bindings have printed a page about what is left.
 
-    Not where DuckDB was used, whose bindings print a page about each object that is left.
+    At the end Python looks once more, among the objects of torch for a second or two: these are left out.
     """
-    if "torch" in sys.modules and "_duckdb" not in sys.modules:
+    if "_duckdb" in sys.modules:
+        gc.collect()
+    elif "torch" in sys.modules:
         gc.freeze()
