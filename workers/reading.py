@@ -25,8 +25,6 @@ PENDING_BYTES = 64 << 20
 #: So many times as many wait on a GPU where they are compared with the final layer, which is read out anew each time.
 _COMPARED = 4
 
-_FLOAT16_LOWEST = float(np.finfo(np.float16).min)
-
 
 @dataclass(frozen=True, slots=True)
 class ReadOut:
@@ -131,9 +129,10 @@ class Reading:
 
     def _tap(self, tap: str, layers: tuple[int, ...], done: dict[Place, Read], terms: dict[Place, PlaceTerms]) -> TapLens:
         reads = [done[tap, layer] for layer in layers]
-        logprobs: NDArray[Any] = np.stack([read.logprobs for read in reads])
-        if self._how.settings.logprobs == "float16":
-            logprobs = np.maximum(logprobs, _FLOAT16_LOWEST).astype(np.float16)
+        kind = np.dtype(self._how.settings.logprobs)
+        # a logprob below all that its type can say, down to minus infinity of a token that is ruled out, is the lowest of these
+        lowest = np.float32(np.finfo(kind).min)
+        logprobs: NDArray[Any] = np.maximum(np.stack([read.logprobs for read in reads]), lowest).astype(kind, copy=False)
         values = self._how.questions.values
         stats = [values(tap, self._question, done[tap, layer], terms.get((tap, layer))) for layer in layers]
         logsumexp = np.stack([read.logsumexp for read in reads])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raylens.storage.payload import decode_payload, encode_payload
 from raylens.storage.positions import Positions
 from raylens.storage.record import Prompt, Record
 from raylens.storage.taps import TAPS
@@ -22,7 +24,7 @@ from raylens.workers import reading as reading_module
 from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.batching import pad
 from raylens.workers.lens import Lens
-from raylens.workers.settings import LensSettings
+from raylens.workers.settings import LensSettings, LogprobType
 from raylens.workers.tokenize import Tokenized
 from tests.models import FAMILIES, VOCABULARY, build, make, see
 
@@ -206,16 +208,20 @@ def test_stored_logprobs_are_the_nearest_float16() -> None:
         assert found.logsumexp.dtype == found.entropy.dtype == np.float32
 
 
-def test_improbable_tokens_stay_finite() -> None:
-    """A logprob below float16's range is stored as its lowest number, and a masked token spoils nothing."""
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_improbable_tokens_stay_finite(kind: LogprobType) -> None:
+    """A logprob below the range of its type is stored as its lowest number, and a masked token spoils nothing."""
     model = copy.deepcopy(build("gptj"))
     with torch.no_grad():
         model.lm_head.bias[[5, 9]] = torch.tensor([-1e6, -torch.inf])
-    (record,) = run(model, adapt(model), prompts(lengths=[4]), top_k=VOCABULARY, logprobs="float16")
+    (record,) = run(model, adapt(model), prompts(lengths=[4]), top_k=VOCABULARY, logprobs=kind)
     for found in record.taps.values():
         assert (found.ids[:, :, -2:] == [5, 9]).all()
-        assert (found.logprobs[:, :, -2:] == np.finfo(np.float16).min).all()
+        assert (found.logprobs[:, :, -1] == np.finfo(kind).min).all()
+        np.testing.assert_allclose(found.logprobs[:, :, -2], max(-1e6, float(np.finfo(kind).min)), rtol=1e-3)
         assert np.isfinite(found.entropy).all()
+    record = replace(record, tokens=["w"] * len(record.token_ids))
+    assert isinstance(decode_payload(encode_payload(record), record.index, VOCABULARY), Record)  # as the writer has it
 
 
 def test_reading_out_early_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +307,7 @@ from raylens.storage.record import Prompt
 from raylens.workers.adapter import adapt
 from raylens.workers.batching import pad
 from raylens.workers.lens import Lens
-from raylens.workers.settings import LensSettings
+from raylens.workers.settings import LensSettings, LogprobType
 from raylens.workers.tokenize import Tokenized
 
 def peak():
