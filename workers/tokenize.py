@@ -8,6 +8,9 @@ from raylens.storage.positions import Positions
 from raylens.storage.record import Failure, Prompt
 from raylens.workers.settings import InputSettings
 
+#: Fields of a configuration that say how many positions there are; the last is MPT's, which makes biases for no more.
+_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
@@ -111,5 +114,5 @@ def _failure(prompt: Prompt, kind: str, message: str) -> Failure:
 
 def longest_input(config: Any, tokenizer: Any) -> int:
     """The longest input in tokens: what the positions allow; a huge number where neither side says."""
-    limits = [getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None), tokenizer.model_max_length]
+    limits = [*(getattr(config, name, None) for name in _LIMITS), tokenizer.model_max_length]
     return min([int(limit) for limit in limits if isinstance(limit, int | float) and limit > 0], default=1 << 30)

@@ -185,6 +185,17 @@ def test_batch_size_changes_nothing(folder: Path, worker: Worker, batch_tokens: 
                 np.testing.assert_allclose(lens.logprobs, other.taps[tap].logprobs, atol=2 * CLOSE)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mpt"])
+def test_prompts_as_long_as_the_model_reads(tmp_path: Path, name: str) -> None:
+    """One of 64 tokens, which the family's configuration allows in its own words, is read; a longer one is cut to it."""
+    worker = Worker(settings(save(tmp_path, name), on_long="truncate"))
+    found = by_index(worker.run(prompts([[7] * 64, [7] * 70])))
+    assert [(len(record.token_ids), record.truncated_from) for record in found.values() if isinstance(record, Record)] == [
+        (64, None),
+        (64, 70),
+    ]
+
+
 def test_tap_the_model_lacks(tmp_path: Path) -> None:
     """Asking for a tap that parallel blocks do not have is refused with the reason; not asking leaves it out."""
     save(tmp_path, "gpt_neox")
