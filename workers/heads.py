@@ -77,9 +77,9 @@ class Heads:
         projection: Any = self.projection
         with align_module_device(projection):
             if type(projection) is nn.Linear:
-                return inputs[:, own] @ projection.weight[:, own].T
+                return inputs[:, own].float() @ projection.weight[:, own].float().T
             if type(projection) is Conv1D:
-                return inputs[:, own] @ projection.weight[own]  # type: ignore[no-any-return]
+                return inputs[:, own].float() @ projection.weight[own].float()  # type: ignore[no-any-return]
         alone = torch.zeros_like(inputs)
         alone[:, own] = inputs[:, own]
         return self._project(alone) - self._project(torch.zeros_like(inputs[:1]))
