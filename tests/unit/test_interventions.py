@@ -25,7 +25,7 @@ from raylens.workers.interventions.opening import open_intervention
 from raylens.workers.interventions.places import Span, edited
 from raylens.workers.interventions.sources import Sources
 from raylens.workers.lens import Lens
-from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
+from raylens.workers.settings import DType, LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.worker import Worker
 from tests.models import FAMILIES, Seen, build, make, path, save, see, sentence
 from tests.transcribed import FORWARD, Edit
@@ -559,11 +559,12 @@ def test_of_a_prompt_only_what_is_needed_is_kept() -> None:
         assert sources.vector(edits[0], 1, 1.0).untyped_storage().nbytes() == rows * 32 * 4
 
 
-def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
-    """A prompt for which the model overflows is told when it is read."""
-    settings = ModelSettings(str(save(tmp_path, spoiled=9)))
+@pytest.mark.parametrize(("dtype", "remedy"), [("bfloat16", "try --dtype float32"), ("float32", "give another prompt")])
+def test_numbers_that_are_not_finite(tmp_path: Path, dtype: DType, remedy: str) -> None:
+    """A prompt for which the model overflows is told when it is read, with a longer type as the remedy where there is one."""
+    settings = ModelSettings(str(save(tmp_path, spoiled=9)), dtype=dtype)
     edits = read_edits({"edits": [{"tap": "attn_out", "layers": 1, "add": {"prompt": sentence([9, 3])}}]})
-    with pytest.raises(ModelError, match=r"--intervene: attn_out of layer 1 is not finite for the prompt 'w9 w3'; try --dtype"):
+    with pytest.raises(ModelError, match=f"--intervene: attn_out of layer 1 is not finite for the prompt 'w9 w3'; {remedy}"):
         Worker(WorkerSettings(settings, edits=edits))
 
 

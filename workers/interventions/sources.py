@@ -69,9 +69,8 @@ class Sources:
     def _read(self, prompt: str, ids: Tensor, taps: dict[tuple[str, int], dict[Position, None]]) -> None:
         def keep(tap: str, layer: int, rows: Tensor) -> None:
             if not bool(rows.isfinite().all()):
-                raise ModelError(
-                    f"--intervene: {tap} of layer {layer} is not finite for the prompt {prompt[:60]!r}; try --dtype float32"
-                )
+                remedy = "give another prompt" if self._adapter.certificate["dtype"] == "float32" else "try --dtype float32"
+                raise ModelError(f"--intervene: {tap} of layer {layer} is not finite for the prompt {prompt[:60]!r}; {remedy}")
             for position in taps[tap, layer]:
                 # a copy, which does not keep all of a prompt in memory for one of its rows
                 self._rows[prompt, tap, layer, position] = _at(rows, position).clone()
