@@ -13,7 +13,7 @@ from raylens.scheduler.cli._options import (
     model_options,
     model_settings,
 )
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from raylens.workers.settings import WorkerSettings
@@ -66,6 +66,8 @@ def command(
     check_text(text)
     with Console(stderr=True).status("loading the model"):
         worker = loaded(settings)
+        if reason := worker.certificate["refused"].get(shown[0]):
+            raise ModelError(f"--tap {tap}: {reason}; choose from {', '.join(worker.certificate['taps'])}")
         record = read(worker, text)
     if as_json:
         click.echo(orjson.dumps(readable(record, worker.vocabulary)))

@@ -1,4 +1,4 @@
-"""``raylens.lens``: what stays loaded between calls, and calls from several threads at once."""
+"""``raylens.lens``, from Python and by its command: what stays loaded between calls, and calls from several threads at once."""
 
 import json
 import shutil
@@ -12,9 +12,11 @@ import pytest
 from transformers import LlamaForCausalLM
 
 import raylens
-from raylens import RaylensError
+from raylens import ModelError, RaylensError
+from raylens.scheduler.cli.lens import command
 from raylens.storage.payload import encode_payload
 from raylens.workers import api
+from tests.models import save
 from tests.tiny import save_word_llama
 
 
@@ -54,6 +56,15 @@ def test_layers_and_positions_may_be_numbers(folders: tuple[str, str]) -> None:
         raylens.lens("call me", model=folders[0], layers=9)
     with pytest.raises(RaylensError, match=r"layers: give text, .* not a number"):
         raylens.lens("call me", model=folders[0], layers=1.5)  # type: ignore[arg-type]
+
+
+def test_a_tap_that_the_model_lacks(tmp_path: Path) -> None:
+    """The command says why it is not there, as a run does."""
+    save(tmp_path, "gpt_neox")
+    for name in ("resid_mid", "intermediate_residual"):
+        why = rf"--tap {name}: .* in parallel.*; choose from resid_pre, attn_out, mlp_out, resid_post"
+        with pytest.raises(ModelError, match=why):
+            command.main(["w5 w7", "-m", str(tmp_path), "--tap", name], standalone_mode=False)
 
 
 @pytest.fixture
