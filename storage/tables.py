@@ -166,7 +166,7 @@ def _joined(taps: list[TapLens], name: str) -> NDArray[Any]:
 
 
 def _rounded(values: NDArray[Any], steps: int) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # numbers that no lens gives become infinite
+    with np.errstate(over="ignore"):  # float32's lowest number, of a token that is ruled out, becomes minus infinity
         return np.asarray(np.round(values.astype(np.float32) * steps) / np.float32(steps), dtype=np.float32)
 
 
