@@ -30,6 +30,9 @@ from raylens.workers.token_bytes import vocabulary_bytes
 from raylens.workers.tokenize import Tokenized, Tokenizer, longest_input, text_ids
 from raylens.workers.tracked import Tracked
 
+#: Who says that memory of the CPU is short; for that torch raises a plain RuntimeError.
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
+
 
 class Worker:
     """A model with its hooks, ready for prompts.
@@ -176,6 +179,7 @@ class Worker:
         return failed
 
     def _failure(self, tokenized: Tokenized, error: Exception) -> Failure:
-        kind = "memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "model"
+        short = isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_ALLOCATOR in str(error)
+        kind = "memory" if short else "model"
         prompt = tokenized.prompt
         return Failure(prompt.id, prompt.index, kind, f"{len(tokenized.ids)} tokens: {named_line(error)}", prompt.metadata)

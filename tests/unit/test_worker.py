@@ -128,14 +128,22 @@ def test_not_a_number_fails_that_prompt_alone(worker: Worker) -> None:
             np.testing.assert_allclose(found.logprobs, other.taps[tap].logprobs, atol=CLOSE)
 
 
+def cpu_memory() -> Exception:
+    """What torch raises where there is not so much memory anywhere."""
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 58)
+    return raised.value
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
         (lambda: IndexError("no\nsuch row"), "model"),
         (lambda: torch.OutOfMemoryError("12 GiB"), "memory"),
         (lambda: MemoryError(), "memory"),
+        (cpu_memory, "memory"),
     ],
-    ids=["error", "device memory", "memory"],
+    ids=["error", "device memory", "memory", "memory of torch"],
 )
 def test_error_fails_that_prompt_alone(worker: Worker, error: Callable[[], Exception], kind: str) -> None:
     """A batch in which the model raises is halved down to the prompt at fault; the others get their records."""
