@@ -123,7 +123,8 @@ class WriterService:
         try:
             act(name)
         except RaylensError as error:
-            self._served.pop(name, None)
+            if (one := self._served.pop(name, None)) is not None:
+                one.writer.tell_to_end()
             if self._only is not None:
                 raise
             self._leave(name, request)
