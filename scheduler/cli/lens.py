@@ -66,7 +66,7 @@ def command(
     check_text(text)
     with Console(stderr=True).status("loading the model"):
         worker = loaded(settings)
-        if reason := worker.certificate["refused"].get(shown[0]):
+        if reason := worker.certificate["refused"].get(shown):
             raise ModelError(f"--tap {tap}: {reason}; choose from {', '.join(worker.certificate['taps'])}")
         record = read(worker, text)
     if as_json:
