@@ -283,7 +283,7 @@ def main() -> int:
     except BrokenProcessPool as error:  # what it was at is still in the stream
         log.error("a helper died: %s", error)
         end_processes()
-        return 1
+        os._exit(1)  # in the first releases of Python 3.11 a pool that broke waits for ever, for a queue that nobody reads
     except OSError as error:  # such as a full disk; what is not committed is still in the stream
         log.error("cannot write: %s", error)
         return StoreError.exit_code

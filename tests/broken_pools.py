@@ -1,6 +1,7 @@
 """A pool that breaks while it starts a process, which happens by itself to about one of thirty that are killed so early.
 
-From Python 3.12 on a pool waits with all that until the process is started. There the same is killed at the same time.
+From Python 3.12 on a pool waits with all that until the process is started, as it did in the first releases of 3.11. There the
+same is killed at the same time.
 """
 
 import subprocess
@@ -20,7 +21,8 @@ def feeding():
 def break_pool(first, until):
     (pool,) = (one for one in gc.get_objects() if isinstance(one, ProcessPoolExecutor))
     first.kill()
-    while first.is_alive() if sys.version_info >= (3, 12) else not until(pool):
+    waits = sys.version_info >= (3, 12) or sys.version_info < (3, 11, 7)
+    while first.is_alive() if waits else not until(pool):
         time.sleep(0.001)
 
 begin = SpawnProcess.start
