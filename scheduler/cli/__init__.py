@@ -146,9 +146,9 @@ def main() -> None:
 
 
 def _collect_at_end() -> None:
-    """Look for garbage now, where DuckDB was used: Python 3.12 looks when its bindings have printed a page about what is left.
+    """Where DuckDB was used, look for garbage now: its bindings print a page about what Python 3.12 would free after them.
 
-    At the end Python looks once more, among the objects of torch for a second or two: these are left out.
+    Elsewhere leave the objects of torch out of Python's last look for garbage, which would take a second or two.
     """
     if "_duckdb" in sys.modules:
         gc.collect()

@@ -307,7 +307,7 @@ from raylens.storage.record import Prompt
 from raylens.workers.adapter import adapt
 from raylens.workers.batching import pad
 from raylens.workers.lens import Lens
-from raylens.workers.settings import LensSettings, LogprobType
+from raylens.workers.settings import LensSettings
 from raylens.workers.tokenize import Tokenized
 
 def peak():
