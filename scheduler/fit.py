@@ -73,7 +73,7 @@ def fit_corpus(
         from raylens.scheduler.cluster import cluster
         from raylens.scheduler.fitters import Fitters
         from raylens.scheduler.nodes import ANSWER_SECONDS, Nodes
-        from raylens.scheduler.shares import share
+        from raylens.scheduler.sizing import share
 
         progress.stage("starting Ray")
         ours = stack.enter_context(cluster(actors.ray, progress.stage, stopping))

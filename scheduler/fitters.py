@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from raylens.scheduler.actor_errors import cause, reason
-from raylens.scheduler.shares import Share
+from raylens.scheduler.sizing import Share
 from raylens.storage.errors import ClusterError
 from raylens.workers.fitting.fitter import Fitter
 from raylens.workers.fitting.report import LayerReport

@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from raylens.scheduler.actor_errors import cause, reason
 from raylens.scheduler.nodes import Nodes
 from raylens.scheduler.shards import Shard
-from raylens.scheduler.shares import Share
+from raylens.scheduler.sizing import Share
 from raylens.storage.errors import BrokerError, ModelError
 from raylens.workers.actor import start_actor
 from raylens.workers.publish import Receipt, decode_receipts, encode_prompts

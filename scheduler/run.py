@@ -130,7 +130,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
     from raylens.scheduler.nodes import ANSWER_SECONDS, Nodes
     from raylens.scheduler.pool import Pool
     from raylens.scheduler.run_metrics import RunMetrics
-    from raylens.scheduler.shares import room, share
+    from raylens.scheduler.sizing import room, share
 
     settings, run = plan.settings, plan.manifest.uid
     with ExitStack() as stack:

@@ -27,7 +27,7 @@ from raylens.workers.tracked import tracked_fields
 
 if TYPE_CHECKING:
     from raylens.scheduler.dry_run.rehearsal import Rehearsal
-    from raylens.scheduler.shares import Share
+    from raylens.scheduler.sizing import Share
 
 #: Prompts of the corpus that are lensed to measure, at most.
 SAMPLE = 64
@@ -130,7 +130,7 @@ def estimate(settings: RunSettings, corpus: Corpus, progress: Progress, stopping
     preparing = time.perf_counter() - checked
     tell("starting Ray")
     from raylens.scheduler.cluster import check_reached, cluster
-    from raylens.scheduler.shares import share
+    from raylens.scheduler.sizing import share
 
     with cluster(settings.ray, tell, stopping) as ours:
         check_reached(settings.redis, ours)

@@ -221,7 +221,7 @@ def test_a_ray_that_does_not_start_changes_nothing(tmp_path: Path) -> None:
 UNEVEN = """
 from ray.cluster_utils import Cluster
 from raylens.scheduler.cluster import cluster
-from raylens.scheduler.shares import room, share
+from raylens.scheduler.sizing import room, share
 from raylens.storage.errors import ClusterError
 
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 3})
