@@ -1,9 +1,11 @@
 """The Ray actor: a worker that publishes what it finds. The only module of workers that knows Ray."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -12,7 +14,9 @@ from raylens.storage.record import Prompt
 from raylens.storage.stream import Stream
 from raylens.workers.publish import Receipt, decode_prompts, encode_receipts, publish
 from raylens.workers.settings import WorkerSettings
-from raylens.workers.worker import Worker
+
+if TYPE_CHECKING:
+    from raylens.workers.worker import Worker
 
 
 class LensActor:
@@ -26,11 +30,9 @@ class LensActor:
     """
 
     def __init__(self, settings: WorkerSettings, run: str, redis: str, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
         self._settings = settings
         self._run = run
+        self._threads = threads
         self._stream = Stream(redis, run)
         self._worker: Worker | None = None
 
@@ -64,10 +66,26 @@ class LensActor:
         for outcome in self._ready().run(prompts):
             yield publish(self._stream, self._run, outcome, patient=True)
 
-    def _ready(self) -> Worker:
+    def _ready(self) -> "Worker":
         if self._worker is None:
-            self._worker = Worker(self._settings)
+            with _not_collecting():
+                import torch
+
+                from raylens.workers.worker import Worker
+
+                torch.set_num_threads(self._threads)
+                self._worker = Worker(self._settings)
         return self._worker
+
+
+@contextmanager
+def _not_collecting() -> Iterator[None]:
+    """torch, transformers and a model are a million objects that stay; to look for garbage among them is a tenth of a load."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def start_actor(settings: WorkerSettings, run: str, redis: str, cpus: float, gpus: float, host: str | None) -> Any:

@@ -135,6 +135,7 @@ def group() -> None:
 
 def main() -> None:
     """Entry point of the ``raylens`` command."""
+    gc.set_threshold(100_000)  # of the objects that torch and transformers make when they are imported, all of which stay
     atexit.register(_collect_at_end)
     process.claim()
     if isinstance(sys.stdout, io.TextIOWrapper):  # what it lacks of a corpus is told by number
