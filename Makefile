@@ -13,13 +13,13 @@ demo: $(VENV)/installed
 	$(BIN)/raylens demo
 
 test: $(VENV)/installed check
-	$(BIN)/pytest -n 2 --dist worksteal --durations 40 -m "not alone"
+	$(BIN)/pytest -n 3 --dist worksteal --durations 40 -m "not alone"
 	$(BIN)/pytest -m alone
 
 # Every test with the oldest version of each package that pyproject.toml allows
 lowest:
 	infra/install.sh .venv-lowest infra/lowest.txt
-	.venv-lowest/bin/pytest -n 2 --dist worksteal -m "not alone"
+	.venv-lowest/bin/pytest -n 3 --dist worksteal -m "not alone"
 
 # Three hundred faults over three thousand prompts, for about an hour: make soak SOAK="--seed 1 --server redis7"
 soak: $(VENV)/installed

