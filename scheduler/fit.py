@@ -69,7 +69,7 @@ def fit_corpus(
         if not fitted:
             raise ModelError("--kind linear: the model has one layer, whose output is the last; give --kind tuned")
         progress.stage("tokenizing")
-        texts = _texts(settings, corpus, facts)
+        texts = _texts(settings, corpus, facts, heeding(stopping, progress.tokenized))
         from raylens.scheduler.cluster import cluster
         from raylens.scheduler.fitters import Fitters
         from raylens.scheduler.nodes import ANSWER_SECONDS, Nodes
@@ -156,7 +156,7 @@ def fit_with_progress(settings: FitSettings, corpus: Corpus, output: Path, actor
         return fit_corpus(settings, corpus, output, actors, progress, stopping)
 
 
-def _texts(settings: FitSettings, corpus: Corpus, facts: ModelFacts) -> Any:
+def _texts(settings: FitSettings, corpus: Corpus, facts: ModelFacts, told: Callable[[int, int], None]) -> Any:
     from raylens.workers.fitting.texts import take_texts
     from raylens.workers.tokenize import Tokenizer, longest_input
 
@@ -164,7 +164,7 @@ def _texts(settings: FitSettings, corpus: Corpus, facts: ModelFacts) -> Any:
     limit = longest_input(load_config(settings.model, facts.source).get_text_config(), tokenizer)
     asked = InputSettings(max_tokens=settings.batch_tokens, on_long="truncate")
     tokenize = Tokenizer(tokenizer, asked, "all", limit, facts.vocabulary_size)
-    return take_texts(corpus.prompts(), tokenize, settings.tokens, settings.seed, corpus.name)
+    return take_texts(corpus.prompts(), tokenize, settings.tokens, settings.seed, corpus.name, told)
 
 
 def _write_provenance(

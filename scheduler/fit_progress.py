@@ -14,7 +14,7 @@ def fit_display(*, quiet: bool) -> Progress:
 
 
 class FitBar(Progress):
-    """A rich progress bar on stderr, which fills by the steps."""
+    """A rich progress bar on stderr, which fills by the tokens that there are to be, and then by the steps."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -25,13 +25,17 @@ class FitBar(Progress):
         self._bar.start()
 
     def stage(self, text: str) -> None:
-        self._bar.update(self._task, description=printable(text))
+        self._bar.remove_task(self._task)  # a total that is known is never forgotten
+        self._task = self._bar.add_task(printable(text), total=None)
 
     def scanned(self, prompts: int) -> None:
-        self.stage(checking(prompts))
+        self._bar.update(self._task, description=checking(prompts))
 
     def fetched(self, done: int, total: int) -> None:
-        self.stage(fetching(done, total))
+        self._bar.update(self._task, description=fetching(done, total))
+
+    def tokenized(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=done, total=total)
 
     def steps(self, done: int, total: int) -> None:
         self._bar.update(self._task, completed=done, total=total)

@@ -25,6 +25,9 @@ class Progress:
     def fetched(self, done: int, total: int) -> None:
         """So many bytes of the model have come from the hub."""
 
+    def tokenized(self, done: int, total: int) -> None:
+        """So many tokens that a lens is fitted to are there."""
+
     def start(self, run: str, total: int, done: int, failed: int) -> None:
         """The run begins with ``done`` of ``total`` prompts in the ledger, ``failed`` of them failures."""
 
@@ -119,6 +122,9 @@ class Lines(Progress):
 
     def fetched(self, done: int, total: int) -> None:
         self._now_and_then(fetching(done, total))
+
+    def tokenized(self, done: int, total: int) -> None:
+        self._now_and_then(f"tokenizing: {done:,} of {total:,} tokens")
 
     def start(self, run: str, total: int, done: int, failed: int) -> None:
         self._meter.start(run, total, done, failed)

@@ -1,6 +1,7 @@
 """Which layers of a model are meant: ``all``, ``0,5-10``, ``-1``, ``::4``; so wherever they are taken."""
 
 import re
+from numbers import Integral
 from typing import Any
 
 from raylens.storage.errors import UsageError
@@ -13,9 +14,11 @@ _ONE = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
 def as_text(given: Any) -> Any:
-    """A number, or a list of numbers, as the text that stands for it, also of positions; anything else as it is."""
+    """A number, or a list or array of numbers, as the text that stands for it, also of positions; anything else as it is."""
+    if hasattr(given, "tolist"):  # numpy's and torch's
+        given = given.tolist()
     numbers = given if isinstance(given, list | tuple | range) else [given]
-    plain = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+    plain = all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers)
     return ",".join(map(str, numbers)) if plain else given
 
 

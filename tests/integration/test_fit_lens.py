@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -122,7 +124,7 @@ def test_a_node_short_of_memory(place: Path) -> None:
     done = raylens_command(*arguments, cwd=place, env={"RAY_memory_usage_threshold": "0.001"})
     assert done.returncode == 5, done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: an actor died (")
-    assert done.stderr.endswith("running low on memory); is there memory for the model? Try fewer --actors\n")
+    assert done.stderr.endswith("running low on memory); is there memory for the model? Try fewer --actors or --dtype bfloat16\n")
     assert not (place / "short").exists()
 
 
@@ -137,6 +139,28 @@ def test_ctrl_c_leaves_nothing(place: Path) -> None:
         assert process.wait(timeout=HUNG) == 130, log.read_text()
     assert "stopped" in log.read_text().splitlines()
     assert {path.name for path in place.iterdir()} == before | {"stopped.log"}
+
+
+class Interrupted:
+    """Rows whose reader is interrupted as soon as they are read for their tokens, of which there is no end."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.passes += 1
+        yield from sentences(20, 9)
+        if self.passes > 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                yield "call"
+
+
+def test_ctrl_c_while_tokens_are_taken(place: Path) -> None:
+    """The first one ends it: no Ray was started, and nothing is left."""
+    with pytest.raises(KeyboardInterrupt):
+        raylens.fit_lens(Interrupted(), model=str(place / "m"), output=place / "none", quiet=True)
+    assert not (place / "none").exists()
 
 
 def test_help() -> None:

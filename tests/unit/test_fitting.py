@@ -61,7 +61,7 @@ def taken(model: Path, tokens: int = 800, seed: int = 0, given: list[Prompt] | N
     settings = ModelSettings(str(model))
     tokenizer = load_tokenizer(settings, resolve(settings))
     tokenize = Tokenizer(tokenizer, InputSettings(max_tokens=longest, on_long="truncate"), "all", 512, 256)
-    return take_texts(given if given is not None else prompts(), tokenize, tokens, seed, "c.jsonl")
+    return take_texts(given if given is not None else prompts(), tokenize, tokens, seed, "c.jsonl", lambda _done, _total: None)
 
 
 def settings_of(model: Path, **changed: Any) -> FitSettings:
@@ -314,9 +314,13 @@ def test_no_more_is_read_than_is_needed(model: Path) -> None:
 
     settings = ModelSettings(str(model))
     tokenize = Tokenizer(load_tokenizer(settings, resolve(settings)), InputSettings(), "all", 512, 256)
-    found = take_texts(endless(), tokenize, 80, 0, "c")
+    told: list[tuple[int, int]] = []
+    found = take_texts(endless(), tokenize, 80, 0, "c", lambda done, total: told.append((done, total)))
     assert {part: found.tokens(part) for part in PARTS} == {"fit": 80, "validation": 10, "held_out": 10}
     assert len(seen) < 200
+    assert told[0] == (0, 100)
+    assert sorted(told) == told
+    assert 50 < told[-1][0] < 100
 
 
 def test_prompts_that_cannot_be_read(model: Path) -> None:

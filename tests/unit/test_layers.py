@@ -1,13 +1,15 @@
 """Which layers a specification chooses, and which specifications are refused."""
 
 from contextlib import suppress
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raylens.storage.errors import UsageError
-from raylens.storage.layers import select_layers
+from raylens.storage.layers import as_text, select_layers
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,11 @@ def test_any_text_chooses_or_is_refused(spec: str, n: int) -> None:
     with suppress(UsageError):
         chosen = list(select_layers(spec, n))
         assert chosen == sorted(set(chosen) & set(range(n)))
+
+
+@pytest.mark.parametrize("given", [[0, 3], (0, 3), np.array([0, 3]), [np.int64(0), np.int32(3)], "0,3"])
+def test_numbers_of_python_and_numpy(given: Any) -> None:
+    """Stand for the text of them."""
+    assert as_text(given) == "0,3"
+    assert as_text(np.int64(3)) == as_text(3) == "3"
+    assert as_text([0, True]) == [0, True]

@@ -1,7 +1,7 @@
 """Which prompts are fitted to, validated on and held out: by a hash of their tokens, so equal ones go into one part."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from raylens.storage.errors import InputError
@@ -36,20 +36,25 @@ def part_of(ids: list[int], seed: int) -> str:
     return "held_out" if drawn == 0 else "validation" if drawn == 1 else "fit"
 
 
-def take_texts(prompts: Iterable[Prompt], tokenizer: Tokenizer, tokens: int, seed: int, corpus: str) -> Texts:
+def take_texts(
+    prompts: Iterable[Prompt], tokenizer: Tokenizer, tokens: int, seed: int, corpus: str, told: Callable[[int, int], None]
+) -> Texts:
     """Prompts of each part until it has its tokens; the last is cut. Ends as soon as all have.
 
     Args:
         tokenizer: cuts long prompts.
         tokens: of the part that is fitted to; the others get one in SHARE.
         corpus: its name, for the message.
+        told: called before each prompt with the tokens that are there, and how many there are to be.
 
     Raises:
         InputError: a part got no prompt.
     """
     texts, skipped, why = Texts(), 0, ""
     left = {"fit": tokens, "validation": tokens // SHARE, "held_out": tokens // SHARE}
+    total = sum(left.values())
     for prompt in prompts:
+        told(total - sum(left.values()), total)
         found = tokenizer(prompt)
         if isinstance(found, Failure):
             why = why or f" (prompt {found.id!r}: {found.message})"
@@ -58,9 +63,10 @@ def take_texts(prompts: Iterable[Prompt], tokenizer: Tokenizer, tokens: int, see
             continue
         part = part_of(found.ids, seed)
         if left[part] > 0:
-            texts.parts[part].append(found.ids[: left[part] + 1])
-            left[part] -= len(found.ids) - 1
-        if max(left.values()) <= 0:
+            kept = found.ids[: left[part] + 1]
+            texts.parts[part].append(kept)
+            left[part] -= len(kept) - 1
+        if not any(left.values()):
             break
     for part in PARTS:
         if not texts.parts[part]:
