@@ -7,7 +7,7 @@ from typing import Any
 from raylens.storage.errors import UsageError
 
 #: What may be written, for messages and help.
-FORMS = "all, 0,5-10, -1 or a slice such as ::4"
+FORMS = "all, a list such as 0,5-10, a layer such as -1, or a slice such as ::4"
 _SLICE = re.compile(r"(-?\d{1,18})?:(-?\d{1,18})?(?::(-?\d{1,18}))?", re.ASCII)
 _RANGE = re.compile(r"(\d{1,18})-(\d{1,18})", re.ASCII)
 _ONE = re.compile(r"-?\d{1,18}", re.ASCII)

@@ -8,7 +8,7 @@ from typing import Self
 from raylens.storage.errors import UsageError
 
 #: What may be written, for messages and help.
-FORMS = "all, last, last:N, a position, or A:B with A before B (B itself is not included)"
+FORMS = "all, last, last:N, a position, or A:B with A before B (B not included)"
 _LAST = re.compile(r"last(?::([0-9]{1,9}))?")
 _ONE = re.compile(r"-?[0-9]{1,9}")
 _SPAN = re.compile(r"(-?[0-9]{1,9})?:(-?[0-9]{1,9})?")

@@ -22,24 +22,24 @@ from raylens.storage.temporary import lacks_place, no_place
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 #: One line each, so that ``raylens --help`` imports no command.
 _SUMMARIES = {
-    "cancel": "Stop a run, wherever its driver is at work.",
+    "cancel": "Stop a run from any terminal.",
     "compact": "Merge the small files of a run into larger ones.",
     "compare": "Compare two runs of the same prompts.",
-    "demo": "Lens sixteen bundled prompts with a bundled model; no network.",
-    "doctor": "Check what a run needs of this machine, or of a model.",
-    "export": "Write the records of a run to a file.",
+    "demo": "Lens sixteen bundled prompts with a bundled model, offline.",
+    "doctor": "Check that this machine, or a model, is ready for a run.",
+    "export": "Export the records of a run for other tools.",
     "fit-lens": "Fit a tuned or linear lens to a model.",
     "lens": "Lens one text and print the grid.",
-    "plot": "Draw a prompt, all of them, or a whole run.",
-    "query": "Ask a run a question of the library.",
+    "plot": "Draw one prompt, every prompt, or a whole run.",
+    "query": "Run a named query over a run.",
     "run": "Lens a corpus into a store.",
     "runs": "List the runs of a store.",
     "show": "Show a run, or one of its prompts.",
     "sql": "Run a SELECT over the runs of a store.",
-    "status": "Say how far runs are, from another terminal.",
-    "verify": "Check every byte of a store; mend it.",
-    "view": "Look at a store in a browser.",
-    "writer": "Store the results of runs on the machine that holds the store.",
+    "status": "Show the progress of runs, from any terminal.",
+    "verify": "Check every byte of a store, and repair damage.",
+    "view": "Serve a store to your browser.",
+    "writer": "Store the results of runs, on the machine that holds the store.",
 }
 
 
@@ -127,9 +127,13 @@ class _Commands(click.Group):
 def group() -> None:
     """The logit lens for corpora.
 
-    Results go to stdout, progress to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 finished with failed prompts,
-    4 model or input not loadable, 5 Ray or Redis unreachable, 6 store damaged, locked or not there, 130 stopped.
-    Options can be set as RAYLENS_COMMAND_OPTION too, such as RAYLENS_RUN_TOP_K; not --fresh, nor those that may be repeated.
+    Results go to stdout, progress to stderr.
+
+    Exit codes: 0 done, 1 failed, 2 usage error, 3 finished with failed prompts, 4 model or input not loadable,
+    5 Ray or Redis unreachable, 6 store damaged, locked or missing, 130 stopped.
+
+    An option can also be set in the environment as RAYLENS_COMMAND_OPTION, for example RAYLENS_RUN_TOP_K=5. This does not
+    apply to --fresh, nor to options that can be repeated.
     """
 
 

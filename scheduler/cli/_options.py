@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,10 +25,38 @@ CORPUS_FORMATS = ("auto", "jsonl", "csv", "parquet", "txt", "lines", "paragraphs
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Sectioned(click.Command):
+    """A command whose options stand under headings in its --help.
+
+    Args:
+        headings: parameter that is the first under a heading -> the heading.
+    """
+
+    def __init__(self, *args: Any, headings: Mapping[str, str], **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.headings = headings
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        heading, sections = "Options", dict[str, list[tuple[str, str]]]()
+        for parameter in self.get_params(ctx):
+            heading = self.headings.get(str(parameter.name), heading)
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
+                sections.setdefault(heading, []).append(record)
+        for name, records in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
 def store_option(function: F) -> F:
     """``--store``, also from RAYLENS_STORE."""
     option = click.option(
-        "-s", "--store", default=DEFAULT_STORE, show_default=True, envvar="RAYLENS_STORE", metavar="STORE", help="Folder of runs."
+        "-s",
+        "--store",
+        default=DEFAULT_STORE,
+        show_default=True,
+        envvar="RAYLENS_STORE",
+        metavar="STORE",
+        help="Folder that holds the runs.",
     )
     return option(function)
 
@@ -36,16 +64,17 @@ def store_option(function: F) -> F:
 def model_options(function: F, required: bool = True) -> F:
     """Which model, and how it is loaded."""
     options = [
-        click.option("-m", "--model", required=required, help="A folder, a GGUF file, a hub id, or demo."),
-        click.option("--revision", help="Branch, tag or commit on the hub."),
+        click.option("-m", "--model", required=required, help="Folder, GGUF file, hub id, or demo (the bundled model)."),
+        click.option("--revision", help="Branch, tag or commit of a model on the hub."),
         click.option(
             "--dtype",
             type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
             default="auto",
-            help="Of the weights; auto keeps the checkpoint's.",
+            show_default=True,
+            help="Data type of the weights; auto keeps the checkpoint's.",
         ),
-        click.option("--device-map", help="Spread the model over devices by accelerate, such as auto."),
-        click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model."),
+        click.option("--device-map", help="Spread the model over several devices, e.g. auto; see accelerate's device_map."),
+        click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model."),
     ]
     for option in reversed(options):
         function = option(function)
@@ -54,7 +83,7 @@ def model_options(function: F, required: bool = True) -> F:
 
 def layers_option(function: F) -> F:
     """``--layers``."""
-    return click.option("--layers", default="all", show_default=True, help=f"{FORMS}.")(function)
+    return click.option("--layers", default="all", show_default=True, help=f"Layers to lens: {FORMS}.")(function)
 
 
 def lens_option(function: F) -> F:
@@ -64,7 +93,7 @@ def lens_option(function: F) -> F:
         default="logit",
         show_default=True,
         metavar="LENS",
-        help="logit, tuned:FOLDER, jacobian:FILE or linear:FILE (docs/LENSES.md).",
+        help="Lens to read through: logit, tuned:FOLDER, jacobian:FILE or linear:FILE (docs/LENSES.md).",
     )
     return option(function)
 
@@ -75,7 +104,7 @@ def intervene_option(function: F) -> F:
         "--intervene",
         type=click.Path(),
         metavar="FILE",
-        help="YAML or JSON: taps to add to, scale, zero or patch while the model runs (docs/INTERVENTIONS.md).",
+        help="YAML or JSON file of edits that add to, scale, zero or patch taps while the model runs (docs/INTERVENTIONS.md).",
     )
     return option(function)
 
@@ -84,14 +113,29 @@ def generation_options(function: F) -> F:
     """What is generated after the prompt."""
     options = [
         click.option(
-            "--generate", type=int, metavar="N", help="Generate up to N tokens and lens each step (docs/GENERATION.md)."
+            "--generate",
+            type=int,
+            metavar="N",
+            help="Generate up to N tokens after a prompt and lens every step (docs/GENERATION.md).",
         ),
         click.option(
-            "--temperature", type=float, default=0.0, show_default=True, help="Of the draw; 0 takes the most probable token."
+            "--temperature",
+            type=float,
+            default=0.0,
+            show_default=True,
+            help="Sampling temperature; 0 always takes the most probable token.",
         ),
-        click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from the nucleus of this probability."),
-        click.option("--sample-top-k", type=int, help="Draw from so many most probable tokens; -k is the lens's."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of the draws."),
+        click.option(
+            "--top-p",
+            type=float,
+            default=1.0,
+            show_default=True,
+            help="Sample only from the fewest most probable tokens that together have this probability.",
+        ),
+        click.option(
+            "--sample-top-k", type=int, help="Sample only from this many most probable tokens (-k is how many the lens keeps)."
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed for sampling."),
     ]
     for option in reversed(options):
         function = option(function)

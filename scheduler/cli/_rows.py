@@ -33,8 +33,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def output_options(function: F) -> F:
     """``--json``, ``--csv`` and ``--parquet``."""
     options = [
-        click.option("--json", "as_json", is_flag=True, help="JSON lines: an object a row."),
-        click.option("--csv", "as_csv", is_flag=True, help="CSV with a header."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON lines, one object per row."),
+        click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a header."),
         click.option("--parquet", metavar="FILE", help="Write a Parquet file; - is stdout."),
     ]
     for option in reversed(options):

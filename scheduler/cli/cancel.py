@@ -15,9 +15,9 @@ WAIT_SECONDS = 180.0
 @click.argument("store")
 @click.argument("run")
 def command(store: str, run: str) -> None:
-    """Stop RUN of STORE, wherever its driver is at work, as Ctrl-C there would.
+    """Stop RUN of STORE as Ctrl-C would, on whichever machine its driver is.
 
-    What is published is stored; the command that began the run goes on with it later.
+    Results already published are stored. To resume later, repeat the command that began the run.
     """
     from raylens.storage.pulse import ask_to_stop, read_pulse
 

@@ -12,12 +12,12 @@ from raylens.storage.errors import UsageError
 @click.command("compact")
 @click.argument("address", metavar="RUN")
 @store_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(address: str, store: str, as_json: bool) -> None:
-    """Merge the small segments of RUN, and their tables, into segments of some 32 MiB.
+    """Merge the small segments of RUN, and their tables, into segments of about 32 MiB.
 
-    Nothing changes for readers, and the same raylens run goes on as before. It may be killed at any time: the same command
-    then ends it. A run that is being done is refused.
+    Readers see no change, and raylens run can still resume the run. If compact is killed, repeat it to finish. A run that is
+    in progress is refused.
     """
     from raylens.storage.compaction import compact
 

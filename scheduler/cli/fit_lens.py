@@ -8,40 +8,64 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from raylens.scheduler.cli._options import CORPUS_FORMATS, model_options, model_settings, print_table
+from raylens.scheduler.cli._options import CORPUS_FORMATS, Sectioned, model_options, model_settings, print_table
 
 if TYPE_CHECKING:
     from raylens.workers.fitting.report import FitReport
 
 
-@click.command("fit-lens", context_settings={"show_default": True})
+_HEADINGS = {
+    "model": "Model",
+    "kind_of_corpus": "Corpus",
+    "output": "Lens and fit",
+    "actors": "Actors and Ray",
+    "as_json": "Output",
+}
+
+
+@click.command("fit-lens", cls=Sectioned, headings=_HEADINGS, context_settings={"show_default": True})
 @click.argument("corpus", nargs=-1, required=True)
 @model_options
-@click.option("-o", "--output", required=True, metavar="LENS", help="Folder for the lens, which must not be there yet.")
+@click.option(
+    "--format",
+    "kind_of_corpus",
+    type=click.Choice(CORPUS_FORMATS),
+    default="auto",
+    help="Format of the corpus; auto goes by the file's extension.",
+)
+@click.option("--column", help="Field or column with the text; by default text, prompt, content, question or input.")
+@click.option("--id-column", help="Field or column with the id; by default id, if there is one.")
+@click.option("--limit", type=int, help="Take only this many prompts, from the start of the corpus.")
+@click.option("-o", "--output", required=True, metavar="LENS", help="Folder to create for the lens; must not exist yet.")
 @click.option(
     "--kind",
     type=click.Choice(["tuned", "linear"]),
     default="tuned",
-    help="tuned: least squares, then trained on the KL; linear: least squares only.",
+    help="tuned: least squares, then training on the KL; linear: least squares only.",
 )
-@click.option("--tokens", type=int, default=1 << 16, help="To fit on; an eighth is validated on, and an eighth held out.")
-@click.option("--steps", type=int, help="Of training, one batch each; 64 by default, and 0 leaves it at least squares.")
-@click.option("--learning-rate", type=float, help="Of Adam at the first step; 0.05 / width of the model by default.")
-@click.option("--batch-tokens", type=int, default=512, help="Tokens of one batch; longer prompts are cut to it.")
-@click.option("--seed", type=int, default=0, help="Of the split of the prompts and the order of the batches.")
-@click.option("--format", "kind_of_corpus", type=click.Choice(CORPUS_FORMATS), default="auto", help="Of the corpus.")
-@click.option("--column", help="Key or column of the text.")
-@click.option("--id-column", help="Key or column of the id.")
-@click.option("--limit", type=int, help="Stop after this many prompts.")
-@click.option("--actors", type=int, help="Number of actors, which share the layers; one a GPU share, or one a node by default.")
-@click.option("--gpus-per-actor", type=float, default=1.0, help="GPUs of one actor, or a fraction.")
-@click.option("--ray", default="auto", help="local, an address, or auto: RAY_ADDRESS if set, else local.")
-@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option(
+    "--tokens",
+    type=int,
+    default=1 << 16,
+    help="Tokens to fit on; an eighth as many more are for validation, and an eighth are held out for the report.",
+)
+@click.option("--steps", type=int, help="Training steps, of one batch each; 64 by default, and 0 is least squares only.")
+@click.option("--learning-rate", type=float, help="Learning rate of Adam at the first step; by default 0.05 / the model's width.")
+@click.option("--batch-tokens", type=int, default=512, help="Tokens in one batch; longer prompts are cut to this.")
+@click.option("--seed", type=int, default=0, help="Seed for splitting the prompts and for the order of the batches.")
+@click.option(
+    "--actors",
+    type=int,
+    help="Number of actors, which share the layers; by default as many as the GPUs allow, or without GPUs one per node.",
+)
+@click.option("--gpus-per-actor", type=float, default=1.0, help="GPUs for each actor; may be a fraction.")
+@click.option("--ray", default="auto", help="Ray cluster: an address, local, or auto (RAY_ADDRESS if set, else local).")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
 def command(**options: Any) -> None:
-    """Fit a lens to a model on CORPUS, and say how far each layer is from the model's prediction before and after.
+    """Fit a lens to a model on CORPUS, and print each layer's KL to the model's prediction before and after.
 
-    CORPUS is what raylens run takes. The lens is for --lens of raylens run, lens and doctor (docs/LENSES.md).
+    CORPUS is as for raylens run. Use the lens with --lens of raylens run, lens and doctor (docs/LENSES.md).
     """
     from raylens.scheduler.corpus import Corpus, CorpusSettings
     from raylens.scheduler.fit import Actors, fit_with_progress

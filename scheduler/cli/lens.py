@@ -6,6 +6,7 @@ import click
 import orjson
 
 from raylens.scheduler.cli._options import (
+    Sectioned,
     generation_options,
     intervene_option,
     layers_option,
@@ -22,32 +23,41 @@ if TYPE_CHECKING:
 _STATS = ("kl", "best_logprob", "best_rank")
 
 
-@click.command("lens")
+_HEADINGS = {"model": "Model", "lens": "What is lensed", "generate": "Generation", "tap": "What is shown"}
+
+
+@click.command("lens", cls=Sectioned, headings=_HEADINGS)
 @click.argument("text")
 @model_options
 @lens_option
 @intervene_option
-@generation_options
-@click.option("-k", "--top-k", type=int, default=10, show_default=True, help="Tokens kept at each place.")
 @layers_option
-@click.option("--tap", default="resid_post", show_default=True, help="The tap shown.")
+@click.option("-k", "--top-k", type=int, default=10, show_default=True, help="Tokens to keep at each place.")
+@generation_options
+@click.option("--tap", default="resid_post", show_default=True, help="Tap to show.")
 @click.option(
     "--stat",
     default="rank",
     show_default=True,
-    help="What colours the cells: rank, prob, logprob, entropy, kl, final_prob or final_logprob.",
+    help="Value that colours the cells: rank, prob, logprob, entropy, kl, final_prob or final_logprob.",
 )
 @click.option(
-    "--track", metavar="TOKEN", help="Colour by rank, prob or logprob of this token: its text, such as ' Paris', or id:N."
+    "--track", metavar="TOKEN", help="Colour by the rank, prob or logprob of this token: its text, such as ' Paris', or id:N."
 )
-@click.option("--layer-step", type=click.IntRange(min=1), default=1, show_default=True, help="Every Nth layer, and the last.")
-@click.option("--json", "as_json", is_flag=True, help="The record, with every tap, as one JSON object.")
+@click.option(
+    "--layer-step",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Show every Nth layer, counting down from the last.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the record, with every tap, as one JSON object.")
 def command(
     text: str, top_k: int, tap: str, stat: str, track: str | None, layer_step: int, as_json: bool, **options: Any
 ) -> None:
-    """Lens TEXT in this process and print the grid, without Ray, Redis or a store.
+    """Lens TEXT in this process and print the grid; needs no Ray, Redis or store.
 
-    In a terminal the last positions that fit are shown, in colour; in a pipe all of them, plain.
+    In a terminal, the grid is in colour and has the last positions that fit; in a pipe, it is plain and has all of them.
     """
     from rich.console import Console
 

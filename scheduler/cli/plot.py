@@ -7,7 +7,7 @@ import click
 import orjson
 
 from raylens.scheduler.cli._bar import with_bar
-from raylens.scheduler.cli._options import open_record, open_run, open_store, say, store_option
+from raylens.scheduler.cli._options import Sectioned, open_record, open_run, open_store, say, store_option
 from raylens.storage.charts import KINDS as CHARTS
 from raylens.storage.errors import NotDrawn, UsageError
 from raylens.storage.plots import FORMATS, KINDS, write
@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from raylens.storage.wanted import Wanted
 
 
-@click.command("plot")
+_HEADINGS = {
+    "store": "What to draw",
+    "stat": "Pictures of a prompt",
+    "against": "Pictures of a run",
+    "font": "Output",
+}
+
+
+@click.command("plot", cls=Sectioned, headings=_HEADINGS)
 @click.argument("address", metavar="RUN[/PROMPT]")
 @store_option
 @click.option(
@@ -27,54 +35,58 @@ if TYPE_CHECKING:
     type=click.Choice([*KINDS, *CHARTS]),
     default="grid",
     show_default=True,
-    help="Of a prompt, grid: positions by layers; rank: layers by rank; trajectory: tokens over layers; attribution: what each "
-    "write adds to a logit. Of a whole run, aggregate: curves over layers; compare: what another run changes.",
+    help="Of a prompt: grid (positions by layers), rank (layers by rank), trajectory (tokens over layers) or attribution (what "
+    "each write adds to a logit). Of a run: aggregate (curves over layers) or compare (what another run changes).",
 )
-@click.option(
-    "--stat", help="What is shown: rank, prob, logprob, final_prob, final_logprob, entropy, kl, best or next, as the kind has it."
-)
-@click.option("--tap", help="The tap shown.")
 @click.option(
     "--positions",
-    help=f"{FORMS}. Those shown, by default the last 24 (grid) or the last one; those that an aggregate counts, all by default.",
+    help=f"Positions to show: {FORMS}. By default the last one, in a grid the last 24; an aggregate counts all.",
 )
-@click.option("--layer-step", type=click.IntRange(min=1), help="Every Nth layer, counted from the last one down.")
+@click.option(
+    "--stat",
+    help="Value to show. grid: rank, prob, logprob, final_prob, final_logprob, entropy or kl; trajectory: prob, logprob or "
+    "rank; attribution: best or next.",
+)
+@click.option("--tap", help="Tap to show; by default resid_post, or in rank and attribution all.")
+@click.option("--layer-step", type=click.IntRange(min=1), help="Show every Nth layer, counting down from the last.")
 @click.option(
     "--token",
     "tokens",
     multiple=True,
     metavar="TEXT|id:N|field:NAME",
-    help="Token that a trajectory follows, may be repeated; whose rank, prob or logprob colours a grid; whose logit, less "
-    "that of a second, an attribution takes apart.",
+    help="trajectory: token to follow, repeatable; grid: token whose rank, prob or logprob colours the cells; attribution: "
+    "token whose logit is explained, or with a second token their difference.",
 )
 @click.option(
     "--important",
     type=click.IntRange(min=1),
     metavar="N",
-    help="rank: only the N layers where the predicted token's rank changes most.",
+    help="rank: show only the N layers where the rank of the predicted token changes most.",
 )
 @click.option(
     "--important-threshold",
     "threshold",
     type=click.FloatRange(min=0, max=100),
     metavar="PERCENT",
-    help="rank: only layers with a token above it, LogitLens4LLMs's rule (which takes 3).",
+    help="rank: show only layers with a token above PERCENT, as LogitLens4LLMs does with 3.",
 )
 @click.option(
     "--pages",
     is_flag=True,
-    help="In pages: NAME-1.png, NAME-2.png and so on, or one PDF. A grid then shows all positions unless told, 24 a page; "
-    "rank, trajectory and attribution one position a page.",
+    help="Break large pictures into pages: NAME-1.png, NAME-2.png, ..., or one PDF. A grid then has all positions by default, "
+    "24 a page; the other kinds have one position a page.",
 )
-@click.option("--against", metavar="RUN", help="The run that compare holds against this one.")
-@click.option("--by", metavar="KEY", help="Metadata key whose values an aggregate draws apart.")
-@click.option("--font", type=click.Path(exists=True, dir_okay=False), help="Font file for glyphs that DejaVu Sans lacks.")
-@click.option("--all", "every", is_flag=True, help="Every record of RUN, on all cores, into the folder --output.")
-@click.option("--format", "suffix", type=click.Choice(FORMATS), help="Of the pictures of --all; png by default.")
-@click.option("-o", "--output", required=True, metavar="PATH", help="Picture to write, .png, .svg or .pdf; with --all, a folder.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object that names the picture, or with --pages the pictures.")
+@click.option("--all", "every", is_flag=True, help="Draw every prompt of RUN, on all cores, into the folder --output.")
+@click.option("--format", "suffix", type=click.Choice(FORMATS), help="Format of the pictures of --all; png by default.")
+@click.option("--against", metavar="OTHER", help="compare: the other run.")
+@click.option("--by", metavar="KEY", help="aggregate: metadata key by whose values to split the curves.")
+@click.option("--font", type=click.Path(exists=True, dir_okay=False), help="Font file for characters that DejaVu Sans lacks.")
+@click.option(
+    "-o", "--output", required=True, metavar="PATH", help="Picture to write (.png, .svg or .pdf); with --all, a folder."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object that names what was drawn.")
 def command(address: str, store: str, every: bool, output: str, as_json: bool, **options: Any) -> None:
-    """Draw one prompt of a run, all of them, or the run as a whole, from the store alone."""
+    """Draw one prompt of a run, every prompt, or the run as a whole, without the model."""
     from raylens.storage.plots.request import for_record
 
     run, prompt = open_run(store, address)

@@ -16,21 +16,21 @@ from raylens.storage.positions import FORMS as POSITIONS
 @click.argument("address", metavar="RUN", required=False)
 @click.argument("name", metavar="[NAME]", required=False)
 @store_option
-@click.option("--list", "only_list", is_flag=True, help="List the queries, and what each takes.")
+@click.option("--list", "only_list", is_flag=True, help="List the queries and the options of each.")
 @click.option(
     "--token",
     multiple=True,
     metavar="TOKEN",
-    help="Text such as ' Paris', id:N, or field:NAME as it was tracked; several are a set.",
+    help="Token to look for: its text, such as ' Paris', or id:N, or field:NAME as it was tracked; repeat for a set.",
 )
-@click.option("--to", metavar="TOKEN", help="Tracked token whose logit is taken apart.")
-@click.option("--minus", metavar="TOKEN", help="Tracked token whose attribution is taken off.")
-@click.option("--tap", help="One tap, or all.")
-@click.option("--layers", help=f"{LAYERS}.")
-@click.option("--positions", help=f"{POSITIONS}.")
-@click.option("--rank", metavar="N", help="Among how many of the best.")
-@click.option("--by", metavar="KEY", help="Split by this key of the prompts' metadata.")
-@click.option("--limit", metavar="N", help="At most so many rows.")
+@click.option("--to", metavar="TOKEN", help="attribution: tracked token whose logit is explained.")
+@click.option("--minus", metavar="TOKEN", help="attribution: tracked token whose attribution is subtracted.")
+@click.option("--tap", help="Tap to look at, or all.")
+@click.option("--layers", help=f"Layers to look at: {LAYERS}.")
+@click.option("--positions", help=f"Positions to look at: {POSITIONS}.")
+@click.option("--rank", metavar="N", help="Look among the N best tokens of each place.")
+@click.option("--by", metavar="KEY", help="Split the result by this key of the prompts' metadata.")
+@click.option("--limit", metavar="N", help="Return at most N rows.")
 @output_options
 def command(
     address: str | None,
@@ -42,9 +42,9 @@ def command(
     parquet: str | None,
     **options: Any,
 ) -> None:
-    """Ask RUN a question of the library; without NAME, list the questions.
+    """Run the named query NAME over RUN; without NAME, list the queries.
 
-    Each is a statement over the views that raylens sql has. Every query, with an example: docs/QUERIES.md.
+    Each query has its own options and defaults, which --list shows. docs/QUERIES.md explains them, with examples.
     """
     if only_list or name is None:
         if as_csv or parquet is not None:

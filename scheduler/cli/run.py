@@ -11,6 +11,7 @@ import click
 from raylens.scheduler.cli._options import (
     CORPUS_FORMATS,
     DEFAULT_STORE,
+    Sectioned,
     generation_options,
     intervene_option,
     layers_option,
@@ -67,81 +68,108 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
     return texts if many else texts[0]
 
 
-@click.command("run", context_settings={"show_default": True})
+_HEADINGS = {
+    "model": "Model",
+    "text": "Corpus",
+    "lens": "What is lensed",
+    "stats": "Statistics",
+    "generate": "Generation",
+    "actors": "Actors, Ray and Redis",
+    "store": "Store and run",
+    "as_json": "Output and configuration",
+}
+
+
+@click.command("run", cls=Sectioned, headings=_HEADINGS, context_settings={"show_default": True})
 @click.argument("corpus", nargs=-1)
 @model_options
-@lens_option
-@intervene_option
-@click.option("-o", "--store", default=DEFAULT_STORE, envvar="RAYLENS_STORE", help="Folder of runs, made if absent.")
-@click.option("--name", help="Name of the run; from model and corpus by default.")
-@click.option("--text", multiple=True, help="A prompt given here; repeatable.")
+@click.option("--text", multiple=True, help="Prompt given on the command line; repeatable.")
 @click.option(
     "--format",
     "kind",
     type=click.Choice(CORPUS_FORMATS),
     default="auto",
-    help="Of the corpus; auto goes by extension.",
+    help="Format of the corpus; auto goes by the file's extension.",
 )
-@click.option("--column", help="Key or column of the text.")
-@click.option("--id-column", help="Key or column of the id.")
-@click.option("--limit", type=int, help="Stop after this many prompts.")
+@click.option("--column", help="Field or column with the text; by default text, prompt, content, question or input.")
+@click.option("--id-column", help="Field or column with the id; by default id, if there is one.")
+@click.option("--limit", type=int, help="Take only this many prompts, from the start of the corpus.")
 @click.option(
     "--chat-template",
     type=click.Path(exists=True, dir_okay=False),
-    help="Jinja file for prompts with messages, instead of the model's own.",
+    help="Jinja file for prompts with messages, in place of the model's own template.",
 )
-@click.option("--max-tokens", type=int, help="Longest prompt; the model's limit by default.")
+@click.option("--max-tokens", type=int, help="Longest prompt allowed, in tokens; by default the model's limit.")
 @click.option(
-    "--on-long", type=click.Choice(["truncate", "skip", "error"]), default="error", help="What a longer prompt comes to."
+    "--on-long",
+    type=click.Choice(["truncate", "skip", "error"]),
+    default="error",
+    help="What to do with a longer prompt: cut off its end, skip it, or count it as failed.",
 )
-@click.option("-k", "--top-k", type=int, default=10, help="Tokens kept a place.")
+@lens_option
+@intervene_option
 @layers_option
-@click.option("--taps", help="Comma list of resid_pre, attn_out, resid_mid, mlp_out, resid_post; the last four by default.")
-@click.option("--heads", metavar="LAYERS", help="Lens each attention head at these layers too, as taps head_0, head_1, ...")
-@click.option("--positions", default="last", help=f"{FORMS}.")
+@click.option(
+    "--taps",
+    help="Taps to lens, separated by commas: resid_pre, attn_out, resid_mid, mlp_out, resid_post; by default the last four.",
+)
+@click.option("--heads", metavar="LAYERS", help="Also lens each attention head of these layers, as taps head_0, head_1, ...")
+@click.option("--positions", default="last", help=f"Positions to lens: {FORMS}.")
+@click.option("-k", "--top-k", type=int, default=10, help="Tokens to keep at each place (a position, tap and layer).")
+@click.option(
+    "--logprobs",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    help="Precision of the stored logprobs; float32 also reads each tap by itself, within 1e-4.",
+)
 @click.option(
     "--stats",
-    help="Comma list of kl (to the final layer); next_logprob, next_rank (of the prompt's next token); best_logprob, best_rank "
-    "(of the final prediction); attribution (to the logits of tracked tokens), next_attribution, best_attribution "
-    "(docs/ATTRIBUTION.md); all (but attributions), which are stored anyway of resid_post if all its layers are lensed; none.",
+    help="Statistics to store at each place, separated by commas: kl (KL to the final distribution), next_logprob, next_rank "
+    "(of the prompt's next token), best_logprob, best_rank (of the final prediction), all of these, or none. Unless none, "
+    "resid_post has them all if all its layers are lensed. Also attribution (to the logits of tracked tokens), "
+    "next_attribution, best_attribution (docs/ATTRIBUTION.md).",
 )
 @click.option(
     "--track",
     multiple=True,
     metavar="TOKEN",
-    help="Store rank and logprob of this token at each place: its text, such as ' Paris', or id:N; or field:NAME, what a "
-    "field of the prompt holds; repeatable.",
+    help="Token whose rank and logprob to store at each place: its text, such as ' Paris', or id:N, or field:NAME for "
+    "the token that each prompt's field NAME holds; repeatable.",
 )
 @generation_options
-@click.option("--samples", type=int, default=1, help="Texts to draw for each prompt, as records ID#1, ID#2, ...")
-@click.option("--logprobs", type=click.Choice(["float16", "float32"]), default="float16", help="How logprobs are stored.")
-@click.option("--actors", default="auto", help="Number of actors, or auto: one a GPU share, or one a node.")
-@click.option("--gpus-per-actor", type=float, default=1.0, help="GPUs of one actor, or a fraction.")
+@click.option("--samples", type=int, default=1, help="Texts to generate for each prompt, stored as ID#1, ID#2, ...")
+@click.option(
+    "--actors", default="auto", help="Number of actors; auto is as many as the GPUs allow, or without GPUs one per node."
+)
+@click.option("--gpus-per-actor", type=float, default=1.0, help="GPUs for each actor; may be a fraction.")
 @click.option(
     "--batch-tokens",
     type=int,
-    help="Tokens of one batch, those to be generated too; 512 on CPUs and 4096 on GPUs by default, with --generate 8 times that.",
+    help="Tokens in one batch, generated ones included; by default 512 on CPUs and 4,096 on GPUs, 8 times that with --generate.",
 )
-@click.option("--ray", default="auto", help="local, an address, or auto: RAY_ADDRESS if set, else local.")
-@click.option("--redis", default="embedded", help="embedded, or the URL of a Redis or Valkey server.")
+@click.option("--ray", default="auto", help="Ray cluster: an address, local, or auto (RAY_ADDRESS if set, else local).")
+@click.option("--redis", default="embedded", help="URL of a Redis or Valkey server, or embedded to start one.")
 @click.option(
     "--writer",
     type=click.Choice(["own", "external"]),
     default="own",
-    help="Who stores results; external: raylens writer, started by you on the machine of the store.",
+    help="What stores the results: this command, or a raylens writer that you start on the store's machine.",
 )
 @click.option(
     "--writer-helpers",
     type=int,
-    help="Processes that may store for the writer where results come faster than it stores; a quarter of the cores by default.",
+    help="Maximum number of processes that help the writer when results outpace it; by default a quarter of the cores.",
 )
 @click.option(
-    "--fresh", is_flag=True, allow_from_autoenv=False, help="Begin anew; an earlier run of the name is kept as NAME.old-1."
+    "-o", "--store", default=DEFAULT_STORE, envvar="RAYLENS_STORE", help="Folder that holds the runs; created if missing."
 )
-@click.option("--dry-run", is_flag=True, help="Lens a sample, say what the whole run would take, and stop.")
-@click.option("--show-config", is_flag=True, help="Print each option's value and where it comes from, and stop.")
-@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--name", help="Name of the run; by default made from the model and the corpus.")
+@click.option(
+    "--fresh", is_flag=True, allow_from_autoenv=False, help="Start over; an earlier run of this name is kept as NAME.old-1."
+)
+@click.option("--dry-run", is_flag=True, help="Lens a sample, print what the whole run would take, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print events to stdout as JSON lines.")
+@click.option("--quiet", is_flag=True, help="Show neither progress nor summary.")
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False),
@@ -150,11 +178,12 @@ def _default(path: str, name: str, setting: object, many: bool) -> object:
     callback=_load_config,
     help="TOML file with options of this command, such as top-k = 5.",
 )
+@click.option("--show-config", is_flag=True, help="Print each option's value and where it comes from, and stop.")
 @click.pass_context
 def command(context: click.Context, /, show_config: bool, **options: Any) -> None:
-    """Lens every prompt of CORPUS into a store; the same command again goes on where the last one ended.
+    """Lens every prompt of CORPUS into a store. Repeat the same command to resume a run that was stopped.
 
-    CORPUS is any number of files or globs: JSON lines, CSV, Parquet or plain text, also .gz and .zst, or - for stdin.
+    CORPUS is any number of files or globs: JSON lines, CSV, Parquet or plain text, also as .gz or .zst; - is stdin.
     """
     if show_config:
         from raylens.scheduler.cli import _show_config

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @click.command("runs")
 @click.argument("store", default=DEFAULT_STORE, envvar="RAYLENS_STORE")
-@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 def command(store: str, as_json: bool) -> None:
     """List the runs of STORE, oldest first."""
     found, rows, damaged = open_store(store), [], []

@@ -23,17 +23,17 @@ MAX_FAILURES = 20
 @click.command("show")
 @click.argument("address", metavar="RUN[/PROMPT]")
 @store_option
-@click.option("--position", type=int, help="Position in the prompt; the last one lensed by default, or of --generate each step.")
-@click.option("--top", type=click.IntRange(1), help="Tokens a tap; 1 by default, 5 of a step.")
+@click.option("--position", type=int, help="Position to show; by default the last one lensed, or every step of a generated text.")
+@click.option("--top", type=click.IntRange(1), help="Tokens to show for each tap; by default 1, or 5 at a generated step.")
 @click.option(
     "--important-threshold",
     "threshold",
     type=click.FloatRange(min=0, max=100),
     metavar="PERCENT",
-    help="Of the steps: layers with a token above it, LogitLens4LLMs's rule; 3 by default.",
+    help="Generated text: show only layers with a token above PERCENT, as LogitLens4LLMs does; 3 by default.",
 )
-@click.option("--quarantine", is_flag=True, help="Entries of the run's stream that were refused, instead.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object; with --quarantine a list.")
+@click.option("--quarantine", is_flag=True, help="List the entries of the run's stream that the writer refused.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, or with --quarantine a list.")
 def command(
     address: str,
     store: str,
@@ -43,9 +43,9 @@ def command(
     quarantine: bool,
     as_json: bool,
 ) -> None:
-    """Show a run's settings, counts and failures, or one prompt layer by layer; what was generated step by step.
+    """Show a run's settings, counts and failures, or one prompt layer by layer (a generated text step by step).
 
-    RUN may be the beginning of a name. A prompt is named as RUN/PROMPT, whatever its id holds.
+    RUN may be the beginning of a run's name. PROMPT is a prompt's id, which may itself contain slashes.
     """
     from raylens.storage.record import Failure
     from raylens.storage.record_view import readable

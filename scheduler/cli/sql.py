@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 @click.command("sql")
 @click.argument("words", metavar="[STORE] SELECT", nargs=-1, required=True)
 @store_option
-@click.option("--run", "name", metavar="RUN", help="Over this run only; all of the store by default.")
+@click.option("--run", "name", metavar="RUN", help="Query only this run; by default all runs of the store.")
 @output_options
 def command(words: tuple[str, ...], store: str, name: str | None, as_json: bool, as_csv: bool, parquet: str | None) -> None:
-    """Run one SELECT over the runs of a store, in DuckDB's SQL; the store may come first, or by --store.
+    """Run one SELECT, in DuckDB's SQL, over the runs of a store, given as STORE or by --store.
 
     The views are prompts, positions, metrics, topk, tracked, decisions and failures (docs/QUERIES.md). Nothing is written, and
-    SQL reaches neither other files nor the network.
+    the SQL can reach neither other files nor the network.
     """
     if len(words) > 2:
         raise UsageError(f"sql takes a store and one SELECT, not {len(words)} words; put the statement in quotes")

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 @click.command("status")
 @click.argument("store", required=False, envvar="RAYLENS_STORE")
 @click.argument("run", required=False)
-@click.option("--redis", metavar="URL", help="Also what this server holds; without STORE only that.")
+@click.option("--redis", metavar="URL", help="Also show what this server holds; without STORE, only that.")
 @click.option(
     "--healthy-within",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Exit 1 unless each run is complete, or at work and has committed within so many seconds.",
+    help="Exit with code 1 unless every run is complete, or running and has committed in the last SECONDS.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(store: str | None, run: str | None, redis: str | None, healthy_within: float | None, as_json: bool) -> None:
-    """Say how far the runs of STORE are, or all about one RUN, from another terminal or machine.
+    """Show how far the runs of STORE are, or everything about one RUN, from any terminal or machine.
 
-    States: complete; running; silent, the driver was not heard of for a minute; died, its process is gone; stopped. All but
-    complete runs go on by the command that began them.
+    States: complete; running; silent (nothing heard of the driver for a minute); died (its process is gone); stopped. To
+    resume a run, repeat the command that began it.
     """
     if store is None and redis is None:
         store = DEFAULT_STORE

@@ -20,14 +20,14 @@ MAX_LEFTOVERS = 10
 
 @click.command("verify")
 @click.argument("store", default=DEFAULT_STORE, envvar="RAYLENS_STORE")
-@click.option("--run", "name", help="Only this run; all by default.")
-@click.option("--repair", "mend", is_flag=True, help="Move what is damaged aside, so that a resume recomputes just that.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@click.option("--run", "name", help="Check only this run; by default all.")
+@click.option("--repair", "mend", is_flag=True, help="Move damage aside, so that resuming the run computes only what is missing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 def command(store: str, name: str | None, mend: bool, as_json: bool) -> None:
-    """Check every file, checksum and record of STORE against its ledger; exit code 6 if anything is damaged.
+    """Check every file, checksum and record of STORE against its ledger. Exit code 6 if anything is damaged.
 
-    With --repair, damaged segments are moved to the run's folder damaged/ and every record that is good is kept; then the
-    same raylens run computes what is missing. A run that is being done is not touched.
+    With --repair, damaged segments are moved to damaged/ in the run's folder, and every good record is kept; the same raylens
+    run command then computes the rest. A run that is in progress is not touched.
     """
     from raylens.storage.repair import repair
     from raylens.storage.store import Store

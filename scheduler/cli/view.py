@@ -8,15 +8,18 @@ from raylens.scheduler.cli._options import DEFAULT_STORE
 @click.command("view")
 @click.argument("store", default=DEFAULT_STORE, envvar="RAYLENS_STORE")
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than this machine's own need a token."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; with any but this machine's own, readers need a token.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port to listen on; 0 is any free one."
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port to listen on; 0 picks a free one."
 )
 def command(store: str, host: str, port: int) -> None:
-    """Look at the runs of STORE in a browser, also while they are going. Ctrl-C ends it.
+    """Serve the runs of STORE to your browser, also while they are in progress. Ctrl-C stops it.
 
-    Its pages, and the JSON of each: docs/PAGES.md.
+    docs/PAGES.md describes the pages and the JSON of each.
     """
     from raylens.storage.site.serving import serve
 

@@ -11,15 +11,15 @@ from raylens.storage.errors import EXIT_STOPPED
 
 @click.command("writer")
 @click.argument("store", envvar="RAYLENS_STORE")
-@click.option("--redis", required=True, metavar="URL", help="The server that raylens run uses.")
-@click.option("--run", "name", help="Only this run, to its end; all that ask, until Ctrl-C, by default.")
-@click.option("--helpers", type=int, help="Processes that may store for a writer; a quarter of the cores by default.")
-@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics at this port's /metrics.")
+@click.option("--redis", required=True, metavar="URL", help="Server that raylens run uses.")
+@click.option("--run", "name", help="Serve only this run, until it is complete; by default every run that asks, until Ctrl-C.")
+@click.option("--helpers", type=int, help="Maximum number of processes that help each writer; by default a quarter of the cores.")
+@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics on this port, at /metrics.")
 def command(store: str, redis: str, name: str | None, helpers: int | None, metrics_port: int | None) -> None:
     """Store the results of runs that were started with --writer external, on the machine that holds STORE.
 
-    The folder must be one that the driver sees too. Drivers may end and resume meanwhile. Exit code 0 when the run is
-    complete, 6 when another writer took it over or it is damaged, 130 when stopped; what is complete is stored first.
+    The drivers must see the same folder; they may stop and resume meanwhile. Exit codes: 0 the run is complete, 6 another
+    writer took it over or it is damaged, 130 stopped, after storing what has arrived.
     """
     from raylens.scheduler.stopping import Stopping
     from raylens.scheduler.writer_service import WriterService

@@ -2,10 +2,10 @@
 
 #: Format, whose module is named alike -> what it is.
 FORMATS = {
-    "jsonl": "a record or failure a line",
-    "parquet": "a row for each prompt, tap, layer, position and rank",
+    "jsonl": "one record or failure per line",
+    "parquet": "one row per prompt, tap, layer, position and rank",
     "csv": "the same rows",
-    "logitlens4llms": "the two JSON files of LogitLens4LLMs, into the folder --output",
-    "logitlenskit": "a line of V2 widget data a record",
-    "tuned-lens": "means by layer, as tuned-lens's aggregate_metrics.json",
+    "logitlens4llms": "the two JSON files of LogitLens4LLMs, in the folder --output",
+    "logitlenskit": "one line of V2 widget data per record",
+    "tuned-lens": "means by layer, as in tuned-lens's aggregate_metrics.json",
 }

@@ -1,9 +1,9 @@
--- What each tap and layer adds to the logit of a token, or to its lead over another: mean, its 95 % interval, share above 0.
--- to = none: a tracked token as --track named it; the model's own best one where none is named
--- minus = none: a tracked token whose attribution is taken off
--- tap = all: which tap, or all
--- layers = all: which layers: all, 0,5-10, -1 or a slice such as 20:
--- positions = all: which positions: all, last, last:N, a position or A:B
+-- What each tap, layer and head adds to a token's logit, or to its lead over another: mean, 95 % interval, share above 0.
+-- to = none: tracked token, written as for --track; without it, the model's final prediction
+-- minus = none: tracked token whose attribution is subtracted
+-- tap = all: one tap, or all
+-- layers = all: all, a list such as 0,5-10, a layer such as -1, or a slice such as 20:
+-- positions = all: all, last, last:N, a position, or A:B
 -- by = none: metadata key to split by
 -- needs: attribution
 WITH terms AS (

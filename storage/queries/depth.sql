@@ -1,5 +1,5 @@
--- At which layer the final prediction leads first, and from which on it leads for good: a histogram.
--- positions = all: which positions: all, last, last:N, a position or A:B
+-- How many positions decide at each layer: where the final prediction leads first, and from where on it leads for good.
+-- positions = all: all, last, last:N, a position, or A:B
 -- by = none: metadata key to split by
 -- needs: final
 WITH decided AS (

@@ -1,7 +1,7 @@
--- The same for each place: where its final prediction leads first and for good.
--- positions = all: which positions: all, last, last:N, a position or A:B
--- by = none: metadata key that is shown
--- limit = none: at most so many rows
+-- For each position, the layer where its final prediction leads first, and the one from which it leads for good.
+-- positions = all: all, last, last:N, a position, or A:B
+-- by = none: metadata key to show with each row
+-- limit = none: most rows to return
 -- needs: final
 SELECT split, id, position, input.token AS input, final.token AS final, final_logprob AS logprob, first, stable
 FROM decisions

@@ -1,7 +1,7 @@
--- Places that decide last: the latest changes of the best token, and the tokens before and after.
--- positions = all: which positions: all, last, last:N, a position or A:B
--- by = none: metadata key that is shown
--- limit = 20: at most so many rows
+-- Positions whose top token changes latest, with the tokens before and after the change.
+-- positions = all: all, last, last:N, a position, or A:B
+-- by = none: metadata key to show with each row
+-- limit = 20: most rows to return
 -- needs: final
 SELECT split, id, position, input.token AS input, stable AS layer, before.token AS before, final.token AS after, final_logprob AS logprob
 FROM decisions

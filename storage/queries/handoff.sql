@@ -1,5 +1,5 @@
--- Which part of which block lifts the final prediction to the top, first and for good: attention or MLP.
--- positions = all: which positions: all, last, last:N, a position or A:B
+-- Which part of which block, attention or MLP, lifts the final prediction to the top, first and for good.
+-- positions = all: all, last, last:N, a position, or A:B
 -- by = none: metadata key to split by
 -- needs: final, resid_mid, layers
 WITH residual AS (

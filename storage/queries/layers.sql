@@ -1,7 +1,7 @@
--- Entropy, KL and agreement with the final prediction by layer and tap, with 10, 50 and 90 % of the places.
--- tap = all: which tap, or all
--- layers = all: which layers: all, 0,5-10, -1 or a slice such as 20:
--- positions = all: which positions: all, last, last:N, a position or A:B
+-- Entropy, KL and agreement with the final prediction by layer and tap: means, and 10, 50 and 90 % quantiles.
+-- tap = all: one tap, or all
+-- layers = all: all, a list such as 0,5-10, a layer such as -1, or a slice such as 20:
+-- positions = all: all, last, last:N, a position, or A:B
 -- by = none: metadata key to split by
 WITH counted AS (  -- entropies are rounded, so that equal ones are many: counting them is faster than sorting places
     SELECT

@@ -1,9 +1,9 @@
 -- Places whose entropy or KL is far from what is usual in their layer and tap.
--- tap = resid_post: which tap, or all
--- layers = all: which layers: all, 0,5-10, -1 or a slice such as 20:
--- positions = all: which positions: all, last, last:N, a position or A:B
--- by = none: metadata key within whose values the usual is taken
--- limit = 20: at most so many rows
+-- tap = resid_post: one tap, or all
+-- layers = all: all, a list such as 0,5-10, a layer such as -1, or a slice such as 20:
+-- positions = all: all, last, last:N, a position, or A:B
+-- by = none: metadata key; what is usual is then taken for each of its values
+-- limit = 20: most rows to return
 WITH measured AS (
     SELECT split, prompt, position, tap, layer, 'entropy' AS metric, entropy::DOUBLE AS value FROM places
     UNION ALL

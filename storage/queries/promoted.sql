@@ -1,8 +1,8 @@
--- The tokens that are most often the best one, by layer and tap.
--- tap = resid_post: which tap, or all
--- layers = all: which layers: all, 0,5-10, -1 or a slice such as 20:
--- positions = all: which positions: all, last, last:N, a position or A:B
--- rank = 3: how many tokens of each layer and tap
+-- The tokens that are most often at the top, by layer and tap.
+-- tap = resid_post: one tap, or all
+-- layers = all: all, a list such as 0,5-10, a layer such as -1, or a slice such as 20:
+-- positions = all: all, last, last:N, a position, or A:B
+-- rank = 3: tokens to list for each layer and tap
 -- by = none: metadata key to split by
 SELECT split, tap, layer, rank, token_id, token, places, share
 FROM (

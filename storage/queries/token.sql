@@ -1,11 +1,11 @@
--- Places where one of the tokens is among the best.
--- token: the tokens looked for, by text, as id:N, or as field:NAME as --track named it
--- tap = resid_post: where they are looked for, or all
--- layers = all: which layers: all, 0,5-10, -1 or a slice such as 20:
--- positions = all: which positions: all, last, last:N, a position or A:B
--- rank = 1: among how many of the best
--- by = none: metadata key that is shown
--- limit = none: at most so many rows
+-- Places where a token, or one of a set, is among the best.
+-- token: token to look for, as its text, id:N, or field:NAME as given to --track; repeat for a set
+-- tap = resid_post: tap to search, or all
+-- layers = all: all, a list such as 0,5-10, a layer such as -1, or a slice such as 20:
+-- positions = all: all, last, last:N, a position, or A:B
+-- rank = 1: look among this many best tokens
+-- by = none: metadata key to show with each row
+-- limit = none: most rows to return
 -- needs: rank
 SELECT asked.split, id, position, input.token AS input, tap, layer, rank, named.token, logprob
 FROM (

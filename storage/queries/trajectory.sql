@@ -1,8 +1,8 @@
--- A token, or a set of tokens taken as one, by layer and tap: how often it is among the k best, its rank and its probability.
--- token: the tokens, by text, as id:N, or as field:NAME as --track named it
--- tap = resid_post: which tap, or all
--- layers = all: which layers: all, 0,5-10, -1 or a slice such as 20:
--- positions = all: which positions: all, last, last:N, a position or A:B
+-- A token, or a set taken as one, by layer and tap: how often it is in the top k, its rank and its probability.
+-- token: token to follow, as its text, id:N, or field:NAME as given to --track; repeat for a set
+-- tap = resid_post: one tap, or all
+-- layers = all: all, a list such as 0,5-10, a layer such as -1, or a slice such as 20:
+-- positions = all: all, last, last:N, a position, or A:B
 -- by = none: metadata key to split by
 WITH told AS (  -- prompts, which say what was tracked, are joined only where something was
     SELECT split, tap, layer, ids, logprobs, wanted, NULL::UINTEGER[] AS tracked, NULL::UINTEGER[] AS tracked_rank, NULL::FLOAT[] AS tracked_logprob

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import click
 import pytest
 from PIL import Image
 
+from raylens.scheduler.cli import group
 from tests.command import raylens_command
 from tests.waiting import HUNG
 
@@ -194,3 +196,16 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=HUNG)
     assert done.returncode == 0, done.stderr
     assert "Lens a corpus into a store" in done.stdout
+
+
+def test_help_has_every_option_under_its_heading() -> None:
+    """Headings are those of parameters that there are, and no option is left out."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        shown = command.get_help(click.Context(command, info_name=name))
+        for parameter in command.params:
+            assert not isinstance(parameter, click.Option) or max(parameter.opts, key=len) in shown, (name, parameter.name)
+        for heading in getattr(command, "headings", {}).values():
+            assert f"\n{heading}:\n" in shown, (name, heading)

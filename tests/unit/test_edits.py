@@ -68,7 +68,7 @@ def test_forms(tmp_path: Path) -> None:
         (one(tap=...), "edits[0]: Object missing required field `tap`"),
         (one(layers=True), "edits[0].layers: Expected `str`, got `bool`"),
         (one(layers=...), "edits[0]: Object missing required field `layers`"),
-        (one(layers=[]), "edits[0].layers: chooses no layer; write all, 0,5-10"),
+        (one(layers=[]), "edits[0].layers: chooses no layer; write all, a list such as 0,5-10"),
         (one(layers=[1, True]), "edits[0].layers: Expected `str`, got `array`"),
         (one(positions="first"), f"edits[0].positions: 'first': write {FORMS}, or a list of positions"),
         (one(positions="0:9:2"), "edits[0].positions: '0:9:2'"),

@@ -381,7 +381,7 @@ def test_a_key_of_any_name(tmp_path_factory: pytest.TempPathFactory, key: str, v
         ("token", {"token": 2, "rank": 0}, "--rank 0: give a number from 1"),
         ("token", {"token": 2, "rank": "all"}, "--rank all: give a number from 1"),
         ("token", {"token": 2, "limit": -1}, "--limit -1: give a number from 1"),
-        ("token", {"token": 2, "layers": "5:5"}, "--layers '5:5': chooses no layer of 4; write all, 0,5-10"),
+        ("token", {"token": 2, "layers": "5:5"}, "--layers '5:5': chooses no layer of 4; write all, a list such as 0,5-10"),
         ("token", {"token": 2, "layers": 9}, "--layers '9': the model has layers 0 to 3"),
         ("token", {"token": 2, "layers": "x"}, "--layers 'x': 'x' is no layer"),
         ("token", {"token": 2, "positions": "last:0"}, "--positions 'last:0': write all"),
