@@ -1,7 +1,12 @@
 """raylens: the logit lens for corpora.
 
-``raylens.run`` lenses a corpus into a store, ``raylens.open`` reads a store, ``raylens.lens`` lenses one text in process.
-Names are loaded on first use, so ``import raylens`` imports neither torch nor ray.
+- ``raylens.lens`` lenses one text in this process and returns its record.
+- ``raylens.run`` lenses a corpus into a store and returns the run.
+- ``raylens.open`` opens a store for reading; it needs no torch, Ray or Redis.
+- ``raylens.fit_lens`` fits a tuned or linear lens to a model.
+
+Every error raised on purpose is a ``raylens.RaylensError``. Names are loaded on first use, so ``import raylens`` imports
+neither torch nor ray.
 """
 
 from importlib import import_module

@@ -73,28 +73,50 @@ def run(
     fresh: bool = False,
     quiet: bool = False,
 ) -> Run:
-    """Lens a corpus into a store and open the run; the same call again goes on where the last one ended. Calls from several
-    threads take turns.
+    """Lens a corpus into a store and return the run, open for reading.
+
+    Repeat the same call to resume a run that was stopped; what is stored is not computed again. Calls from several threads
+    take turns. Arguments are those of ``raylens run --help``; the ones not listed below are exactly as there.
 
     Args:
-        corpus: a path or glob of files, or an iterable of texts or of dictionaries with the keys of JSON lines.
-        model: a folder, GGUF file, hub id, or ``demo``.
-        store: folder of runs, made if absent.
-        heads: layers whose attention heads are lensed one by one, such as ``5,8`` or ``all``.
-        stats: names from ``kl``, ``next_logprob``, ``next_rank``, ``best_logprob`` and ``best_rank``, or ``all`` of these, or
-            ``none``; and from ``attribution``, ``next_attribution`` and ``best_attribution`` (docs/ATTRIBUTION.md). But
-            for ``none``, ``all`` is stored anyway of ``resid_post``, if all its layers are lensed.
-        track: tokens, by text or id, or ``field:NAME`` for what each prompt's own field of that name holds.
+        corpus: a path or glob of files, or an iterable of texts, or of dictionaries with the keys of a JSON line (``text``,
+            ``messages`` or ``token_ids``, an optional ``id``, and metadata).
+        model: a folder, GGUF file or hub id, or ``demo`` for the bundled model.
+        store: the folder that holds the runs; created if missing.
+        name: of the run; by default made from the model and the corpus.
+        top_k: tokens to keep at each place (a position, tap and layer).
+        layers: ``all``, a list such as ``0,5-10``, a layer such as -1, a slice such as ``::4``, or a sequence of numbers.
+        taps: names, in a sequence or separated by commas; by default ``attn_out``, ``resid_mid``, ``mlp_out`` and
+            ``resid_post``.
+        heads: layers whose attention heads are lensed one by one too, such as ``5,8`` or ``all``.
+        positions: ``last``, ``all``, ``last:N``, a position, or ``A:B`` (B not included).
+        logprobs: the precision in which logprobs are stored.
+        stats: statistics to store at each place: any of ``kl``, ``next_logprob``, ``next_rank``, ``best_logprob`` and
+            ``best_rank``, or ``all`` of these, or ``none``; and any of ``attribution``, ``next_attribution`` and
+            ``best_attribution`` (docs/ATTRIBUTION.md). Unless ``none``, ``resid_post`` has ``all`` if all its layers are
+            lensed.
+        track: tokens whose rank and logprob to store at each place, by text or id, or ``field:NAME`` for the token that
+            each prompt's field NAME holds.
         lens: ``logit``, ``tuned:FOLDER``, ``jacobian:FILE`` or ``linear:FILE``.
-        intervene: a YAML or JSON file of edits, or a dictionary of its form (docs/INTERVENTIONS.md).
-        generate: tokens to generate after each prompt; its steps are lensed then.
-        temperature, top_p, sample_top_k, seed, samples: of the draws, as the options of ``raylens run``.
-        chat_template: Jinja source.
+        intervene: a YAML or JSON file of edits, or a dictionary of the same form (docs/INTERVENTIONS.md).
+        generate: the most tokens to generate after each prompt; the steps are then lensed, in place of ``positions``.
+        temperature, top_p, sample_top_k, seed, samples: how tokens are sampled; temperature 0 takes the most probable one.
+        chat_template: Jinja source (not a file) for prompts with messages, in place of the model's own template.
+        max_tokens: the longest prompt allowed, in tokens; by default the model's limit.
+        on_long: what to do with a longer prompt: ``truncate``, ``skip`` or ``error`` (count it as failed).
+        batch_tokens: tokens in one batch, generated ones included; by default it depends on the device.
+        actors: how many; None is as many as the GPUs allow, or without GPUs one per node.
+        fresh: start over, and keep an earlier run of this name as ``NAME.old-1``.
         quiet: show no progress.
-        name, revision, ...: as the options of ``raylens run``.
+
+    Returns:
+        The run. Prompts that failed raise nothing; ``Run.failures`` has them.
 
     Raises:
-        RaylensError: the run cannot begin or go on. Failed prompts raise nothing; see ``Run.failures``.
+        UsageError: an argument cannot be used, or the run was made with other settings.
+        InputError, ModelError: the corpus or the model cannot be read.
+        BrokerError, ClusterError: Redis or Ray cannot be reached or used.
+        StoreError: the store is damaged, locked or cannot be written.
         KeyboardInterrupt: stopped by Ctrl-C; what is stored stays.
     """
     if isinstance(corpus, str | Path):

@@ -123,23 +123,29 @@ def fit_lens(
     ray: str = "auto",
     quiet: bool = False,
 ) -> FitReport:
-    """Fit a lens to a model on a corpus and write it into a new folder; its ``lens`` is what ``raylens.run`` takes.
+    """Fit a lens to a model on a corpus and write it into a new folder (docs/LENSES.md).
+
+    Arguments are those of ``raylens fit-lens --help``; the ones not listed below are exactly as there.
 
     Args:
-        corpus: a path or glob of files, or an iterable of texts or of dictionaries with the keys of JSON lines.
-        model: a folder, GGUF file, hub id, or ``demo``.
-        output: a folder that is not there yet.
-        kind: ``tuned`` or ``linear``.
-        tokens, steps, learning_rate, batch_tokens, seed: as in FitSettings.
+        corpus: a path or glob of files, or an iterable of texts, or of dictionaries with the keys of a JSON line.
+        model: a folder, GGUF file or hub id, or ``demo`` for the bundled model.
+        output: the folder to create; it must not exist yet.
+        kind: ``tuned`` (least squares, then training on the KL) or ``linear`` (least squares only).
+        tokens: how many to fit on; an eighth as many more are for validation, and an eighth are held out for the report.
+        steps: training steps, of one batch each; by default 64, and 0 is least squares only.
+        learning_rate: of Adam at the first step, falling linearly to 0; by default 0.05 / the model's width.
+        batch_tokens: tokens in one batch; longer prompts are cut to this.
+        seed: for splitting the prompts and for the order of the batches.
         quiet: show no progress.
-        revision, ...: as the options of ``raylens run``.
 
     Returns:
-        The mean KL(final || lens) in nats by layer on held-out prompts, before and after.
+        A report. ``lens`` is what to give as ``lens`` to ``raylens.run`` and ``raylens.lens``. ``layers`` has, layer by
+        layer, the mean KL(final || lens) in nats on held-out prompts, under the logit lens and under the fitted one.
 
     Raises:
-        RaylensError: the lens cannot be fitted; nothing is written then.
-        KeyboardInterrupt: stopped by Ctrl-C; likewise.
+        RaylensError: the lens cannot be fitted; nothing is written.
+        KeyboardInterrupt: stopped by Ctrl-C; nothing is written.
     """
     if isinstance(corpus, str | Path):
         prompts = Corpus(CorpusSettings(sources=(str(corpus),), format=format, column=column, id_column=id_column, limit=limit))

@@ -2,27 +2,27 @@
 
     RaylensError            1   failed
     ├── UsageError          2   an option or argument that cannot be used
-    │   └── NotDrawn        2   a prompt that lacks what its picture is to show
+    │   └── NotDrawn        2   a prompt that lacks what its picture should show
     ├── InputError          4   a corpus that cannot be read (names file and line)
     ├── ModelError          4   a model that cannot be loaded or lensed
-    │   └── DeviceError     4   a GPU that refuses all further work of a process
+    │   └── DeviceError     4   a GPU that refuses all further work of this process
     ├── BrokerError         5   Redis or Valkey cannot be reached or used
-    │   ├── ServerFull      5   it is at its memory limit, for longer than one waits
-    │   ├── ServerRefuses   5   it takes no writes, for longer than one waits
-    │   └── StreamGone      5   a run's stream is not there: the run has ended, or the server lost it
+    │   ├── ServerFull      5   the server stays at its memory limit
+    │   ├── ServerRefuses   5   the server keeps refusing writes
+    │   └── StreamGone      5   a run's stream is gone: the run has ended, or the server lost it
     ├── ClusterError        5   Ray cannot be reached or used
-    ├── StoreError          6   a store that is damaged, locked or not there
-    │   ├── OtherFormat     6   a file of a version this raylens does not read
+    ├── StoreError          6   a store that is damaged, locked or missing
+    │   ├── OtherFormat     6   a file in a format that this version does not read
     │   └── Fenced          6   another writer took the run over
     └── FrameError          1   bytes from the stream that are not a valid frame
 
-The number is the exit code of the command line. A message says what is wrong, where, and what to do;
-it is printed as one line without a traceback.
+The number is the exit code of the command line. A message says what is wrong, where, and what to do; the command line prints
+it as one line, without a traceback.
 """
 
 
 class RaylensError(Exception):
-    """Base of all errors meant for users."""
+    """Base class of every error that raylens raises on purpose; the message says what is wrong, where, and what to do."""
 
     exit_code = 1
 
@@ -34,7 +34,7 @@ class UsageError(RaylensError):
 
 
 class NotDrawn(UsageError):
-    """A prompt lacks what its picture is to show; others of its run may have it."""
+    """A prompt lacks what its picture should show; other prompts of the run may have it."""
 
 
 class InputError(RaylensError):
@@ -59,7 +59,7 @@ class ModelError(RaylensError):
 
 
 class DeviceError(ModelError):
-    """A GPU refuses all further work of this process, as after an access out of bounds; the process must end."""
+    """A GPU refuses all further work of this process, for example after an out-of-bounds access; the process must end."""
 
 
 class BrokerError(RaylensError):
@@ -69,31 +69,31 @@ class BrokerError(RaylensError):
 
 
 class ServerFull(BrokerError):
-    """The server has been at its memory limit for longer than the caller waits; the writer has made no room."""
+    """The server has been at its memory limit for as long as the caller waits; the writer has made no room."""
 
 
 class ServerRefuses(BrokerError):
-    """The server answers and takes no writes, for longer than the caller waits: another takes its place, or its disk is full."""
+    """The server answers but takes no writes for as long as the caller waits: it is being replaced, or its disk is full."""
 
 
 class StreamGone(BrokerError):
-    """The run's stream is not in the server, for longer than the caller waits: the run has ended, or its driver has."""
+    """The run's stream has been missing from the server for as long as the caller waits: the run or its driver has ended."""
 
 
 class ClusterError(RaylensError):
-    """The Ray cluster cannot be reached or does not offer what a run needs."""
+    """The Ray cluster cannot be reached, or lacks what a run needs."""
 
     exit_code = 5
 
 
 class StoreError(RaylensError):
-    """A store that is damaged, locked, not there, or of a version this raylens cannot read."""
+    """A store that is damaged, locked or missing, or in a format that this version cannot read."""
 
     exit_code = 6
 
 
 class OtherFormat(StoreError):
-    """A file of the store that another version of raylens wrote; not damage."""
+    """A file of the store in the format of another version of raylens; this is not damage."""
 
 
 class Fenced(StoreError):
@@ -105,7 +105,7 @@ class FrameError(RaylensError):
 
 
 def one_line(error: Exception) -> str:
-    """What a library's error says, as part of a message of ours: in one line, its beginning; of a traceback in it the end."""
+    """A library's error as one line, for a message of ours: its beginning, or if it holds a traceback, its last line."""
     text = str(error).strip()
     if "Traceback (most recent call last)" in text:
         text = text.splitlines()[-1]
@@ -113,7 +113,7 @@ def one_line(error: Exception) -> str:
 
 
 def named_line(error: Exception) -> str:
-    """The same with the error's type before it, for one whose words say little without: ``KeyError: 'rope_theta'``."""
+    """The same after the error's type, for errors that say little without it: ``KeyError: 'rope_theta'``."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 

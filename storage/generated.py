@@ -16,12 +16,12 @@ class Generated(msgspec.Struct, frozen=True, omit_defaults=True):
     """The N generated tokens at the end of a record's ``token_ids``.
 
     Attributes:
-        start: tokens of the prompt.
-        finish: ``eos`` if the last token ends the sequence, ``length`` if there are as many as were asked for.
-        text: of the generated tokens, without one that ends the sequence.
-        logprobs: [N] natural logarithm of each token's probability in the model's own distribution.
-        sampling_logprobs: [N] in the distribution that it was drawn from.
-        sample: which of the samples of its prompt this is, from 1; 0 if it is the only one.
+        start: the length of the prompt in tokens; generated tokens are ``token_ids[start:]``.
+        finish: ``eos`` if the last token ends the sequence, ``length`` if as many were generated as were asked for.
+        text: the generated tokens as text, without a token that ends the sequence.
+        logprobs: [N] log probability of each token in nats, in the model's own distribution.
+        sampling_logprobs: [N] the same in the distribution that the token was drawn from (temperature, top-k, top-p).
+        sample: which of the samples of its prompt this is, from 1; 0 if there is only one.
     """
 
     start: int

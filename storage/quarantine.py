@@ -22,7 +22,15 @@ log = logging.getLogger("raylens.writer")
 
 
 class Quarantined(msgspec.Struct, frozen=True):
-    """One refused entry: its id in the stream, why, its size in bytes, when, and the prompt's index if a valid frame says it."""
+    """One refused entry of a run's stream.
+
+    Attributes:
+        entry: its id in the stream.
+        reason: why it was refused, in one line.
+        size: in bytes.
+        time: when it was refused, in ISO 8601; empty if not known.
+        index: of its prompt, if the frame was valid enough to tell.
+    """
 
     entry: str
     reason: str

@@ -1,4 +1,4 @@
-"""What a prompt is and what it comes to: one record, or one failure with its reason."""
+"""What a prompt is, and its outcome: a record, or a failure with its reason."""
 
 import operator
 from collections.abc import Sequence
@@ -36,13 +36,13 @@ class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
     """One row of a corpus. Exactly one of ``text``, ``messages`` and ``token_ids`` is given.
 
     Attributes:
-        index: position in the corpus, from 0; the identity used by delivery.
-        id: the user's name for it, any string; the index in decimal where the corpus has none.
+        index: position in the corpus, from 0; delivery identifies a prompt by it.
+        id: the user's name for it, any string; the index in decimal if the corpus has no ids.
         text: plain text, tokenized with the tokenizer's special tokens.
-        messages: chat turns for the model's chat template.
-        token_ids: ready token ids.
+        messages: chat messages, for the model's chat template.
+        token_ids: token ids, used as they are.
         metadata: the row's other fields.
-        sample: which of its row's samples this is, from 1; 0 if it is the only one.
+        sample: which of its row's samples this is, from 1; 0 if there is only one.
     """
 
     index: int
@@ -61,16 +61,16 @@ def ascend(numbers: Sequence[int], below: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TapLens:
-    """The lens at one tap. L layers, P positions, k tokens a place, best first.
+    """The lens at one tap: L layers, P positions, and the top k tokens of each place, best first.
 
     Attributes:
-        layers: [L] layer numbers.
-        ids: [L, P, k] uint32 token ids.
-        logprobs: [L, P, k] float16 or float32 natural log probabilities.
-        logsumexp: [L, P] float32, of the logits over the whole vocabulary.
+        layers: [L] layer numbers, ascending.
+        ids: [L, P, k] uint32, token ids.
+        logprobs: [L, P, k] float16 or float32, log probabilities in nats.
+        logsumexp: [L, P] float32, logsumexp of the logits over the whole vocabulary.
         entropy: [L, P] float32, in nats, over the whole vocabulary.
-        stats: what is stored of this tap: name -> [L, P], or [L, P, M] for M tracked tokens; float32 with NaN where there is no
-            value, or uint32 with 0 there.
+        stats: the statistics stored for this tap, by name: [L, P], or [L, P, M] for M tracked tokens. Ranks are uint32 from 1,
+            0 where there is none; all others are float32, NaN where there is no value.
     """
 
     layers: tuple[int, ...]
@@ -83,30 +83,30 @@ class TapLens:
     def __repr__(self) -> str:  # one line: the arrays would fill pages
         layers, positions, k = self.ids.shape
         stats = f"; {', '.join(self.stats)}" if self.stats else ""
-        return f"<TapLens: {layers} layers, {positions} positions, the {k} best tokens{stats}>"
+        return f"<TapLens: {layers} layers, {positions} positions, top {k} tokens{stats}>"
 
     def part(self, positions: slice | NDArray[np.int64]) -> "TapLens":
-        """The lens at some of the positions, by their numbers along P."""
+        """The lens at some of the positions, by their indices along P."""
         arrays = {name: getattr(self, name)[:, positions] for name in ("ids", "logprobs", "logsumexp", "entropy")}
         return TapLens(self.layers, stats={name: values[:, positions] for name, values in self.stats.items()}, **arrays)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the lens saw in one prompt.
+    """What the lens read in one prompt of T tokens.
 
     Attributes:
         id, index, metadata: as in the prompt.
-        text: the text that was tokenized; for chat, the rendered template; then what was generated.
-        token_ids: [T] the ids the model read, and those it generated.
-        tokens: [T] display strings of them; two ids may show alike, the ids are the truth.
-        positions: [P] positions that were lensed, from 0.
-        layers: [L] layers that were lensed.
-        taps: tap name -> TapLens; a tap the model lacks is absent.
-        truncated_from: the length in tokens before truncation, if the prompt was cut.
+        text: the text that was tokenized (for messages, the rendered chat template), then the generated text.
+        token_ids: [T] the ids that the model read, then those that it generated.
+        tokens: [T] the same as text for display; different ids may look alike.
+        positions: [P] the positions that were lensed, from 0, ascending.
+        layers: [L] the layers that were lensed, from 0, ascending.
+        taps: a ``TapLens`` for each tap, by name; a tap that the model lacks is absent.
+        truncated_from: the prompt's length in tokens before it was cut; None if it was not.
         tracked: [M] ids of the tracked tokens, in the order of the last axis of their statistics.
-        generated: what of the tokens the model wrote itself, where it did; ``positions`` are the steps then.
-        vocabulary: token id -> bytes, where whoever read the record has it at hand; no part of what is stored.
+        generated: which tokens the model generated, if any; ``positions`` are then the steps.
+        vocabulary: the bytes of each token, by id, if the reader of the record had them; not part of what is stored.
     """
 
     id: str
@@ -125,16 +125,16 @@ class Record:
 
     @property
     def statistics(self) -> dict[str, NDArray[Any]]:
-        """Each statistic that is stored of some tap, as the first such tap has it."""
+        """Each statistic that some tap has, with its values at the first such tap."""
         found: dict[str, NDArray[Any]] = {}
         for tap in self.taps.values():
             found = tap.stats | found
         return found
 
     def fault(self, vocabulary_size: int = MAX_VOCABULARY) -> str | None:
-        """What of it cannot be true, in words; None if all can. Whatever is read of a frame or a segment is held to it.
+        """What cannot be true of the record, in words; None if all can. Every record read from a frame or a segment is checked.
 
-        Numbers are not looked at, and of a record without taps all else.
+        The numbers themselves are not looked at; everything else is, even if the record comes without its taps.
         """
         if not self.token_ids or len(self.tokens) != len(self.token_ids):
             return f"{len(self.token_ids)} token ids and {len(self.tokens)} tokens"
@@ -158,7 +158,7 @@ class Record:
         return f"<Record {self.id!r}: {size}, {', '.join(self.taps)}>"
 
     def to_xarray(self) -> "xr.Dataset":
-        """The arrays of all taps with named axes: ``ids``, ``logprobs`` and the statistics over tap, position, layer and rank.
+        """The arrays of all taps as one dataset: ``ids``, ``logprobs`` and the statistics, by tap, position, layer and rank.
 
         Raises:
             UsageError: xarray is not installed.
@@ -182,8 +182,9 @@ class Failure:
     """Why a prompt has no record.
 
     Attributes:
-        kind: a short word to count by, one of ``FAILURE_KINDS``.
-        message: one line for the user.
+        id, index, metadata: as in the prompt.
+        kind: one word, out of ``FAILURE_KINDS``.
+        message: the reason, in one line.
     """
 
     id: str

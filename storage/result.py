@@ -1,4 +1,4 @@
-"""The result of a query, run when it is read and as often as it is read."""
+"""The result of a query. The query runs when its result is read, and again each time."""
 
 import atexit
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -33,12 +33,19 @@ def _close() -> None:
 
 
 class Result(DataFrames):
-    """Rows of a query. They need not fit in memory: ``for row in result`` and ``batches`` read them as they are made.
+    """The rows of a query.
+
+    The query runs when the result is read, and again each time. Rows need not fit in memory: iteration and ``batches`` read
+    them as they are computed. ``rows``, ``to_arrow``, ``to_pandas``, ``to_polars`` and ``to_xarray`` read all of them.
 
     Args:
-        asked: the query in words, for whoever prints this.
-        hidden: a column that the rows are made without.
-        left_out: as of ``Database``.
+        asked: the query in words, for ``repr``.
+        hidden: a column to leave out of the rows.
+        left_out: as for ``Database``.
+
+    Raises:
+        UsageError: when it is read, if the statement is not valid or asks for what the runs lack.
+        StoreError: when it is read, if tables are missing or damaged.
     """
 
     def __init__(
@@ -54,7 +61,7 @@ class Result(DataFrames):
 
     @contextmanager
     def reader(self) -> Iterator[pa.RecordBatchReader]:
-        """The schema and the batches.
+        """A reader of the schema and the batches.
 
         Raises:
             UsageError: the statement is not valid, or asks for what the runs lack.
@@ -66,7 +73,7 @@ class Result(DataFrames):
                 yield reader
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows, some thousands at a time."""
+        """The rows, some thousands at a time, as Arrow record batches."""
         reading = self._batches()
         _READING.add(reading)
         return reading
@@ -80,22 +87,22 @@ class Result(DataFrames):
             yield from batch.to_pylist()
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows, each as column -> value."""
+        """All rows, each a dictionary of values by column."""
         return list(self)
 
     def to_arrow(self) -> pa.Table:
-        """All rows as one table."""
+        """All rows as one Arrow table."""
         with self.reader() as reader:
             return reader.read_all()
 
     def to_xarray(self, *axes: str) -> "xr.Dataset":
-        """All rows with the columns named as axes, such as ``run.query("layers").to_xarray("tap", "layer")``.
+        """All rows as a dataset with some columns as axes, such as ``run.query("layers").to_xarray("tap", "layer")``.
 
         Args:
-            axes: columns that together tell the rows apart; without any, the rows are numbered along ``row``.
+            axes: columns that together identify a row; without any, rows are numbered along ``row``.
 
         Raises:
-            UsageError: xarray is not installed, there is no such column, or two rows have the same place.
+            UsageError: xarray is not installed, there is no such column, or two rows have the same values of the axes.
         """
         return to_xarray(self.to_arrow(), axes)
 

@@ -17,20 +17,20 @@ RATE_SECONDS = 60.0
 
 
 class Status(msgspec.Struct, frozen=True):
-    """One run at one moment.
+    """How far one run is, at one moment.
 
     Attributes:
-        run, uid: its name, and the id that names its stream.
-        state: ``complete``; ``running``; ``silent`` if its driver has not been heard of for a minute; ``died`` if the driver's
-            process is gone without having ended; ``stopped`` otherwise. The last three go on by the command that began the run.
-        prompts, stored: of the corpus, and in the ledger.
-        failures: of those stored, by kind.
+        run, uid: the run's name, and the id that names its stream.
+        state: ``complete``; ``running``; ``silent`` if nothing was heard of its driver for a minute; ``died`` if the driver's
+            process is gone without having ended; ``stopped`` otherwise. The command that began the run resumes it.
+        prompts, stored: how many prompts the corpus has, and how many of them are in the ledger.
+        failures: how many of the stored prompts failed, by kind.
         tokens: of the stored prompts.
-        prompts_per_second, tokens_per_second: stored in the last minute.
-        seconds_left: at that rate; None without one.
-        seconds_since_commit: by file times; None before the first.
-        quarantined: entries of the stream that the writer refused.
-        driver: what it last said.
+        prompts_per_second, tokens_per_second: the rate of the last minute.
+        seconds_left: to the end at that rate; None without a rate.
+        seconds_since_commit: by file times; None before the first commit.
+        quarantined: how many entries of the stream the writer refused.
+        driver: what the driver last reported.
     """
 
     run: str

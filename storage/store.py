@@ -1,4 +1,4 @@
-"""Reading a store back: runs, records and failures, from committed segments only; needs no torch, ray or redis."""
+"""Reading a store: runs, records and failures, from committed segments only; needs no torch, ray or redis."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
@@ -32,9 +32,13 @@ T = TypeVar("T")
 
 
 class Run(DataFrames):
-    """One run of a store. Sees what was committed when first asked, but for counts, failures and status; ``later`` sees more.
+    """One run of a store.
 
-    ``run[prompt_id]`` is a Record or Failure, ``for outcome in run`` goes in corpus order, ``len(run)`` counts them.
+    ``run[prompt_id]`` is a ``Record`` or a ``Failure``, iteration yields them in corpus order, ``prompt_id in run`` tells
+    whether one is stored, and ``len(run)`` counts them.
+
+    The run is seen as it was committed when it was first read; only ``counts``, ``failures`` and ``status`` look anew each
+    time. ``later`` returns the run as it is now.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -49,12 +53,12 @@ class Run(DataFrames):
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """Token id -> bytes."""
+        """The bytes of each token, by token id."""
         return self._stored_vocabulary.tokens
 
     @cached_property
     def certificate(self) -> dict[str, Any]:
-        """What was measured about the model at load: taps, errors, the path of the lens. Empty before a model loaded."""
+        """What was measured when the model loaded: taps, errors, how the lens is computed. Empty until a model has loaded."""
         return read_certificate(self.folder)
 
     @cached_property
@@ -67,7 +71,7 @@ class Run(DataFrames):
         return self._places.entries
 
     def later(self) -> "Run":
-        """The run as it is committed now; of its ledger only what is new is read."""
+        """The run as it is committed now; only what is new in its ledger is read."""
         run = Run(self.folder)
         if "_places" in self.__dict__:
             run._places = Places(self.folder, self._places)
@@ -84,10 +88,10 @@ class Run(DataFrames):
         return replace(outcome, vocabulary=self._stored_vocabulary) if isinstance(outcome, Record) else outcome
 
     def neighbours(self, prompt_id: str) -> tuple[str | None, str | None]:
-        """The ids before and after one in corpus order, of those committed.
+        """The ids of the stored prompts before and after one in corpus order; None at either end.
 
         Raises:
-            UsageError: no such prompt.
+            UsageError: there is no such prompt.
         """
         _, entry = self._place(prompt_id)
         at = bisect_left(self.entries, entry.index, key=lambda one: one.index)
@@ -95,10 +99,10 @@ class Run(DataFrames):
         return (before[0].id if before else None, after[0].id if after else None)
 
     def line(self, prompt_id: str) -> bytes:
-        """The stored JSON line of one prompt.
+        """The JSON line of one prompt, as stored.
 
         Raises:
-            UsageError: no such prompt.
+            UsageError: there is no such prompt.
             StoreError: its segment is damaged.
         """
         return self._read(prompt_id, read_line)
@@ -137,7 +141,7 @@ class Run(DataFrames):
                 yield outcome
 
     def failures(self) -> Iterator[Failure]:
-        """The failures in corpus order; nothing is kept in memory of the prompts that did not fail."""
+        """The failures in corpus order; memory is used only for prompts that failed."""
         failed = Run(self.folder)
         failed._places = Places(self.folder, wanted=lambda entry: entry.failure is not None)
         for entry in failed.entries:
@@ -146,34 +150,45 @@ class Run(DataFrames):
             yield outcome
 
     def counts(self) -> dict[str, Any]:
-        """``prompts`` of the corpus, ``records``, ``failures`` by kind, ``tokens``, and ``complete``."""
+        """How far the run is now, in numbers.
+
+        Returns:
+            ``prompts`` (of the corpus), ``records``, ``failures`` (a count for each kind), ``tokens``, and ``complete``.
+        """
         tally = Tally(self.folder)  # from the ledger anew, since of ten million prompts nothing should be kept for it
         tally.follow()
         tally.ledger.check_whole()
         return tally.counts(self.manifest.prompts)
 
     def status(self) -> "Status":
-        """How far the run is now, at which rate, and what its driver last said of itself.
+        """How far the run is now, at what rate, and what its driver last reported.
 
         Raises:
-            StoreError: it is damaged.
+            StoreError: the run is damaged.
         """
         from raylens.storage.status import status
 
         return status(self.folder)
 
     def query(self, name: str, **options: Any) -> "Result":
-        """The result of a named query (docs/QUERIES.md), such as ``run.query("token", token=" Paris", layers="5:20", rank=5)``.
+        """A named query over this run (docs/QUERIES.md), such as ``run.query("token", token=" Paris", layers="5:20", rank=5)``.
+
+        It is computed when the result is read.
 
         Raises:
-            UsageError: there is no such query or option; other problems are raised when the result is read.
+            UsageError: there is no such query or option. Other problems are raised when the result is read.
         """
         from raylens.storage.result import run_query
 
         return run_query(self, name, options)
 
     def sql(self, sql: str, parameters: Mapping[str, Any] | None = None) -> "Result":
-        """The result of a SELECT over the views of this run (docs/QUERIES.md), with parameters written ``$name``."""
+        """A SELECT over the views of this run (docs/QUERIES.md), computed when the result is read.
+
+        Args:
+            sql: one statement; parameters are written ``$name``.
+            parameters: their values, by name.
+        """
         from raylens.storage.result import sql_query
 
         return sql_query([self], sql, parameters)
@@ -205,7 +220,7 @@ class Run(DataFrames):
         return run_dataset(self)
 
     def quarantine(self) -> list[Quarantined]:
-        """Entries of the stream that the writer refused, with reasons."""
+        """The entries of the run's stream that the writer refused, each with its reason."""
         return Quarantine(self.folder).entries()
 
     def __repr__(self) -> str:
@@ -220,7 +235,14 @@ class Run(DataFrames):
 
 
 class Store:
-    """A folder of runs. ``store[name]`` takes a name or a beginning of one that fits a single run."""
+    """A folder of runs.
+
+    ``store[name]`` is a ``Run``, by its name or by a beginning of it that only one run has. Iteration yields the runs,
+    oldest first; ``name in store`` takes whole names only.
+
+    Raises:
+        StoreError: there is no such folder.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = given_path(path, "store")
@@ -228,17 +250,17 @@ class Store:
             raise StoreError(f"{self.path}: no such store; give the folder that raylens run wrote to")
 
     def names(self) -> list[str]:
-        """Names of the runs, oldest first; those that lost their run.json before all others."""
+        """The names of the runs, oldest first; runs without a run.json come before all others."""
         parent = runs_folder(self.path)
         children = map(RunFolder, parent.iterdir()) if parent.is_dir() else ()
         begun = {one.root.name: one.manifest.stat().st_mtime_ns if one.manifest.exists() else 0 for one in children if one.is_run}
         return sorted(begun, key=lambda name: (begun[name], name))
 
     def folders(self, name: str | None = None) -> list[RunFolder]:
-        """The folders of all runs or of one, by name, whether they can be read or not.
+        """The folders of all runs, or of one, whether or not they can be read; ordered by name.
 
         Raises:
-            UsageError: there is no such folder.
+            UsageError: there is no run of that name.
         """
         parent = runs_folder(self.path)
         found = sorted(child for child in parent.iterdir() if child.is_dir()) if parent.is_dir() else []
@@ -262,7 +284,7 @@ class Store:
         return Run(RunFolder(runs_folder(self.path) / fitting[0]))
 
     def sql(self, sql: str, parameters: Mapping[str, Any] | None = None) -> "Result":
-        """The result of a SELECT over the views of all runs (docs/QUERIES.md), with parameters written ``$name``."""
+        """A SELECT over the views of all runs (docs/QUERIES.md), computed when the result is read; see ``Run.sql``."""
         from raylens.storage.result import sql_query
 
         return sql_query(self.runs(), sql, parameters)
@@ -287,7 +309,7 @@ class Store:
 
 
 def open_store(path: str | Path) -> Store:
-    """Open a store for reading; public as ``raylens.open``.
+    """Open a store for reading, as ``raylens.open``; ``raylens.open("raylens-store")["first"]`` is a run.
 
     Raises:
         StoreError: there is no such folder.

@@ -46,7 +46,7 @@ _kept = _Kept()
 
 
 def loaded(settings: WorkerSettings) -> Worker:
-    """A worker in this process. Its model stays loaded until another one is asked for, or its files change.
+    """A worker in this process, whose model stays loaded until another one is asked for or its files change.
 
     Raises:
         RaylensError: the model cannot be used, or the settings are wrong.
@@ -65,10 +65,10 @@ def loaded(settings: WorkerSettings) -> Worker:
 
 
 def check_text(text: object) -> None:
-    """Refuse what is no text, before a model loads.
+    """Refuse what is not text, before a model loads.
 
     Raises:
-        UsageError: it is of another type, or has half a character, as an argument of another encoding has.
+        UsageError: it is not a str, or holds half a character, as an argument in another encoding does.
     """
     if not isinstance(text, str):
         raise UsageError(f"the text is a {type(text).__name__}; give a str, or use raylens.run for many")
@@ -119,19 +119,24 @@ def lens(
     sample_top_k: int | None = None,
     seed: int = 0,
 ) -> Record:
-    """The lens of one text. The model stays loaded for the next call; threads take turns.
+    """Lens one text in this process, without Ray, Redis or a store.
+
+    The model stays loaded for the next call; it is freed when another one is asked for or its files change. Calls from
+    several threads take turns. Logprobs are float32. Arguments not listed below are as for ``raylens.run``.
 
     Args:
         text: the prompt.
-        model: a folder, GGUF file, hub id, or ``demo``.
-        revision, dtype, device_map, trust_remote_code, top_k, layers, taps: as the options of ``raylens run``; logprobs are
-            float32.
-        positions: all by default, or with ``generate`` its steps.
-        stats: as of ``raylens.run``, but none by default.
-        heads, track, lens, intervene, generate, temperature, top_p, sample_top_k, seed: as of ``raylens.run``.
+        model: a folder, GGUF file or hub id, or ``demo`` for the bundled model.
+        positions: all by default; with ``generate``, the generated steps.
+        stats: statistics to compute, as for ``raylens.run``; by default none.
+
+    Returns:
+        The record. ``record.taps["resid_post"].ids`` is [layers, positions, top_k], best token first.
 
     Raises:
-        RaylensError: the model cannot be used, or the text cannot be lensed.
+        UsageError: an argument cannot be used.
+        ModelError: the model cannot be found, loaded or lensed.
+        RaylensError: the text cannot be lensed, for example because it is too long.
     """
     settings = WorkerSettings(
         ModelSettings(model, revision, dtype, device_map, trust_remote_code),

@@ -61,22 +61,24 @@ def plot(
 
     Args:
         kind: one of ``KINDS``.
-        path: where to write; its suffix, png, svg or pdf, picks the format.
-        vocabulary: the run's tokens by id.
+        path: the file to write; its suffix (.png, .svg or .pdf) chooses the format.
+        vocabulary: the run's, ``run.vocabulary``.
         model: the model's name, for the heading.
-        stat: what colours the cells, one of ``stats(kind)``; by default its first.
-        tap: the tap to show, by its own or its LogitLens4LLMs name. By default grid shows ``resid_post``, rank all.
-        positions: from the start of the prompt. By default grid shows the last 24, rank the last one; rank takes one only.
-        title: heading; the model's and the prompt's name then go to the line below it.
-        layer_step: every so many layers, counted from the last one down, which is always shown.
-        tokens: ids that a trajectory follows, by default the best of the last layer; or the one that colours a grid.
-        font: a font file to use for what DejaVu Sans lacks.
+        stat: the value to show, one of ``stats(kind)``; by default the first of them.
+        tap: the tap to show, by raylens's or LogitLens4LLMs's name; by default ``resid_post``, in a rank picture all taps.
+        positions: the positions to show, from 0; by default the last 24 in a grid, otherwise the last one. Kinds other than
+            grid show one only.
+        title: the heading; the names of the model and the prompt then go to the line below it.
+        layer_step: show every Nth layer, counted from the last one down.
+        tokens: token ids for a trajectory to follow (by default the top tokens of the last layer), the one whose values colour
+            a grid, or the one or two whose logit an attribution explains.
+        font: a font file for characters that DejaVu Sans lacks.
 
     Returns:
         The path written.
 
     Raises:
-        UsageError: an argument that does not fit the record or the kind, a picture too large, or a path that cannot be written.
+        UsageError: an argument does not fit the record or the kind, the picture is too large, or the file cannot be written.
     """
     from raylens.storage.plots.request import Request
 
@@ -94,7 +96,7 @@ def write(
     vocabulary: "Vocabulary",
     font: str | Path | None = None,
 ) -> list[Path]:
-    """Draw a record into a file, or with ``request.pages`` into numbered files, one a page; a PDF holds all pages.
+    """Draw a record into a file; with ``request.pages``, into numbered files, one per page, or one PDF with all pages.
 
     Returns:
         The paths written.

@@ -40,7 +40,9 @@ def test_a_run_reads_back_in_corpus_order(tmp_path: Path) -> None:
     assert len(run) == 4
     assert repr(run) == "<Run 'demo': 2 records, 2 failures of 5 prompts>"
     tap = next(iter(next(run.records()).taps.values()))
-    assert repr(tap).startswith(f"<TapLens: {len(tap.layers)} layers, {tap.ids.shape[1]} positions, the {tap.ids.shape[2]} best")
+    assert repr(tap).startswith(
+        f"<TapLens: {len(tap.layers)} layers, {tap.ids.shape[1]} positions, top {tap.ids.shape[2]} tokens"
+    )
     assert [orjson.loads(line)["index"] for line in lines(run)] == [0, 1, 2, 3]
 
 
