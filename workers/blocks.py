@@ -63,7 +63,7 @@ def find_stack(model: Any) -> tuple[nn.Module, nn.ModuleList]:
     """The module that owns the block stack, and the stack.
 
     Of several lists, such as those of a vision tower beside the language model, the one as long as the configuration says
-    is taken, then the least nested.
+    is taken, then one beside the token embedding, then the least nested.
 
     Raises:
         ModelError: no list of blocks under a known name, or one block that stands in it twice.
@@ -77,8 +77,14 @@ def find_stack(model: Any) -> tuple[nn.Module, nn.ModuleList]:
         raise ModelError(
             f"{type(model).__name__}: no block stack named {', '.join(_STACK_NAMES)}; raylens cannot read this architecture"
         )
-    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    name, stack = min(stacks, key=lambda found: (len(found[1]) != depth, found[0].count(".")))
+    depth, embedding = getattr(model.config.get_text_config(), "num_hidden_layers", None), model.get_input_embeddings()
+
+    def unlikely(found: tuple[str, nn.ModuleList]) -> tuple[bool, bool, int]:
+        name, blocks = found
+        beside = any(module is embedding for module in model.get_submodule(name.rpartition(".")[0]).modules())
+        return len(blocks) != depth, not beside, name.count(".")
+
+    name, stack = min(stacks, key=unlikely)
     if len({id(block) for block in stack}) != len(stack):
         raise ModelError(f"{type(model).__name__}: {name} holds the same block more than once, so a hook cannot tell its layers")
     return model.get_submodule(name.rpartition(".")[0]), stack

@@ -133,6 +133,18 @@ class MadeUp(PreTrainedModel):
         return SimpleNamespace(logits=self.after(self.head(self.body(input_ids, attention_mask, use_cache, self.scale))))
 
 
+class WithTower(MadeUp):
+    """A model whose first part is another stack, as deep and as little nested as the language model's, which text passes by."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        body = self.body
+        del self.body
+        self.tower = nn.Module()
+        self.tower.layers = nn.ModuleList([Block() for _ in range(LAYERS)])
+        self.body = body
+
+
 class NoHead(MadeUp):
     def get_output_embeddings(self) -> None:
         return None
@@ -242,6 +254,13 @@ def test_models_that_cannot_be_read_are_refused(parts: dict[str, Any], reason: s
     """Each thing the lens cannot do without is named where it is missing."""
     with pytest.raises(ModelError, match=reason):
         adapt(made(**parts))
+
+
+def test_a_tower_as_deep_as_the_language_model_is_passed_by() -> None:
+    """The stack beside the token embedding is the language model's."""
+    certificate = adapt(made(kind=WithTower)).certificate
+    assert certificate["refused"] == {}
+    assert certificate["taps"] == adapt(made()).certificate["taps"]
 
 
 @every_dtype
