@@ -68,13 +68,15 @@ class Corpus:
             column, id_column, limit: as in CorpusSettings.
 
         Raises:
-            UsageError: for settings that cannot be used, or a single text, dictionary or data frame instead of a list.
+            UsageError: for settings that cannot be used, or a single text, dictionary, set or data frame instead of a list.
         """
         if hasattr(rows, "columns"):  # a data frame, which goes through its columns or nothing
             hint = "df.to_dict('records') of pandas, df.to_dicts() of polars, table.to_pylist() of pyarrow"
             raise UsageError(f"rows is a {type(rows).__name__}; give its rows as dictionaries: {hint}")
         if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
             raise UsageError(f"rows is one {type(rows).__name__}; give a list of texts or dictionaries")
+        if isinstance(rows, set | frozenset):
+            raise UsageError(f"rows is a {type(rows).__name__}, which has another order in each process; give a list")
         source = row_source(list(rows) if isinstance(rows, Iterator) else rows)
         return cls(CorpusSettings(column=column, id_column=id_column, limit=limit), source)
 

@@ -1,4 +1,4 @@
-"""Values of Python and Arrow as values of JSON."""
+"""Values of Python, NumPy, torch and Arrow as values of JSON."""
 
 import datetime
 import math
@@ -12,7 +12,7 @@ _NULL = "use null instead, or drop the column"
 
 
 def plain_row(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """A new dictionary with the row's values as JSON has them: dates in ISO 8601, decimals as strings.
+    """A new dictionary with the row's values as JSON has them: dates in ISO 8601, decimals as strings, arrays as lists.
 
     Raises:
         BadRow: naming the column whose value JSON cannot hold.
@@ -43,7 +43,17 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if _is_numbers(value):
+        return _plain(value.tolist())
     return _plain_scalar(value)
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether it is a number or an array of numpy that Python has the like of, or a tensor."""
+    module = type(value).__module__  # without the import of either
+    if module == "numpy" and hasattr(value, "dtype"):
+        return value.dtype.kind in "biuf" and value.dtype.itemsize <= 8
+    return module == "torch" and hasattr(value, "tolist")
 
 
 def _plain_scalar(value: Any) -> str | int | float:

@@ -14,9 +14,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
@@ -187,6 +189,25 @@ def test_python_and_parquet_values_become_json_values(tmp_path: Path) -> None:
     for read in (corpus(tmp_path / "c.parquet"), Corpus.from_rows([row])):
         assert [prompt.metadata for prompt in read.prompts()] == [expected]
         assert read.scan().count == 1
+
+
+def test_numbers_and_arrays_of_numpy_and_torch_become_json_values() -> None:
+    """What a tokenizer or a data set gives is a prompt or metadata as it is."""
+    numbers = {
+        "n": np.int64(3),
+        "f": np.float32(0.5),
+        "yes": np.True_,
+        "all": [np.int8(1), 2],
+        "table": np.eye(2),
+        "t": torch.tensor(4),
+    }
+    first, second = Corpus.from_rows(
+        [{"token_ids": np.array([1, 2]), "id": np.int64(7), **numbers}, {"token_ids": torch.tensor([3]), "id": "b"}]
+    ).prompts()
+    assert (first.token_ids, first.id, second.token_ids) == ([1, 2], "7", [3])
+    assert first.metadata == {"n": 3, "f": 0.5, "yes": True, "all": [1, 2], "table": [[1.0, 0.0], [0.0, 1.0]], "t": 4}
+    assert [type(value) for value in first.metadata.values()] == [int, float, bool, list, list, int]
+    Fingerprint().update(first)
 
 
 def test_subclasses_of_plain_types_are_made_plain() -> None:

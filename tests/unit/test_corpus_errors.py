@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -195,6 +196,9 @@ def test_bad_text(tmp_path: Path) -> None:
         ({1: "y"}, "row 2: has the key 1, which is no string; name every column by a string"),
         ({"text": "x", "y": {1}}, "row 2: column 'y' holds a set, which JSON cannot hold; convert it"),
         ({"text": "x", "y": pandas.NaT}, "row 2: column 'y' holds NaT, which JSON cannot hold; use null"),
+        ({"text": "x", "y": np.float32("nan")}, "row 2: column 'y' holds nan, which JSON cannot hold; use null"),
+        ({"text": "x", "y": np.longdouble(1)}, "row 2: column 'y' holds a longdouble, which JSON cannot hold; convert it"),
+        ({"text": "x", "y": np.datetime64(1, "ns")}, "row 2: column 'y' holds a datetime64, which JSON cannot hold; convert it"),
         ({"text": "x", "y": float("inf")}, "row 2: column 'y' holds inf, which JSON cannot hold; use null"),
         ("\udcff", "row 2: 'text' holds half of a surrogate pair; write the whole character, or remove it"),
         ({"text": "x", "y\ud800": 1}, "row 2: 'y\\ud800' holds half of a surrogate pair"),
@@ -249,6 +253,8 @@ def test_settings_that_cannot_be_used() -> None:
     for rows in ("one text", {"text": "one row"}):
         with pytest.raises(UsageError, match="give a list of texts or dictionaries"):
             Corpus.from_rows(rows)
+    with pytest.raises(UsageError, match="rows is a set, which has another order in each process; give a list"):
+        Corpus.from_rows({"a text", "another"})
     for frame, name in ((pandas.DataFrame({"text": ["x"]}), "DataFrame"), (pa.table({"text": ["x"]}), "Table")):
         with pytest.raises(UsageError, match=rf"rows is a {name}; give its rows as dictionaries: df\.to_dict\('records'\)"):
             Corpus.from_rows(frame)
