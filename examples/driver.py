@@ -9,7 +9,6 @@ import threading
 from pathlib import Path
 
 import raylens
-from raylens.storage.vocabulary import token_text
 
 PROMPTS = [
     {"id": f"{country}-{verb}", "text": f"The capital of {country} {verb}", "country": country}
@@ -71,8 +70,8 @@ def main() -> None:
             print(f"   {row['stable']} places at layer {row['layer']}, {row['stable_share']:.0%} up to there")
     print("what the last token's final prediction is:")
     for record in run.records():
-        best = int(record.taps["resid_post"].ids[-1, -1, 0])
-        print(f"   {record.text!r} -> {token_text(run.vocabulary, best)!r}")
+        best = record.to_str_tokens(record.taps["resid_post"].ids[-1, -1, 0])
+        print(f"   {record.text!r} -> {best!r}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@
 import numpy as np
 
 import raylens
-from raylens.storage.vocabulary import token_text
 
 run = raylens.run(
     ["The capital of France is", "The capital of Germany is"],
@@ -26,8 +25,8 @@ run = raylens.run(
 for record in run.records():
     print(record.text)
     tap = record.taps["resid_post"]
-    for layer, best, nats in zip(tap.layers, tap.ids[:, -1, 0], tap.stats["kl"][:, -1], strict=True):
-        print(f"  {layer:3}  {nats:6.2f} nats  {token_text(run.vocabulary, int(best))!r}")
+    for layer, best, nats in zip(tap.layers, record.to_str_tokens(tap.ids[:, -1, 0]), tap.stats["kl"][:, -1], strict=True):
+        print(f"  {layer:3}  {nats:6.2f} nats  {best!r}")
 
 # %% [markdown]
 # Whether attention or the MLP brings the answer: how often each is the first to have it on top.

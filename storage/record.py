@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from raylens.storage.errors import UsageError
 from raylens.storage.generated import MAX_SAMPLES, Generated, fault
-from raylens.storage.vocabulary import Vocabulary
+from raylens.storage.vocabulary import Vocabulary, token_texts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -156,6 +157,17 @@ class Record:
     def __repr__(self) -> str:  # one line: the arrays would fill pages
         size = f"{len(self.token_ids)} tokens, {len(self.positions)} positions, {len(self.layers)} layers"
         return f"<Record {self.id!r}: {size}, {', '.join(self.taps)}>"
+
+    def to_str_tokens(self, ids: ArrayLike) -> Any:
+        """The texts of token ids, such as ``taps["resid_post"].ids[-1, -1]``: an array of strings of the same shape, or the
+        string of a single id. Bytes that are no whole character become U+FFFD.
+
+        Raises:
+            UsageError: the ids are no integers, or the record was read without its vocabulary.
+        """
+        if self.vocabulary is None:
+            raise UsageError("this record is without its vocabulary; take one of a run, or of raylens.lens")
+        return token_texts(self.vocabulary, ids)
 
     def to_xarray(self) -> "xr.Dataset":
         """The arrays of all taps as one dataset: ``ids``, ``logprobs`` and the statistics, by tap, position, layer and rank.

@@ -7,6 +7,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from numpy.typing import ArrayLike
+
 from raylens.storage.certificate import read_certificate
 from raylens.storage.dataframes import DataFrames
 from raylens.storage.errors import StoreError, UsageError
@@ -19,7 +21,7 @@ from raylens.storage.quarantine import Quarantine, Quarantined
 from raylens.storage.record import Failure, Record
 from raylens.storage.segments import read_line, read_outcome
 from raylens.storage.tally import Tally
-from raylens.storage.vocabulary import StoredVocabulary, Vocabulary
+from raylens.storage.vocabulary import StoredVocabulary, Vocabulary, token_texts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,6 +57,15 @@ class Run(DataFrames):
     def vocabulary(self) -> Vocabulary:
         """The bytes of each token, by token id."""
         return self._stored_vocabulary.tokens
+
+    def to_str_tokens(self, ids: ArrayLike) -> Any:
+        """The texts of token ids: an array of strings of the same shape, or the string of a single id.
+
+        Raises:
+            UsageError: the ids are no integers.
+            StoreError: the vocabulary is missing or damaged.
+        """
+        return token_texts(self.vocabulary, ids)
 
     @cached_property
     def certificate(self) -> dict[str, Any]:

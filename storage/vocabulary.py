@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import msgpack
 import msgspec
+import numpy as np
 import zstandard
+from numpy.typing import ArrayLike
 
 from raylens.storage.durable import read_file, write_file
-from raylens.storage.errors import StoreError
+from raylens.storage.errors import StoreError, UsageError
 
 #: Bytes of a vocabulary file decompressed, its tokens, and bytes of one of them.
 MAX_BYTES = 256 << 20
@@ -50,8 +52,23 @@ class StoredVocabulary(Sequence[bytes | None]):
 
 def token_text(vocabulary: Vocabulary, token: int) -> str:
     """A token as text; bytes that are no whole character become U+FFFD, an id without a token ``‹id N›``."""
-    known = vocabulary[token] if token < len(vocabulary) else None
+    known = vocabulary[token] if 0 <= token < len(vocabulary) else None
     return f"‹id {token}›" if known is None else known.decode(errors="replace")
+
+
+def token_texts(vocabulary: Vocabulary, ids: ArrayLike) -> Any:
+    """Token ids as ``token_text`` has them: an array of strings of the same shape, or the string of a single id.
+
+    Raises:
+        UsageError: the ids are no integers.
+    """
+    given = np.asarray(ids)
+    if given.size and given.dtype.kind not in "iu":
+        raise UsageError(f"token ids are integers, not {given.dtype}; give those of a TapLens, for example")
+    different, which = np.unique(given.astype(np.int64), return_inverse=True)
+    # not numpy's strings, which lose characters of number 0 at the end
+    texts = np.array([token_text(vocabulary, int(token)) for token in different], dtype=object)
+    return texts[which.ravel()].reshape(given.shape)[()]
 
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:

@@ -238,6 +238,20 @@ def test_certificate_and_vocabulary(tmp_path: Path) -> None:
     assert list(run.vocabulary) == make_vocabulary()
 
 
+def test_tokens_as_text(tmp_path: Path) -> None:
+    """A run and its records name the tokens of any array of ids; a record that was made without a vocabulary says so."""
+    folder, _ = make_run(tmp_path)
+    commit_outcomes(folder, make_record(0))
+    run = Store(tmp_path)["demo"]
+    (record,) = run.records()
+    ids = record.taps["resid_post"].ids
+    texts = record.to_str_tokens(ids)
+    assert texts.shape == ids.shape
+    assert texts[-1, -1, 0] == run.to_str_tokens(ids[-1, -1, 0]) == token_text(run.vocabulary, int(ids[-1, -1, 0]))
+    with pytest.raises(UsageError, match="this record is without its vocabulary; take one of a run"):
+        make_record(0).to_str_tokens(ids)
+
+
 def test_records_for_people(tmp_path: Path) -> None:
     """Token text and probabilities stand beside ids and logprobs, and an id without a token is shown as such."""
     record = make_record(0, layers=(1, 2), taps=("resid_pre", "resid_post"), tokens=2)

@@ -4,13 +4,22 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylens.storage.errors import StoreError
-from raylens.storage.vocabulary import MAX_BYTES, MAX_TOKEN_BYTES, MAX_TOKENS, read_vocabulary, token_text, write_vocabulary
+from raylens.storage.errors import StoreError, UsageError
+from raylens.storage.vocabulary import (
+    MAX_BYTES,
+    MAX_TOKEN_BYTES,
+    MAX_TOKENS,
+    read_vocabulary,
+    token_text,
+    token_texts,
+    write_vocabulary,
+)
 from tests.builders import make_vocabulary
 from tests.memory import bounded_memory
 
@@ -31,6 +40,23 @@ def test_the_text_of_a_token() -> None:
     """Ids from the vocabulary's size on, and those that have no token, are named by their number."""
     tokens = [b"a", None]
     assert [token_text(tokens, token) for token in range(4)] == ["a", "‹id 1›", "‹id 2›", "‹id 3›"]
+
+
+@given(st.lists(st.integers(-2, 6), max_size=12))
+def test_the_texts_of_tokens(ids: list[int]) -> None:
+    """Each as by itself, in an array of the same shape, whatever the integers' type; characters of number 0 are kept."""
+    tokens = [b"a", None, b"b\x00", b"\xe9", b""]
+    each = [token_text(tokens, token) for token in ids]
+    assert token_texts(tokens, ids).tolist() == each
+    assert token_texts(tokens, np.array([ids, ids], np.int8)).tolist() == [each, each]
+    assert token_texts(tokens, np.uint32(2)) == token_texts(tokens, 2) == "b\x00"
+
+
+@pytest.mark.parametrize("ids", [0.5, [1.0], "a", [[True]], None])
+def test_what_is_no_id_of_a_token_is_refused(ids: Any) -> None:
+    """Rather than being rounded or counted as one."""
+    with pytest.raises(UsageError, match="token ids are integers, not"):
+        token_texts([b"a"], ids)
 
 
 def test_a_missing_vocabulary_is_named(tmp_path: Path) -> None:
