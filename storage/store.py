@@ -1,7 +1,7 @@
 """Reading a store: runs, records and failures, from committed segments only; needs no torch, ray or redis."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import xarray as xr
 
+    from raylens.storage.drawing import Picture
     from raylens.storage.result import Result
     from raylens.storage.status import Status
 
@@ -209,6 +210,44 @@ class Run(DataFrames):
         from raylens.storage.comparison import compare
 
         return compare(self, other)
+
+    def plot(
+        self,
+        prompt_id: str | None = None,
+        kind: str | None = None,
+        output: str | Path | None = None,
+        *,
+        stat: str | None = None,
+        tap: str | None = None,
+        positions: str | int | None = None,
+        layer_step: int | None = None,
+        token: str | int | Sequence[str | int] = (),
+        important: int | None = None,
+        important_threshold: float | None = None,
+        pages: bool = False,
+        against: "Run | None" = None,
+        by: str | None = None,
+        font: str | Path | None = None,
+    ) -> "Picture":
+        """Draw a prompt, or without one the whole run. A notebook shows the picture that is returned (docs/PICTURES.md).
+
+        Args:
+            prompt_id: the prompt to draw.
+            kind: of a prompt ``grid`` (the default), ``rank``, ``trajectory`` or ``attribution``; of a run ``aggregate``, or
+                ``compare``, the default with ``against``.
+            output: file to write, whose name ends in .png, .svg or .pdf; without one the picture is a PNG in memory.
+            against: the run that ``compare`` holds against this one.
+            stat, tap, ...: as the options of ``raylens plot``.
+
+        Raises:
+            UsageError: a choice does not fit the kind, the run or the prompt, or the file cannot be written.
+            StoreError: what is stored is missing or damaged.
+        """
+        from raylens.storage.drawing import Choices, draw
+
+        by_default = "grid" if prompt_id is not None else "aggregate" if against is None else "compare"
+        shown = stat, tap, positions, layer_step, token, important, important_threshold, pages
+        return draw(self, prompt_id, Choices(kind or by_default, *shown, against, by, font), output)
 
     def to_arrow(self) -> "pa.Table":
         """All records as one table with a row for each prompt, tap, layer, position and rank (docs/EXPORTS.md, section Rows).

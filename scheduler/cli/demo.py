@@ -91,17 +91,9 @@ def _row(run: "Run", record: "Record") -> list[str]:
 
 
 def _write_out(run: "Run", folder: Path) -> dict[str, Path]:
-    from raylens.storage.plots import plot
-    from raylens.storage.record import Record
     from raylens.storage.record_view import readable
 
-    record = run[SHOWN]
-    assert isinstance(record, Record)
     path = folder / f"{SHOWN}.json"
-    path.write_bytes(orjson.dumps(readable(record, run.vocabulary)))
-    model = str(run.manifest.sources["label"])
-    return {
-        "record": path,
-        "grid picture": plot(record, "grid", folder / f"{SHOWN}-grid.png", vocabulary=run.vocabulary, model=model),
-        "rank picture": plot(record, "rank", folder / f"{SHOWN}-rank.png", vocabulary=run.vocabulary, model=model),
-    }
+    path.write_bytes(orjson.dumps(readable(run[SHOWN], run.vocabulary)))
+    grid, rank = (run.plot(SHOWN, kind, folder / f"{SHOWN}-{kind}.png").paths[0] for kind in ("grid", "rank"))
+    return {"record": path, "grid picture": grid, "rank picture": rank}

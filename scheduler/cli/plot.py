@@ -7,16 +7,15 @@ import click
 import orjson
 
 from raylens.scheduler.cli._bar import with_bar
-from raylens.scheduler.cli._options import Sectioned, open_record, open_run, open_store, say, store_option
+from raylens.scheduler.cli._options import Sectioned, open_run, open_store, say, store_option
 from raylens.storage.charts import KINDS as CHARTS
 from raylens.storage.errors import NotDrawn, UsageError
-from raylens.storage.plots import FORMATS, KINDS, write
+from raylens.storage.plots import FORMATS, KINDS
 from raylens.storage.positions import FORMS
 
 if TYPE_CHECKING:
-    from raylens.storage.plots.request import Request
+    from raylens.storage.drawing import Choices
     from raylens.storage.store import Run
-    from raylens.storage.wanted import Wanted
 
 
 _HEADINGS = {
@@ -51,7 +50,6 @@ _HEADINGS = {
 @click.option("--layer-step", type=click.IntRange(min=1), help="Show every Nth layer, counting down from the last.")
 @click.option(
     "--token",
-    "tokens",
     multiple=True,
     metavar="TEXT|id:N|field:NAME",
     help="trajectory: token to follow, repeatable; grid: token whose rank, prob or logprob colours the cells; attribution: "
@@ -65,7 +63,6 @@ _HEADINGS = {
 )
 @click.option(
     "--important-threshold",
-    "threshold",
     type=click.FloatRange(min=0, max=100),
     metavar="PERCENT",
     help="rank: show only layers with a token above PERCENT, as LogitLens4LLMs does with 3.",
@@ -85,95 +82,43 @@ _HEADINGS = {
     "-o", "--output", required=True, metavar="PATH", help="Picture to write (.png, .svg or .pdf); with --all, a folder."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object that names what was drawn.")
-def command(address: str, store: str, every: bool, output: str, as_json: bool, **options: Any) -> None:
+def command(
+    address: str, store: str, every: bool, suffix: str | None, against: str | None, output: str, as_json: bool, **options: Any
+) -> None:
     """Draw one prompt of a run, every prompt, or the run as a whole, without the model."""
-    from raylens.storage.plots.request import for_record
+    from raylens.storage.drawing import Choices, draw
 
     run, prompt = open_run(store, address)
-    kind = options["kind"]
-    if kind in CHARTS:
-        if prompt is not None:
-            raise UsageError(f"--kind {kind} draws a whole run; {address!r} names a prompt: give the run alone")
-        _refuse({**options, "every": every}, _OF_RECORDS, f"--kind {kind}")
-        _plot_run(run, store, output, as_json, options)
-        return
-    _refuse(options, ("against", "by"), f"--kind {kind}")
-    if kind != "rank":
-        _refuse(options, ("important", "threshold"), f"--kind {kind}")
-    else:
-        _refuse(options, ("tokens",), "--kind rank")
-    request, tokens = _request(run, options), _tokens(run, options)
+    choices = Choices(**options, against=None if against is None else open_store(store)[against])
+    choices.check()
+    of_run = choices.kind in CHARTS
+    if prompt is not None and (of_run or every):
+        what = f"--kind {choices.kind} draws a whole run" if of_run else "--all draws every record of a run"
+        raise UsageError(f"{what}; {address!r} names a prompt: give the run alone")
+    for option, given in (("all", every), ("format", suffix)):
+        if of_run and given:
+            raise UsageError(f"--{option}: does not go with --kind {choices.kind}; leave it out")
     if every:
-        if prompt is not None:
-            raise UsageError(f"--all draws every record of a run; {address!r} names a prompt: give the run alone")
-        _plot_all(run, request, tokens, output, as_json, options)
+        _plot_all(run, choices, suffix or "png", output, as_json)
         return
-    _refuse(options, ("suffix",), "one prompt, whose --output ends in .png, .svg or .pdf")
-    _, record = open_record(store, address)
-    request = for_record(request, record, options["positions"], tokens)
-    paths = write(record, kind, output, request, vocabulary=run.vocabulary, font=options["font"])
+    if suffix is not None:
+        raise UsageError("--format: does not go with one prompt, whose --output ends in .png, .svg or .pdf; leave it out")
+    if prompt is None and not of_run:
+        raise UsageError(f"{address!r} names a run; name a prompt of it as {run.name}/PROMPT")
+    paths = draw(run, prompt, choices, output).paths
     if as_json:
-        files = {"files": [str(path) for path in paths]} if options["pages"] else {"file": str(paths[0])}
-        click.echo(orjson.dumps({**files, "kind": kind, "run": run.name, "prompt": record.id}))
+        files = {"files": [str(path) for path in paths]} if choices.pages else {"file": str(paths[0])}
+        named = {} if prompt is None else {"prompt": prompt}
+        click.echo(orjson.dumps({**files, "kind": choices.kind, "run": run.name, **named}))
     else:
         click.echo("\n".join(map(str, paths)))
 
 
-#: Options of pictures of records, which charts of whole runs do not take.
-_OF_RECORDS = ("stat", "tap", "layer_step", "tokens", "important", "threshold", "pages", "every", "suffix")
-#: Names of options that are not those of their parameters.
-_NAMES = {
-    "tokens": "token",
-    "layer_step": "layer-step",
-    "threshold": "important-threshold",
-    "every": "all",
-    "suffix": "format",
-}
-
-
-def _request(run: "Run", options: dict[str, Any]) -> "Request":
-    from raylens.storage.plots.request import Request
-
-    return Request(
-        model=run.manifest.title,
-        stat=options["stat"],
-        tap=options["tap"],
-        layer_step=options["layer_step"] or 1,
-        important=options["important"],
-        threshold=options["threshold"],
-        pages=options["pages"],
-    )
-
-
-def _tokens(run: "Run", options: dict[str, Any]) -> "Wanted | None":
-    from raylens.storage.wanted import wanted
-
-    return wanted(options["tokens"], run) if options["tokens"] else None
-
-
-def _refuse(options: dict[str, Any], names: tuple[str, ...], what: str) -> None:
-    for name in names:
-        if options[name] not in (None, False, ()):
-            raise UsageError(f"--{_NAMES.get(name, name)}: does not go with {what}; leave it out")
-
-
-def _plot_run(run: "Run", store: str, output: str, as_json: bool, options: dict[str, Any]) -> None:
-    from raylens.storage.charts import chart
-
-    kind, against = options["kind"], options["against"]
-    if (kind == "compare") != (against is not None):
-        raise UsageError("--kind compare needs the other run, and only it does: --against RUN")
-    other = None if against is None else open_store(store)[against]
-    path = chart(run, output, other=other, by=options["by"], positions=options["positions"], font=options["font"])
-    click.echo(orjson.dumps({"file": str(path), "kind": kind, "run": run.name}) if as_json else path)
-
-
-def _plot_all(
-    run: "Run", request: "Request", tokens: "Wanted | None", output: str, as_json: bool, options: dict[str, Any]
-) -> None:
+def _plot_all(run: "Run", choices: "Choices", suffix: str, output: str, as_json: bool) -> None:
     from raylens.storage.plots.many import Job, plot_all
 
-    job = Job(options["kind"], options["suffix"] or "png", request, Path(output), options["positions"], tokens, options["font"])
+    shown = choices.request(run), Path(output), choices.place(), choices.tokens(run), choices.font
+    job = Job(choices.kind, suffix, *shown)
     total = sum(entry.failure is None for entry in run.entries)
     count, lacking = 0, 0
     first: NotDrawn | None = None

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylens.storage.errors import UsageError
-from raylens.storage.plots import picture_format, write_picture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,36 +54,6 @@ def depth(run: "Run", database: "Database", chosen: "Mapping[str, str]") -> "lis
         return []
 
 
-def chart(
-    run: "Run",
-    path: str | Path,
-    *,
-    other: "Run | None" = None,
-    by: str | None = None,
-    positions: str | None = None,
-    font: str | None = None,
-) -> Path:
-    """Draw a run into a file, or how another run differs from it. The same store gives the same bytes.
-
-    Args:
-        path: where to write; its suffix, png, svg or pdf, picks the format.
-        other: the run that is compared.
-        by: a metadata key whose values are drawn apart.
-        positions: those that are counted: all, last, last:N, a position or A:B; all by default.
-        font: a font file to use for what DejaVu Sans lacks.
-
-    Returns:
-        The path written.
-
-    Raises:
-        UsageError: runs without what is drawn, nothing to compare, or a path that cannot be written.
-        StoreError: tables are missing or damaged.
-    """
-    path = Path(path)
-    write_picture(path, render(run, picture_format(path), other=other, by=by, positions=positions, font=font))
-    return path
-
-
 def render(
     run: "Run",
     suffix: str,
@@ -92,15 +61,20 @@ def render(
     other: "Run | None" = None,
     by: str | None = None,
     positions: str | None = None,
-    font: str | None = None,
+    font: str | Path | None = None,
 ) -> bytes:
-    """The file that ``chart`` would write, in memory.
+    """The picture of a run, or of how another run differs from it. The same store gives the same bytes.
 
     Args:
-        suffix: one of ``FORMATS``.
+        suffix: png, svg or pdf.
+        other: the run that is compared.
+        by: a metadata key whose values are drawn apart.
+        positions: those that are counted: all, last, last:N, a position or A:B; all by default.
+        font: a font file to use for what DejaVu Sans lacks.
 
     Raises:
-        UsageError, StoreError: as ``chart``.
+        UsageError: runs without what is drawn, or nothing to compare.
+        StoreError: tables are missing or damaged.
     """
     from raylens.storage.charts import aggregate, compare
     from raylens.storage.fonts import choose_fonts

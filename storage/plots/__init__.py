@@ -42,51 +42,6 @@ def stats(kind: str) -> tuple[str, ...]:
     return _kind(kind).STATS
 
 
-def plot(
-    record: "Record",
-    kind: str,
-    path: str | Path,
-    *,
-    vocabulary: "Vocabulary",
-    model: str,
-    stat: str | None = None,
-    tap: str | None = None,
-    positions: "Sequence[int] | None" = None,
-    title: str | None = None,
-    layer_step: int = 1,
-    tokens: "Sequence[int] | None" = None,
-    font: str | Path | None = None,
-) -> Path:
-    """Draw one picture of a record into a file. The same arguments give the same bytes.
-
-    Args:
-        kind: one of ``KINDS``.
-        path: the file to write; its suffix (.png, .svg or .pdf) chooses the format.
-        vocabulary: the run's, ``run.vocabulary``.
-        model: the model's name, for the heading.
-        stat: the value to show, one of ``stats(kind)``; by default the first of them.
-        tap: the tap to show, by raylens's or LogitLens4LLMs's name; by default ``resid_post``, in a rank picture all taps.
-        positions: the positions to show, from 0; by default the last 24 in a grid, otherwise the last one. Kinds other than
-            grid show one only.
-        title: the heading; the names of the model and the prompt then go to the line below it.
-        layer_step: show every Nth layer, counted from the last one down.
-        tokens: token ids for a trajectory to follow (by default the top tokens of the last layer), the one whose values colour
-            a grid, or the one or two whose logit an attribution explains.
-        font: a font file for characters that DejaVu Sans lacks.
-
-    Returns:
-        The path written.
-
-    Raises:
-        UsageError: an argument does not fit the record or the kind, the picture is too large, or the file cannot be written.
-    """
-    from raylens.storage.plots.request import Request
-
-    request = Request(model, stat, tap, positions, title, layer_step, tokens)
-    (written,) = write(record, kind, path, request, vocabulary=vocabulary, font=font)
-    return written
-
-
 def write(
     record: "Record",
     kind: str,
@@ -102,16 +57,27 @@ def write(
         The paths written.
 
     Raises:
-        UsageError: as ``plot``.
+        UsageError: what is asked does not fit the record or the kind, a picture too large, or a path that cannot be written.
+    """
+    path = Path(path)
+    files = render(record, kind, picture_format(path), request, vocabulary=vocabulary, font=font)
+    return save(path, files, request.pages)
+
+
+def save(path: Path, files: list[bytes], pages: bool) -> list[Path]:
+    """Write a picture, or its pages into numbered files; the paths.
+
+    Raises:
+        UsageError: a path cannot be written.
     """
     from raylens.storage.plots.paging import numbered
 
-    path = Path(path)
-    suffix = picture_format(path)
-    files = render(record, kind, suffix, request, vocabulary=vocabulary, font=font)
-    paths = numbered(path, len(files)) if request.pages and suffix != "pdf" else [path]
+    paths = numbered(path, len(files)) if pages and picture_format(path) != "pdf" else [path]
     for each, data in zip(paths, files, strict=True):
-        write_picture(each, data)
+        try:
+            each.write_bytes(data)
+        except OSError as error:
+            raise UsageError(f"{each}: cannot be written: {error.strerror}; choose another path") from error
     return paths
 
 
@@ -127,18 +93,6 @@ def picture_format(path: Path) -> str:
     return suffix
 
 
-def write_picture(path: Path, data: bytes) -> None:
-    """Write a picture.
-
-    Raises:
-        UsageError: the path cannot be written.
-    """
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}; choose another path") from error
-
-
 def render(
     record: "Record", kind: str, suffix: str, request: "Request", *, vocabulary: "Vocabulary", font: str | Path | None = None
 ) -> list[bytes]:
@@ -148,7 +102,7 @@ def render(
         suffix: one of ``FORMATS``.
 
     Raises:
-        UsageError: as ``plot``.
+        UsageError: as ``write``.
     """
     from raylens.storage.fonts import choose_fonts
     from raylens.storage.plots import canvas

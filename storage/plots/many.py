@@ -41,7 +41,7 @@ class Job:
     folder: Path
     positions: str | None = None
     tokens: Wanted | None = None
-    font: str | None = None
+    font: str | Path | None = None
 
 
 def plot_all(run: Run, job: Job) -> Iterator[list[Path] | NotDrawn]:

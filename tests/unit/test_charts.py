@@ -1,13 +1,13 @@
 """Pictures of whole runs: what is drawn is what the queries say, the same store gives the same bytes, errors name the option."""
 
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from raylens.storage.charts import chart
 from raylens.storage.charts.aggregate import aggregate
 from raylens.storage.charts.compare import compared
 from raylens.storage.comparison import compare
@@ -117,7 +117,7 @@ def test_differences_are_the_comparisons(runs: tuple[Run, Run]) -> None:
 def test_the_same_store_gives_the_same_bytes(runs: tuple[Run, Run], tmp_path: Path, suffix: str) -> None:
     """Of both kinds, in every format."""
     for other in (None, runs[1]):
-        files = [chart(runs[0], tmp_path / f"{n}.{suffix}", other=other) for n in range(2)]
+        files = [runs[0].plot(output=tmp_path / f"{n}.{suffix}", against=other).paths[0] for n in range(2)]
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -127,15 +127,15 @@ def test_a_bare_run_has_what_it_can(tmp_path: Path) -> None:
     picture = aggregate(run)
     assert [plot.axis.label for plot in picture.panels.plots] == ["entropy in nats, median"]
     assert [one.scale.label for one in picture.panels.maps] == ["entropy in nats, mean, 12 and more alike"]
-    Image.open(chart(run, tmp_path / "bare.png")).verify()
+    Image.open(BytesIO(run.plot().pages[0])).verify()
 
 
 def test_runs_of_one_layer(tmp_path: Path) -> None:
     """All that there is, is drawn."""
     one, other = (write_run(tmp_path, name=name, layers=1) for name in ("one", "other"))
     assert list(aggregate(one).panels.names) == ["resid_pre", *TAPS]
-    for path in (chart(one, tmp_path / "a.png"), chart(one, tmp_path / "c.png", other=other)):
-        Image.open(path).verify()
+    for picture in (one.plot(), one.plot(against=other)):
+        Image.open(BytesIO(picture.pages[0])).verify()
 
 
 def test_one_layer_of_each_tap_beside_more_layers_of_others(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from PIL import Image
 
 from raylens.storage.errors import UsageError
 from raylens.storage.fonts import choose_fonts
-from raylens.storage.plots import FORMATS, KINDS, attribution, canvas, files, grid, plot, rank, stats, trajectory
+from raylens.storage.plots import FORMATS, KINDS, attribution, canvas, files, grid, rank, stats, trajectory, write
 from raylens.storage.plots.request import Request, coverage, spans
 from raylens.storage.record import Record, TapLens
 from raylens.storage.taps import DEFAULT_TAPS
@@ -334,14 +334,14 @@ def test_a_picture_too_large_is_refused() -> None:
 def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
     record, vocabulary = make(ENGLISH)
     with pytest.raises(UsageError, match=r"must end in \.png, \.svg or \.pdf"):
-        plot(record, "grid", tmp_path / name, vocabulary=vocabulary, model="m")
+        write(record, "grid", tmp_path / name, Request("m"), vocabulary=vocabulary)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     record, vocabulary = make(ENGLISH[:1], ("resid_post",), layers=1)
     with pytest.raises(UsageError, match="cannot be written: No such file or directory"):
-        plot(record, "grid", tmp_path / "none" / "x.png", vocabulary=vocabulary, model="m")
+        write(record, "grid", tmp_path / "none" / "x.png", Request("m"), vocabulary=vocabulary)
 
 
 def test_a_file_that_is_no_font_is_refused(tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def png_size(data: bytes) -> tuple[int, int]:
 def test_files_by_suffix(tmp_path: Path) -> None:
     record, vocabulary = make(ENGLISH, name="<b>&")
     for kind in KINDS:
-        made = {s: plot(record, kind, tmp_path / f"{kind}.{s}", vocabulary=vocabulary, model="m") for s in FORMATS}
+        made = {s: write(record, kind, tmp_path / f"{kind}.{s}", Request("m"), vocabulary=vocabulary)[0] for s in FORMATS}
         with Image.open(made["png"]) as image:
             image.load()
             assert image.size == png_size(made["png"].read_bytes())
@@ -377,7 +377,8 @@ def test_files_by_suffix(tmp_path: Path) -> None:
         assert pdf.startswith(b"%PDF-1.")
         assert pdf.rstrip().endswith(b"%%EOF")
         assert b"CreationDate" not in pdf
-    assert plot(record, "grid", tmp_path / "UPPER.PNG", vocabulary=vocabulary, model="m").read_bytes()[1:4] == b"PNG"
+    (upper,) = write(record, "grid", tmp_path / "UPPER.PNG", Request("m"), vocabulary=vocabulary)
+    assert upper.read_bytes()[1:4] == b"PNG"
 
 
 def test_cells_have_one_size_whatever_their_number() -> None:

@@ -1,0 +1,145 @@
+"""A picture of a run or of one of its prompts, as the command line and Python ask for it."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raylens.storage import charts, plots
+from raylens.storage.errors import UsageError
+from raylens.storage.layers import as_text
+from raylens.storage.plots.canvas import DPI
+from raylens.storage.plots.request import Request, for_record
+from raylens.storage.record import Record
+from raylens.storage.wanted import Wanted, wanted
+
+if TYPE_CHECKING:
+    from raylens.storage.store import Run
+
+#: Choices that only pictures of prompts have, only charts of runs, and only rank pictures.
+_OF_PROMPTS = ("stat", "tap", "layer_step", "token", "important", "important_threshold", "pages")
+_OF_RUNS = ("against", "by")
+_OF_RANKS = ("important", "important_threshold")
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What is to be drawn; each is an option of ``raylens plot`` by its name.
+
+    Attributes:
+        kind: one of ``plots.KINDS``, which draw a prompt, or of ``charts.KINDS``, which draw a run.
+        against: the run that ``compare`` holds against this one.
+    """
+
+    kind: str
+    stat: str | None = None
+    tap: str | None = None
+    positions: str | int | None = None
+    layer_step: int | None = None
+    token: str | int | Sequence[str | int] = ()
+    important: int | None = None
+    important_threshold: float | None = None
+    pages: bool = False
+    against: "Run | None" = None
+    by: str | None = None
+    font: str | Path | None = None
+
+    def check(self) -> None:
+        """Refuse what the kind of picture has no use for.
+
+        Raises:
+            UsageError: naming the option.
+        """
+        if self.kind in charts.KINDS:
+            self._refuse(_OF_PROMPTS)
+            if (self.kind == "compare") != (self.against is not None):
+                raise UsageError("--kind compare needs the other run, and only it does: --against RUN")
+            return
+        if self.kind not in plots.KINDS:
+            raise UsageError(f"--kind {self.kind}: choose from {', '.join((*plots.KINDS, *charts.KINDS))}")
+        self._refuse(_OF_RUNS)
+        self._refuse(("token",) if self.kind == "rank" else _OF_RANKS)
+
+    def _refuse(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            if getattr(self, name) not in (None, False, (), []):
+                raise UsageError(f"--{name.replace('_', '-')}: does not go with --kind {self.kind}; leave it out")
+
+    def request(self, run: "Run") -> Request:
+        """What is asked of the picture of any prompt of the run."""
+        return Request(
+            model=run.manifest.title,
+            stat=self.stat,
+            tap=self.tap,
+            layer_step=self.layer_step or 1,
+            important=self.important,
+            threshold=self.important_threshold,
+            pages=self.pages,
+        )
+
+    def place(self) -> str | None:
+        """The positions as text; None for those of the kind."""
+        return None if self.positions is None else str(as_text(self.positions))
+
+    def tokens(self, run: "Run") -> Wanted | None:
+        """The tokens in the run's terms."""
+        return wanted(self.token, run) if self.token not in ((), []) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A drawn picture; a notebook shows its first page if it is a PNG or an SVG.
+
+    Attributes:
+        format: ``png``, ``svg`` or ``pdf``.
+        pages: the bytes of each file; a PDF holds all pages in one.
+        paths: where they were written, if they were.
+    """
+
+    format: str
+    pages: list[bytes] = field(repr=False)
+    paths: list[Path]
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, Any]] | None:
+        if self.format != "png":
+            return None
+        width, height = struct.unpack(">II", self.pages[0][16:24])
+        return self.pages[0], {"width": round(width * 96 / DPI), "height": round(height * 96 / DPI)}  # a screen's 96 an inch
+
+    def _repr_svg_(self) -> str | None:
+        return self.pages[0].decode() if self.format == "svg" else None
+
+
+def draw(run: "Run", prompt_id: str | None, choices: Choices, output: str | Path | None = None) -> Picture:
+    """Draw a prompt of a run, or without one the run.
+
+    Args:
+        output: file to write, whose name ends in .png, .svg or .pdf; without one the picture is a PNG in memory.
+
+    Raises:
+        UsageError: a choice that does not fit the kind, the run or the prompt, or a path that cannot be written.
+        StoreError: what is stored is missing or damaged.
+    """
+    choices.check()
+    path = None if output is None else Path(output)
+    suffix = "png" if path is None else plots.picture_format(path)
+    if choices.kind in charts.KINDS:
+        if prompt_id is not None:
+            raise UsageError(f"--kind {choices.kind} draws a whole run, and {prompt_id[:80]!r} is a prompt: name the run alone")
+        by, positions = choices.by, choices.place()
+        files = [charts.render(run, suffix, other=choices.against, by=by, positions=positions, font=choices.font)]
+    else:
+        record = _record(run, prompt_id, choices.kind)
+        request = for_record(choices.request(run), record, choices.place(), choices.tokens(run))
+        files = plots.render(record, choices.kind, suffix, request, vocabulary=run.vocabulary, font=choices.font)
+    return Picture(suffix, files, [] if path is None else plots.save(path, files, choices.pages))
+
+
+def _record(run: "Run", prompt_id: str | None, kind: str) -> Record:
+    if prompt_id is None:
+        raise UsageError(f"--kind {kind} draws one prompt: name one of run {run.name!r}")
+    outcome = run[prompt_id]
+    if not isinstance(outcome, Record):
+        raise UsageError(f"prompt {prompt_id!r} has no record: it failed ({outcome.kind}): {outcome.message}")
+    return outcome
