@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from raylens.storage import charts, plots
 from raylens.storage.errors import UsageError
+from raylens.storage.labels import fit, text_label
 from raylens.storage.layers import as_text
+from raylens.storage.paths import given_path
 from raylens.storage.plots.canvas import DPI
 from raylens.storage.plots.request import Request, for_record
 from raylens.storage.record import Record
-from raylens.storage.wanted import Wanted, wanted
+from raylens.storage.vocabulary import Vocabulary
+from raylens.storage.wanted import Wanted, ids_of, wanted
 
 if TYPE_CHECKING:
     from raylens.storage.store import Run
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 _OF_PROMPTS = ("stat", "tap", "layer_step", "token", "important", "important_threshold", "pages")
 _OF_RUNS = ("against", "by")
 _OF_RANKS = ("important", "important_threshold")
+#: Characters of a text that is a title.
+_TITLE = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +71,13 @@ class Choices:
             if getattr(self, name) not in (None, False, (), []):
                 raise UsageError(f"--{name.replace('_', '-')}: does not go with --kind {self.kind}; leave it out")
 
-    def request(self, run: "Run") -> Request:
-        """What is asked of the picture of any prompt of the run."""
+    def request(self, model: str, title: str | None = None) -> Request:
+        """What is asked of the picture of any prompt."""
         return Request(
-            model=run.manifest.title,
+            model=model,
             stat=self.stat,
             tap=self.tap,
+            title=title,
             layer_step=self.layer_step or 1,
             important=self.important,
             threshold=self.important_threshold,
@@ -122,18 +128,49 @@ def draw(run: "Run", prompt_id: str | None, choices: Choices, output: str | Path
         StoreError: what is stored is missing or damaged.
     """
     choices.check()
-    path = None if output is None else Path(output)
-    suffix = "png" if path is None else plots.picture_format(path)
-    if choices.kind in charts.KINDS:
-        if prompt_id is not None:
-            raise UsageError(f"--kind {choices.kind} draws a whole run, and {prompt_id[:80]!r} is a prompt: name the run alone")
-        by, positions = choices.by, choices.place()
-        files = [charts.render(run, suffix, other=choices.against, by=by, positions=positions, font=choices.font)]
-    else:
+    if choices.kind not in charts.KINDS:
         record = _record(run, prompt_id, choices.kind)
-        request = for_record(choices.request(run), record, choices.place(), choices.tokens(run))
-        files = plots.render(record, choices.kind, suffix, request, vocabulary=run.vocabulary, font=choices.font)
-    return Picture(suffix, files, [] if path is None else plots.save(path, files, choices.pages))
+        return draw_record(record, choices, output, choices.request(run.manifest.title), choices.tokens(run), run.vocabulary)
+    if prompt_id is not None:
+        raise UsageError(f"--kind {choices.kind} draws a whole run, and {prompt_id[:80]!r} is a prompt: name the run alone")
+    path, suffix = _target(output)
+    by, positions = choices.by, choices.place()
+    files = [charts.render(run, suffix, other=choices.against, by=by, positions=positions, font=choices.font)]
+    return _picture(path, suffix, files, pages=False)
+
+
+def draw_record(
+    record: Record,
+    choices: Choices,
+    output: str | Path | None,
+    request: Request,
+    tokens: Wanted | None,
+    vocabulary: Vocabulary,
+) -> Picture:
+    """Draw a record; raises what ``draw`` does."""
+    path, suffix = _target(output)
+    request = for_record(request, record, choices.place(), tokens)
+    files = plots.render(record, choices.kind, suffix, request, vocabulary=vocabulary, font=choices.font)
+    return _picture(path, suffix, files, choices.pages)
+
+
+def draw_alone(record: Record, choices: Choices, output: str | Path | None, title: str | None, vocabulary: Vocabulary) -> Picture:
+    """Draw a record of no run; its text is the title unless one is given. Raises what ``draw`` does."""
+    if choices.kind in charts.KINDS:
+        raise UsageError(f"--kind {choices.kind} draws a whole run; choose from {', '.join(plots.KINDS)}")
+    choices.check()
+    request = choices.request("", fit(text_label(record.text), _TITLE) if title is None else title)
+    tokens = Wanted(ids_of(choices.token, vocabulary)) if choices.token not in ((), []) else None
+    return draw_record(record, choices, output, request, tokens, vocabulary)
+
+
+def _target(output: str | Path | None) -> tuple[Path | None, str]:
+    path = None if output is None else given_path(output, "--output")
+    return path, "png" if path is None else plots.picture_format(path)
+
+
+def _picture(path: Path | None, suffix: str, files: list[bytes], pages: bool) -> Picture:
+    return Picture(suffix, files, [] if path is None else plots.save(path, files, pages))
 
 
 def _record(run: "Run", prompt_id: str | None, kind: str) -> Record:

@@ -4,6 +4,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +17,8 @@ from raylens.storage.vocabulary import Vocabulary, token_texts
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from raylens.storage.drawing import Picture
 
 #: JSON metadata of a prompt: whatever other fields its corpus row had.
 Metadata = dict[str, Any]
@@ -165,9 +168,45 @@ class Record:
         Raises:
             UsageError: the ids are no integers, or the record was read without its vocabulary.
         """
+        return token_texts(self._known(), ids)
+
+    def _known(self) -> Vocabulary:
         if self.vocabulary is None:
             raise UsageError("this record is without its vocabulary; take one of a run, or of raylens.lens")
-        return token_texts(self.vocabulary, ids)
+        return self.vocabulary
+
+    def plot(
+        self,
+        kind: str = "grid",
+        output: str | Path | None = None,
+        *,
+        title: str | None = None,
+        stat: str | None = None,
+        tap: str | None = None,
+        positions: str | int | None = None,
+        layer_step: int | None = None,
+        token: str | int | Sequence[str | int] = (),
+        important: int | None = None,
+        important_threshold: float | None = None,
+        pages: bool = False,
+        font: str | Path | None = None,
+    ) -> "Picture":
+        """Draw the record, such as one of ``raylens.lens``. A notebook shows the picture that is returned (docs/PICTURES.md).
+
+        Args:
+            kind: ``grid``, ``rank``, ``trajectory`` or ``attribution``.
+            output: file to write, whose name ends in .png, .svg or .pdf; without one the picture is a PNG in memory.
+            title: heading; by default the text.
+            stat, tap, ...: as the options of ``raylens plot``.
+
+        Raises:
+            UsageError: a choice does not fit the kind or the record, the file cannot be written, or the record was read without
+                its vocabulary.
+        """
+        from raylens.storage.drawing import Choices, draw_alone
+
+        shown = stat, tap, positions, layer_step, token, important, important_threshold, pages
+        return draw_alone(self, Choices(kind, *shown, font=font), output, title, self._known())
 
     def to_xarray(self) -> "xr.Dataset":
         """The arrays of all taps as one dataset: ``ids``, ``logprobs`` and the statistics, by tap, position, layer and rank.

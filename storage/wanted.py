@@ -8,6 +8,7 @@ from raylens.storage.errors import NotDrawn, UsageError
 from raylens.storage.record import Record
 from raylens.storage.store import Run
 from raylens.storage.token_names import FIELD, token_ids
+from raylens.storage.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +56,29 @@ def wanted(names: str | int | Sequence[str | int], run: Run) -> Wanted:
     Raises:
         UsageError: no token, several, or a field that was not tracked.
     """
-    each = list(names) if isinstance(names, list | tuple) else [names]
-    if not each:
-        raise UsageError("--token: name at least one token, by its text or as id:N")
     tokens: list[int | Own] = []
     tracked = run.manifest.identity.get("lens", {}).get("track", ())
-    for name in each:
+    for name in _each(names):
         # by the name that it was tracked by, a token is the one that the run took it for, where several have the same bytes
         own = isinstance(name, str) and (name.startswith(FIELD) or name in tracked)
         tokens += [Own(tracked_number("token", name, run))] if own else token_ids(name, run.vocabulary)
     return Wanted(tuple(dict.fromkeys(tokens)))
+
+
+def ids_of(names: str | int | Sequence[str | int], vocabulary: Vocabulary) -> tuple[int, ...]:
+    """The tokens of no run, by text or as ``id:N``.
+
+    Raises:
+        UsageError: no token, or several.
+    """
+    return tuple(dict.fromkeys(token for name in _each(names) for token in token_ids(name, vocabulary)))
+
+
+def _each(names: str | int | Sequence[str | int]) -> list[Any]:
+    each = list(names) if isinstance(names, list | tuple) else [names]
+    if not each:
+        raise UsageError("--token: name at least one token, by its text or as id:N")
+    return each
 
 
 def tracked_number(option: str, value: Any, run: Run) -> int:

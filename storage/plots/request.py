@@ -22,7 +22,7 @@ class Request:
     """The choices that a picture's caller makes; None leaves one to the kind of picture.
 
     Attributes:
-        model: the model's name, for the heading.
+        model: the model's name, for the heading; empty if it is not known.
         stat: what colours the cells.
         tap: the tap to show.
         positions: the positions to show, counted from the start of the prompt.
@@ -59,7 +59,7 @@ class Request:
         return lines if self.title is None else (text_label(self._subject(record)), *lines)
 
     def _subject(self, record: Record) -> str:
-        return f"{self.model} · prompt {record.id}"
+        return f"{self.model} · prompt {record.id}" if self.model else f"prompt {record.id}"
 
     def chosen_stat(self, stats: Sequence[str]) -> str:
         """The stat asked for, or the kind's first.

@@ -11,7 +11,7 @@ from raylens.storage.errors import UsageError
 from raylens.storage.plots.canvas import DPI
 from raylens.storage.record import Record
 from raylens.storage.store import Run
-from tests.builders import commit_outcomes, make_failure, make_run
+from tests.builders import commit_outcomes, make_failure, make_record, make_run
 from tests.command import raylens_command
 from tests.queried import write_run
 
@@ -106,3 +106,20 @@ def test_a_failed_prompt_has_no_picture(tmp_path: Path) -> None:
     commit_outcomes(folder, failure)
     with pytest.raises(UsageError, match=f"has no record: it failed \\({failure.kind}\\)"):
         Run(folder).plot(failure.id)
+
+
+def test_a_record_of_no_run(run: Run, record: Record, tmp_path: Path) -> None:
+    """As ``raylens.lens`` gives one: with its text as the title, or another, and tokens by text or id."""
+    drawn = record.plot(output=tmp_path / "x.svg", token=1, stat="logprob")
+    assert drawn.paths == [tmp_path / "x.svg"]
+    svg = drawn.pages[0].decode()
+    assert f"<title>{record.text}</title>" in svg
+    assert f">prompt {record.id}<" in svg
+    assert b">Mine<" in record.plot("rank", tmp_path / "y.svg", title="Mine").pages[0]
+    assert record.plot(token="id:1").pages == record.plot(token=[1]).pages
+    with pytest.raises(UsageError, match="--kind aggregate draws a whole run; choose from attribution, grid, rank, trajectory"):
+        record.plot("aggregate")
+    with pytest.raises(UsageError, match="--token 'no such token'"):
+        record.plot(token="no such token")
+    with pytest.raises(UsageError, match="this record is without its vocabulary"):
+        make_record(0).plot()
