@@ -23,8 +23,8 @@ MAX_FILE_BYTES = 1 << 30
 
 
 def not_through_links(path: str, flags: int) -> int:
-    """An ``opener`` for files that are written under a fixed name, where a store from elsewhere may have a link."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    """An ``opener`` for files that are written under a fixed name, where a store from elsewhere may have a link, or a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
 
 
 def touch(path: Path) -> None:
@@ -73,14 +73,25 @@ def read_file(path: Path) -> bytes:
         StoreError: it is larger than any such file should be, or no file: a pipe would be waited for.
         OSError: it cannot be read.
     """
-    with open(path, "rb", opener=_at_once) as file:
-        status = os.fstat(file.fileno())
-        size = status.st_size
-        if not stat.S_ISREG(status.st_mode):
-            raise StoreError(f"{path}: damaged (no file)")
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
         if not fits(size):
             raise StoreError(f"{path}: damaged ({size} bytes, more than such a file has)")
         return file.read(size)  # no more: as much memory is taken as is asked for
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """A file of a store, which may be anybody's, to be read.
+
+    Raises:
+        StoreError: it is no file: a pipe would be waited for, and a device might never end.
+        OSError: it cannot be opened.
+    """
+    file = open(path, "rb", opener=_at_once)  # noqa: SIM115  the caller's
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise StoreError(f"{path}: damaged (no file)")
+    return file
 
 
 def _at_once(path: str, flags: int) -> int:

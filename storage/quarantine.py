@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from raylens.storage.durable import not_through_links, store_errors
+from raylens.storage.durable import not_through_links, open_plain, store_errors
 from raylens.storage.layout import RunFolder
 from raylens.storage.log import about
 
@@ -96,7 +96,7 @@ class Quarantine:
         with store_errors(self._list):
             if not self._list.exists():
                 return []
-            with self._list.open("rb") as file:
+            with open_plain(self._list) as file:
                 # no more than a writer writes, as much memory as there is of it
                 size = min(os.fstat(file.fileno()).st_size, MAX_LIST_BYTES + _LINE_BYTES)
                 return [line for line in file.read(size).split(b"\n") if line]
@@ -105,7 +105,7 @@ class Quarantine:
         with store_errors(self._more):
             if not self._more.exists():
                 return 0
-            with self._more.open("rb") as file:
+            with open_plain(self._more) as file:
                 return _number(file.read(20))
 
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from raylens.storage.durable import TEMPORARY, fsync_folder, new_file
+from raylens.storage.durable import TEMPORARY, fsync_folder, new_file, open_plain
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import FORMAT, Commit, Entry, Ledger
@@ -246,7 +246,7 @@ def read_frame(path: Path, entry: Entry) -> bytes:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             yield file
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}; the store lacks a committed segment") from error

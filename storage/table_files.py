@@ -75,6 +75,8 @@ def compare(files: TableFiles, run: str, outcomes: list[Record | Failure]) -> di
 
 def _check_about(path: Path, expected: About) -> pq.FileMetaData:
     """The metadata of a table that is what it should be; errors name the reason only."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise StoreError("damaged table (no file)")
     try:
         metadata = pq.read_metadata(path)
         found = msgspec.json.decode((metadata.metadata or {}).get(ABOUT.encode(), b"nothing"), type=About)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from raylens.storage.certificate import read_certificate
-from raylens.storage.durable import TEMPORARY, store_errors
+from raylens.storage.durable import TEMPORARY, open_plain, store_errors
 from raylens.storage.errors import OtherFormat, StoreError
 from raylens.storage.findings import BadCommit, Findings
 from raylens.storage.layout import RunFolder
@@ -154,13 +154,13 @@ def _is_whole(folder: RunFolder, commit: Commit) -> bool:
     path = segment_path(folder, commit)
     try:
         return path.stat().st_size == commit.bytes and _crc32(path) == commit.crc32
-    except OSError:
+    except (OSError, StoreError):
         return False
 
 
 def _crc32(path: Path) -> int:
     crc32 = 0
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         while block := file.read(1 << 20):
             crc32 = zlib.crc32(block, crc32)
     return crc32
@@ -240,7 +240,7 @@ def _examine_segment(
     problems = []
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             if size != commit.bytes:
                 problems.append(f"{size} bytes, its commit says {commit.bytes}")
             elif _crc32(path) != commit.crc32:
@@ -262,6 +262,8 @@ def _examine_segment(
                     reasons.append(f"at byte {entry.offset}: {error}")
     except OSError as error:
         return False, [f"{error.strerror}"]
+    except StoreError as error:  # no file
+        return False, [_reason(error, path)]
     if reasons:
         problems.append(f"{len(reasons)} of {len(commit.entries)} records are damaged, first {reasons[0]}")
     return proven, problems

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from raylens.storage.compaction import compact
 from raylens.storage.errors import OtherFormat, StoreError, UsageError
 from raylens.storage.layout import RunFolder
+from raylens.storage.quarantine import Quarantine
 from raylens.storage.store import Run, Store
 from raylens.storage.verify import examine
 from tests.builders import commit_outcomes, make_failure, make_record, make_run, same
@@ -61,6 +62,18 @@ def a_folder(folder: Path, path: Path) -> None:
     path.mkdir()
 
 
+def a_pipe(folder: Path, path: Path) -> None:
+    """One that nobody writes to, which whoever opens it would wait for."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_device(folder: Path, path: Path) -> None:
+    """A link to one without an end."""
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
 DAMAGES: dict[str, Callable[[Path, Path], object]] = {
     "cut": lambda _, path: os.truncate(path, path.stat().st_size // 2),
     "empty": lambda _, path: os.truncate(path, 0),
@@ -72,6 +85,8 @@ DAMAGES: dict[str, Callable[[Path, Path], object]] = {
     "sparse": sparse,
     "swapped": swapped,
     "a folder": a_folder,
+    "a pipe": a_pipe,
+    "a device": a_device,
 }
 
 
@@ -123,6 +138,31 @@ def test_a_sparse_segment_is_not_read_to_its_end(made: RunFolder, tmp_path: Path
     sparse(folder.root, folder.root / FILES["segment"])
     read_all(folder)
     assert f"{1 << 40} bytes, its commit says" in examine(folder).damage[0].problem
+
+
+@pytest.mark.parametrize("size", [0, 5])
+def test_a_segment_that_is_a_device_is_not_read_without_end(made: RunFolder, tmp_path: Path, size: int) -> None:
+    """Also where its commit says that it has no bytes, as a device does."""
+    folder = copy_of(made, tmp_path)
+    a_device(folder.root, folder.root / FILES["segment"])
+    commit = orjson.loads((folder.root / FILES["commit"]).read_bytes())
+    (folder.root / FILES["commit"]).write_bytes(orjson.dumps({**commit, "bytes": size, "entries": []}))
+    assert any(one.problem == "damaged (no file)" for one in examine(folder).damage)
+
+
+@pytest.mark.parametrize("damage", [a_pipe, a_device])
+def test_a_list_of_refused_entries_that_is_no_file(
+    made: RunFolder, tmp_path: Path, damage: Callable[[Path, Path], object]
+) -> None:
+    """Status does not wait for it, nor does a writer that has an entry to refuse."""
+    folder = copy_of(made, tmp_path)
+    path = folder.quarantine / "reasons.jsonl"
+    path.touch()
+    damage(folder.root, path)
+    with pytest.raises(StoreError, match=r"reasons\.jsonl: damaged \(no file\)"):
+        Store(tmp_path)["demo"].status()
+    with pytest.raises(OSError, match=r"reasons\.jsonl"):
+        Quarantine(folder).add("1-1", "why", b"what")
 
 
 @pytest.mark.parametrize("file", ["manifest", "commit"])
