@@ -5,6 +5,7 @@ from typing import Any
 from raylens.storage.durable import read_file, store_errors, write_file
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
+from raylens.storage.record import MAX_LAYERS
 from raylens.storage.sealed import sealed, unsealed
 
 #: Most other ways that are kept: as many kinds of machine hardly take part in one run.
@@ -39,14 +40,18 @@ def read_certificate(folder: RunFolder) -> dict[str, Any]:
     """What was measured about the model; empty before a model loaded.
 
     Raises:
-        StoreError: it is damaged.
+        StoreError: it is damaged, or its ``layers`` are none of a model.
     """
     try:
-        return unsealed(folder.certificate, read_file(folder.certificate))
+        found = unsealed(folder.certificate, read_file(folder.certificate))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise StoreError(f"{folder.certificate}: {error.strerror}") from error
+    layers = found.get("layers", 1)
+    if type(layers) is not int or not 1 <= layers <= MAX_LAYERS:
+        raise StoreError(f"{folder.certificate}: damaged ({str(layers)[:40]!r} layers)")
+    return found
 
 
 def other_ways(certificate: dict[str, Any]) -> list[dict[str, Any]]:

@@ -19,7 +19,8 @@ MAX_ENTRY_BYTES = 1 << 16
 
 _NAME = re.compile(r"(?:[0-9]{9}|[1-9][0-9]{9,17})\.json")
 
-_Size = Annotated[int, msgspec.Meta(ge=0)]
+_Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]  # sums of them are printed as JSON, whose readers take 64 bits
+_Tokens = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Index = Annotated[int, msgspec.Meta(ge=0, lt=1 << 30)]  # a damaged file must not ask for memory without end
 
 
@@ -37,7 +38,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     id: str
     offset: _Size
     length: _Size
-    tokens: _Size
+    tokens: _Tokens
     failure: str | None
 
 
@@ -48,7 +49,7 @@ class Commit(msgspec.Struct, frozen=True):
     n: int
     writer: str
     segment: str | None
-    bytes: int
+    bytes: _Size
     crc32: int
     entries: list[Entry]
 

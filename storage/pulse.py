@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from contextlib import suppress
+from typing import Annotated
 
 import msgspec
 
@@ -16,6 +17,8 @@ FORMAT = 1
 #: Seconds between two pulses, and after which a driver counts as silent: one that waits for its server may be late.
 PULSE_SECONDS = 2.0
 SILENT_SECONDS = 60.0
+
+_Number = Annotated[int, msgspec.Meta(ge=-(1 << 62), lt=1 << 62)]  # the file may be anybody's, and is printed as JSON
 
 
 class Pulse(msgspec.Struct, frozen=True):
@@ -35,15 +38,15 @@ class Pulse(msgspec.Struct, frozen=True):
 
     format: int
     host: str
-    pid: int
+    pid: _Number
     at: float
-    actors: int
-    ready: int
-    deaths: int
-    resubmitted: int
-    in_flight_bytes: int
-    unstored_prompts: int
-    unstored_bytes: int
+    actors: _Number
+    ready: _Number
+    deaths: _Number
+    resubmitted: _Number
+    in_flight_bytes: _Number
+    unstored_prompts: _Number
+    unstored_bytes: _Number
     waiting: str
     pids: str = ""
 

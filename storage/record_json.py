@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from raylens.storage.errors import StoreError
 from raylens.storage.generated import Generated
+from raylens.storage.json_values import unheld
 from raylens.storage.record import FIELDS, MAX_VOCABULARY, Failure, Metadata, Record, TapLens
 from raylens.storage.statistics import Form, misfit
 
@@ -150,6 +151,8 @@ def decode_outcome(line: bytes, vocabulary_size: int = MAX_VOCABULARY) -> Record
     """
     try:
         value = _DECODER.decode(line)
+        if wrong := unheld(value.metadata):
+            raise ValueError(f"metadata: {wrong}")
         if value.error is not None:
             return Failure(value.id, value.index, value.error.kind, value.error.message, value.metadata)
         with np.errstate(over="raise"):

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from raylens.storage.errors import StoreError
+from raylens.storage.json_values import unheld
 
 _SEAL = "sha256"
 
@@ -32,6 +33,8 @@ def unsealed(path: Path, data: bytes) -> dict[str, Any]:
         fields = msgspec.json.decode(data, type=dict[str, Any])
         seal = fields.pop(_SEAL, None)
         if seal is None or seal == _digest(fields):
+            if wrong := unheld(fields):
+                raise StoreError(f"{path}: damaged ({wrong})")
             return fields
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StoreError(f"{path}: damaged ({error})") from error

@@ -1,5 +1,6 @@
 """Whatever a file of a store holds, reading gives one clear error that names it; ids are data; readers do not mind writers."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from raylens.storage.compaction import compact
 from raylens.storage.errors import OtherFormat, StoreError, UsageError
 from raylens.storage.layout import RunFolder
+from raylens.storage.ledger import Ledger
+from raylens.storage.pulse import FORMAT, Pulse, write_pulse
 from raylens.storage.quarantine import Quarantine
+from raylens.storage.record_json import encode_outcome
+from raylens.storage.repair import repair
+from raylens.storage.segments import SegmentBuilder
 from raylens.storage.store import Run, Store
 from raylens.storage.verify import examine
 from tests.builders import commit_outcomes, make_failure, make_record, make_run, same
@@ -32,6 +38,7 @@ FILES = {
     "lens table": "tables/000000001-0a1b2c3d.lens.parquet",
     "prompts table": "tables/000000001-0a1b2c3d.prompts.parquet",
 }
+HUGE = 10**30
 DEEP = b"[" * 3_000_000
 
 
@@ -163,6 +170,53 @@ def test_a_list_of_refused_entries_that_is_no_file(
         Store(tmp_path)["demo"].status()
     with pytest.raises(OSError, match=r"reasons\.jsonl"):
         Quarantine(folder).add("1-1", "why", b"what")
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        ("manifest", "identity", {"lens": {"top_k": HUGE}}),
+        ("certificate", "error", HUGE),
+        ("certificate", "layers", HUGE),
+        ("certificate", "layers", 0),
+        ("certificate", "layers", "four"),
+        ("certificate", "layers", None),
+        ("commit", "bytes", HUGE),
+        ("commit", "entries", [[1, "prompt-1", 0, 1, HUGE, None]]),
+    ],
+)
+def test_numbers_that_cannot_be_are_damage(made: RunFolder, tmp_path: Path, file: str, field: str, value: object) -> None:
+    """One that JSON's readers do not hold, or that no model has, is no traceback where it is printed or counted with."""
+    folder = copy_of(made, tmp_path)
+    path = folder.root / FILES[file]
+    said = {**json.loads(path.read_bytes()), field: value}
+    said.pop("sha256", None)
+    path.write_text(json.dumps(said))
+    with pytest.raises(StoreError, match=rf"{path.name}: damaged"):
+        read_all(folder)
+    assert path.name in {Path(one.file).name for one in examine(folder).damage}
+
+
+def test_a_driver_that_says_what_cannot_be_is_not_heard(made: RunFolder, tmp_path: Path) -> None:
+    """Its file is a hint, which nothing depends on."""
+    folder = copy_of(made, tmp_path)
+    write_pulse(folder, Pulse(FORMAT, "host", 1, 0.0, 1, 1, 0, 0, HUGE, 0, 0, ""))
+    assert Store(tmp_path)["demo"].status().driver is None
+
+
+def test_metadata_that_json_tools_do_not_hold_is_damage(made: RunFolder, tmp_path: Path) -> None:
+    """No writer stores such; verify says so, and repair takes it out."""
+    folder = copy_of(made, tmp_path)
+    record = make_record(4, metadata={"n": 7777})
+    builder = SegmentBuilder(Run(folder).manifest.uid)
+    builder.add_frame(record, zstandard.compress(encode_outcome(record).replace(b"7777", str(HUGE).encode())))
+    Ledger(folder).append(builder.write(folder, 2, "0a1b2c3d"))
+    with pytest.raises(StoreError, match="metadata: Integer exceeds 64-bit range"):
+        _ = Run(folder)[record.id]
+    assert ["metadata: Integer exceeds 64-bit range" in one.problem for one in examine(folder).damage] == [True]
+    repair(folder)
+    assert examine(folder).damage == []
+    assert len(Run(folder)) == 4
 
 
 @pytest.mark.parametrize("file", ["manifest", "commit"])
