@@ -9,6 +9,7 @@ from pathlib import Path
 
 from raylens.storage.durable import fsync_folder, make_folder, not_through_links, store_errors
 from raylens.storage.errors import StoreError
+from raylens.storage.paths import is_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,9 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether a run was begun here: where run.json was lost, its commits say so."""
+        """Whether a run was begun here: where run.json was lost, its commits say so. None has a name that is not UTF-8."""
+        if not is_text(self.root.name):
+            return False
         # Unlike Path's methods, these say False of a name that is too long.
         return os.path.exists(self.manifest) or (os.path.isdir(self.commits) and any(self.commits.glob("*.json")))  # noqa: PTH110, PTH112
 

@@ -15,7 +15,7 @@ from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.layout import RunFolder, named_run, runs_folder
 from raylens.storage.ledger import Entry
 from raylens.storage.manifest import Manifest, read_manifest
-from raylens.storage.paths import given_path
+from raylens.storage.paths import given_path, is_text
 from raylens.storage.places import Places
 from raylens.storage.quarantine import Quarantine, Quarantined
 from raylens.storage.record import Failure, Record
@@ -313,7 +313,7 @@ class Store:
             UsageError: there is no run of that name.
         """
         parent = runs_folder(self.path)
-        found = sorted(child for child in parent.iterdir() if child.is_dir()) if parent.is_dir() else []
+        found = sorted(child for child in parent.iterdir() if child.is_dir() and is_text(child.name)) if parent.is_dir() else []
         fitting = [child for child in found if name in {None, child.name}]
         if name is not None and not fitting:
             raise UsageError(f"store {self.path} has no run {name!r}; it has {', '.join(one.name for one in found) or 'none'}")

@@ -273,6 +273,29 @@ def test_a_store_may_lie_anywhere(made: RunFolder, tmp_path: Path, name: str) ->
     assert examine(folder).damage == []
 
 
+def test_a_folder_whose_name_is_no_text_hides_no_run(made: RunFolder, tmp_path: Path) -> None:
+    """It can be in no JSON and on no page, so it is passed over by whoever lists the runs."""
+    folder = copy_of(made, tmp_path)
+    shutil.copytree(folder.root, folder.root.with_name(os.fsdecode(b"caf\xe9")))
+    assert Store(tmp_path).names() == [one.root.name for one in Store(tmp_path).folders()] == ["demo"]
+    for command in ("runs", "status", "verify"):
+        done = raylens_command(command, str(tmp_path), "--json")
+        assert done.returncode == 0, done.stderr
+        assert "demo" in done.stdout
+
+
+def test_a_store_whose_name_is_no_text_is_refused(made: RunFolder, tmp_path: Path) -> None:
+    """Neither Arrow nor DuckDB could open its tables."""
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    copy_of(made, place)
+    done = raylens_command("verify", str(place))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"Error: store {tmp_path}/caf‹E9›: not UTF-8; rename it, or give a link to it that is\n"
+    link = tmp_path / "link"
+    link.symlink_to(place)
+    assert raylens_command("verify", str(link)).returncode == 0
+
+
 WRITER = """
 import sys
 from pathlib import Path
