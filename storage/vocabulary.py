@@ -71,6 +71,15 @@ def token_texts(vocabulary: Vocabulary, ids: ArrayLike) -> Any:
     return texts[which.ravel()].reshape(given.shape)[()]
 
 
+def unstorable(vocabulary: Vocabulary) -> str | None:
+    """What of a vocabulary a reader would refuse, in words; None if nothing."""
+    longest = max(vocabulary, key=lambda token: len(token or b""), default=None) or b""
+    if len(longest) > MAX_TOKEN_BYTES:
+        return f"the token {longest[:40]!r}... of {len(longest):,} bytes, limit {MAX_TOKEN_BYTES:,}"
+    size = sum(len(token or b"") + 5 for token in vocabulary)  # with what msgpack writes before each
+    return f"tokens of {size:,} bytes, limit {MAX_BYTES:,}" if size + 5 > MAX_BYTES else None
+
+
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
     """Store a vocabulary durably."""
     compress = zstandard.ZstdCompressor(level=3, write_checksum=True).compress

@@ -11,8 +11,9 @@ from raylens.storage.errors import ModelError, RaylensError, UsageError, one_lin
 from raylens.storage.layers import select_layers
 from raylens.storage.paths import given_path
 from raylens.storage.positions import Positions
+from raylens.storage.record import MAX_LAYERS
 from raylens.storage.temporary import lacks_place, no_place
-from raylens.storage.vocabulary import Vocabulary
+from raylens.storage.vocabulary import MAX_TOKENS, Vocabulary, unstorable
 from raylens.workers.chosen import chosen_places
 from raylens.workers.interventions.checking import check_edits
 from raylens.workers.lenses.source import lens_digest, lens_taps, parse_lens
@@ -83,6 +84,8 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
     if settings.generation is not None and settings.generation.tokens >= longest:
         raise UsageError(f"--generate {settings.generation.tokens}: the model reads {longest} tokens, the prompt's included")
     vocabulary = vocabulary_bytes(tokenizer, size)
+    if wrong := unstorable(vocabulary):
+        raise ModelError(f"--model {settings.model.source}: its tokenizer has {wrong}; not supported")
     Tracked(settings.lens.track, tokenizer, vocabulary)
     check_edits(settings.edits, partial(text_ids, tokenizer), n_layers, width, longest)
     template = settings.input.chat_template or getattr(tokenizer, "chat_template", None) or ""
@@ -103,11 +106,14 @@ def _sizes(model: ModelSettings, config: Any) -> tuple[Any, int, int, int]:
     """The configuration of the text model, and its layers, vocabulary and width.
 
     Raises:
-        ModelError: it has none.
+        ModelError: it has none, or such as nothing could be stored of.
     """
     try:
         text = config.get_text_config()
-        return text, int(text.num_hidden_layers), int(text.vocab_size), int(text.hidden_size)
+        layers, size, width = int(text.num_hidden_layers), int(text.vocab_size), int(text.hidden_size)
+        if not (1 <= layers <= MAX_LAYERS and 1 <= size <= MAX_TOKENS):
+            raise ValueError(f"{layers:,} layers, limit {MAX_LAYERS:,}; a vocabulary of {size:,} tokens, limit {MAX_TOKENS:,}")
+        return text, layers, size, width
     except (AttributeError, TypeError, ValueError) as error:
         kind = getattr(config, "model_type", "") or type(config).__name__
         raise ModelError(
@@ -146,6 +152,8 @@ def _check_template(source: str) -> None:
         jinja2.Environment(extensions=["jinja2.ext.loopcontrols", Generation]).parse(source)  # noqa: S701  never rendered here
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"--chat-template line {error.lineno}: {error.message}") from error
+    except RecursionError as error:
+        raise UsageError("--chat-template: nested too deeply; is it the right file?") from error
 
 
 def load_config(settings: ModelSettings, source: ModelSource) -> Any:

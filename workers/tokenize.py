@@ -1,5 +1,6 @@
 """From a prompt to token ids: plain text, chat messages, or ids given ready."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,4 +116,4 @@ def _failure(prompt: Prompt, kind: str, message: str) -> Failure:
 def longest_input(config: Any, tokenizer: Any) -> int:
     """The longest input in tokens: what the positions allow; a huge number where neither side says."""
     limits = [*(getattr(config, name, None) for name in _LIMITS), tokenizer.model_max_length]
-    return min([int(limit) for limit in limits if isinstance(limit, int | float) and limit > 0], default=1 << 30)
+    return min([int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < math.inf], default=1 << 30)

@@ -18,6 +18,7 @@ from raylens.storage.errors import UsageError
 from raylens.storage.store import Store
 from tests.builders import commit_outcomes, make_record, make_run
 from tests.command import raylens_command
+from tests.tiny import save_word_llama
 from tests.waiting import HUNG
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
@@ -256,6 +257,30 @@ def test_a_broken_model(tmp_path: Path, tiny: Path, name: str, change: Any) -> N
     content = change if isinstance(change, list) else json.loads((tiny / name).read_text()) | change
     model = broken(tiny, tmp_path, name, json.dumps(content))
     check(raylens_command("lens", "a", "-m", str(model)), 4, f"--model {model}", "cannot be read")
+
+
+@pytest.mark.parametrize("change", [{"vocab_size": 10**12}, {"num_hidden_layers": 10**12}, {"num_hidden_layers": 0}])
+def test_a_model_of_sizes_that_cannot_be(tmp_path: Path, tiny: Path, change: dict[str, int]) -> None:
+    """Refused before anything of such a size is made."""
+    model = broken(tiny, tmp_path, "config.json", json.dumps(json.loads((tiny / "config.json").read_text()) | change))
+    check(raylens_command("lens", "a", "-m", str(model)), 4, f"--model {model}", "has not the sizes of a language model", "limit")
+
+
+def test_a_tokenizer_whose_vocabulary_no_reader_would_take(tmp_path: Path) -> None:
+    """Told before the run, not by whoever reads its results."""
+    save_word_llama(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace('"ishmael"', f'"{"ishmael" * 10_000}"'))
+    done = raylens_command("run", "--text", "call me", "-m", str(tmp_path), "--store", str(tmp_path / "store"))
+    check(done, 4, f"--model {tmp_path}: its tokenizer has the token", "of 70,000 bytes, limit 65,536")
+
+
+def test_a_chat_template_without_a_bottom(tmp_path: Path, tiny: Path) -> None:
+    """Its nesting is no traceback of Jinja's."""
+    template = tmp_path / "template"
+    template.write_text("{% if 1 %}" * 5000 + "{% endif %}" * 5000)
+    done = raylens_command("run", "--text", "hi", "-m", str(tiny), "--chat-template", str(template), cwd=tmp_path)
+    check(done, 2, "--chat-template: nested too deeply")
 
 
 def test_a_model_of_another_kind(tmp_path: Path, tiny: Path) -> None:

@@ -197,9 +197,10 @@ def test_failures_keep_what_the_prompt_had() -> None:
         ({"max_position_embeddings": None}, 512, 512),
         ({"max_position_embeddings": -1}, 512, 512),
         ({}, int(1e30), int(1e30)),
+        ({"max_position_embeddings": 64}, float("inf"), 64),  # as Python's JSON writes and reads it
     ],
 )
-def test_longest_input(config: dict[str, Any], tokenizer_limit: int, longest: int) -> None:
+def test_longest_input(config: dict[str, Any], tokenizer_limit: float, longest: int) -> None:
     """The smaller of what the model's positions and the tokenizer allow; a huge number where neither says."""
     assert longest_input(SimpleNamespace(**config), SimpleNamespace(model_max_length=tokenizer_limit)) == longest
 

@@ -18,6 +18,7 @@ from raylens.storage.vocabulary import (
     read_vocabulary,
     token_text,
     token_texts,
+    unstorable,
     write_vocabulary,
 )
 from tests.builders import make_vocabulary
@@ -108,6 +109,19 @@ def test_a_file_that_is_no_vocabulary_is_refused(tmp_path: Path, data: bytes) ->
         pytest.raises(StoreError, match=r"vocabulary\.zst: "),
     ):  # the largest of them inflates to 16 MiB
         read_vocabulary(path)
+
+
+@pytest.mark.parametrize("size", [MAX_TOKEN_BYTES, MAX_TOKEN_BYTES + 1])
+def test_what_a_reader_refuses_is_known_before_it_is_written(tmp_path: Path, size: int) -> None:
+    """To the byte."""
+    tokens = [b"a", None, b"b" * size]
+    write_vocabulary(tmp_path / "v", tokens)
+    if unstorable(tokens) is None:
+        assert read_vocabulary(tmp_path / "v") == tokens
+    else:
+        assert size > MAX_TOKEN_BYTES
+        with pytest.raises(StoreError):
+            read_vocabulary(tmp_path / "v")
 
 
 def test_a_bomb_is_refused_before_it_is_inflated(tmp_path: Path) -> None:
