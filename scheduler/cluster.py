@@ -22,7 +22,7 @@ from ray.util.client import ray as client
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from raylens.scheduler.process import is_command
-from raylens.storage.errors import ClusterError, RaylensError, one_line
+from raylens.storage.errors import ClusterError, RaylensError, UsageError, one_line
 from raylens.storage.temporary import temporary
 
 #: Shared memory of a local Ray: prompts and receipts are small, results never pass through it.
@@ -97,6 +97,9 @@ def _join(address: str, target: str | None) -> None:
             _init(target)
     except RaylensError:
         raise
+    except UnicodeEncodeError as error:  # Ray keeps the command line of whoever joins it
+        remedy = "rename the file, or name it by a pattern in quotes, such as 'folder/*.jsonl'"
+        raise UsageError(f"the command line holds what is not UTF-8, which Ray does not take; {remedy}") from error
     except Exception as error:  # of a node that is not up within half a minute, Ray raises a bare one
         remedy = f"is it up, of Ray {ray.__version__}, and if a token guards it, RAY_AUTH_MODE=token set?"
         if "AF_UNIX" in str(error):  # of a local Ray, whose sockets are in the temporary folder

@@ -174,4 +174,5 @@ class Corpus:
     def name(self) -> str:
         """Where the prompts come from, for people."""
         given = [*self._settings.sources, *(["--text"] if self._settings.texts else [])]
-        return ", ".join(given[:3]) + (f" and {len(given) - 3} more" if len(given) > 3 else "") or "rows"
+        said = ", ".join(given[:3]) + (f" and {len(given) - 3} more" if len(given) > 3 else "") or "rows"
+        return said.encode(errors="backslashreplace").decode()  # a file's name may be no UTF-8, which is kept with the run

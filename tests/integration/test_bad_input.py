@@ -283,6 +283,15 @@ def test_a_chat_template_without_a_bottom(tmp_path: Path, tiny: Path) -> None:
     check(done, 2, "--chat-template: nested too deeply")
 
 
+def test_a_command_line_that_ray_does_not_take(tmp_path: Path, tiny: Path) -> None:
+    """A name that is not UTF-8, with a way to give that file all the same."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    path.write_text(GOOD)
+    command = [sys.executable, "-m", "raylens", "run", str(path), "-m", str(tiny), "--store", str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG)
+    check(done, 2, "the command line holds what is not UTF-8, which Ray does not take; rename the file, or name it by a pattern")
+
+
 def test_a_model_of_another_kind(tmp_path: Path, tiny: Path) -> None:
     """An encoder-decoder is refused by its configuration, before Ray starts, without the list of all that could be given."""
     model = broken(tiny, tmp_path, "config.json", T5Config(vocab_size=256, d_model=32, num_layers=2).to_json_string())

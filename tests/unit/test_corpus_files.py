@@ -110,6 +110,14 @@ def test_a_file_named_twice(tmp_path: Path) -> None:
             corpus(tmp_path / "a.txt", other).scan()
 
 
+def test_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
+    """It is read; what the run keeps of its name is text."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    path.write_text("one")
+    assert texts(path) == texts(tmp_path / "caf*.txt") == ["one"]
+    assert corpus(path).name == f"{tmp_path}/caf\\udce9.txt"
+
+
 def test_a_text_in_the_place_of_a_file() -> None:
     """Too long for a name, and with a sign of a pattern."""
     assert "cannot be read (File name too long)" in refusal(Path("What is this? " * 30))

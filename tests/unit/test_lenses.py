@@ -390,6 +390,15 @@ def test_wrong_configuration(tmp_path: Path, change: dict[str, Any], part: str) 
         opened(f"tuned:{folder}")
 
 
+@pytest.mark.parametrize("config", [b'{"a":' + b"[" * 200_000, b'{"d_model": 32, "num_hidden_layers": 3, "lens_type": "\xff"}'])
+def test_a_configuration_that_is_no_json(tmp_path: Path, config: bytes) -> None:
+    """Nested without end, or not UTF-8."""
+    folder = save_tuned(tmp_path / "lens", translators(3, 32))
+    (folder / "config.json").write_bytes(config)
+    with pytest.raises(ModelError, match=r"config.json: not the configuration of a tuned lens"):
+        opened(f"tuned:{folder}")
+
+
 @pytest.mark.parametrize("missing", ["config.json", "params.pt"])
 def test_missing_file_of_a_tuned_lens(tmp_path: Path, missing: str) -> None:
     """A folder that lacks one of the two files, or is none, names the file that was looked for."""

@@ -61,7 +61,7 @@ def _config(path: Path, shape: Shape) -> _Config:
         config = msgspec.json.decode(read_file(path), type=_Config)
     except OSError as error:
         raise bad_file(path, str(error.strerror), _REMEDY) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad_file(path, f"not the configuration of a tuned lens ({error})", _REMEDY) from error
     if config.lens_type != "linear_tuned_lens":
         raise bad_file(path, f"lens_type is {config.lens_type[:100]!r}", "only linear_tuned_lens is read")
