@@ -1,5 +1,6 @@
 """What several commands share: the store option, addresses, tables."""
 
+import secrets
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -231,10 +232,13 @@ def write_bytes(output: str | None, data: Callable[[Any], None], option: str = "
 
 
 def _write_whole(path: Path, data: Callable[[Any], None]) -> None:
-    """Write beside the file and rename, so that an error leaves an older file as it was."""
-    unfinished = path.with_name(f".{path.name}.part")
+    """Write beside the file and rename, so that an error leaves an older file as it was.
+
+    Under a name that nobody knows before: in a folder like /tmp it could be a link of a stranger's, or another command's.
+    """
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with unfinished.open("wb") as file:
+        with unfinished.open("xb") as file:
             data(file)
         unfinished.replace(path)
     finally:

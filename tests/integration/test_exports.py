@@ -174,6 +174,18 @@ def test_the_name_of_a_file_says_its_format(store: Path, tmp_path: Path, kind: s
     assert (tmp_path / f"x.{kind}").read_bytes() == (tmp_path / "given").read_bytes()
 
 
+def test_a_file_is_written_through_no_link_of_a_stranger(store: Path, tmp_path: Path) -> None:
+    """In a folder like /tmp anybody may have put one where the file is written before it is whole."""
+    kept = tmp_path / "kept"
+    kept.write_text("mine")
+    (tmp_path / ".out.jsonl.part").symlink_to(kept)
+    done = raylens_command("export", "r", "--store", str(store), "-o", str(tmp_path / "out.jsonl"))
+    assert done.returncode == 0, done.stderr
+    assert kept.read_text() == "mine"
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(TEXTS)
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", ".out.jsonl.part", "out.jsonl"}
+
+
 def test_two_files_need_a_folder(store: Path, tmp_path: Path) -> None:
     """Neither stdout nor a file that is there; exit code 2."""
     (tmp_path / "file").write_text("kept")
