@@ -11,7 +11,8 @@ from raylens.scheduler.corpus.values import plain_row
 from raylens.storage.errors import InputError
 from raylens.storage.temporary import temporary
 
-_BATCH_ROWS = 1024
+#: Rows that are in memory at a time, and bytes of them on average.
+_BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20
 
 
 def rows(file: InputFile, keys: RowKeys) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -51,8 +52,11 @@ def _batches(file: InputFile, stream: BinaryIO, keys: RowKeys) -> Iterator[list[
         with ParquetFile(stream) as table:
             names = table.schema_arrow.names
             _check_names(file, names, keys)
-            for batch in table.iter_batches(batch_size=_BATCH_ROWS):
-                yield batch.to_pylist()
+            for number in range(table.num_row_groups):
+                group = table.metadata.row_group(number)
+                fitting = group.num_rows * _BATCH_BYTES // max(1, group.total_byte_size)
+                for batch in table.iter_batches(min(max(1, fitting), _BATCH_ROWS), row_groups=[number]):
+                    yield batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = str(error).strip().split("\n")[0]
         if reason.startswith("Nanosecond"):

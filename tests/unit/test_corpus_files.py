@@ -22,6 +22,7 @@ from raylens.scheduler.corpus.files import ROW_LIMIT
 from raylens.scheduler.corpus.settings import Format
 from raylens.storage.errors import InputError, UsageError
 from raylens.storage.record import ID_LIMIT
+from tests.memory import bounded_memory
 
 
 def corpus(*sources: Path | str, **settings: Any) -> Corpus:
@@ -174,6 +175,16 @@ def test_a_pipe_of_parquet(tmp_path: Path) -> None:
     writer = through_pipe(tmp_path / "pipe", (tmp_path / "c.parquet").read_bytes())
     assert texts(tmp_path / "pipe", format="parquet") == ["a", "b"]
     writer.join()
+
+
+def test_large_rows_of_parquet_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    """A thousand documents of a megabyte are not in memory together."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": [f"{number:07d} " * (1 << 17) for number in range(128)]}), tmp_path / "c.parquet")
+    with bounded_memory(64 << 20):
+        assert sum(len(prompt.text or "") for prompt in corpus(tmp_path / "c.parquet").prompts()) == 128 << 20
 
 
 def noise(count: int) -> bytes:
