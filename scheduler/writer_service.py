@@ -12,6 +12,7 @@ from raylens.storage.errors import RaylensError
 from raylens.storage.layout import RunFolder, runs_folder
 from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import read_manifest
+from raylens.storage.paths import is_text
 from raylens.storage.stream import check_server
 from raylens.storage.tally import Tally
 
@@ -96,7 +97,7 @@ class WriterService:
 
     def _asking(self) -> list[str]:
         """Names of runs that want a writer and have none of ours."""
-        marked = (path.parent.name for path in self._runs.glob("*/writer.external"))
+        marked = (path.parent.name for path in self._runs.glob("*/writer.external") if is_text(path.parent.name))
         return sorted(
             name
             for name in marked

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def test_it_serves_only_runs_that_ask(server: EmbeddedServer, tmp_path: Path) ->
     other, _ = make_run(tmp_path, name="other")
     asks, manifest = make_run(tmp_path, name="asks")
     asks.wants_external_writer.touch()
+    shutil.copytree(asks.root, asks.root.with_name(os.fsdecode(b"a\xe9")))  # a name that is no text is no run's
     stream = Stream(server.url, manifest.uid)
     stream.create()
     with Running(tmp_path / "log", "writer", str(tmp_path), "--redis", server.url) as writer:
