@@ -73,21 +73,6 @@ class Asked:
         return Asked(self.targets[rows], token - first, final, self.taps)
 
 
-@dataclass(slots=True)
-class Answers:
-    """What came of it.
-
-    Attributes:
-        logprobs: [N, M] float32, of the targets.
-        ranks: [N, M] int64, 1 for the most probable token; equal logits are ordered by id.
-        kl: [N] float32, KL(final || row) in nats; NaN where it was not asked.
-    """
-
-    logprobs: Tensor
-    ranks: Tensor
-    kl: Tensor
-
-
 class Tally:
     """Counts and sums for what is asked of N rows, while blocks of logits go by in ascending order of ids.
 
@@ -132,8 +117,13 @@ class Tally:
             # a token of probability 0 adds nothing, also where its logit is minus infinity
             self.cross += torch.where(share > 0, share * logits, 0.0).sum(dim=1)
 
-    def finish(self, ids: Tensor, logprobs: Tensor, logsumexp: Tensor) -> Answers:
-        """The answers, given the rows' best tokens, [N, K], their logprobs, and logsumexp, [N] float64."""
+    def finish(self, ids: Tensor, logprobs: Tensor, logsumexp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logprobs and ranks of the targets, and KL, as a Readout has them.
+
+        Args:
+            ids, logprobs: [N, K] the rows' best tokens.
+            logsumexp: [N] float64.
+        """
         k = ids.shape[1]
         found = (self.logits.double() - logsumexp.unsqueeze(1)).clamp(max=0.0).float()
         ranks = (self.above + 1).clamp(min=k + 1)
@@ -142,7 +132,7 @@ class Tally:
         # one place in the list, one rank: another product may round a logit to the other side of its neighbour
         ranks = torch.where(best, place + 1, ranks)
         found = torch.where(best, logprobs.gather(1, place), found)
-        return Answers(found, ranks, self._kl(logsumexp))
+        return found, ranks, self._kl(logsumexp)
 
     def _kl(self, logsumexp: Tensor) -> Tensor:
         if self._final is None:

@@ -55,14 +55,14 @@ def try_fused(projection: Projection, rows: Tensor, k: int = K) -> str:
 def difference(found: Readout, expected: Readout) -> float:
     """The largest difference of a number; infinite if one is not finite or ids differ that are not nearly as probable."""
     pairs = [(found.logprobs, expected.logprobs), (found.logsumexp, expected.logsumexp), (found.entropy, expected.entropy)]
-    if expected.answers.logprobs.numel():
-        pairs += [(found.answers.logprobs, expected.answers.logprobs), (found.answers.kl, expected.answers.kl)]
+    if expected.target_logprobs.numel():
+        pairs += [(found.target_logprobs, expected.target_logprobs), (found.kl, expected.kl)]
     differences = torch.stack([(one.double() - other.double()).abs().max() for one, other in pairs])
     gaps = expected.logprobs.diff(dim=1).abs()
     left = torch.nn.functional.pad(gaps, (1, 0), value=torch.inf)
     right = torch.nn.functional.pad(gaps, (0, 1), value=0.0)  # what comes after the last is not known
     clear = torch.minimum(left, right) > 2 * ALLOWED
-    same = bool((found.ids == expected.ids)[clear].all()) and _near(found.answers.ranks, expected.answers.ranks)
+    same = bool((found.ids == expected.ids)[clear].all()) and _near(found.target_ranks, expected.target_ranks)
     return float(differences.max()) if same and bool(differences.isfinite().all()) else float("inf")
 
 

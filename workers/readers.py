@@ -1,7 +1,6 @@
 """What becomes of the hidden rows that hooks hand over: read out each by itself, or as parts of running sums (walk.py)."""
 
-from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,17 +24,16 @@ SHRUNK = 64
 _ADDED = ("attn_out", "mlp_out")
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
-    """The read-out of one (tap, layer): N rows, K tokens, M targets."""
+class Read(NamedTuple):
+    """The Readout of one (tap, layer) in memory of numpy's; ids and ranks are uint32."""
 
-    ids: NDArray[np.uint32]
-    logprobs: NDArray[np.float32]
-    logsumexp: NDArray[np.float32]
-    entropy: NDArray[np.float32]
-    target_logprobs: NDArray[np.float32]
-    target_ranks: NDArray[np.uint32]
-    kl: NDArray[np.float32]
+    ids: NDArray[Any]
+    logprobs: NDArray[Any]
+    logsumexp: NDArray[Any]
+    entropy: NDArray[Any]
+    target_logprobs: NDArray[Any]
+    target_ranks: NDArray[Any]
+    kl: NDArray[Any]
 
 
 class Reader(Protocol):
@@ -86,7 +84,7 @@ class DirectReader:
             read = _kept(self._projection.read(rows, self._k, self._asked and self._asked.repeated(len(places))))
             del rows  # free when the heap is trimmed again
         for number, place in enumerate(places):
-            self.done[place] = Read(*(getattr(read, field.name)[number :: len(places)] for field in fields(Read)))
+            self.done[place] = Read(*(values[number :: len(places)] for values in read))
 
 
 class WalkReader:
@@ -183,6 +181,5 @@ def _size(rows: Tensor) -> int:
 
 
 def _kept(read: Readout) -> Read:
-    values = (read.ids, read.logprobs, read.logsumexp, read.entropy, read.answers.logprobs, read.answers.ranks, read.answers.kl)
-    ids, logprobs, logsumexp, entropy, target_logprobs, target_ranks, kl = (value.cpu().numpy() for value in values)
-    return Read(ids.astype(np.uint32), logprobs, logsumexp, entropy, target_logprobs, target_ranks.astype(np.uint32), kl)
+    kept = Read(*(values.cpu().numpy() for values in read))
+    return kept._replace(ids=kept.ids.astype(np.uint32), target_ranks=kept.target_ranks.astype(np.uint32))

@@ -73,7 +73,7 @@ class States:
             entropy = np.maximum(log_sum - weighted / total, 0.0)
         ids = torch.from_numpy(self.ids[:, :seen].copy())
         answers = tally.finish(ids, _float(logprobs), torch.from_numpy(logsumexp))
-        return Readout(ids, _float(logprobs), _float(logsumexp), _float(entropy), answers)
+        return Readout(ids, _float(logprobs), _float(logsumexp), _float(entropy), *answers)
 
 
 def _float(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Tensor:

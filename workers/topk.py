@@ -5,12 +5,12 @@ Shapes: N rows, V vocabulary, B columns of a block, K tokens kept.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from raylens.workers.asked import Answers, Tally, nothing_asked
+from raylens.workers.asked import Tally, nothing_asked
 
 _LOWEST = torch.finfo(torch.float32).min
 #: A logit this far below the largest has weight 0 in float32, and 0 times it is 0, which 0 times infinity is not.
@@ -46,47 +46,35 @@ def _order_ties(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     return values, index.gather(1, by_value)
 
 
-@dataclass(slots=True)
-class Readout:
-    """What one pass over the logits of N rows leaves.
+class Readout(NamedTuple):
+    """What one pass over the logits of N rows leaves, M targets that were asked about (asked.py) among it.
 
     Attributes:
         ids: [N, K] int64 token ids, best first.
         logprobs: [N, K] float32, natural logarithm, at most 0.
         logsumexp: [N] float32, of all logits of the row.
         entropy: [N] float32, in nats.
-        answers: to what else was asked of the rows.
+        target_logprobs: [N, M] float32.
+        target_ranks: [N, M] int64, 1 for the most probable token; equal logits are ordered by id.
+        kl: [N] float32, KL(final || row) in nats; NaN where it was not asked.
     """
 
     ids: Tensor
     logprobs: Tensor
     logsumexp: Tensor
     entropy: Tensor
-    answers: Answers
+    target_logprobs: Tensor
+    target_ranks: Tensor
+    kl: Tensor
 
     def split(self, rows: int) -> list["Readout"]:
         """Read-outs of that many rows each."""
-        return [self._part(slice(start, start + rows)) for start in range(0, len(self.ids), rows)]
-
-    def _part(self, rows: slice) -> "Readout":
-        answers = Answers(self.answers.logprobs[rows], self.answers.ranks[rows], self.answers.kl[rows])
-        return Readout(self.ids[rows], self.logprobs[rows], self.logsumexp[rows], self.entropy[rows], answers)
+        return [Readout(*parts) for parts in zip(*(torch.split(value, rows) for value in self), strict=True)]
 
 
 def joined(parts: Sequence[Readout]) -> Readout:
     """The read-outs of some rows after others as one."""
-    answers = [part.answers for part in parts]
-    return Readout(
-        ids=torch.cat([part.ids for part in parts]),
-        logprobs=torch.cat([part.logprobs for part in parts]),
-        logsumexp=torch.cat([part.logsumexp for part in parts]),
-        entropy=torch.cat([part.entropy for part in parts]),
-        answers=Answers(
-            logprobs=torch.cat([answer.logprobs for answer in answers]),
-            ranks=torch.cat([answer.ranks for answer in answers]),
-            kl=torch.cat([answer.kl for answer in answers]),
-        ),
-    )
+    return Readout(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 class RunningReadout:
@@ -133,7 +121,7 @@ class RunningReadout:
         logprobs = (self._values.double() - logsumexp.unsqueeze(1)).clamp(max=0.0)
         entropy = (log_sum - self._weighted / self._sum).clamp(min=0.0)
         answers = self._tally.finish(self._ids, logprobs.float(), logsumexp)
-        return Readout(self._ids, logprobs.float(), logsumexp.float(), entropy.float(), answers)
+        return Readout(self._ids, logprobs.float(), logsumexp.float(), entropy.float(), *answers)
 
 
 def readout(logits: Tensor, k: int) -> Readout:

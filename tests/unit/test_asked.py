@@ -32,10 +32,10 @@ def test_a_target_rounded_otherwise(form: Form, target: int, off: float, rank: i
     reading = form(3, tally)
     reading.add(logits)
     found = reading.finish()
-    assert found.answers.ranks.tolist() == [[rank]]
-    assert found.answers.logprobs.max() <= 0
+    assert found.target_ranks.tolist() == [[rank]]
+    assert found.target_logprobs.max() <= 0
     if rank <= 3:
-        assert found.answers.logprobs[0, 0] == found.logprobs[0, rank - 1]
+        assert found.target_logprobs[0, 0] == found.logprobs[0, rank - 1]
 
 
 def logits_near_a_thousand(seed: int) -> Tensor:
@@ -55,4 +55,4 @@ def test_distance_of_large_logits(form: Form) -> None:
     reading.add(logits, tally.weights(final.clone()))
     rows = zip(logits.double().numpy(), final.double().numpy(), strict=True)
     exact = [METRICS["kl"].reference(Truth(row, last, 0, [])) for row, last in rows]
-    np.testing.assert_allclose(reading.finish().answers.kl, exact, atol=1e-3)
+    np.testing.assert_allclose(reading.finish().kl, exact, atol=1e-3)

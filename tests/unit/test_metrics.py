@@ -246,15 +246,15 @@ def test_any_partition_by_both_forms(logits: Tensor, k: int, places: list[int], 
         reading = make(tally)
         for block, last in zip(torch.tensor_split(logits, cuts, dim=1), torch.tensor_split(final, cuts, dim=1), strict=True):
             reading.add(block, tally.weights(last.clone()))
-        answers.append(reading.finish().answers)
+        answers.append(reading.finish())
     for row, values in enumerate(logits.double().numpy()):
         truth = Truth(values, final[int(asked.token[row])].double().numpy(), 0, asked.targets[row].tolist())
         for answer in answers:
-            assert answer.ranks[row].tolist() == [truth.rank(token) for token in truth.tracked]
+            assert answer.target_ranks[row].tolist() == [truth.rank(token) for token in truth.tracked]
             if np.isfinite(values).all():
                 np.testing.assert_allclose(answer.kl[row], METRICS["kl"].reference(truth), rtol=1e-5, atol=3e-5)
                 expected = METRICS["tracked_logprob"].reference(truth)
-                np.testing.assert_allclose(answer.logprobs[row], expected, rtol=1e-6, atol=2e-5)
+                np.testing.assert_allclose(answer.target_logprobs[row], expected, rtol=1e-6, atol=2e-5)
 
 
 def test_parts_of_a_question() -> None:

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -172,10 +171,10 @@ def test_what_is_asked_as_the_twin(
         tally._mass += 1
     plain = topk.RunningReadout(n, 1, logits.device, tallies[1])
     plain.add(logits, probabilities)
-    expected = plain.finish().answers
-    found = readout(rows, weight, bias, AfterHead(), 1, tallies[0], probabilities).answers
-    assert found.ranks.equal(expected.ranks)
-    torch.testing.assert_close(found.logprobs, expected.logprobs, rtol=1e-6, atol=4e-6)
+    expected = plain.finish()
+    found = readout(rows, weight, bias, AfterHead(), 1, tallies[0], probabilities)
+    assert found.target_ranks.equal(expected.target_ranks)
+    torch.testing.assert_close(found.target_logprobs, expected.target_logprobs, rtol=1e-6, atol=4e-6)
     torch.testing.assert_close(found.kl, expected.kl, rtol=1e-5, atol=1e-4, equal_nan=True)
 
 
@@ -484,20 +483,20 @@ def test_kernel_that_is_right_and_faster_is_used(monkeypatch: pytest.MonkeyPatch
     assert "Triton" in projection.path
     found = projection.read(rows, 10, asked)
     same(found, expected, ALLOWED)
-    assert found.answers.ranks.equal(expected.answers.ranks)
-    for name in ("logprobs", "kl"):
-        torch.testing.assert_close(getattr(found.answers, name), getattr(expected.answers, name), rtol=0, atol=ALLOWED)
+    assert found.target_ranks.equal(expected.target_ranks)
+    for name in ("target_logprobs", "kl"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=ALLOWED)
     assert projection.read(rows, MOST_FUSED + 1).logprobs.equal(many.logprobs)
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda read: replace(read, logprobs=read.logprobs - 0.01),
-        lambda read: replace(read, ids=read.ids.flip(1)),
-        lambda read: replace(read, entropy=read.entropy * torch.nan),
-        lambda read: replace(read, answers=replace(read.answers, ranks=read.answers.ranks + 10)),
-        lambda read: replace(read, answers=replace(read.answers, kl=read.answers.kl + 0.01)),
+        lambda read: read._replace(logprobs=read.logprobs - 0.01),
+        lambda read: read._replace(ids=read.ids.flip(1)),
+        lambda read: read._replace(entropy=read.entropy * torch.nan),
+        lambda read: read._replace(target_ranks=read.target_ranks + 10),
+        lambda read: read._replace(kl=read.kl + 0.01),
     ],
 )
 def test_kernel_that_is_wrong_is_not_used(spoil: Callable[[Readout], Readout], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def readout(
     if not len(rows):
         none = rows.new_empty(0)
         ids = rows.new_empty(0, k, dtype=torch.int64)
-        return Readout(ids, rows.new_empty(0, k), none, none, tally.finish(ids, rows.new_empty(0, k), none.double()))
+        return Readout(ids, rows.new_empty(0, k), none, none, *tally.finish(ids, rows.new_empty(0, k), none.double()))
     return _merged(*_launched(rows, weight, bias, step, k, tally, probabilities), k, tally)
 
 
@@ -260,4 +260,4 @@ def _merged(kept: Tensor, maxima: Tensor, totals: Tensor, weighteds: Tensor, k: 
     logprobs = (values.double() - logsumexp.unsqueeze(1)).clamp(max=0.0).float()
     entropy = (log_sum - weighted / total).clamp(min=0.0)
     answers = tally.finish(ids, logprobs, logsumexp)
-    return Readout(ids, logprobs, logsumexp.float(), entropy.float(), answers)
+    return Readout(ids, logprobs, logsumexp.float(), entropy.float(), *answers)
