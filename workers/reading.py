@@ -73,7 +73,7 @@ class ReadOut:
         if final is not None:
             read = self.projection.read(final, 1)
             end, best = Final(final, read.logsumexp, read.entropy), read.ids
-        return Reading(self, self.questions.about(following, tracked, end, best))
+        return Reading(self, self.questions.about(following, tracked, end, best), end)
 
     def reader(self, asked: Asked | None) -> Reader:
         """Of the residual and, where residuals are running sums, of their parts."""
@@ -95,9 +95,10 @@ class Reading:
     Args:
         how: the run reads.
         question: about each of the rows' tokens.
+        final: what the question's tokens or distances are from, where it needs any.
     """
 
-    def __init__(self, how: ReadOut, question: Question | None) -> None:
+    def __init__(self, how: ReadOut, question: Question | None, final: Final | None) -> None:
         asked = question.asked if question else None
         self._how = how
         self._question = question
@@ -106,8 +107,9 @@ class Reading:
         compared = how.questions.compares("attn_out")
         self._others = how.direct(asked if asked is None or compared else replace(asked, final=None))
         self._terms = how.attribution.of(question.attributed) if how.attribution and question else None
-        end = asked.final if asked is not None else None
-        self._broken = None if end is None else (~(end.logsumexp.isfinite() & end.entropy.isfinite())).cpu().numpy()
+        # [N] where the end of the model, of layers that may not be stored, is no number: nor is what was asked about it
+        ended = final is None or (final.logsumexp.isfinite() & final.entropy.isfinite()).cpu().numpy()
+        self._broken: NDArray[np.bool_] = np.logical_not(ended)
         self._read = how.places if how.walking is None else {hook[:2] for hook in how.walking[1].hooks}
 
     def take(self, tap: str, layer: int, rows: Tensor) -> None:
@@ -125,6 +127,8 @@ class Reading:
         for reader in (self._reader, self._others):
             reader.flush()
         done, terms = self._reader.done | self._others.done, self._terms.finish() if self._terms else {}
+        for found in terms.values():  # the norm's factor at the end is in all of them
+            self._broken = self._broken | np.isnan(found.values).any(axis=1)
         return {tap: self._tap(tap, layers, done, terms) for tap, layers in self._how.layers_of.items()}
 
     def _tap(self, tap: str, layers: tuple[int, ...], done: dict[Place, Read], terms: dict[Place, PlaceTerms]) -> TapLens:
@@ -135,14 +139,11 @@ class Reading:
         logprobs: NDArray[Any] = np.maximum(np.stack([read.logprobs for read in reads]), lowest).astype(kind, copy=False)
         values = self._how.questions.values
         stats = [values(tap, self._question, done[tap, layer], terms.get((tap, layer))) for layer in layers]
-        logsumexp = np.stack([read.logsumexp for read in reads])
-        if self._broken is not None:  # what is compared with is no number, of layers that may not be stored: nor is this
-            logsumexp[:, self._broken] = np.nan
         return TapLens(
             layers=layers,
             ids=np.stack([read.ids for read in reads]),
             logprobs=logprobs,
-            logsumexp=logsumexp,
+            logsumexp=np.where(self._broken, np.float32(np.nan), np.stack([read.logsumexp for read in reads])),
             entropy=np.stack([read.entropy for read in reads]),
             stats={name: np.stack([one[name] for one in stats]) for name in stats[0]},
         )

@@ -22,6 +22,7 @@ from raylens.storage.record import Prompt, Record
 from raylens.storage.taps import TAPS
 from raylens.workers import reading as reading_module
 from raylens.workers.adapter import Adapter, adapt
+from raylens.workers.attribution import find_attribution
 from raylens.workers.batching import pad
 from raylens.workers.lens import Lens
 from raylens.workers.settings import LensSettings, LogprobType
@@ -283,11 +284,13 @@ def test_numbers_that_are_not_finite_cost_one_prompt() -> None:
             np.testing.assert_array_equal(found.logprobs, clean[number].taps[tap].logprobs)
 
 
-def test_a_final_prediction_that_is_not_finite_costs_one_prompt() -> None:
-    """Also where the layer that failed is not stored: what is compared with it would be no number."""
+@pytest.mark.parametrize("stat", ["kl", "best_rank", "best_attribution", "next_attribution"])
+def test_a_final_prediction_that_is_not_finite_costs_one_prompt(stat: str) -> None:
+    """Also where the layer that failed is not stored: what is asked about it would be no number, or of any token."""
     model = copy.deepcopy(build("llama"))
-    batch = prompts()
-    lens = Lens(adapt(model), LensSettings(10, logprobs="float32", stats=("kl", "best_rank")), (0, 1), ("resid_post",))
+    adapter, batch = adapt(model), prompts()
+    settings, attribution = LensSettings(10, logprobs="float32", stats=(stat,)), find_attribution(model, adapter)
+    lens = Lens(adapter, settings, (0, 1), ("resid_post",), attribution=attribution)
 
     def spoil(_module: nn.Module, _arguments: Any, output: Tensor) -> Tensor:
         output[2] = torch.nan
