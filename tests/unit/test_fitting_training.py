@@ -1,5 +1,6 @@
 """Training of fitted lenses against Adam written out in float64, however few rows are compared at once; heads with biases."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from raylens.workers.adapter import adapt
 from raylens.workers.fitting import divergence as divergence_module
 from raylens.workers.fitting.divergence import Divergence
 from raylens.workers.fitting.texts import PARTS, Texts
@@ -103,3 +105,23 @@ def test_the_divergence_through_a_head_with_biases() -> None:
     divergence = Divergence(adapter.projection)
     found = divergence(rows, divergence.logprobs(last)).detach().double().numpy()
     assert found == pytest.approx((final.exp() * (final - lens)).sum(-1).numpy(), abs=1e-5)
+
+
+def test_a_token_that_is_ruled_out_adds_nothing_to_the_divergence() -> None:
+    """Its probability is 0 here and at the end: the others are compared as without it, and gradients are numbers."""
+    model = copy.deepcopy(built("gptj")[0])
+    with torch.no_grad():
+        model.lm_head.bias[3] = -torch.inf
+    divergence = Divergence(adapt(model).projection)
+    rows = torch.randn(4, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    near = (rows + 0.1).requires_grad_()
+    with torch.no_grad():
+        final = divergence.logprobs(rows)
+    found = divergence(near, final)
+    logprobs = divergence.logprobs(near)[:, [*range(3), *range(4, final.shape[1])]]
+    others = final[:, [*range(3), *range(4, final.shape[1])]]
+    torch.testing.assert_close(found, F.kl_div(logprobs, others, reduction="none", log_target=True).sum(-1))
+    assert (final[:, 3].exp() == 0).all()
+    found.sum().backward()  # type: ignore[no-untyped-call]
+    assert near.grad is not None
+    assert near.grad.isfinite().all()

@@ -17,6 +17,8 @@ from raylens.workers.projection import Projection
 
 #: Entries of one matrix of logits; some five of them are held in training, so 64 MiB each.
 _ENTRIES = 1 << 24
+#: Of a token that a bias of minus infinity rules out: its probability is 0 too, and 0 times its logprob is a number.
+_RULED_OUT = -1e30
 
 
 class Divergence:
@@ -38,7 +40,10 @@ class Divergence:
         self._norm = projection.norm if not _of_inference(projection.norm) else copy.deepcopy(projection.norm)
         self._norm.requires_grad_(requires_grad=False)
         self._head, self._step = head, projection.step
-        self._weight = head.weight.detach().float() if is_plain_linear(head) else None
+        self._weight = self._bias = None
+        if is_plain_linear(head):
+            self._weight = head.weight.detach().float()
+            self._bias = head.bias.detach().float().clamp(min=_RULED_OUT) if isinstance(head.bias, Tensor) else None
 
     def chunks(self, count: int) -> Iterator[slice]:
         """Parts of ``count`` rows whose logits fit in memory."""
@@ -51,8 +56,7 @@ class Divergence:
         if self._weight is None:
             logits = self._head(normed.to(dtype_of(self._head, normed.dtype))).float()
         else:
-            bias = self._head.bias
-            logits = F.linear(normed, self._weight, bias.float() if isinstance(bias, Tensor) else None)
+            logits = F.linear(normed, self._weight, self._bias)
         return F.log_softmax(self._step(logits), dim=-1)
 
     def __call__(self, rows: Tensor, final: Tensor) -> Tensor:
