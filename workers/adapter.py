@@ -74,9 +74,9 @@ def adapt(model: Any, k: int = K) -> Adapter:
     last = probes[-1].output
     projection, lens = find_projection(model, owner, last, flat_rows(logits))
     projection.try_faster(last)
-    lens["path"] = projection.path
     if device_of(projection.head, torch.device("cpu")).type == "cuda":
-        lens |= {"kernel": try_fused(projection, last, k), "path": projection.path}
+        lens["kernel"] = try_fused(projection, last, k)
+    lens["path"] = projection.path(k)
     found = [measure_block(block, probe, model.config) for block, probe in zip(stack, probes, strict=True)]
     refused = _refusals(found)
     sites = [{**block.sites, "resid_post": Site(module, "")} for block, module in zip(found, stack, strict=True)]

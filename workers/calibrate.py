@@ -86,14 +86,7 @@ def find_projection(model: Any, owner: nn.Module, last: Tensor, logits: Tensor) 
             f"{type(model).__name__}: the lens of the last block does not give the model's logits ({found}); not supported"
         )
     distance, norm_name, step_name, projection = best
-    lens = {
-        "norm": norm_name,
-        "after_head": step_name,
-        "error": distance.error,
-        "allowed": distance.allowed,
-        "path": projection.path,
-    }
-    return projection, lens
+    return projection, {"norm": norm_name, "after_head": step_name, "error": distance.error, "allowed": distance.allowed}
 
 
 def _shortfall(distance: _Distance) -> str:

@@ -52,10 +52,9 @@ class Projection:
         self.unembedding = Unembedding(head) if is_plain_linear(head) else None
         self.fused = False
 
-    @property
-    def path(self) -> str:
-        """How logits are computed, for the certificate."""
-        if self.fused:
+    def path(self, k: int) -> str:
+        """How logits are computed where k tokens are kept, for the certificate."""
+        if self.fused and k <= MOST_FUSED:
             return "one Triton kernel, float32 sums, two terms of each row where weights are short"
         if self.unembedding is None:
             return "the head's own product, then float32"

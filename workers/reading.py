@@ -53,11 +53,12 @@ class ReadOut:
     @property
     def path(self) -> str:
         """How logits are computed, and how exactly, for the certificate."""
+        path = self.projection.path(self.settings.top_k)
         if self.walking is None:
-            return self.projection.path
+            return path
         walk, plan = self.walking
         return (
-            f"{self.projection.path}; {plan.products} products for {len(self.places)} places: "
+            f"{path}; {plan.products} products for {len(self.places)} places: "
             f"sums of what is added to the residual (within {walk.error:.1e} of float64)"
         )
 

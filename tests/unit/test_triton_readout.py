@@ -462,7 +462,7 @@ def test_kernel_is_measured_when_a_model_loads(name: str, monkeypatch: pytest.Mo
     assert error < ALLOWED
     if not COMPILED:
         assert not projection.fused
-        assert projection.path.startswith("float32 product by vocabulary block")
+        assert projection.path(10).startswith("float32 product by vocabulary block")
 
 
 def by_clock(projection: Projection, rows: Tensor, k: int) -> tuple[Readout, float]:
@@ -480,7 +480,8 @@ def test_kernel_that_is_right_and_faster_is_used(monkeypatch: pytest.MonkeyPatch
     expected = projection.read(rows, 10, asked)
     assert try_fused(projection, rows).endswith("2.00 times as fast")
     assert projection.fused
-    assert "Triton" in projection.path
+    assert "Triton" in projection.path(10)
+    assert "Triton" not in projection.path(MOST_FUSED + 1)
     found = projection.read(rows, 10, asked)
     same(found, expected, ALLOWED)
     assert found.target_ranks.equal(expected.target_ranks)
