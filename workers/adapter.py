@@ -5,7 +5,7 @@ step after the head are those that turn the last block's output into the model's
 What cannot be measured right is refused with the reason, never lensed wrongly.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,17 +33,20 @@ class Adapter:
         trunk: what to run for hidden states: the model without its head where that gives the same, else the model.
         sites: for each block, tap -> Site; a refused tap is absent from every block.
         projection: from hidden rows to logits.
+        sums: that hold in every block (sums.py) -> largest relative error.
+        refused: taps that cannot be read -> why.
         walk: reads out running sums where that is exact, else None.
-        certificate: what was measured: per tap the hooked modules, the sums that hold with their largest relative error,
-            the lens's error against the model's logits, that of padded batches against single prompts, and the refused taps
-            with reasons.
+        certificate: what was measured, sums and refusals among it: per tap the hooked modules, the lens's error against the
+            model's logits, and that of padded batches against single prompts.
     """
 
     trunk: nn.Module
     sites: list[dict[str, Site]]
     projection: Projection
-    walk: Walk | None = None
-    certificate: dict[str, Any] = field(default_factory=dict)
+    sums: dict[str, float]
+    refused: dict[str, str]
+    walk: Walk | None
+    certificate: dict[str, Any]
 
     def taps(self, asked: tuple[str, ...] | None) -> tuple[str, ...]:
         """The taps of a run: those asked for, or the default ones this model has.
@@ -51,11 +54,11 @@ class Adapter:
         Raises:
             ModelError: a tap asked for was refused; with the reason.
         """
-        refused: dict[str, str] = self.certificate["refused"]
         for tap in asked or ():
-            if tap in refused:
-                raise ModelError(f"--taps {tap}: {refused[tap]}; choose from {', '.join(t for t in TAPS if t not in refused)}")
-        return asked if asked is not None else tuple(tap for tap in DEFAULT_TAPS if tap not in refused)
+            if tap in self.refused:
+                others = ", ".join(other for other in TAPS if other not in self.refused)
+                raise ModelError(f"--taps {tap}: {self.refused[tap]}; choose from {others}")
+        return asked if asked is not None else tuple(tap for tap in DEFAULT_TAPS if tap not in self.refused)
 
 
 @torch.inference_mode()
@@ -101,7 +104,7 @@ def adapt(model: Any, k: int = K) -> Adapter:
         "sums": sums,
         "refused": refused,
     }
-    return Adapter(trunk.module, sites, projection, walk, certificate)
+    return Adapter(trunk.module, sites, projection, sums, refused, walk, certificate)
 
 
 def _all_on_cpu(stack: nn.ModuleList) -> bool:

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from raylens.storage.errors import ModelError
 from raylens.workers.adapter import Adapter
 from raylens.workers.blocks import device_of
-from raylens.workers.capture import capture
+from raylens.workers.capture import Sites, captured
 from raylens.workers.lenses.interface import Place
 from raylens.workers.linear import LinearNorm, find_linear_norm
-from raylens.workers.plan import Hook
 from raylens.workers.probe import probe_ids
 from raylens.workers.projection import Projection
 from raylens.workers.sums import FROM_MID, IN_PARALLEL, ONE_WRITE, TO_MID
@@ -49,22 +48,19 @@ class Attribution:
         projection: its read-out.
         head: the output embedding.
         norm: the final norm in parts.
-        writes: hooks of all that adds up to the final residual.
-        last: hook of the final residual.
+        writes: sites of all that adds up to the final residual.
+        last: place of the final residual.
+        sites: of every place that the sum needs: the writes and the last.
         certificate: what was measured: the largest error of a sum of terms, and the error allowed.
     """
 
     projection: Projection
     head: nn.Linear
     norm: LinearNorm
-    writes: tuple[Hook, ...]
-    last: Hook
+    writes: Sites
+    last: Place
+    sites: Sites
     certificate: dict[str, Any]
-
-    @property
-    def hooks(self) -> list[Hook]:
-        """Of every place that the sum needs."""
-        return [*self.writes, self.last]
 
     def of(self, targets: Tensor) -> "Terms":
         """The terms of N rows' targets, [N, M] token ids, to be handed the rows of places."""
@@ -97,7 +93,6 @@ class Terms:
             self._directions = head.weight[ids].float()
             bias = torch.zeros(len(ids), device=self._device) if head.bias is None else head.bias[ids].float()
         self._bias = bias
-        self._written = {hook[:2] for hook in attribution.writes}
         self._found: dict[Place, Tensor] = {}
         self._sum = torch.zeros(targets.shape, device=self._device)
         self._gaps: dict[Place, Tensor] = {}
@@ -109,11 +104,11 @@ class Terms:
         place, norm = (tap, layer), self._of.norm
         rows = rows.to(norm.gain.device).float()
         found = self._of_targets(norm.weighted(rows))
-        if place in self._written:
+        if place in self._of.writes:
             self._sum = self._sum + found
         if tap in ("resid_mid", "resid_post"):
             self._gaps[place] = found - self._sum
-        if place == self._of.last[:2]:
+        if place == self._of.last:
             self._final = rows
         self._found[place] = found
 
@@ -125,7 +120,7 @@ class Terms:
         own = step(self._of_targets(projection.norm(self._final)) + self._bias[self._place])
         whole = step(self._sum * scale + self._of_targets(norm.bias.expand(len(own), -1)) + self._bias[self._place])
         factor = scale * step.factor
-        gaps = {place: gap * factor for place, gap in self._gaps.items()} | {self._of.last[:2]: whole - own}
+        gaps = {place: gap * factor for place, gap in self._gaps.items()} | {self._of.last: whole - own}
         none = torch.full_like(own, torch.nan)
         return {
             place: PlaceTerms((found * factor).cpu().numpy(), gaps.get(place, none).abs().amax(dim=1).cpu().numpy())
@@ -146,45 +141,33 @@ def find_attribution(model: Any, adapter: Adapter) -> Attribution:
     Raises:
         ModelError: writes, norm or head are not such that a logit is a sum of terms; with the reason.
     """
-    taps = _WRITES.get(frozenset(adapter.certificate["sums"]))
+    taps = _WRITES.get(frozenset(adapter.sums))
     if taps is None or not all(tap in block for block in adapter.sites for tap in taps):
         raise _refused(_why(adapter))
     projection = adapter.projection
     if projection.unembedding is None:
         raise _refused(f"the head is no plain linear layer but {type(projection.head).__name__}")
     head = projection.unembedding.head
-    sites, end = adapter.sites, len(adapter.sites) - 1
-    writes = [("resid_pre", 0, sites[0]["resid_pre"])]
-    writes += [(tap, layer, block[tap]) for layer, block in enumerate(sites) for tap in taps]
-    last: Hook = ("resid_post", end, sites[end]["resid_post"])
-    rows = _probe(model, adapter, [*writes, last])
-    device = device_of(projection.norm, rows[last[:2]].device)
+    writes = {("resid_pre", 0): adapter.sites[0]["resid_pre"]}
+    writes |= {(tap, layer): block[tap] for layer, block in enumerate(adapter.sites) for tap in taps}
+    last: Place = ("resid_post", len(adapter.sites) - 1)
+    sites = {**writes, last: adapter.sites[-1]["resid_post"]}
+    rows = captured(adapter.trunk, probe_ids(model), sites)
+    device = device_of(projection.norm, rows[last].device)
     wide = torch.cat([found.to(device).float() for found in rows.values()])
     norm = find_linear_norm(projection.norm, wide)
     if norm is None:
         raise _refused("the final norm is not linear but for one factor a row")
-    unproven = Attribution(projection, head, norm, tuple(writes), last, {})
+    unproven = Attribution(projection, head, norm, writes, last, sites, {})
     return replace(unproven, certificate=_tried(unproven, rows, rounding(model)))
 
 
-def _probe(model: Any, adapter: Adapter, hooks: list[Hook]) -> dict[Place, Tensor]:
-    ids = probe_ids(model)
-    found: dict[Place, Tensor] = {}
-
-    def keep(tap: str, layer: int, rows: Tensor) -> None:
-        found[tap, layer] = rows
-
-    with capture(hooks, torch.arange(ids.shape[1], device=ids.device), keep):
-        adapter.trunk(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    return found
-
-
 def _tried(attribution: Attribution, rows: dict[Place, Tensor], eps: float) -> dict[str, Any]:
-    last = rows[attribution.last[:2]]
+    last = rows[attribution.last]
     terms = attribution.of(torch.linspace(0, len(attribution.head.weight) - 1, _TRIED).long().expand(len(last), -1))
     for (tap, layer), found in rows.items():
         terms.take(tap, layer, found)
-    error = float(terms.finish()[attribution.last[:2]].error.max())
+    error = float(terms.finish()[attribution.last].error.max())
     size = float(attribution.projection.logits(last).abs().max())
     # in a short type the residual is rounded at each write, and the errors of as many roundings add up like a random walk's
     short = eps > torch.finfo(torch.float32).eps
@@ -195,10 +178,9 @@ def _tried(attribution: Attribution, rows: dict[Place, Tensor], eps: float) -> d
 
 
 def _why(adapter: Adapter) -> str:
-    refused: dict[str, str] = adapter.certificate["refused"]
-    if reason := refused.get("attn_out") or refused.get("mlp_out"):
+    if reason := adapter.refused.get("attn_out") or adapter.refused.get("mlp_out"):
         return reason
-    return f"the writes do not simply add up: {'; '.join(adapter.certificate['sums']) or 'no sum was found'}"
+    return f"the writes do not simply add up: {'; '.join(adapter.sums) or 'no sum was found'}"
 
 
 def _refused(reason: str) -> ModelError:

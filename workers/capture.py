@@ -1,13 +1,15 @@
 """Hooks that hand over chosen rows of the residual stream while the model runs."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from raylens.workers.blocks import first_tensor, flat_rows, input_tensor
+from raylens.workers.lenses.interface import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +32,37 @@ class Site:
         return f"{side} {self.name or 'the block'}{scale}"
 
 
+#: The hooks of some places.
+Sites = Mapping[Place, Site]
 #: Receives (tap, layer, rows [N, D]); the rows are copies.
 Sink = Callable[[str, int, Tensor], None]
 Rows = Tensor | Callable[[], Tensor]
 
 
 @contextmanager
-def capture(sites: Iterable[tuple[str, int, Site]], rows: Rows, sink: Sink) -> Iterator[None]:
+def capture(sites: Sites, rows: Rows, sink: Sink) -> Iterator[None]:
     """While open, each forward pass gives ``sink`` the rows of every site.
 
     Args:
-        sites: (tap, layer, site) to hook.
         rows: [N] int64 numbers of rows in the flattened [B*T, D] hidden states, or what gives them for the pass that is going.
         sink: called from inside the hooks, in the order in which the model computes.
     """
     with ExitStack() as hooks:
-        for tap, layer, site in sites:
+        for (tap, layer), site in sites.items():
             hooks.callback(_hook(tap, layer, site, rows, sink))
         yield
+
+
+def captured(module: nn.Module, ids: Tensor, sites: Sites) -> dict[Place, Tensor]:
+    """[T, D] of every site, in the order in which the model computes them, from one pass over one prompt, [1, T] ids."""
+    found: dict[Place, Tensor] = {}
+
+    def keep(tap: str, layer: int, rows: Tensor) -> None:
+        found[tap, layer] = rows
+
+    with capture(sites, torch.arange(ids.shape[1], device=ids.device), keep):
+        module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    return found
 
 
 def _hook(tap: str, layer: int, site: Site, rows: Rows, sink: Sink) -> Callable[[], None]:

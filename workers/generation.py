@@ -80,7 +80,7 @@ class Generation:
         batch = _Written(self._lens, self._sampler, self._ends, prompts)
         texts = [prompt.ids for prompt in prompts]
         steps, edits = self._settings.tokens, self._intervention
-        run_steps(self._model, self._steps.way, texts, steps, self._ends, batch.choose, self._lens.hooks, batch.take, edits)
+        run_steps(self._model, self._steps.way, texts, steps, self._ends, batch.choose, self._lens.sites, batch.take, edits)
         batch.read()
         return [self._record(prompt, batch, number) for number, prompt in enumerate(prompts)]
 

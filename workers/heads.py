@@ -5,9 +5,8 @@ Transformer Circuits"). A norm behind it (Gemma-2, OLMo-2) is linear but for a f
 Shapes: N rows, D width, H heads of width d.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from raylens.storage.errors import ModelError
 from raylens.storage.taps import MAX_HEADS, head_tap
 from raylens.workers.adapter import Adapter
-from raylens.workers.blocks import device_of, find_stack, flat_rows, input_tensor
-from raylens.workers.capture import Site, capture
+from raylens.workers.blocks import device_of, find_stack
+from raylens.workers.capture import Site, captured
 from raylens.workers.linear import LinearNorm, find_linear_norm
 from raylens.workers.probe import probe_ids
 from raylens.workers.projection import in_float32
@@ -97,14 +96,6 @@ class Heads:
         return written if self.scale == 1.0 else written * self.scale
 
 
-@dataclass(slots=True)
-class _Seen:
-    """One block on the T probe tokens: candidate projection -> [T, H * d] what it read; and [T, D], attn_out."""
-
-    inputs: dict[str, Tensor] = field(default_factory=dict)
-    written: Tensor = field(default_factory=lambda: torch.empty(0))
-
-
 @torch.inference_mode()
 def find_heads(model: Any, adapter: Adapter, layers: tuple[int, ...]) -> dict[int, Heads]:
     """The heads of each of the layers; their writes, and biases, were seen to sum to attn_out.
@@ -112,12 +103,17 @@ def find_heads(model: Any, adapter: Adapter, layers: tuple[int, ...]) -> dict[in
     Raises:
         ModelError: a block has no heads that can be told apart; with the reason, and the layers that have.
     """
-    if reason := adapter.certificate["refused"].get("attn_out"):
+    if reason := adapter.refused.get("attn_out"):
         raise ModelError(f"--heads: heads are parts of attn_out, which cannot be read: {reason}")
     _, stack = find_stack(model)
-    sites = [block["attn_out"] for block in adapter.sites]
-    seen = _probe(model, stack, sites)
-    found = [_measure(model, *parts) for parts in zip(stack, sites, seen, strict=True)]
+    candidates = [dict(_candidates(block)) for block in stack]
+    sites = {(name, layer): site for layer, named in enumerate(candidates) for name, site in named.items()}
+    sites |= {("attn_out", layer): block["attn_out"] for layer, block in enumerate(adapter.sites)}
+    rows = captured(adapter.trunk, probe_ids(model), sites)
+    found: list[Heads | str] = []
+    for layer, block in enumerate(stack):
+        inputs = {name: rows[name, layer] for name in candidates[layer] if (name, layer) in rows}
+        found.append(_measure(model, block, sites["attn_out", layer], inputs, rows["attn_out", layer]))
     heads = {layer: one for layer, one in enumerate(found) if isinstance(one, Heads)}
     for layer in layers:
         if layer not in heads:
@@ -136,43 +132,24 @@ def certificate_of(heads: Mapping[int, Heads]) -> dict[str, Any]:
     }
 
 
-def _probe(model: Any, stack: nn.ModuleList, sites: list[Site]) -> list[_Seen]:
-    ids = probe_ids(model)
-    rows = torch.arange(ids.shape[1], device=ids.device)
-    seen = [_Seen() for _ in stack]
-
-    def keep_written(_tap: str, layer: int, written: Tensor) -> None:
-        seen[layer].written = written
-
-    with ExitStack() as hooks:
-        for block, one in zip(stack, seen, strict=True):
-            for name, module in _candidates(block):
-                hooks.callback(module.register_forward_pre_hook(_keeper(one, name), with_kwargs=True).remove)
-        hooks.enter_context(capture([("attn_out", layer, site) for layer, site in enumerate(sites)], rows, keep_written))
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    return seen
-
-
-def _candidates(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _candidates(block: nn.Module) -> Iterator[tuple[str, Site]]:
+    """Name and input of each module that all heads of an attention may go through."""
     for name, module in block.named_modules():
         attention, _, own = name.rpartition(".")
         if attention in _ATTENTION and own in _OUTPUTS:
-            yield name, module
+            yield name, Site(module, name, reads_input=True)
 
 
-def _keeper(seen: _Seen, name: str) -> Callable[..., None]:
-    def keep(_module: nn.Module, args: Any, kwargs: Any) -> None:
-        read = input_tensor(args, kwargs)
-        if read is not None:
-            seen.inputs[name] = flat_rows(read).clone()
+def _measure(model: Any, block: nn.Module, site: Site, read: dict[str, Tensor], written: Tensor) -> Heads | str:
+    """The heads of a block, or why there are none.
 
-    return keep
-
-
-def _measure(model: Any, block: nn.Module, site: Site, seen: _Seen) -> Heads | str:
-    """The heads of a block, or why there are none."""
+    Args:
+        site: of attn_out.
+        read: candidate projection -> [T, H * d] what it reads.
+        written: [T, D] attn_out.
+    """
     reason = "its attn_out is written by no attention over heads"
-    for name, inputs in seen.inputs.items():
+    for name, inputs in read.items():
         attention, projection = block.get_submodule(name.rpartition(".")[0]), block.get_submodule(name)
         count = _count(attention, model.config.get_text_config(), inputs.shape[1])
         if count is None:
@@ -183,9 +160,9 @@ def _measure(model: Any, block: nn.Module, site: Site, seen: _Seen) -> Heads | s
             norm = in_float32(site.module)
             projected = projection.forward(inputs).float()
             heads = replace(heads, norm=find_linear_norm(norm, projected.to(device_of(norm, projected.device))))
-        terms = [*(written for _, written in heads.writes(inputs)), heads.biases(inputs)]
-        error = gap(terms, seen.written)
-        if error <= tolerance(*terms, seen.written):
+        terms = [*(rows for _, rows in heads.writes(inputs)), heads.biases(inputs)]
+        error = gap(terms, written)
+        if error <= tolerance(*terms, written):
             return replace(heads, error=error)
         reason = f"what the heads of {name} write is off by {error:.1e} from attn_out"
     return reason

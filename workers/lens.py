@@ -15,13 +15,13 @@ from raylens.storage.taps import head_tap
 from raylens.workers.adapter import Adapter
 from raylens.workers.attribution import Attribution
 from raylens.workers.batching import Batch
-from raylens.workers.capture import Sink, Site, capture
+from raylens.workers.capture import Sink, Sites, capture
 from raylens.workers.chosen import chosen_places, layers_of
 from raylens.workers.heads import Heads
 from raylens.workers.interventions.intervention import Intervention, spans_of
 from raylens.workers.lenses.interface import HiddenLens, Place
 from raylens.workers.lenses.logit import LogitLens
-from raylens.workers.plan import Hook, WalkPlan, plan_walk
+from raylens.workers.plan import WalkPlan, plan_walk
 from raylens.workers.questions import Questions
 from raylens.workers.reading import ReadOut
 from raylens.workers.running import MOST_KEPT
@@ -69,7 +69,7 @@ class Lens:
         self._intervention = intervention if intervention is not None else Intervention()
         questions = Questions(settings.stats or (), tracked, settings.residual_stats)
         self._attribution = attribution if questions.attributes else None
-        self._last = ("resid_post", len(adapter.sites) - 1, adapter.sites[-1]["resid_post"])
+        self._last: Place = ("resid_post", len(adapter.sites) - 1)
         layers_by_tap = {tap: layers_of(tap, layers) for tap in taps}
         places = [(tap, layer) for tap in taps for layer in layers_by_tap[tap]]
         # running sums are of hidden states as they are, so only the logit lens may be walked
@@ -86,11 +86,13 @@ class Lens:
             layers_by_tap | _head_layers(self._heads),
         )
         self._needs_final = questions.needs_final
-        read = plan.hooks if plan else [(tap, layer, adapter.sites[layer][tap]) for tap, layer in places]
-        self._hooks = [*read, *(("heads", layer, one.site) for layer, one in self._heads.items())]
+        read = plan.sites if plan else {(tap, layer): adapter.sites[layer][tap] for tap, layer in places}
+        self._sites = {**read, **{("heads", layer): one.site for layer, one in self._heads.items()}}
+        self._sites |= self._attribution.sites if self._attribution else {}
+        self._end = {self._last: adapter.sites[-1]["resid_post"]}
 
     def _planned(self, places: list[Place]) -> WalkPlan | None:
-        return plan_walk(self._adapter.sites, self._adapter.certificate["sums"], places) if self._walk else None
+        return plan_walk(self._adapter.sites, self._adapter.sums, places) if self._walk else None
 
     def products(self, taps: tuple[str, ...], layers: tuple[int, ...]) -> int:
         """Rows a token that are multiplied with the unembedding, were these taps and layers chosen."""
@@ -104,10 +106,9 @@ class Lens:
         return self._read_out.path
 
     @property
-    def hooks(self) -> list[Hook]:
-        """(tap, layer, site) of every place whose rows ``taps`` needs."""
-        last = [self._last] if self._needs_final else []
-        return self._with([*last, *(self._attribution.hooks if self._attribution else [])])
+    def sites(self) -> Sites:
+        """Of every place whose rows ``taps`` needs."""
+        return self._sites | self._end if self._needs_final else self._sites
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> list["Record | ValueError"]:
@@ -125,11 +126,11 @@ class Lens:
         """The lens of N tokens whose hidden states were captured before.
 
         Args:
-            rows: place of ``hooks`` -> [N, D], in the order in which the model computes them.
+            rows: place of ``sites`` -> [N, D], in the order in which the model computes them.
             following: [N] the token after each.
             tracked: [N] the tokens tracked there.
         """
-        reading = self._read_out.begin(following, tracked, rows[self._last[:2]] if self._needs_final else None)
+        reading = self._read_out.begin(following, tracked, rows[self._last] if self._needs_final else None)
         for (tap, layer), hidden in rows.items():
             reading.take(tap, layer, hidden)
         return reading.finish()
@@ -159,38 +160,33 @@ class Lens:
             why = "; try --dtype float32"
         return ValueError(f"the model's {what} are not finite (NaN or overflow){why}")
 
-    def _forward(self, batch: Batch, hooks: Sequence[tuple[str, int, Site]], sink: Sink) -> None:
+    def _forward(self, batch: Batch, sites: Sites, sink: Sink) -> None:
         # entered first, so that what is read is what the edits leave
-        with self._intervention.during(spans_of(batch), batch.ids.shape[1]), capture(hooks, batch.rows, sink):
+        with self._intervention.during(spans_of(batch), batch.ids.shape[1]), capture(sites, batch.rows, sink):
             self._trunk(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
 
     def _may_keep(self, batch: Batch) -> bool:
         width = getattr(self._projection.head, "in_features", KEPT_BYTES)
-        places = len(self.hooks) + sum(one.count for one in self._heads.values())
+        places = len(self.sites) + sum(one.count for one in self._heads.values())
         return 4 * len(batch.rows) * places * width <= KEPT_BYTES
 
     def _kept(self, batch: Batch) -> dict[str, TapLens]:
         """The lens by one forward pass, whose rows are read out once the final prediction is known."""
         rows: dict[Place, Tensor] = {}
-        self._forward(batch, self.hooks, lambda tap, layer, found: rows.__setitem__((tap, layer), found))
+        self._forward(batch, self.sites, lambda tap, layer, found: rows.__setitem__((tap, layer), found))
         return self.taps(rows, batch.following, batch.tracked)
 
     def _passing(self, batch: Batch) -> dict[str, TapLens]:
         """The lens with places read out as the model goes on."""
         reading = self._read_out.begin(batch.following, batch.tracked, self._final(batch) if self._needs_final else None)
-        self._forward(batch, self._with(self._attribution.hooks if self._attribution else []), reading.take)
+        self._forward(batch, self._sites, reading.take)
         return reading.finish()
 
     def _final(self, batch: Batch) -> Tensor:
         """[N, D] what every place is compared with, by a pass of its own: places are read out before the last block runs."""
         found: list[Tensor] = []
-        self._forward(batch, [self._last], lambda _tap, _layer, rows: found.append(rows))
+        self._forward(batch, self._end, lambda _tap, _layer, rows: found.append(rows))
         return found[0]
-
-    def _with(self, needed: Sequence[Hook]) -> list[Hook]:
-        """The hooks of what is read out, and those of other places that are needed too."""
-        there = {hook[:2] for hook in self._hooks}
-        return [*self._hooks, *{hook[:2]: hook for hook in needed if hook[:2] not in there}.values()]
 
 
 def _head_layers(heads: Mapping[int, Heads]) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from raylens.workers.capture import Site
+from raylens.workers.capture import Site, Sites
 from raylens.workers.lenses.interface import Place
 from raylens.workers.sums import FROM_MID, IN_PARALLEL, TO_MID
 
@@ -12,20 +12,18 @@ WALKABLE = {
     frozenset({IN_PARALLEL}): ("attn_out", "mlp_out", "resid_post"),
 }
 
-Hook = tuple[str, int, Site]
-
 
 @dataclass(frozen=True, slots=True)
 class WalkPlan:
     """How to walk.
 
     Attributes:
-        hooks: (tap, layer, site) of every place whose rows are needed.
+        sites: of every place whose rows are needed.
         starts: places of residuals from which a walk sets out.
         products: rows a token that are multiplied with the unembedding.
     """
 
-    hooks: list[Hook]
+    sites: Sites
     starts: frozenset[Place]
     products: int
 
@@ -50,4 +48,4 @@ def plan_walk(sites: list[dict[str, Site]], sums: dict[str, float], places: list
     if products >= len(places):
         return None
     needed = [*starts, *((tap, layer) for layer in layers for tap in taps)]
-    return WalkPlan([(tap, layer, sites[layer][tap]) for tap, layer in needed], frozenset(starts), products)
+    return WalkPlan({(tap, layer): sites[layer][tap] for tap, layer in needed}, frozenset(starts), products)

@@ -111,7 +111,7 @@ class Reading:
         # [N] where the end of the model, of layers that may not be stored, is no number: nor is what was asked about it
         ended = final is None or (final.logsumexp.isfinite() & final.entropy.isfinite()).cpu().numpy()
         self._broken: NDArray[np.bool_] = np.logical_not(ended)
-        self._read = how.places if how.walking is None else {hook[:2] for hook in how.walking[1].hooks}
+        self._read = how.places if how.walking is None else how.walking[1].sites.keys()
 
     def take(self, tap: str, layer: int, rows: Tensor) -> None:
         """Take [N, D] rows of a tap, in the order in which the model computes them."""

@@ -14,10 +14,9 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from raylens.storage.errors import ModelError
 from raylens.workers.blocks import input_device
-from raylens.workers.capture import Sink, capture
+from raylens.workers.capture import Sink, Sites, capture
 from raylens.workers.interventions.intervention import Intervention
 from raylens.workers.interventions.places import Span
-from raylens.workers.plan import Hook
 
 #: Given [B, V] float32 logits and the number of the step, the ids of the next tokens, [B]. Called once a step.
 Choose = Callable[[Tensor, int], list[int]]
@@ -85,7 +84,7 @@ def run_steps(
     tokens: int,
     ends: tuple[int, ...],
     choose: Choose,
-    hooks: Sequence[Hook] = (),
+    sites: Sites | None = None,
     sink: Sink = lambda _tap, _layer, _rows: None,
     intervention: Intervention | None = None,
 ) -> None:
@@ -94,7 +93,7 @@ def run_steps(
     Args:
         model: whose own wishes for how its text is generated are left aside.
         ends: ids after which a prompt is done; its rows and logits are given on, and mean nothing, until all are done.
-        hooks, sink: as of ``capture``; the rows are those of each prompt's newest token, [B, D], before ``choose`` is called.
+        sites, sink: as of ``capture``; the rows are those of each prompt's newest token, [B, D], before ``choose`` is called.
         intervention: what is changed in the model while it runs.
     """
     ids, mask = _left_padded(prompts, input_device(model))
@@ -110,7 +109,7 @@ def run_steps(
         entered.close()
         if intervention is not None:
             entered.enter_context(intervention.during(spans, columns))
-        entered.enter_context(capture(hooks, lambda: newest, sink))
+        entered.enter_context(capture(sites or {}, lambda: newest, sink))
 
     config = GenerationConfig(
         max_new_tokens=tokens,

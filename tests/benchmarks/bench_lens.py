@@ -58,7 +58,7 @@ def measure(works: dict[str, Work], rounds: int, base: str) -> None:
 def hidden_rows(model: Any, tokenizer: Any, adapter: Adapter, count: int) -> Tensor:
     """[N, D] hidden states of every tap and layer, of the texts."""
     found: list[Tensor] = []
-    hooks = [(tap, layer, site) for layer, block in enumerate(adapter.sites) for tap, site in block.items()]
+    hooks = {(tap, layer): site for layer, block in enumerate(adapter.sites) for tap, site in block.items()}
     for text in TEXTS[:8]:
         ids = tokenizer(text, return_tensors="pt").input_ids
         with torch.inference_mode(), capture(hooks, torch.arange(ids.shape[1]), lambda _tap, _layer, rows: found.append(rows)):

@@ -99,7 +99,7 @@ def test_walk_of_the_real_model_against_float64() -> None:
     assert adapter.walk.error < 1.5e-4
     rows: dict[tuple[str, int], torch.Tensor] = {}
     ids = tokenizer(TEXT, return_tensors="pt").to(model.device)
-    hooks = [(tap, layer, site) for layer, block in enumerate(adapter.sites) for tap, site in block.items()]
+    hooks = {(tap, layer): site for layer, block in enumerate(adapter.sites) for tap, site in block.items()}
     with capture(hooks, torch.tensor([0, 4]), lambda tap, layer, hidden: rows.update({(tap, layer): hidden})):
         model(**ids)
     record = raylens.lens(TEXT, dtype="float32")

@@ -2,14 +2,13 @@
 
 import copy
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from raylens.workers.adapter import Adapter, adapt
-from raylens.workers.capture import capture
+from raylens.workers.capture import capture, captured
 from tests.models import FAMILIES, VOCABULARY, build, see
 
 IDS = torch.tensor([[17, 300, 5, 5, 42, 101, 9, 250, 88]])
@@ -28,13 +27,10 @@ def off(value: Tensor, truth: Tensor) -> float:
 
 
 @torch.inference_mode()
-def captured(model: Any, adapter: Adapter, ids: Tensor = IDS) -> dict[tuple[str, int], Tensor]:
+def seen_by_lens(adapter: Adapter, ids: Tensor = IDS) -> dict[tuple[str, int], Tensor]:
     """What the lens would read: tap and layer -> [T, D]."""
-    rows: dict[tuple[str, int], Tensor] = {}
-    sites = [(tap, layer, site) for layer, block in enumerate(adapter.sites) for tap, site in block.items()]
-    with capture(sites, torch.arange(ids.numel()), lambda tap, layer, value: rows.update({(tap, layer): value})):
-        adapter.trunk(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    return rows
+    sites = {(tap, layer): site for layer, block in enumerate(adapter.sites) for tap, site in block.items()}
+    return captured(adapter.trunk, ids, sites)
 
 
 @every_family
@@ -64,7 +60,7 @@ def test_taps_are_what_the_block_adds(name: str) -> None:
     for tap, words in family.refused.items():
         assert words in adapter.certificate["refused"][tap]
     blocks, _ = see(build(name), family, IDS)
-    rows = captured(build(name), adapter)
+    rows = seen_by_lens(adapter)
     truths = {"attn_out": "attn", "resid_mid": "mid", "mlp_out": "mlp", "resid_post": "post"}
     for layer, seen in enumerate(blocks):
         expected = {tap: getattr(seen, place) for tap, place in truths.items() if tap not in family.refused}
@@ -78,7 +74,7 @@ def test_taps_are_what_the_block_adds(name: str) -> None:
 def test_certified_sums_hold_elsewhere(name: str) -> None:
     """In each block one of the sums that the certificate claims from the probe prompt holds to 1e-5 on another prompt."""
     adapter = adapted(name)
-    rows = captured(build(name), adapter)
+    rows = seen_by_lens(adapter)
     assert all(error < 1e-5 for error in adapter.certificate["sums"].values())
     for layer in range(len(adapter.sites)):
         rows["resid_pre", layer] = rows["resid_pre", 0] if layer == 0 else rows["resid_post", layer - 1]
@@ -111,7 +107,7 @@ def test_last_lens_is_the_model(name: str) -> None:
 @every_family
 def test_padding_changes_nothing(name: str) -> None:
     """Prompts of different lengths padded on the right into one batch give each tap what each prompt alone gives."""
-    model, adapter = build(name), adapted(name)
+    adapter = adapted(name)
     lengths = [9, 2, 6, 1]
     prompts = [(torch.arange(length) * 37 + 11 * length) % VOCABULARY for length in lengths]
     ids, mask = torch.zeros(4, 9, dtype=torch.int64), torch.zeros(4, 9, dtype=torch.int64)
@@ -119,14 +115,14 @@ def test_padding_changes_nothing(name: str) -> None:
         ids[row, : len(prompt)] = prompt
         mask[row, : len(prompt)] = 1
     together: dict[tuple[str, int], Tensor] = {}
-    sites = [(tap, layer, site) for layer, block in enumerate(adapter.sites) for tap, site in block.items()]
+    sites = {(tap, layer): site for layer, block in enumerate(adapter.sites) for tap, site in block.items()}
     real = mask.flatten().nonzero().flatten()
     with (
         torch.inference_mode(),
         capture(sites, real, lambda tap, layer, value: together.update({(tap, layer): value})),
     ):
         adapter.trunk(input_ids=ids, attention_mask=mask, use_cache=False)
-    alone = [captured(model, adapter, prompt.unsqueeze(0)) for prompt in prompts]
+    alone = [seen_by_lens(adapter, prompt.unsqueeze(0)) for prompt in prompts]
     for place, value in together.items():
         truth = torch.cat([rows[place] for rows in alone])
         assert float((value - truth).norm() / truth.norm()) < 1e-5, place

@@ -167,7 +167,7 @@ def test_terms_of_heads_sum_to_that_of_attention(name: str, walk: bool) -> None:
     """To the term of attn_out, but for the output projection's bias, which no head wrote."""
     model, adapter = built(name)
     if not walk:
-        adapter = Adapter(adapter.trunk, adapter.sites, adapter.projection, None, adapter.certificate)
+        adapter = replace(adapter, walk=None)
     for record in lensed(model, adapter, (1, 2)):
         whole = record.taps["attn_out"].stats["attribution"]
         parts = sum(record.taps[head_tap(head)].stats["attribution"] for head in range(COUNT))

@@ -35,7 +35,7 @@ class HiddenRows:
     def __init__(self, adapter: Adapter, places: list[Place], inputs: torch.device, outputs: torch.device) -> None:
         self._trunk = adapter.trunk
         self.last: Place = ("resid_post", len(adapter.sites) - 1)
-        self._sites = [(tap, layer, adapter.sites[layer][tap]) for tap, layer in [*places, self.last]]
+        self._sites = {(tap, layer): adapter.sites[layer][tap] for tap, layer in [*places, self.last]}
         self._inputs, self._outputs = inputs, outputs
 
     @torch.no_grad()  # not inference_mode, whose tensors cannot be trained on

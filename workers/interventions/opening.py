@@ -55,10 +55,9 @@ def open_intervention(
 
 
 def _check_tap(adapter: Adapter, what: str, tap: str, *, edited: bool) -> None:
-    refused: dict[str, str] = adapter.certificate["refused"]
-    if tap in refused:
-        raise ModelError(f"{what}: {refused[tap]}; edit another tap")
-    if edited and tap == "resid_mid" and TO_MID not in adapter.certificate["sums"]:
+    if tap in adapter.refused:
+        raise ModelError(f"{what}: {adapter.refused[tap]}; edit another tap")
+    if edited and tap == "resid_mid" and TO_MID not in adapter.sums:
         raise ModelError(
             f"{what}: what leads to it is no one module's output, so it cannot be edited; edit resid_pre, mlp_out or resid_post"
         )

@@ -75,7 +75,7 @@ class Sources:
                 # a copy, which does not keep all of a prompt in memory for one of its rows
                 self._rows[prompt, tap, layer, position] = _at(rows, position).clone()
 
-        sites = [(tap, layer, replace(site_of(self._adapter, tap, layer), scale=1.0)) for tap, layer in taps]
+        sites = {(tap, layer): replace(site_of(self._adapter, tap, layer), scale=1.0) for tap, layer in taps}
         try:
             with torch.inference_mode(), capture(sites, torch.arange(ids.shape[1], device=ids.device), keep):
                 self._adapter.trunk(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
