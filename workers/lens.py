@@ -23,7 +23,7 @@ from raylens.workers.lenses.interface import HiddenLens, Place
 from raylens.workers.lenses.logit import LogitLens
 from raylens.workers.plan import WalkPlan, plan_walk
 from raylens.workers.questions import Questions
-from raylens.workers.reading import ReadOut
+from raylens.workers.reading import ReadPlan
 from raylens.workers.running import MOST_KEPT
 from raylens.workers.settings import LensSettings
 from raylens.workers.tokenize import Tokenized
@@ -61,8 +61,6 @@ class Lens:
         attribution: Attribution | None = None,
     ) -> None:
         self._adapter = adapter
-        self._trunk = adapter.trunk
-        self._projection = adapter.projection
         self._layers = layers
         self._heads = heads or {}
         hidden = hidden if hidden is not None else LogitLens()
@@ -75,9 +73,9 @@ class Lens:
         # running sums are of hidden states as they are, so only the logit lens may be walked
         self._walk = adapter.walk if settings.top_k <= MOST_KEPT and hidden.identity else None
         plan = self._planned(places)
-        self._read_out = ReadOut(
+        self._reads = ReadPlan(
             settings,
-            self._projection,
+            adapter.projection,
             (self._walk, plan) if self._walk and plan else None,
             hidden,
             questions,
@@ -103,7 +101,7 @@ class Lens:
     @property
     def path(self) -> str:
         """How logits are computed, and how exactly, for the certificate."""
-        return self._read_out.path
+        return self._reads.path
 
     @property
     def sites(self) -> Sites:
@@ -130,7 +128,7 @@ class Lens:
             following: [N] the token after each.
             tracked: [N] the tokens tracked there.
         """
-        reading = self._read_out.begin(following, tracked, rows[self._last] if self._needs_final else None)
+        reading = self._reads.begin(following, tracked, rows[self._last] if self._needs_final else None)
         for (tap, layer), hidden in rows.items():
             reading.take(tap, layer, hidden)
         return reading.finish()
@@ -163,10 +161,10 @@ class Lens:
     def _forward(self, batch: Batch, sites: Sites, sink: Sink) -> None:
         # entered first, so that what is read is what the edits leave
         with self._intervention.during(spans_of(batch), batch.ids.shape[1]), capture(sites, batch.rows, sink):
-            self._trunk(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+            self._adapter.trunk(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
 
     def _may_keep(self, batch: Batch) -> bool:
-        width = getattr(self._projection.head, "in_features", KEPT_BYTES)
+        width = getattr(self._adapter.projection.head, "in_features", KEPT_BYTES)
         places = len(self.sites) + sum(one.count for one in self._heads.values())
         return 4 * len(batch.rows) * places * width <= KEPT_BYTES
 
@@ -178,7 +176,7 @@ class Lens:
 
     def _passing(self, batch: Batch) -> dict[str, TapLens]:
         """The lens with places read out as the model goes on."""
-        reading = self._read_out.begin(batch.following, batch.tracked, self._final(batch) if self._needs_final else None)
+        reading = self._reads.begin(batch.following, batch.tracked, self._final(batch) if self._needs_final else None)
         self._forward(batch, self._sites, reading.take)
         return reading.finish()
 

@@ -27,7 +27,7 @@ _COMPARED = 4
 
 
 @dataclass(frozen=True, slots=True)
-class ReadOut:
+class ReadPlan:
     """What one run reads out of every batch, and how.
 
     Attributes:
@@ -99,7 +99,7 @@ class Reading:
         final: what the question's tokens or distances are from, where it needs any.
     """
 
-    def __init__(self, how: ReadOut, question: Question | None, final: Final | None) -> None:
+    def __init__(self, how: ReadPlan, question: Question | None, final: Final | None) -> None:
         asked = question.asked if question else None
         self._how = how
         self._question = question
