@@ -9,7 +9,7 @@ from torch import Tensor
 from raylens.storage.errors import named_line
 from raylens.workers.asked import Tally, nothing_asked
 from raylens.workers.kernels.floats import PIECE
-from raylens.workers.topk import Readout, RunningReadout
+from raylens.workers.topk import Readout, RunningReadout, finished
 
 #: Keeping the best by insertion takes time that grows with k; beyond this selecting, as the plain form does, is faster.
 MOST_KEPT = 128
@@ -65,19 +65,9 @@ class States:
 
     def finish(self, seen: int, tally: Tally) -> Readout:
         """The result, once ``seen`` tokens, the whole vocabulary, are in."""
-        maximum, total, weighted = self.statistics.T
-        with np.errstate(divide="ignore", invalid="ignore"):
-            log_sum = np.log(total)
-            logsumexp = maximum + log_sum
-            logprobs = np.minimum(self.values[:, :seen] - logsumexp[:, None], 0.0)
-            entropy = np.maximum(log_sum - weighted / total, 0.0)
-        ids = torch.from_numpy(self.ids[:, :seen].copy())
-        answers = tally.finish(ids, _float(logprobs), torch.from_numpy(logsumexp))
-        return Readout(ids, _float(logprobs), _float(logsumexp), _float(entropy), *answers)
-
-
-def _float(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32))
+        values, ids = (torch.from_numpy(kept[:, :seen]) for kept in (self.values, self.ids))
+        maximum, total, weighted = torch.from_numpy(self.statistics).unbind(1)
+        return finished(values, ids, maximum, total, weighted, tally)
 
 
 class CompiledReadout:

@@ -77,6 +77,22 @@ def joined(parts: Sequence[Readout]) -> Readout:
     return Readout(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
+def finished(values: Tensor, ids: Tensor, maximum: Tensor, total: Tensor, weighted: Tensor, tally: Tally) -> Readout:
+    """The Readout of N rows, once all their logits are in.
+
+    Args:
+        values, ids: [N, K] the best logits, float32, and their tokens.
+        maximum: [N] float64, less which logits were summed.
+        total, weighted: [N] float64, the sums of exp(logit - maximum), and of (logit - maximum) times that.
+        tally: of what is asked beyond the best tokens; it is completed.
+    """
+    log_sum = torch.log(total)
+    logsumexp = maximum + log_sum
+    logprobs = (values.double() - logsumexp.unsqueeze(1)).clamp(max=0.0).float()
+    entropy = (log_sum - weighted / total).clamp(min=0.0)
+    return Readout(ids, logprobs, logsumexp.float(), entropy.float(), *tally.finish(ids, logprobs, logsumexp))
+
+
 class RunningReadout:
     """Gathers a Readout from blocks of logits in ascending order of ids; no more than one block is ever held.
 
@@ -116,12 +132,7 @@ class RunningReadout:
 
     def finish(self) -> Readout:
         """The result, once all blocks are in."""
-        log_sum = torch.log(self._sum)
-        logsumexp = self._maximum + log_sum
-        logprobs = (self._values.double() - logsumexp.unsqueeze(1)).clamp(max=0.0)
-        entropy = (log_sum - self._weighted / self._sum).clamp(min=0.0)
-        answers = self._tally.finish(self._ids, logprobs.float(), logsumexp)
-        return Readout(self._ids, logprobs.float(), logsumexp.float(), entropy.float(), *answers)
+        return finished(self._values, self._ids, self._maximum, self._sum, self._weighted, self._tally)
 
 
 def readout(logits: Tensor, k: int) -> Readout:

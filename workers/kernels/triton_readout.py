@@ -30,7 +30,7 @@ from raylens.workers.asked import Tally, nothing_asked
 from raylens.workers.kernels import readout_kernel as kernels
 from raylens.workers.running import MOST_FUSED
 from raylens.workers.terms import split_terms
-from raylens.workers.topk import Readout
+from raylens.workers.topk import Readout, finished
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ROW_TILE = 128
@@ -255,9 +255,4 @@ def _merged(kept: Tensor, maxima: Tensor, totals: Tensor, weighteds: Tensor, k: 
     shrink = torch.exp(fall)
     total = (shrink * totals).sum(dim=1)
     weighted = (shrink * (weighteds + fall * totals)).sum(dim=1)
-    log_sum = torch.log(total)
-    logsumexp = maximum + log_sum
-    logprobs = (values.double() - logsumexp.unsqueeze(1)).clamp(max=0.0).float()
-    entropy = (log_sum - weighted / total).clamp(min=0.0)
-    answers = tally.finish(ids, logprobs, logsumexp)
-    return Readout(ids, logprobs, logsumexp.float(), entropy.float(), *answers)
+    return finished(values, ids, maximum, total, weighted, tally)
