@@ -17,7 +17,6 @@ from raylens.storage.generated import Generated, text_of
 from raylens.storage.record import Record, TapLens
 from raylens.storage.vocabulary import Vocabulary
 from raylens.workers.certify_steps import find_way
-from raylens.workers.interventions.intervention import Intervention
 from raylens.workers.lens import Lens
 from raylens.workers.lenses.interface import Place
 from raylens.workers.reading import PENDING_BYTES
@@ -36,28 +35,18 @@ class Generation:
     Args:
         model: in evaluation mode; the generation settings of its checkpoint are left aside.
         tokenizer: of the model.
-        lens: reads the steps out.
+        lens: reads the steps out, of the model as it changes it.
         settings: of the generation.
         vocabulary: token id -> bytes.
-        intervention: what is changed in the model while it runs.
 
     Raises:
         ModelError: the model cannot be run token by token.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        lens: Lens,
-        settings: GenerationSettings,
-        vocabulary: Vocabulary,
-        intervention: Intervention | None = None,
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, lens: Lens, settings: GenerationSettings, vocabulary: Vocabulary) -> None:
         self._model = model
-        self._intervention = intervention
         self._lens = lens
-        self._settings = settings
+        self.settings = settings
         self._vocabulary = vocabulary
         self._ends = end_ids(model, tokenizer)
         self._steps = find_way(model)
@@ -78,9 +67,17 @@ class Generation:
     def __call__(self, prompts: Sequence[Tokenized]) -> list[Record | ValueError]:
         """A record for each prompt, or a ValueError where the model's numbers are not finite."""
         batch = _Written(self._lens, self._sampler, self._ends, prompts)
-        texts = [prompt.ids for prompt in prompts]
-        steps, edits = self._settings.tokens, self._intervention
-        run_steps(self._model, self._steps.way, texts, steps, self._ends, batch.choose, self._lens.sites, batch.take, edits)
+        run_steps(
+            self._model,
+            self._steps.way,
+            [prompt.ids for prompt in prompts],
+            self.settings.tokens,
+            self._ends,
+            batch.choose,
+            self._lens.sites,
+            batch.take,
+            self._lens.intervention,
+        )
         batch.read()
         return [self._record(prompt, batch, number) for number, prompt in enumerate(prompts)]
 

@@ -64,7 +64,7 @@ class Lens:
         self._layers = layers
         self._heads = heads or {}
         hidden = hidden if hidden is not None else LogitLens()
-        self._intervention = intervention if intervention is not None else Intervention()
+        self.intervention = intervention if intervention is not None else Intervention()
         questions = Questions(settings.stats or (), tracked, settings.residual_stats)
         self._attribution = attribution if questions.attributes else None
         self._last: Place = ("resid_post", len(adapter.sites) - 1)
@@ -153,14 +153,14 @@ class Lens:
 
     def not_finite(self, what: str) -> ValueError:
         """What is told of a prompt of which some numbers of the model are not finite."""
-        why = "; --intervene may change it by too much" if self._intervention.edits else ", in float32 already"
+        why = "; --intervene may change it by too much" if self.intervention.edits else ", in float32 already"
         if self._adapter.certificate["dtype"] != "float32":
             why = "; try --dtype float32"
         return ValueError(f"the model's {what} are not finite (NaN or overflow){why}")
 
     def _forward(self, batch: Batch, sites: Sites, sink: Sink) -> None:
         # entered first, so that what is read is what the edits leave
-        with self._intervention.during(spans_of(batch), batch.ids.shape[1]), capture(sites, batch.rows, sink):
+        with self.intervention.during(spans_of(batch), batch.ids.shape[1]), capture(sites, batch.rows, sink):
             self._adapter.trunk(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
 
     def _may_keep(self, batch: Batch) -> bool:

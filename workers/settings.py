@@ -141,12 +141,12 @@ def generation_settings(
     Raises:
         UsageError: another one is given without it.
     """
+    asked = GenerationSettings(tokens or 0, temperature, top_p, sample_top_k, seed, samples)
     if tokens is not None:
-        return GenerationSettings(tokens, temperature, top_p, sample_top_k, seed, samples)
-    given = {"--temperature": temperature, "--top-p": top_p, "--sample-top-k": sample_top_k, "--seed": seed, "--samples": samples}
-    usual = dict(zip(given, (0.0, 1.0, None, 0, 1), strict=True))
-    for option, value in given.items():
-        if value != usual[option]:
+        return asked
+    options = ("--generate", "--temperature", "--top-p", "--sample-top-k", "--seed", "--samples")
+    for option, value, usual in zip(options, *map(msgspec.structs.astuple, (asked, GenerationSettings(0))), strict=True):
+        if value != usual:
             raise UsageError(f"{option} {value}: is of generation; give --generate N too")
     return None
 

@@ -77,9 +77,7 @@ class Worker:
         self.certificate = self._certified(adapter, source, taps, heads, attribution)
         self._generation: Generation | None = None
         if settings.generation is not None:
-            self._generation = Generation(
-                self._model, tokenizer, self._lens, settings.generation, self.vocabulary, self._intervention
-            )
+            self._generation = Generation(self._model, tokenizer, self._lens, settings.generation, self.vocabulary)
             self.certificate["generation"] = self._generation.certificate
 
     def _certified(
@@ -145,9 +143,9 @@ class Worker:
 
     def _batches(self, ready: list[Tokenized]) -> Iterator[list[Tokenized]]:
         most = self._settings.input.batch_tokens or CPU_BATCH_TOKENS
-        if self._generation is None or self._settings.generation is None:
+        if self._generation is None:
             return batches(ready, most, switch=self._switch)
-        return batches(ready, most, self._settings.generation.tokens, self._generation.padded, self._switch)
+        return batches(ready, most, self._generation.settings.tokens, self._generation.padded, self._switch)
 
     def _run_batch(self, prompts: list[Tokenized]) -> Iterator[Record | Failure]:
         """One batch; if it fails, its halves, down to the one prompt that is at fault."""
