@@ -168,7 +168,7 @@ class Worker:
         try:
             return self._generation(prompts) if self._generation else self._lens(pad(prompts, self._device))
         except Exception as error:  # noqa: BLE001  a model may raise anything; one bad prompt never stops a run
-            error.__context__ = None
+            error.__cause__ = error.__context__ = None
             failed = error.with_traceback(None)
         if isinstance(failed, torch.OutOfMemoryError):
             torch.cuda.empty_cache()

@@ -156,7 +156,8 @@ def test_error_fails_that_prompt_alone(worker: Worker, error: Callable[[], Excep
     assert len(found) == len(TEXTS)
 
 
-def test_failed_batch_is_freed_before_its_halves_run(worker: Worker) -> None:
+@pytest.mark.parametrize("caused", [False, True])
+def test_failed_batch_is_freed_before_its_halves_run(worker: Worker, caused: bool) -> None:
     """What a failed attempt held is gone when the next one starts, or running out of memory once would be for good."""
     held: list[weakref.ref[Tensor]] = []
     left: list[int] = []
@@ -167,7 +168,12 @@ def test_failed_batch_is_freed_before_its_halves_run(worker: Worker) -> None:
             tensor = torch.zeros(1)
             held.append(weakref.ref(tensor))
             if bool((args[0] == CURSED).any()):
-                raise torch.OutOfMemoryError("12 GiB")
+                if not caused:
+                    raise torch.OutOfMemoryError("12 GiB")
+                try:
+                    raise RuntimeError("12 GiB")
+                except RuntimeError as error:
+                    raise torch.OutOfMemoryError("12 GiB") from error
 
     handle = register_module_forward_pre_hook(hold)
     try:
