@@ -7,7 +7,6 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import pairwise
 
 import torch
 from accelerate.utils import align_module_device
@@ -19,7 +18,7 @@ from raylens.workers.blocks import device_of
 from raylens.workers.logits import Logits, SlicedLogits, WholeLogits
 from raylens.workers.product import Unembedding, is_plain_linear
 from raylens.workers.running import MOST_FUSED, block_size, not_compiled, running_readout
-from raylens.workers.threads import each
+from raylens.workers.threads import each, shares
 from raylens.workers.topk import Readout, joined
 
 #: Rows read out at once by a thread; with the block size this bounds its logits in memory to 16 MiB.
@@ -73,11 +72,9 @@ class Projection:
         if self.fused and k <= MOST_FUSED:
             return self._read_fused(rows, k, asked)
         workers = self.unembedding.workers(len(rows), len(rows)) if rows.device.type == "cpu" and self.unembedding else 1
+        chunks = shares(len(rows), max(1, -(-len(rows) // (ROWS * workers))) * workers)
         with self._weights():
-            parts = each(
-                lambda part: self._read_chunk(rows[part], k, asked and asked.part(part)), _chunks(len(rows), workers), workers
-            )
-        return joined(parts)
+            return joined(each(lambda chunk: self._read_chunk(rows[chunk], k, asked and asked.part(chunk)), chunks, workers))
 
     def logits(self, rows: Tensor) -> Tensor:
         """Whole logits, [N, V] float32; for the certificate and for tests."""
@@ -140,20 +137,10 @@ class Projection:
         return WholeLogits(normed, self.head, self.step)
 
 
-def _chunks(rows: int, workers: int) -> list[slice]:
-    """Parts of at most ROWS rows, as many for each worker."""
-    parts = max(1, -(-rows // (ROWS * workers))) * workers
-    edges = [rows * part // parts for part in range(parts + 1)]
-    return [slice(start, stop) for start, stop in pairwise(edges)]
-
-
 def in_float32(norm: nn.Module) -> nn.Module:
     """The norm itself where it computes in float32 from weights in memory, else a copy that does."""
-    return norm if _is_plain_float32(norm) else _copied(norm)
-
-
-def _is_plain_float32(norm: nn.Module) -> bool:
-    return all(parameter.dtype == torch.float32 and not parameter.is_meta for parameter in norm.parameters())
+    plain = all(parameter.dtype == torch.float32 and not parameter.is_meta for parameter in norm.parameters())
+    return norm if plain else _copied(norm)
 
 
 def _copied(norm: nn.Module) -> nn.Module:

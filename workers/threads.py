@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
+from itertools import pairwise
 from threading import Barrier, BrokenBarrierError
 from typing import TypeVar
 
@@ -15,6 +16,12 @@ import torch
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+
+def shares(count: int, parts: int) -> list[slice]:
+    """So many slices of ``count`` rows, all of about the same length."""
+    edges = [count * part // parts for part in range(parts + 1)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 def each(work: Callable[[_T], _R], parts: Sequence[_T], workers: int) -> list[_R]:

@@ -7,7 +7,6 @@ sums hold exactly; in a short type the residual's own rounding makes them differ
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from raylens.workers.linear import LinearNorm
 from raylens.workers.product import Unembedding
 from raylens.workers.projection import ROWS
 from raylens.workers.running import States, block_size
-from raylens.workers.threads import each
+from raylens.workers.threads import each, shares
 from raylens.workers.topk import Readout, joined
 
 Slots = NDArray[np.int64]
@@ -74,10 +73,8 @@ class Walk:
         rows = tokens * len(parts)
         workers = self._unembedding.workers(rows, tokens)
         tiles = min(tokens, workers * -(-rows // (ROWS * workers)))
-        edges = [tokens * tile // tiles for tile in range(tiles + 1)]
-        slices = [slice(start, stop) for start, stop in pairwise(edges)]
         with align_module_device(self._head):
-            reads = each(lambda tile: self._read_tile(parts, tile, k, asked and asked.part(tile)), slices, workers)
+            reads = each(lambda tile: self._read_tile(parts, tile, k, asked and asked.part(tile)), shares(tokens, tiles), workers)
         return {place: joined([read[number] for read in reads]) for number, place in enumerate(places)}
 
     @torch.inference_mode()
