@@ -122,7 +122,6 @@ class _Written:
         self._rows: dict[Place, list[Tensor]] = {}  # of the steps that are not read out yet, [B, D] each
         self._kept: list[int] = []  # which of these rows are of prompts that were not done
         self._following: list[int] = []  # the token after each of these
-        self._tracked: list[tuple[int, ...]] = []  # and those that are tracked there
         self._bytes = self._steps = 0
         self._owners: list[int] = []  # the prompt of each row that was read out or is kept
         self._read: list[dict[str, TapLens]] = []
@@ -147,7 +146,6 @@ class _Written:
             self.sampling_logprobs[number].append(drawn)
         self._kept += [self._steps * len(self._prompts) + number for number in live]
         self._following += choice.ids
-        self._tracked += [self._prompts[number].tracked for number in live]
         self._owners += live
         self._steps += 1
         self._live = [number for number in live if ids[number] not in self._ends]
@@ -157,13 +155,13 @@ class _Written:
 
     def read(self) -> None:
         """Read out the steps that are waiting."""
-        rows, self._rows, kept, self._kept = self._rows, {}, self._kept, []
-        following, self._following = self._following, []
-        tracked, self._tracked = self._tracked, []
+        if self._kept:
+            kept, rows = torch.tensor(self._kept), self._rows
+            chosen = {place: torch.cat(rows.pop(place))[kept] for place in list(rows)}
+            tracked = [self._prompts[number].tracked for number in self._owners[-len(kept) :]]
+            self._read.append(self._lens.taps(chosen, self._following, tracked))
+        self._rows, self._kept, self._following = {}, [], []
         self._bytes = self._steps = 0
-        if kept:
-            chosen = {place: torch.cat(steps)[torch.tensor(kept, device=steps[0].device)] for place, steps in rows.items()}
-            self._read.append(self._lens.taps(chosen, following, tracked))
 
     def taps(self, number: int) -> dict[str, TapLens]:
         """The lens of one prompt's steps, once all are read out."""

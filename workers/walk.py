@@ -91,8 +91,8 @@ class Walk:
         final = asked.final if asked else None
         for start, products, compared in self._products(weighted, final, k):
             constant = self._constant[start : start + products.shape[2]].numpy()
-            shares = tally.weights(compared)
-            weights = state.no_weights if shares is None else shares.numpy()
+            probabilities = tally.weights(compared)
+            weights = state.no_weights if probabilities is None else probabilities.numpy()
             walk_block(products.numpy(), constant, start, scales.numpy(), slots, factor, cap, questioned, weights, *state.arrays)
         return state.states.finish(len(self._head.weight), tally).split(rows.shape[1])
 
