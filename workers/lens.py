@@ -124,13 +124,13 @@ class Lens:
         """The lens of N tokens whose hidden states were captured before.
 
         Args:
-            rows: place of ``sites`` -> [N, D], in the order in which the model computes them.
+            rows: place of ``sites`` -> [N, D], in the order in which the model computes them; they are taken out, and so freed.
             following: [N] the token after each.
             tracked: [N] the tokens tracked there.
         """
         reading = self._reads.begin(following, tracked, rows[self._last] if self._needs_final else None)
-        for (tap, layer), hidden in rows.items():
-            reading.take(tap, layer, hidden)
+        for tap, layer in list(rows):
+            reading.take(tap, layer, rows.pop((tap, layer)))
         return reading.finish()
 
     def record(self, prompt: Tokenized, taps: dict[str, TapLens]) -> Record | ValueError:
