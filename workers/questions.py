@@ -108,21 +108,21 @@ class Questions:
 
     def _by_target(self, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """[N, M] of tracked tokens, and [N, 1] of the other targets, [N, 0] of those that are not asked."""
-        found, start = dict.fromkeys(("next", "best"), values[:, :0]), 0
-        for kind in self._targets:
-            stop = start + (self._tracked if kind == "tracked" else 1)
-            found[kind], start = values[:, start:stop], stop
-        return found
+        found = dict(zip(self._targets, self._columns(values, self._targets), strict=True))
+        return dict.fromkeys(("next", "best"), values[:, :0]) | found
 
     def _terms(self, terms: PlaceTerms, has_next: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-        values, start = {}, 0
-        for name in self._attributions:
-            stop = start + (self._tracked if ATTRIBUTIONS[name] == "tracked" else 1)
-            part, start = _finite(terms.values[:, start:stop]), stop
-            values[name] = part if ATTRIBUTIONS[name] == "tracked" else part[:, 0]
+        kinds = [ATTRIBUTIONS[name] for name in self._attributions]
+        columns = zip(self._attributions, kinds, self._columns(_finite(terms.values), kinds), strict=True)
+        values = {name: found if kind == "tracked" else found[:, 0] for name, kind, found in columns}
         if "next_attribution" in values:
             values["next_attribution"] = np.where(has_next, values["next_attribution"], np.float32(np.nan))
         return {**values, ATTRIBUTION_ERROR: _finite(terms.error)}
+
+    def _columns(self, values: NDArray[Any], kinds: Sequence[str]) -> list[NDArray[Any]]:
+        """[N, M] of tracked tokens and [N, 1] of any other kind of token, which lie side by side in the values."""
+        widths = [self._tracked if kind == "tracked" else 1 for kind in kinds]
+        return np.split(values, np.cumsum(widths)[:-1], axis=1)
 
 
 def _finite(values: NDArray[Any]) -> NDArray[Any]:
