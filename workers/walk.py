@@ -7,6 +7,7 @@ sums hold exactly; in a short type the residual's own rounding makes them differ
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,15 +87,16 @@ class Walk:
         questioned = np.array([asked is not None and asked.about(tap) for tap, _ in _places(parts)])
         weighted = self.norm.weighted(rows)
         tally = self._tally(asked, weighted, scales, slots)
-        state = _Shaped(States(len(tally.logits), k), tally, rows.shape[1])
+        states, tokens = States(len(tally.logits), k), rows.shape[1]
+        arrays, no_weights = _shaped(states, tally, tokens), np.empty((tokens, 0), dtype=np.float32)
         factor, cap = np.float32(self._step.factor), np.float32(self._step.cap)
         final = asked.final if asked else None
         for start, products, compared in self._products(weighted, final, k):
             constant = self._constant[start : start + products.shape[2]].numpy()
             probabilities = tally.weights(compared)
-            weights = state.no_weights if probabilities is None else probabilities.numpy()
-            walk_block(products.numpy(), constant, start, scales.numpy(), slots, factor, cap, questioned, weights, *state.arrays)
-        return state.states.finish(len(self._head.weight), tally).split(rows.shape[1])
+            weights = no_weights if probabilities is None else probabilities.numpy()
+            walk_block(products.numpy(), constant, start, scales.numpy(), slots, factor, cap, questioned, weights, *arrays)
+        return states.finish(len(self._head.weight), tally).split(tokens)
 
     def _products(self, weighted: Tensor, final: Final | None, k: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         """For each block: its first token, [C, T, B] products of the parts, and [T, B] logits of the final layer, if wanted."""
@@ -129,16 +131,12 @@ class Walk:
         return Tally(repeated, logits)
 
 
-class _Shaped:
-    """States and tally of S read-outs of T tokens, as the kernel takes them."""
-
-    def __init__(self, states: States, tally: Tally, tokens: int) -> None:
-        self.states = states
-        self.no_weights = np.empty((tokens, 0), dtype=np.float32)
-        targets, logits, above, _, cross = tally.arrays()
-        shaped = (states.statistics, states.values, states.ids, targets, logits, above)
-        read_outs = len(cross) // tokens
-        self.arrays = (*(array.reshape(read_outs, tokens, -1) for array in shaped), cross.reshape(read_outs, tokens))
+def _shaped(states: States, tally: Tally, tokens: int) -> tuple[NDArray[Any], ...]:
+    """What the kernel updates of S read-outs of T tokens: the arrays themselves, [S, T, ...]."""
+    targets, logits, above, _, cross = tally.arrays()
+    rows = (states.statistics, states.values, states.ids, targets, logits, above)
+    read_outs = len(cross) // tokens
+    return (*(array.reshape(read_outs, tokens, -1) for array in rows), cross.reshape(read_outs, tokens))
 
 
 def _places(parts: list[Part]) -> list[Place]:
