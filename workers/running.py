@@ -92,8 +92,8 @@ class CompiledReadout:
         return self._states.finish(self._first, self._tally)
 
 
-#: The final layer's probabilities where none are asked for: of one token, for no column.
-NO_WEIGHTS = np.empty((1, 0), dtype=np.float32)
+#: The final layer's probabilities where no distance to them is asked.
+NO_WEIGHTS = np.empty((0, 0), dtype=np.float32)
 
 
 def running_readout(rows: int, k: int, device: torch.device, tally: Tally | None = None) -> RunningReadout | CompiledReadout:

@@ -21,7 +21,7 @@ from raylens.workers.lenses.interface import Place
 from raylens.workers.linear import LinearNorm
 from raylens.workers.product import Unembedding
 from raylens.workers.projection import ROWS
-from raylens.workers.running import States, block_size
+from raylens.workers.running import NO_WEIGHTS, States, block_size
 from raylens.workers.threads import each, shares
 from raylens.workers.topk import Readout, joined
 
@@ -88,13 +88,13 @@ class Walk:
         weighted = self.norm.weighted(rows)
         tally = self._tally(asked, weighted, scales, slots)
         states, tokens = States(len(tally.logits), k), rows.shape[1]
-        arrays, no_weights = _shaped(states, tally, tokens), np.empty((tokens, 0), dtype=np.float32)
+        arrays = _shaped(states, tally, tokens)
         factor, cap = np.float32(self._step.factor), np.float32(self._step.cap)
         final = asked.final if asked else None
         for start, products, compared in self._products(weighted, final, k):
             constant = self._constant[start : start + products.shape[2]].numpy()
             probabilities = tally.weights(compared)
-            weights = no_weights if probabilities is None else probabilities.numpy()
+            weights = NO_WEIGHTS if probabilities is None else probabilities.numpy()
             walk_block(products.numpy(), constant, start, scales.numpy(), slots, factor, cap, questioned, weights, *arrays)
         return states.finish(len(self._head.weight), tally).split(tokens)
 

@@ -154,7 +154,7 @@ def take_block(
         logits: [N, B] contiguous.
         first: token of the first column.
         statistics, values, ids: [N, 3], [N, K], [N, K] the states.
-        weights: [T, B] probabilities of the final layer, or [1, 0].
+        weights: [T, B] probabilities of the final layer, or [0, 0].
         targets, target_logits, above: [N, M] what is counted (asked.py).
         token: [N] row of ``weights``.
         cross: [N] sums of logits times weights.
@@ -164,4 +164,5 @@ def take_block(
             row = logits[n, start : start + PIECE]
             take_row(row, first + start, statistics, values, ids, n)
             count_above(row, first + start, targets[n], target_logits[n], above[n])
-            cross[n] += weighted_sum(row, weights[token[n], start : start + PIECE])
+            if weights.shape[1] > 0:
+                cross[n] += weighted_sum(row, weights[token[n], start : start + PIECE])

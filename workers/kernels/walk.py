@@ -64,7 +64,7 @@ def walk_block(
         slots: [2, C] where the read-out of either goes, from 0 to S-1; negative where it is not wanted.
         factor, cap: float32, the step after the head; a cap of 0 is none.
         asked: [S] of which read-outs more is asked (asked.py) than their best tokens.
-        weights: [T, B] probabilities of the final layer, or [T, 0].
+        weights: [T, B] probabilities of the final layer, or [0, 0].
         statistics, values, ids: [S, T, 3], [S, T, K], [S, T, K], the states (epilogue.py).
         targets, target_logits, above: [S, T, M] what is counted (asked.py).
         cross: [S, T] sums of logits times weights.
@@ -90,4 +90,5 @@ def walk_block(
                         take_row(logits, first + start, rows, best, best_ids, s * tokens + t)
                         if asked[s]:
                             count_above(logits, first + start, targets[s, t], target_logits[s, t], above[s, t])
-                            cross[s, t] += weighted_sum(logits, weights[t, start:stop])
+                            if weights.shape[1] > 0:
+                                cross[s, t] += weighted_sum(logits, weights[t, start:stop])
