@@ -128,7 +128,7 @@ class Tally:
         found = (self.logits.double() - logsumexp.unsqueeze(1)).clamp(max=0.0).float()
         ranks = (self.above + 1).clamp(min=k + 1)
         hits = ids.unsqueeze(1) == self.targets.unsqueeze(2)  # [N, M, K]
-        best, place = hits.any(dim=2), hits.int().argmax(dim=2)
+        best, place = hits.any(dim=2), hits.view(torch.uint8).argmax(dim=2)
         # one place in the list, one rank: another product may round a logit to the other side of its neighbour
         ranks = torch.where(best, place + 1, ranks)
         found = torch.where(best, logprobs.gather(1, place), found)
