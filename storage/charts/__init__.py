@@ -41,7 +41,11 @@ def values_of(run: "Run", database: "Database", by: str) -> int:
 
 def undrawn(by: str, values: int) -> str | None:
     """Why there is no picture by a key of metadata that has so many values; None if there is one."""
-    return f"--by {by}: {values:,} values; at most {MOST_VALUES} are drawn apart" if values > MOST_VALUES else None
+    return (
+        f"--by {by}: {values:,} values; at most {MOST_VALUES} are drawn; choose a key with fewer"
+        if values > MOST_VALUES
+        else None
+    )
 
 
 def depth(run: "Run", database: "Database", chosen: "Mapping[str, str]") -> "list[dict[str, Any]]":

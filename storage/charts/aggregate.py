@@ -52,9 +52,9 @@ def aggregate(run: Run, by: str | None = None, positions: str | None = None) -> 
     counts = run.counts()
     places = sum(_places(group) for group in (groups.values() if by else [rows]))
     labels = _labels(groups, names) if by is not None else {name: name for name in names}
-    caption = f"{counts['records']:,} prompts, {places:,} places a layer"
+    caption = f"{counts['records']:,} prompts, {places:,} places per layer"
     caption += (f"; positions {text_label(positions)}" if positions else "") + (
-        f"; by {text_label(by)}, tap {last}; n: places of each" if by else ""
+        f"; by {text_label(by)}, tap {last}; n: places of each value" if by else ""
     )
     return Chart(
         heading=f"{run.manifest.title} · run {run.name}",
@@ -67,9 +67,9 @@ def _maps(groups: _Groups, labels: Mapping[str | None, str], layers: Sequence[in
     """What can be seen of all taps at once: means, without the rows and the maps of what the run does not have."""
     maps = []
     for column, scale in (
-        ("agreement", prob_scale("share of places where the best token is the final prediction")),
-        ("entropy", nats_scale("entropy in nats, mean, 12 and more alike")),
-        ("kl", nats_scale("KL of the final prediction from here in nats, mean, 12 and more alike")),
+        ("agreement", prob_scale("share of places where the top token is the final prediction")),
+        ("entropy", nats_scale("mean entropy in nats, scale ends at 12")),
+        ("kl", nats_scale("mean KL to the final prediction in nats, scale ends at 12")),
     ):
         rows = {name: series(groups[name], column, layers) for name in labels}
         known = [name for name, values in rows.items() if np.isfinite(values).any()]
@@ -93,19 +93,19 @@ def _agreement(groups: _Groups, names: Sequence[str | None], layers: Sequence[in
     curves = [Curve(series(groups[name], "agreement", layers)) for name in names]
     if all(np.isnan(curve.values).all() for curve in curves):
         return None
-    return Plot(share_axis("share of places where the best token is the final prediction"), curves)
+    return Plot(share_axis("share of places where the top token is the final prediction"), curves)
 
 
 def _entropy(groups: _Groups, names: Sequence[str | None], layers: Sequence[int]) -> Plot:
     curves = [_banded(groups[name], name, "entropy", layers) for name in names]
-    return Plot(upward_axis("entropy in nats, median", _highest(curves)), curves)
+    return Plot(upward_axis("median entropy in nats", _highest(curves)), curves)
 
 
 def _kl(groups: _Groups, names: Sequence[str | None], layers: Sequence[int]) -> Plot | None:
     curves = [_banded(groups[name], name, "kl", layers) for name in names]
     if all(np.isnan(curve.values).all() for curve in curves):
         return None
-    return Plot(upward_axis("KL of the final prediction from here in nats, median", _highest(curves)), curves)
+    return Plot(upward_axis("median KL to the final prediction in nats", _highest(curves)), curves)
 
 
 def _banded(rows: Sequence[Mapping[str, Any]], name: str | None, column: str, layers: Sequence[int]) -> Curve:
@@ -130,4 +130,6 @@ def _depth(rows: Sequence[Mapping[str, Any]], layers: Sequence[int], values: Seq
     if values is not None:
         return Plot(share_axis("share of places decided for good by this layer"), curves)
     at_layer = np.diff(curves[0].values, prepend=0.0)
-    return Plot(share_axis("share of places decided for good at this layer, bars, and by it"), curves, alone=True, bars=at_layer)
+    return Plot(
+        share_axis("share of places decided for good at this layer (bars) and by it (line)"), curves, alone=True, bars=at_layer
+    )

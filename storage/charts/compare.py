@@ -13,11 +13,11 @@ from raylens.storage.plots.panel import share_axis, signed_axis
 from raylens.storage.store import Run
 
 _SIGNED = (
-    ("entropy_change", "entropy in nats, {other} less {one}, mean"),
-    ("logprob_change", "logprob of the best token of {one} in nats, {other} less {one}, mean"),
-    ("next_logprob_change", "logprob of the prompt's next token in nats, {other} less {one}, mean"),
-    ("kl_change", "KL to the final prediction in nats, {other} less {one}, mean"),
-    ("shift", "layers by which {other} decides later, mean, by the layer at which {one} decides"),
+    ("entropy_change", "mean entropy in nats, {other} less {one}"),
+    ("logprob_change", "mean logprob in nats of {one}'s top token, {other} less {one}"),
+    ("next_logprob_change", "mean logprob in nats of the prompt's next token, {other} less {one}"),
+    ("kl_change", "mean KL to the final prediction in nats, {other} less {one}"),
+    ("shift", "mean number of layers by which {other} decides later, by the layer where {one} decides"),
 )
 _NAME_CELLS = 20  # of a run's name in a label, beside another's
 
@@ -35,8 +35,8 @@ def compared(one: Run, other: Run) -> Chart:
     names = drawn_taps(groups)
     layers = sorted({row["layer"] for name in names for row in groups[name]})
     plots = [
-        Plot(share_axis("share of places where both have the same best token"), _curves(groups, names, "agreement", layers)),
-        Plot(share_axis("share of the k best tokens that both have"), _curves(groups, names, "overlap", layers)),
+        Plot(share_axis("share of places where both have the same top token"), _curves(groups, names, "agreement", layers)),
+        Plot(share_axis("share of the top k tokens that both have"), _curves(groups, names, "overlap", layers)),
     ]
     short_one, short_other = fit_apart([text_label(one.name), text_label(other.name)], _NAME_CELLS)
     for column, label in _SIGNED:
@@ -49,7 +49,7 @@ def compared(one: Run, other: Run) -> Chart:
     places = max(row["places"] for row in rows)
     return Chart(
         heading=f"{_name(one)} against {_name(other)}",
-        captions=(f"{places:,} places a layer that both runs have; layers are those of {one.name}",),
+        captions=(f"{places:,} places per layer that both runs have; layers are those of {one.name}",),
         panels=Panels(layers, plots, names),
     )
 

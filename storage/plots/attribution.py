@@ -68,7 +68,7 @@ def attribution(record: Record, vocabulary: Vocabulary, request: Request) -> Att
             coverage(record, [position]),
             f"rows: layer, 0 at the bottom; columns: what is written to the residual{grey}",
         ),
-        scale=logit_scale("logit; 4 and more alike, to either side"),
+        scale=logit_scale("logit, scale ends at 4 on either side"),
         layers=layers,
         taps=taps,
         values=values,
@@ -125,7 +125,7 @@ def _terms(record: Record, vocabulary: Vocabulary, request: Request, column: int
 def _of_tracked(record: Record, vocabulary: Vocabulary, tokens: Sequence[int], column: int) -> tuple[str, dict[str, Array]]:
     labels = [token_label(vocabulary, token) for token in tokens]
     if not 1 <= len(tokens) <= 2:
-        raise UsageError(f"{len(tokens)} tokens chosen: an attribution picture is of one, or of one less another")
+        raise UsageError(f"{len(tokens)} tokens chosen: an attribution picture shows one, or one less another")
     for token, label in zip(tokens, labels, strict=True):
         if token not in record.tracked or any("attribution" not in lens.stats for lens in record.taps.values()):
             raise NotDrawn(f"token {label} (id:{token}) was not tracked with --stats attribution in prompt {record.id!r}")

@@ -82,12 +82,12 @@ def grid(record: Record, vocabulary: Vocabulary, request: Request) -> Grid:
     k = record.taps[tap].ids.shape[2]
     values = np.array([taps[name][1][row, columns] for _, name, row in parts])
     unknown = subject.targets is not None and bool(np.isnan(values).any())
-    grey = f"; grey: not among the {k} best that are stored" if unknown else ""
+    grey = f"; grey: not in the stored top {k}" if unknown else ""
     return Grid(
         heading=request.heading(record),
         captions=request.captions(
             record,
-            f"cells: top-1 token of {tap}; below: the token read; above: the token that comes next, "
+            f"cells: top token of {tap}; below: the token read; above: the token that comes next, "
             f"with {_MARK} where layer {final.layer} ({final.tap}) predicts it{grey}",
             coverage(record, positions),
         ),
@@ -189,7 +189,7 @@ def _subject(record: Record, vocabulary: Vocabulary, request: Request, stat: str
     """
     if request.tokens is not None:
         if stat not in TOKEN_STATS:
-            raise UsageError(f"--token: {stat} is not of a token that you choose; rank, prob and logprob are")
+            raise UsageError(f"--token: {stat} does not depend on a token; use rank, prob or logprob")
         if len(request.tokens) != 1:
             raise UsageError(f"--token: a grid is coloured by one token, not {len(request.tokens)}; name it by id:N")
         token = request.tokens[0]
@@ -197,7 +197,7 @@ def _subject(record: Record, vocabulary: Vocabulary, request: Request, stat: str
         return _Subject(token_label(vocabulary, token), targets)
     if stat == "rank" or stat.startswith("final_"):
         return _Subject(f"the token that layer {final.layer} predicts", final.ids)
-    return _Subject("the top-1 token", None)
+    return _Subject("the top token", None)
 
 
 def _values(record: Record, lens: TapLens, stat: str, subject: _Subject, exact: bool) -> Array:
@@ -215,12 +215,12 @@ def _values(record: Record, lens: TapLens, stat: str, subject: _Subject, exact: 
 
 def _scale(stat: str, k: int, subject: _Subject, exact: bool) -> Scale:
     if stat == "entropy":
-        return nats_scale("entropy in nats, 12 and more alike")
+        return nats_scale("entropy in nats, scale ends at 12")
     if stat == "kl":
-        return nats_scale("KL of the final prediction from here in nats, 12 and more alike")
+        return nats_scale("KL to the final prediction in nats, scale ends at 12")
     if stat == "rank":
-        label = f"rank, log scale, of {subject.name}"
+        label = f"rank of {subject.name}, log scale"
         return exact_rank_scale(label) if exact else rank_scale(label, k)
     if stat.endswith("logprob"):
-        return logprob_scale(f"logprob in nats, -8 and less alike, of {subject.name}")
+        return logprob_scale(f"logprob of {subject.name} in nats, scale ends at -8")
     return prob_scale(f"probability of {subject.name}")

@@ -61,7 +61,7 @@ def trajectories(record: Record, vocabulary: Vocabulary, request: Request) -> Tr
     logprobs, ranks = zip(*(_followed(record, lens, token, column) for token in tokens), strict=True)
     found = np.array(ranks if stat == "rank" else logprobs)[:, rows]
     values = np.exp(found) if stat == "prob" else found
-    gaps = f"; gaps in a line: its token is not among the {lens.ids.shape[2]} best there" if np.isnan(values).any() else ""
+    gaps = f"; gaps in a line: its token is not in the top {lens.ids.shape[2]} there" if np.isnan(values).any() else ""
     return Trajectories(
         heading=request.heading(record),
         captions=request.captions(

@@ -41,7 +41,7 @@ def aggregate(shelf: Shelf, request: Request) -> dict[str, Any]:
     with Database([one]) as database:
         values = 0 if by is None else charts.values_of(one, database, by)
         if values > MOST_VALUES:
-            raise UsageError(f"--by {by}: {values:,} values; at most {MOST_VALUES} are told apart")
+            raise UsageError(f"--by {by}: {values:,} values; at most {MOST_VALUES} are shown; choose a key with fewer")
         layers = ask(one, database, "layers", chosen)
         keys = [row["key"] for row in database.rows(_KEYS)]
         return {

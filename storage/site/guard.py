@@ -61,7 +61,7 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Response | None:
         if scope["method"] not in {"GET", "HEAD"}:
-            return PlainTextResponse("this site is only read", 405, {"Allow": "GET, HEAD"})
+            return PlainTextResponse("this site is read-only", 405, {"Allow": "GET, HEAD"})
         connection = HTTPConnection(scope)
         if self._token is None:
             host = _host(Headers(scope=scope).get("host", ""))

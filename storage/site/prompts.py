@@ -114,6 +114,6 @@ def failure(shelf: Shelf, request: Request) -> dict[str, Any]:
 
 def _links(run: Run, prompt_id: str) -> list[Link]:
     before, after = run.neighbours(prompt_id)
-    names = [("earlier prompt", before), ("later prompt", after)]
+    names = [("previous prompt", before), ("next prompt", after)]
     steps = [Link(address("runs", run.name, "prompt", id=prompt), text) for text, prompt in names if prompt is not None]
     return [*run_links(run.name), *steps]

@@ -145,12 +145,12 @@ def test_a_place_shows_its_best_tokens_and_statistics(run: Run, tmp_path: Path, 
     exact = f"{int(lens.stats['best_rank'][2, 3])} {token_label(run.vocabulary, int(lens.ids[4, 3, 0]))}"
     assert facts["rank of the final prediction"] == exact
     assert float(facts["entropy, nats"]) == pytest.approx(float(lens.entropy[2, 3]), abs=0.006)
-    assert float(facts["KL of the final prediction from here, nats"]) == pytest.approx(float(lens.stats["kl"][2, 3]), abs=0.006)
+    assert float(facts["KL to the final prediction, nats"]) == pytest.approx(float(lens.stats["kl"][2, 3]), abs=0.006)
     page.mouse.move(2, 2)
     assert page.locator(".best .token").all_inner_texts() == labels[1]
 
 
-@pytest.mark.parametrize(("rank", "whose"), [(1, "the final prediction"), (11, "the model's own best token")])
+@pytest.mark.parametrize(("rank", "whose"), [(1, "the final prediction"), (11, "the model's own top token")])
 def test_whose_logprob_is_told(run: Run, tmp_path: Path, open_page: Open, rank: int, whose: str) -> None:
     """Where the last stored layer does not put first what the model does, its statistics are of another token."""
     record = record_of(run)
@@ -172,7 +172,7 @@ def test_a_page_has_no_negative_zero(run: Run, tmp_path: Path, open_page: Open) 
     page = open_page(path.as_uri())
     page.wait_for_selector("html[data-ready]")
     facts = dict(zip(page.locator("dt").all_inner_texts(), page.locator("dd").all_inner_texts(), strict=True))
-    assert facts["KL of the final prediction from here, nats"] == "0.00"
+    assert facts["KL to the final prediction, nats"] == "0.00"
 
 
 def test_everything_by_keys_alone(run: Run, tmp_path: Path, open_page: Open) -> None:
@@ -287,7 +287,7 @@ def test_gaps_of_a_line_are_told_as_in_pictures(run: Run, tmp_path: Path, open_p
     column = record.positions.index(3)
     kept = [(lens.ids[:, column] == token).any(axis=1).all() for token in range(12)]
     tracked, other = record.tracked[0], next(token for token in range(12) if token not in record.tracked and not kept[token])
-    words = "; gaps in a line: its token is not among the 4 best there"
+    words = "; gaps in a line: its token is not in the top 4 there"
     both, one, alone = (
         shown(open_page, run, tmp_path, state=f"#pin={pins}&position=3&stat={stat}").locator(".trajectories h3").inner_text()
         for pins in (f"{tracked},{other}", tracked, other)

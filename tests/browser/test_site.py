@@ -106,7 +106,7 @@ def test_prompts_are_found_by_text_id_metadata_and_outcome(site: Site, store: Pa
     page = open_page(site.url("/runs/first/prompts"))
     ids = page.locator(".prompts a bdi")
     expect(ids).to_have_text([text_label(entry.id) for entry in run.entries])
-    page.get_by_label("Text or id holds").fill("A/B'2")
+    page.get_by_label("Text or id contains").fill("A/B'2")
     page.get_by_role("button", name="Find").click()
     expect(ids).to_have_text(["a/b'2\"…"])
     assert "text=" in page.url
@@ -168,10 +168,10 @@ def test_many_prompts_are_paged(tmp_path: Path, view: View, open_page: Open) -> 
         expect(page.locator(".pager")).to_contain_text(f"page {number}")
         found += page.locator(".prompts a").all_inner_texts()
         if number < 3:
-            page.get_by_role("link", name="later").click()
-    assert page.get_by_role("link", name="later").count() == 0
+            page.get_by_role("link", name="next").click()
+    assert page.get_by_role("link", name="next").count() == 0
     assert found == [f"prompt-{index}" for index in range(120)]
-    page.get_by_role("link", name="earlier").click()
+    page.get_by_role("link", name="previous").click()
     expect(page.locator(".prompts a").first).to_have_text("prompt-50")
 
 
@@ -182,7 +182,7 @@ def test_a_token_is_found_and_leads_to_its_place(site: Site, store: Path, open_p
     page = open_page(site.url("/runs/first"))
     page.get_by_label("Find a token").fill("id:3")
     page.get_by_label("Find a token").press("Enter")
-    page.get_by_label("among the best").fill("2")
+    page.get_by_label("in the top").fill("2")
     page.get_by_role("button", name="Find").click()
     rows = page.locator("tbody tr")
     assert len(found) > 1
@@ -256,7 +256,7 @@ def test_runs_are_compared_and_prompts_shown_side_by_side(site: Site, store: Pat
     expect(page.get_by_role("region", name="By layer and tap").locator("tbody tr").nth(1)).to_be_visible()
     assert page.get_by_text("those of second less those of first").count() == 1
     page.get_by_role("link", name="side by side").click()
-    page.get_by_role("link", name="beside second").nth(2).click()
+    page.get_by_role("link", name="side by side with second").nth(2).click()
     page.wait_for_selector("html[data-ready]")
     assert page.locator(".pane").count() == 2
     page.get_by_label("Tap").select_option("attn_out")
@@ -276,8 +276,8 @@ def test_neighbouring_prompts_are_a_step_away(site: Site, open_page: Open) -> No
     """In corpus order; the first has none before it."""
     page = open_page(site.url("/runs/first/prompt?id=a/b'0%22%E2%80%A6"))
     page.wait_for_selector("html[data-ready]")
-    assert page.get_by_role("link", name="earlier prompt").count() == 0
-    page.get_by_role("link", name="later prompt").click()
+    assert page.get_by_role("link", name="previous prompt").count() == 0
+    page.get_by_role("link", name="next prompt").click()
     page.wait_for_selector("html[data-ready]")
     assert "a/b'1\"…" in page.title()
 
@@ -366,7 +366,7 @@ def test_a_missing_page_says_so(site: Site) -> None:
         ("prompts?value=x", "value=x: of which metadata key?"),
         ("prompts?key=kin", "metadata key kin: no prompt of run 'first' has it; their metadata has "),
         ("tokens?token=id:1&rank=0", "rank=0: give a number from 1"),
-        ("tokens?token=id:1&layers=x", "--layers 'x': 'x' is no layer"),
+        ("tokens?token=id:1&layers=x", "--layers 'x': 'x' is not a layer"),
     ],
 )
 def test_a_wrong_question_is_answered_in_the_page(site: Site, query: str, problem: str) -> None:
@@ -510,7 +510,7 @@ def test_a_key_of_many_values_is_told_and_tabled(tmp_path: Path, view: View, ope
     folder, _ = make_run(tmp_path, 9, name="many")
     commit_outcomes(folder, *(make_record(index, metadata={"q": f"v{index}"}) for index in range(9)))
     page = open_page(view(tmp_path).url("/runs/many/aggregate?by=q"))
-    assert page.get_by_text("--by q: 9 values; at most 8 are drawn apart").count() == 1
+    assert page.get_by_text("--by q: 9 values; at most 8 are drawn; choose a key with fewer").count() == 1
     assert page.locator("figure img").count() == 0
     assert page.get_by_role("region", name="By layer and tap").locator("tbody tr").count() > 0
 
@@ -519,7 +519,7 @@ def test_a_failure_leads_on_to_its_neighbours(site: Site, open_page: Open) -> No
     """As a record does."""
     page = open_page(site.url("/runs/first/prompt?id=x/y"))
     assert page.get_by_role("link", name="first").count() == 1
-    page.get_by_role("link", name="earlier prompt").click()
+    page.get_by_role("link", name="previous prompt").click()
     page.wait_for_selector("html[data-ready]")
     assert "a/b'6\"…" in page.title()
 

@@ -89,7 +89,7 @@ def test_compare_shows_the_effect_by_layer(place: Path) -> None:
     assert drawn.returncode == 0, drawn.stderr
     picture = (place / "c.svg").read_text()
     assert ") against run steered (" in picture
-    assert "logprob of the best token of plain in nats, steered less plain, mean" in picture
+    assert "mean logprob in nats of plain's top token, steered less plain" in picture
 
 
 def test_titles(place: Path) -> None:

@@ -74,7 +74,7 @@ def test_values_of_a_key_are_drawn_apart(runs: tuple[Run, Run]) -> None:
     assert len(places) == 3
     assert list(picture.panels.names) == [f"{value}, n={count}" for value, count in sorted(places.items())]
     assert all(one.names == picture.panels.names for one in picture.panels.maps)
-    assert f"{places.total()} places a layer; by kind, tap resid_post; n: places of each" in picture.captions[0]
+    assert f"{places.total()} places per layer; by kind, tap resid_post; n: places of each value" in picture.captions[0]
     one, other = (aggregate(runs[0], by="kind", positions=positions).panels.names for positions in (None, "last"))
     assert [name.split(",")[0] for name in one] == [name.split(",")[0] for name in other]
     assert one != other
@@ -88,7 +88,7 @@ def test_a_value_called_none_is_one_of_its_own(tmp_path: Path) -> None:
     (run,) = open_store(tmp_path)
     picture = aggregate(run, by="t")
     assert list(picture.panels.names) == ["(none), n=4", "(none), n=4", "a, n=8"]
-    assert "16 places a layer" in picture.captions[0]
+    assert "16 places per layer" in picture.captions[0]
     rows = {(row["split"], row["layer"]): row["entropy_50"] for row in run.query("layers", by="t", tap="resid_post")}
     for split, curve in zip((None, "(none)", "a"), picture.panels.plots[1].curves, strict=True):
         assert curve.values.tolist() == [rows[split, layer] for layer in picture.panels.layers]
@@ -125,8 +125,8 @@ def test_a_bare_run_has_what_it_can(tmp_path: Path) -> None:
     """Without the last layers there is no agreement or depth, without statistics no KL: entropy alone is drawn."""
     run = write_run(tmp_path, stats=False, taps=("attn_out", "mlp_out"))
     picture = aggregate(run)
-    assert [plot.axis.label for plot in picture.panels.plots] == ["entropy in nats, median"]
-    assert [one.scale.label for one in picture.panels.maps] == ["entropy in nats, mean, 12 and more alike"]
+    assert [plot.axis.label for plot in picture.panels.plots] == ["median entropy in nats"]
+    assert [one.scale.label for one in picture.panels.maps] == ["mean entropy in nats, scale ends at 12"]
     Image.open(BytesIO(run.plot().pages[0])).verify()
 
 
@@ -162,7 +162,7 @@ def test_positions_are_chosen(runs: tuple[Run, Run]) -> None:
     assert picture.panels.maps[1].values.tolist() == wanted
     depth = runs[0].query("depth", positions="last:2").rows()
     assert picture.panels.plots[-1].curves[0].values.tolist() == [row["stable_share"] for row in depth]
-    assert "14 places a layer; positions last:2" in picture.captions[0]
+    assert "14 places per layer; positions last:2" in picture.captions[0]
     with pytest.raises(UsageError, match="--positions 50:: none of them was lensed in run 'one'"):
         aggregate(runs[0], positions="50:")
 

@@ -41,10 +41,10 @@ def test_grid_of_a_chosen_token() -> None:
     by_rank = grid.grid(record, vocabulary, Request("m", tokens=[1]))
     assert by_rank.values.tolist() == [[2, 2, 2], [1, 3, 3]]
     assert by_rank.texts == grid.grid(record, vocabulary, Request("m")).texts
-    assert by_rank.scale.label == "rank, log scale, of ·b"
+    assert by_rank.scale.label == "rank of ·b, log scale"
     by_prob = grid.grid(record, vocabulary, Request("m", "prob", tokens=[1]))
     np.testing.assert_allclose(by_prob.values, [[0.25, 0.1, 0.1], [0.75, np.nan, np.nan]], rtol=1e-6)
-    assert by_prob.captions[0].endswith("; grey: not among the 2 best that are stored")
+    assert by_prob.captions[0].endswith("; grey: not in the stored top 2")
     by_logprob = grid.grid(record, vocabulary, Request("m", "logprob", tokens=[1]))
     np.testing.assert_allclose(by_logprob.values, np.log(by_prob.values), rtol=1e-6)
 
@@ -117,17 +117,17 @@ def test_a_trajectory_of_the_final_prediction_goes_beyond_the_stored_tokens() ->
     assert "gaps" not in picture.captions[1]
     several = trajectory.trajectories(stored, vocabulary, Request("m", "rank", positions=[2], tokens=[0, 1]))
     np.testing.assert_array_equal(several.values, [[300, 1], [2, np.nan]])
-    assert several.captions[1].endswith("; gaps in a line: its token is not among the 2 best there")
+    assert several.captions[1].endswith("; gaps in a line: its token is not in the top 2 there")
 
 
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
         (Request("m", tokens=[1, 2]), "--token: a grid is coloured by one token, not 2; name it by id:N"),
-        (Request("m", "entropy", tokens=[1]), "--token: entropy is not of a token that you choose; rank, prob and logprob are"),
+        (Request("m", "entropy", tokens=[1]), "--token: entropy does not depend on a token; use rank, prob or logprob"),
         (
             Request("m", "final_prob", tokens=[1]),
-            "--token: final_prob is not of a token that you choose; rank, prob and logprob are",
+            "--token: final_prob does not depend on a token; use rank, prob or logprob",
         ),
     ],
 )

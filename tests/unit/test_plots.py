@@ -149,7 +149,7 @@ def test_trajectories_of_the_best_tokens() -> None:
     assert picture.names == ("·a", "·d")
     assert picture.layers == (0, 1)
     np.testing.assert_allclose(picture.values, [[np.nan, 0.3], [0.9, 0.3]], rtol=1e-6)
-    assert "; gaps in a line: its token is not among the 2 best there" in picture.captions[1]
+    assert "; gaps in a line: its token is not in the top 2 there" in picture.captions[1]
 
 
 def test_trajectories_by_stat() -> None:

@@ -73,9 +73,9 @@ def test_every_second_layer_and_the_last() -> None:
 
 def test_a_legend_tells_what_the_colours_mean() -> None:
     """Values in the colours of the scale, and what they are, cut where the screen ends."""
-    scale = exact_rank_scale("rank, log scale, of the token that layer 29 predicts")
+    scale = exact_rank_scale("rank of the token that layer 29 predicts, log scale")
     line = legend(scale, 100)
-    assert line.plain == " 1  10  100  ≥1000  rank, log scale, of the token that layer 29 predicts"
+    assert line.plain == " 1  10  100  ≥1000  rank of the token that layer 29 predicts, log scale"
     grounds = [span.style.split(" on ")[1] for span in line.spans if isinstance(span.style, str) and " on " in span.style]
     assert grounds == ["#fde725", "#35b779", "#31688e", "#440154"]
     assert cell_width(legend(scale, 40).plain) <= 40

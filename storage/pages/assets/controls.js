@@ -48,7 +48,7 @@ class Controls {
 
   #tokens(state) {
     const follows = ["rank", "prob", "logprob"].includes(state.stat);
-    const usual = state.stat === "rank" ? "the final prediction" : "the best token";
+    const usual = state.stat === "rank" ? "the final prediction" : "the top token";
     const known = state.token === null || state.pins.includes(state.token) ? state.pins : [state.token, ...state.pins];
     this.at("of").disabled = !follows;
     this.at("of").replaceChildren(
@@ -95,13 +95,13 @@ class Controls {
         return tick;
       }),
     );
-    const of = state.token === null ? (state.stat === "rank" ? "the final prediction" : "the best token") : this.#label(state.token);
+    const of = state.token === null ? (state.stat === "rank" ? "the final prediction" : "the top token") : this.#label(state.token);
     const words = {
       rank: ["rank of ", shown(of), ", log scale"],
       prob: ["probability of ", shown(of)],
       logprob: ["logprob of ", shown(of), ", nats"],
       entropy: ["entropy, nats"],
-      kl: ["KL of the final prediction from here, nats"],
+      kl: ["KL to the final prediction, nats"],
     };
     this.at("scale-name").replaceChildren(...words[state.stat]);
   }
@@ -121,7 +121,7 @@ class Controls {
       }
     }
     const found = [...places].sort((one, other) => other[1].count - one[1].count || one[0] - other[0]);
-    this.at("found-count").textContent = wanted ? `${found.length} tokens among the k best of ${this.state.tap}` : "";
+    this.at("found-count").textContent = wanted ? `${found.length} tokens in the top k of ${this.state.tap}` : "";
     this.at("found").replaceChildren(...found.slice(0, MOST_FOUND).map(([id, one]) => this.#found(id, one)));
   }
 

@@ -2,13 +2,13 @@
 
 const STAT_NAMES = {
   entropy: "entropy, nats",
-  kl: "KL of the final prediction from here, nats",
+  kl: "KL to the final prediction, nats",
   next_logprob: "logprob of the next token",
   next_rank: "rank of the next token",
   best_logprob: "logprob of the final prediction",
   next_attribution: "adds to the logit of the next token",
   best_attribution: "adds to the logit of the final prediction",
-  attribution_error: "writes short of it by, in logits",
+  attribution_error: "sum of the writes is off by, in logits",
 };
 
 class Detail {
@@ -45,7 +45,7 @@ class Detail {
       const value = lens.stat(stat, tap, layer, column);
       // what the model itself puts first may be another token than the last stored layer does
       const own = stat.startsWith("best_") && !lens.isBest(column);
-      if (value !== null) facts.push([own ? name.replace("the final prediction", "the model's own best token") : name, [rounded(value)]]);
+      if (value !== null) facts.push([own ? name.replace("the final prediction", "the model's own top token") : name, [rounded(value)]]);
     }
     this.facts.replaceChildren(
       ...facts.flatMap(([name, parts]) => [element("dt", {}, name), element("dd", {}, ...parts)]),

@@ -70,7 +70,7 @@ class Grid {
   #caption(state) {
     const { lens } = this;
     return (
-      `Cells: top-1 token of ${state.tap}, last layer at the top. Below: the token read; above: the token that comes next, with ✓ ` +
+      `Cells: top token of ${state.tap}, last layer at the top. Below: the token read; above: the token that comes next, with ✓ ` +
       `where layer ${lens.final_layer} (${lens.final_tap}) predicts it.` +
       (this.positions.some((position) => lens.wrote(position)) ? " Underlined: positions of generated tokens." : "")
     );

@@ -29,10 +29,10 @@ class Trajectory {
     });
     const axis = this.#axis(state, lines.flat().filter(Boolean));
     const gapped = lines.flat().some((found) => axis.of(found) === null);
-    const gaps = gapped ? `; gaps in a line: its token is not among the ${lens.taps.get(state.tap).k} best there` : "";
+    const gaps = gapped ? `; gaps in a line: its token is not in the top ${lens.taps.get(state.tap).k} there` : "";
     this.heading.replaceChildren(`Pinned tokens: ${axis.name} over layers of ${state.tap}, position ${state.position}${gaps}`);
     const x = (number) => LEFT + ((WIDTH - LEFT - RIGHT) * (number + 0.5)) / layers.length;
-    this.picture.setAttribute("aria-label", `${axis.name} of ${state.pins.length} tokens over ${layers.length} layers; in numbers below`);
+    this.picture.setAttribute("aria-label", `${axis.name} of ${state.pins.length} tokens over ${layers.length} layers; the numbers are below`);
     this.picture.replaceChildren(
       ...axis.ticks.flatMap(([value, text]) => this.#tick(axis.y(value), text)),
       ...this.#layerNames(layers, x),
