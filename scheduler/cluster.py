@@ -101,7 +101,7 @@ def _join(address: str, target: str | None) -> None:
         remedy = "rename the file, or name it by a pattern in quotes, such as 'folder/*.jsonl'"
         raise UsageError(f"the command line holds what is not UTF-8, which Ray does not take; {remedy}") from error
     except Exception as error:  # of a node that is not up within half a minute, Ray raises a bare one
-        remedy = f"is it up, of Ray {ray.__version__}, and if a token guards it, RAY_AUTH_MODE=token set?"
+        remedy = f"is it up, does it run Ray {ray.__version__}, and if it needs a token, is RAY_AUTH_MODE=token set?"
         if "AF_UNIX" in str(error):  # of a local Ray, whose sockets are in the temporary folder
             remedy = "set TMPDIR to a shorter path, such as /tmp"
         raise ClusterError(f"--ray {address}: {one_line(error)}; {remedy}") from error
@@ -174,7 +174,7 @@ def _await_node(tell: Callable[[str], None], stopping: Callable[[], bool]) -> No
     """Wait for a first node with CPUs: nodes take a while to join, and an autoscaler starts one only for the asking."""
     if any(node.get("CPU", 0.0) for node in resources()):
         return
-    tell(f"waiting for a node of the cluster that may hold actors, {NODE_SECONDS:.0f} s at most")
+    tell(f"waiting up to {NODE_SECONDS:.0f} s for a node of the cluster that can hold actors")
     until = time.monotonic() + NODE_SECONDS
     asked = placement_group([{"CPU": 1}])
     try:
@@ -212,5 +212,5 @@ def check_reached(redis: str, ours: Cluster) -> None:
     """
     if redis == "embedded" and not ours.here:
         raise ClusterError(
-            "the Ray cluster has other machines, or may have, which the embedded server does not reach; give --redis URL"
+            "the Ray cluster has, or may have, other machines, which cannot reach the embedded server; give --redis URL"
         )

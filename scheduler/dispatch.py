@@ -185,7 +185,7 @@ class Dispatch:
             waiting = f"waiting for the writer to store {prompts:,} published prompts, {size / 1e6:,.1f} MB"
             self._wait(f"{waiting}{self._writer.remedy}")
         elif self._pool.deaths and not self._pool.ready:
-            self._wait("no actor is ready any more; Ray starts them again on nodes that have room, or that join")
+            self._wait("no actor is ready any more; Ray restarts them on nodes that have room, or that join")
 
     def _tell_quiet(self) -> None:
         """A batch may take its time, and a prompt may hang its actor for ever: the user knows which is likely."""
@@ -199,21 +199,23 @@ class Dispatch:
             return
         named = ", ".join(repr(shard.prompts[0].id[:80]) for shard in shards[:QUIET_ACTORS])
         more = f" and {len(shards) - QUIET_ACTORS} more" if len(shards) > QUIET_ACTORS else ""
-        self._wait(f"no actor has answered for {QUIET_SECONDS:.0f} s; they are at the prompts that begin with {named}{more}")
+        self._wait(
+            f"no actor has answered for {QUIET_SECONDS:.0f} s; they are working on the shards that begin with {named}{more}"
+        )
 
     def _check_placed(self) -> None:
         waited = time.monotonic() - self._began
         if self._pool.placed:
             if self._told_waiting and not self._pool.ready:
-                self._wait("an actor has started, and loads the model")
+                self._wait("an actor has started and is loading the model")
             self._told_waiting = False
             return
         if waited < PLACE_SECONDS:
             return
         if waited >= MAX_PLACE_SECONDS:
             raise ClusterError(
-                "no actor has started; does something else use the cluster's CPUs or GPUs, or do Ray's logs on its nodes "
-                "(/tmp/ray/session_latest/logs) say why their processes end?"
+                "no actor has started; check whether something else uses the cluster's CPUs or GPUs, and whether Ray's logs on "
+                "its nodes (/tmp/ray/session_latest/logs) say why processes end"
             )
         if not self._told_waiting:
             self._told_waiting = True

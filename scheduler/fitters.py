@@ -90,5 +90,5 @@ class Fitters:
         except RayTaskError as error:
             raise cause(error) from None
         except (RayActorError, OutOfMemoryError) as error:  # the second where Ray itself ended it, to save its node
-            remedy = "is there memory for the model? Try fewer --actors or --dtype bfloat16"
+            remedy = "is there enough memory for the model? Try fewer --actors or --dtype bfloat16"
             raise ClusterError(f"an actor died ({reason(error)}); {remedy}") from None

@@ -152,7 +152,9 @@ class Pool:
             slot.load_deaths += 1
             self.deaths += 1
             if slot.load_deaths >= MAX_LOAD_DEATHS:
-                raise ModelError(f"actors die while they load the model ({reason(error)}); is there memory for it?") from None
+                raise ModelError(
+                    f"actors die while they load the model ({reason(error)}); is there enough memory for it?"
+                ) from None
             slot.loading = _begin(slot.actor)
             return
         if certificate is None:  # the process is up: now its model

@@ -128,7 +128,7 @@ class Lines(Progress):
 
     def start(self, run: str, total: int, done: int, failed: int) -> None:
         self._meter.start(run, total, done, failed)
-        self._say(f"run {run}: {total:,} prompts" + (f", {done:,} done before" if done else ""))
+        self._say(f"run {run}: {total:,} prompts" + (f", {done:,} already done" if done else ""))
 
     def working(self) -> None:
         self._meter.begin()

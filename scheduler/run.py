@@ -168,7 +168,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
     plan.ledger.refresh()
     complete = plan.ledger.count == plan.manifest.prompts
     if amiss and not complete:
-        raise StoreError(f"{amiss}; what is stored stays, and the same command goes on from there")
+        raise StoreError(f"{amiss}; what is stored stays, and the same command resumes from there")
     return complete
 
 

@@ -40,7 +40,7 @@ class Stopping:
                 signal.signal(number, signal.SIG_IGN)
             raise KeyboardInterrupt
         self._asked = True
-        print("stopping; once more ends at once", file=sys.stderr)  # noqa: T201
+        print("stopping; a second Ctrl-C stops at once", file=sys.stderr)  # noqa: T201
 
     def __enter__(self) -> "Stopping":
         if threading.current_thread() is threading.main_thread():

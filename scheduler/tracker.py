@@ -159,7 +159,7 @@ class Tracker:
                 continue
             state.deaths += blame
             if state.deaths >= DEATHS_BEFORE_FAILURE:
-                message = f"the actor died {state.deaths} times on this prompt, the last times on it alone"
+                message = f"the actor died {state.deaths} times on this prompt, the last times with no other prompt"
                 self._fail(state, "crash", message, prompt.metadata)
             else:
                 (suspects if state.deaths >= DEATHS_BEFORE_ALONE else innocent).append(prompt)
@@ -219,7 +219,7 @@ class Tracker:
         state.check_at, state.entries = None, []
         if state.vanished >= 2 * MAX_VANISHED:
             raise StoreError(
-                f"results vanish from the server before they are stored, again and again, last those of prompt "
+                f"results keep vanishing from the server before they are stored, most recently those of prompt "
                 f"{state.prompt.id[:80]!r}; see the run's writer.log and quarantine"
             )
         if state.failure is not None:

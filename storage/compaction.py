@@ -69,7 +69,7 @@ def compact(folder: RunFolder, watch: Callable[[list[Group]], Iterable[Group]] =
                 merged += len(group) - 1
             return len(parts), len(parts) - merged
     except OSError as error:
-        raise StoreError(f"{folder.root}: cannot be compacted ({error}); raylens compact again goes on") from error
+        raise StoreError(f"{folder.root}: cannot be compacted ({error}); repeat raylens compact to finish") from error
 
 
 def _groups(parts: list[Part]) -> list[Group]:

@@ -136,7 +136,7 @@ class Database:
             # EXPLAIN is not among them, for EXPLAIN ANALYZE runs what it explains, a COPY over a table too.
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 allowed = "SELECT (or FROM, DESCRIBE, SHOW, SUMMARIZE, or PIVOT with IN)"
-                raise UsageError(f"SQL: give one {allowed} statement; the store is read only")
+                raise UsageError(f"SQL: give one {allowed} statement; the store is read-only")
             reader = self._ask(
                 lambda: self._connection.sql(sql, params=dict(parameters) if parameters else None).to_arrow_reader()
             )

@@ -94,7 +94,7 @@ class RunFolder:
             StoreError: another process on this machine is doing this run, or its folder cannot be written.
         """
         self.create()
-        with self._hold("lock", fcntl.LOCK_EX, "run is being done by process {holder}; wait for it or stop it") as descriptor:
+        with self._hold("lock", fcntl.LOCK_EX, "run is in use by process {holder}; wait for it or stop it") as descriptor:
             with store_errors(self.root):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -117,7 +117,10 @@ class RunFolder:
         Raises:
             StoreError: one of them is at work.
         """
-        with self.lock(), self._hold("writer.lock", fcntl.LOCK_EX, "a writer of the run is at work; wait for it or stop it"):
+        with (
+            self.lock(),
+            self._hold("writer.lock", fcntl.LOCK_EX, "a writer of the run is still working; wait for it or stop it"),
+        ):
             yield
 
     def move_aside(self) -> "RunFolder":
@@ -147,9 +150,11 @@ class RunFolder:
                 holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
                 raise StoreError(f"{self.root}: {refusal.format(holder=holder)}") from None
             except OSError as error:  # a file system without them
-                raise StoreError(f"{path}: cannot be locked ({error.strerror}); keep the store where files can be") from error
+                raise StoreError(
+                    f"{path}: cannot be locked ({error.strerror}); keep the store on a file system that can lock files"
+                ) from error
             if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
-                raise StoreError(f"{self.root}: run was moved at this moment; try again")
+                raise StoreError(f"{self.root}: run was moved just now; try again")
             yield descriptor
         finally:
             os.close(descriptor)

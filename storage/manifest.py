@@ -76,7 +76,7 @@ def check_kept(folder: RunFolder) -> None:
     """
     if not folder.manifest.exists():
         why = "missing, and nothing else says what the records are of"
-        raise StoreError(f"{folder.manifest}: {why}; restore it, or begin anew with raylens run --fresh")
+        raise StoreError(f"{folder.manifest}: {why}; restore it, or start over with raylens run --fresh")
 
 
 def create_or_resume(folder: RunFolder, wanted: Manifest) -> Manifest:

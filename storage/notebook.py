@@ -50,7 +50,7 @@ def run_html(run: "Run") -> str:
     counts = run.counts()
     failures = ", ".join(f"{count:,} {kind}" for kind, count in counts["failures"].items())
     rows = [
-        ("made", run.manifest.created),
+        ("created", run.manifest.created),
         *((name, str(run.manifest.sources.get(name, ""))) for name in ("model", "corpus")),
         ("prompts", f"{counts['prompts']:,}, {'complete' if counts['complete'] else 'unfinished'}"),
         ("records", f"{counts['records']:,}"),
@@ -67,7 +67,7 @@ def run_html(run: "Run") -> str:
 def store_html(store: "Store") -> str:
     """A row a run; one that cannot be read has its error instead."""
     names = store.names()
-    rows = [_cells(["records", "failures", "of", "tokens", "model"], "run", "th")]
+    rows = [_cells(["records", "failures", "prompts", "tokens", "model"], "run", "th")]
     rows += [_cells(_run_cells(store, name), name) for name in names[-MAX_RUNS:]]
     title = f"store {text_label(str(store.path))}: {len(names):,} runs"
     return _table(title + (f", the last {MAX_RUNS}" if len(names) > MAX_RUNS else ""), rows)

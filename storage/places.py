@@ -45,7 +45,7 @@ class Places:
         if known is not None and known[1].index != entry.index:  # one of them would be in no list
             raise StoreError(
                 f"{path}: prompts {known[1].index} and {entry.index} have one id, {entry.id[:80]!r}; "
-                "raylens verify STORE --repair takes both out, and the same raylens run makes them anew"
+                "raylens verify STORE --repair removes both, and the same raylens run command makes them again"
             )
         self.of[entry.id] = path, entry
 

@@ -90,7 +90,7 @@ def ask_to_stop(folder: RunFolder) -> Pulse:
     """
     pulse = read_pulse(folder)
     if pulse is None or pulse.state(time.time()) == "died":
-        raise StoreError(f"{folder.root}: no driver is at work on this run; there is nothing to cancel")
+        raise StoreError(f"{folder.root}: no driver is working on this run; there is nothing to cancel")
     touch(folder.cancel)
     return pulse
 

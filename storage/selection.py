@@ -150,7 +150,9 @@ def _define_places(database: Database, query: NamedQuery, has: Lensed, run: Run,
     tap = values.get("tap")
     if tap is not None:
         if tap not in has.taps:
-            raise UsageError(f"--tap {tap}: run {run.name!r} has not got it; it has {', '.join(sorted(has.taps, key=tap_order))}")
+            raise UsageError(
+                f"--tap {tap}: run {run.name!r} does not have it; it has {', '.join(sorted(has.taps, key=tap_order))}"
+            )
         conditions.append(f"tap = {text_literal(tap)}")
     given = values.get("layers", "all")
     layers = select_layers(given, has.layers)
@@ -203,15 +205,15 @@ def _needs_layers(has: Lensed, _: Mapping[str, Any]) -> str:
 
 def _needs_rank(has: Lensed, values: Mapping[str, Any]) -> str:
     rank = values["rank"]
-    return "" if rank <= has.k else f"--rank {rank}: only the {has.k} best tokens of a place are kept"
+    return "" if rank <= has.k else f"--rank {rank}: only the top {has.k} tokens of a place are kept"
 
 
 def _needs_attribution(has: Lensed, values: Mapping[str, Any]) -> str:
     if values.get("to") is not None:
-        return "" if has.attribution else "it is of attributions, and --stats attribution is not"
+        return "" if has.attribution else "it needs --stats attribution, which is not"
     if values.get("minus") is not None:
-        return "--minus is taken off the attribution --to another token, and none was named"
-    return "" if has.best_attribution else "it is about the best token where --to names none, and --stats best_attribution is not"
+        return "--minus needs --to as well, another token tracked"
+    return "" if has.best_attribution else "without --to it needs --stats best_attribution, which is not"
 
 
 #: What the header of a query may say that it needs -> what is wrong with a run that lacks it, or nothing.

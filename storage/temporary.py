@@ -30,4 +30,4 @@ def lacks_place(error: OSError) -> bool:
 def no_place(error: OSError) -> RaylensError:
     """The error for users."""
     what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return RaylensError(f"no temporary file can be made ({what}); set TMPDIR to a folder that you can write")
+    return RaylensError(f"no temporary file can be made ({what}); set TMPDIR to a folder that you can write to")

@@ -32,7 +32,7 @@ def token_ids(name: Any, vocabulary: Vocabulary, option: str = "token") -> list[
     if not found:
         near = ", ".join(f"{token_label(vocabulary, number)} (id:{number})" for number in _near(data, vocabulary))
         raise UsageError(
-            f"--{option} {name!r}: no single token of this run; near it are {near or 'none'}; a leading space counts"
+            f"--{option} {name!r}: no single token of this run; similar ones are {near or 'none'}; a leading space counts"
         )
     return found
 

@@ -92,7 +92,7 @@ def _examine_vocabulary(found: Findings, begun: bool) -> None:
         if found.manifest is not None and size != found.manifest.vocabulary_size:
             raise StoreError(f"holds {size} tokens, run.json says {found.manifest.vocabulary_size}")
     except StoreError as error:
-        found.note(path, f"{_reason(error, path)}; the raylens run of it writes it anew once it is away")
+        found.note(path, f"{_reason(error, path)}; move it away, and the same raylens run command writes it again")
 
 
 def _examine_certificate(found: Findings) -> None:

@@ -82,7 +82,7 @@ def inspect_model(settings: WorkerSettings) -> ModelFacts:
         raise UsageError(f"--top-k {settings.lens.top_k}: larger than the vocabulary of {size} tokens")
     longest = longest_input(text, tokenizer)
     if settings.generation is not None and settings.generation.tokens >= longest:
-        raise UsageError(f"--generate {settings.generation.tokens}: the model reads {longest} tokens, the prompt's included")
+        raise UsageError(f"--generate {settings.generation.tokens}: the model reads {longest} tokens, including the prompt's")
     vocabulary = vocabulary_bytes(tokenizer, size)
     if wrong := unstorable(vocabulary):
         raise ModelError(f"--model {settings.model.source}: its tokenizer has {wrong}; not supported")
@@ -117,7 +117,7 @@ def _sizes(model: ModelSettings, config: Any) -> tuple[Any, int, int, int]:
     except (AttributeError, TypeError, ValueError) as error:
         kind = getattr(config, "model_type", "") or type(config).__name__
         raise ModelError(
-            f"--model {model.source}: a {kind} has not the sizes of a language model ({error}); not supported"
+            f"--model {model.source}: a {kind} does not have the sizes of a language model ({error}); not supported"
         ) from error
 
 
@@ -172,7 +172,7 @@ def load_config(settings: ModelSettings, source: ModelSource) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
         raise ModelError(
             f"--model {settings.source}: transformers {__version__} has no causal language model of type {config.model_type}; "
-            "give a decoder, or a newer transformers where the type is new"
+            "give a decoder, or install a newer transformers if the type is new"
         )
     return config
 
@@ -191,7 +191,7 @@ def load_tokenizer(settings: ModelSettings, source: ModelSource) -> Any:
         folder = Path(source.path)
         if folder.is_dir() and not any(part in path.name for path in folder.iterdir() for part in ("token", "vocab", ".model")):
             raise ModelError(
-                f"--model {settings.source}: the folder has no tokenizer; save it there too, by its save_pretrained"
+                f"--model {settings.source}: the folder has no tokenizer; save it there too, with its save_pretrained"
             ) from error
         raise _not_loadable(settings, error) from error
 

@@ -147,7 +147,7 @@ def generation_settings(
     options = ("--generate", "--temperature", "--top-p", "--sample-top-k", "--seed", "--samples")
     for option, value, usual in zip(options, *map(msgspec.structs.astuple, (asked, GenerationSettings(0))), strict=True):
         if value != usual:
-            raise UsageError(f"{option} {value}: is of generation; give --generate N too")
+            raise UsageError(f"{option} {value}: applies only to generation; give --generate N too")
     return None
 
 
@@ -202,7 +202,7 @@ def _in_words(problem: str, settings: msgspec.Struct) -> str:
     if found is None:
         return problem
     wanted = " or ".join(_TYPES.get(kind, kind) for kind in found[1].split(" | "))
-    return f"{found[3]}: give {wanted}, as the option on the command line takes it, not {_TYPES.get(found[2], found[2])}"
+    return f"{found[3]}: give {wanted}, as for the option on the command line, not {_TYPES.get(found[2], found[2])}"
 
 
 def check(settings: WorkerSettings) -> None:
@@ -217,7 +217,9 @@ def check(settings: WorkerSettings) -> None:
     if settings.lens.top_k < 1:
         raise UsageError(f"--top-k {settings.lens.top_k}: must be at least 1")
     if settings.lens.top_k > MAX_TOP_K:
-        raise UsageError(f"--top-k {settings.lens.top_k}: at most {MAX_TOP_K}; ranks of chosen tokens beyond are told by --track")
+        raise UsageError(
+            f"--top-k {settings.lens.top_k}: at most {MAX_TOP_K}; to get the rank of a token beyond that, use --track"
+        )
     if settings.input.max_tokens is not None and settings.input.max_tokens < 1:
         raise UsageError(f"--max-tokens {settings.input.max_tokens}: must be at least 1")
     if settings.input.batch_tokens is not None and settings.input.batch_tokens < 1:
@@ -231,13 +233,13 @@ def _check_parts(lens: LensSettings) -> None:
     attributions = [name for name in parse_stats(lens.stats or ()) if name in ATTRIBUTIONS]
     option = f"--heads {lens.heads}" if lens.heads is not None else f"--stats {attributions[0]}" if attributions else ""
     if option and lens.lens != "logit":
-        raise UsageError(f"{option}: is of the logit lens; leave --lens {lens.lens} out")
+        raise UsageError(f"{option}: works only with the logit lens; leave out --lens {lens.lens}")
     if head := next((tap for tap in lens.taps or () if is_head(tap)), None):
         raise UsageError(f"--taps {head}: name the layers whose heads to lens, as --heads 5,8 or --heads all")
     if "attribution" in attributions and not lens.track:
-        raise UsageError("--stats attribution: is to the logits of tracked tokens; give --track too, or --stats best_attribution")
+        raise UsageError("--stats attribution: needs tracked tokens; give --track too, or use --stats best_attribution")
     if attributions and lens.taps is not None and "resid_post" not in lens.taps:
-        raise UsageError(f"--stats {attributions[0]}: its check is stored with resid_post; add it to --taps")
+        raise UsageError(f"--stats {attributions[0]}: its check is stored with resid_post; add resid_post to --taps")
 
 
 def _check_generation(asked: GenerationSettings, positions: str) -> None:
@@ -254,8 +256,8 @@ def _check_generation(asked: GenerationSettings, positions: str) -> None:
     if not 0 < asked.top_p <= 1:
         raise UsageError(f"--top-p {asked.top_p}: must be over 0 and at most 1")
     if positions != "last":
-        raise UsageError(f"--positions {positions}: with --generate its steps are lensed; leave --positions out")
+        raise UsageError(f"--positions {positions}: with --generate, the generated steps are lensed; leave out --positions")
     drawn = {"--top-p": asked.top_p < 1, "--sample-top-k": asked.top_k is not None, "--samples": asked.samples > 1}
     drawn["--seed"] = asked.seed != 0
     for option in (option for option, given in drawn.items() if given and not asked.temperature):
-        raise UsageError(f"{option}: nothing is drawn at temperature 0; give --temperature too, such as 1")
+        raise UsageError(f"{option}: nothing is sampled at temperature 0; give --temperature too, such as 1")

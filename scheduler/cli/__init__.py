@@ -132,8 +132,8 @@ def group() -> None:
     Exit codes: 0 done, 1 failed, 2 usage error, 3 finished with failed prompts, 4 model or input not loadable,
     5 Ray or Redis unreachable, 6 store damaged, locked or missing, 130 stopped.
 
-    An option can also be set in the environment as RAYLENS_COMMAND_OPTION, for example RAYLENS_RUN_TOP_K=5. This does not
-    apply to --fresh, nor to options that can be repeated.
+    An option can also be set in the environment as RAYLENS_COMMAND_OPTION, for example RAYLENS_RUN_TOP_K=5, and the store as
+    RAYLENS_STORE. This does not apply to --fresh, nor to options that can be repeated.
     """
 
 

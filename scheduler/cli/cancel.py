@@ -23,7 +23,7 @@ def command(store: str, run: str) -> None:
 
     folder = open_store(store)[run].folder
     pulse = ask_to_stop(folder)
-    say(f"asked process {pulse.pid} on {pulse.host} to stop; it stores what is published", err=True)
+    say(f"asked process {pulse.pid} on {pulse.host} to stop; it stores what is published first", err=True)
     until = time.monotonic() + WAIT_SECONDS
     while (last := read_pulse(folder)) is not None and last.pid == pulse.pid and last.state(time.time()) != "died":
         if time.monotonic() > until:

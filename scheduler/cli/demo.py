@@ -70,7 +70,7 @@ def _words(error: RaylensError) -> str:
     if others.isdisjoint(re.findall(r"--[a-z-]+", remedy)):
         return text
     folder = isinstance(error, UsageError | StoreError)  # such as one with the demo of another version
-    return f"{problem}; {'give another folder with -o' if folder else 'raylens doctor tries what a run needs'}"
+    return f"{problem}; {'give another folder with -o' if folder else 'raylens doctor checks what a run needs'}"
 
 
 def _row(run: "Run", record: "Record") -> list[str]:

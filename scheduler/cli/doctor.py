@@ -59,9 +59,9 @@ def _refuse_ignored(of_model: bool) -> None:
         if name in {"model", "as_json"} or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
         if of_model and name in _OF_MACHINE:
-            raise UsageError(f"--{name}: is not looked at with --model; leave one of them out")
+            raise UsageError(f"--{name}: is not used with --model; leave one of them out")
         if not of_model and name not in _OF_MACHINE:
-            raise UsageError(f"{parameter.opts[0]}: is of a model; give --model too")
+            raise UsageError(f"{parameter.opts[0]}: applies to a model; give --model too")
 
 
 def _line(finding: "Finding") -> str:

@@ -70,7 +70,7 @@ def command(
     if stat not in STATS:
         raise UsageError(f"--stat {stat}: choose from {', '.join(STATS)}")
     if track is not None and stat not in TOKEN_STATS:
-        raise UsageError(f"--track: {stat} is not of a token that you choose; --stat {', '.join(TOKEN_STATS)} are")
+        raise UsageError(f"--track: {stat} does not depend on a token; use --stat {', '.join(TOKEN_STATS)}")
     shown = _shown_tap(tap, options["lens"])
     settings = _settings(shown, top_k, track, options)
     check_text(text)

@@ -48,7 +48,7 @@ def command(
     """
     if only_list or name is None:
         if as_csv or parquet is not None:
-            raise UsageError("--csv, --parquet: are for the result of a query; name one")
+            raise UsageError("--csv, --parquet: apply to the result of a query; name one")
         _list(as_json)
         return
     run, prompt = open_run(store, str(address))

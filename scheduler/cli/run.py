@@ -153,7 +153,7 @@ _HEADINGS = {
     "--writer",
     type=click.Choice(["own", "external"]),
     default="own",
-    help="What stores the results: this command, or a raylens writer that you start on the store's machine.",
+    help="What stores the results: own is a process of this command, external a raylens writer on the store's machine.",
 )
 @click.option(
     "--writer-helpers",
@@ -168,7 +168,12 @@ _HEADINGS = {
     "--fresh", is_flag=True, allow_from_autoenv=False, help="Start over; an earlier run of this name is kept as NAME.old-1."
 )
 @click.option("--dry-run", is_flag=True, help="Lens a sample, print what the whole run would take, and stop.")
-@click.option("--json", "as_json", is_flag=True, help="Print events to stdout as JSON lines.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print events to stdout as JSON lines; with --dry-run or --show-config, the answer as JSON.",
+)
 @click.option("--quiet", is_flag=True, help="Show neither progress nor summary.")
 @click.option(
     "--config",
@@ -315,4 +320,4 @@ def _say_how_to_resume(redis: str) -> None:
 
     again = [argument for argument in sys.argv[1:] if argument != "--fresh"]
     words = [word.replace(redis, redact(redis)) for word in again]  # a log must not get the password
-    click.echo(f"stopped; what is stored stays. To go on: {shlex.join(['raylens', *words])}", err=True)
+    click.echo(f"stopped; what is stored stays. To resume: {shlex.join(['raylens', *words])}", err=True)

@@ -54,10 +54,10 @@ def command(
     chosen = {"--position": position, "--top": top, "--important-threshold": threshold}
     option = next((f"{name} {value}" for name, value in chosen.items() if value is not None), None)
     if quarantine and prompt is not None:
-        raise UsageError(f"--quarantine: is of a run; name it as {run.name}")
+        raise UsageError(f"--quarantine: applies to a run; name it as {run.name}")
     if prompt is None:
         if option is not None:
-            raise UsageError(f"{option}: is for a prompt; name one as {run.name}/PROMPT")
+            raise UsageError(f"{option}: applies to a prompt; name one as {run.name}/PROMPT")
         show = _show_quarantine if quarantine else _show_run
         show(run, as_json)
         return
@@ -71,7 +71,7 @@ def command(
     elif outcome.generated is not None and position is None:
         _show_steps(run, outcome, top or 5, THRESHOLD if threshold is None else threshold)
     elif threshold is not None:
-        raise UsageError("--important-threshold: is of the steps of --generate, all of them; leave it out here")
+        raise UsageError("--important-threshold: applies to all steps of a generated text; leave it out here")
     else:
         _show_record(run, outcome, position, top or 1)
 
@@ -146,7 +146,7 @@ def _show_steps(run: "Run", record: "Record", top: int, threshold: float) -> Non
 
     assert record.generated is not None
     start, finish = record.generated.start, record.generated.finish
-    why = "the sequence ended" if finish == "eos" else "as many as asked for"
+    why = "the sequence ended" if finish == "eos" else "the limit was reached"
     click.echo(f"prompt {text_label(record.id)}, {start} tokens, then {len(record.token_ids) - start} generated: {why}")
     click.echo(f"text: {text_label(record.text[-300:])}")
     for line in lines(record, run.vocabulary, top, threshold):

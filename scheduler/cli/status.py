@@ -46,7 +46,9 @@ def command(store: str | None, run: str | None, redis: str | None, healthy_withi
         raise StoreError("; ".join(damaged))
     ill = [one.run for one in found if healthy_within is not None and not one.healthy(healthy_within)]
     if ill:
-        raise RaylensError(f"not complete, and no commit within {healthy_within:g} seconds by a driver at work: {', '.join(ill)}")
+        raise RaylensError(
+            f"neither complete, nor running with a commit in the last {healthy_within:g} seconds: {', '.join(ill)}"
+        )
 
 
 def _statuses(store: str, run: str | None) -> "tuple[list[Status], list[str]]":
@@ -122,7 +124,7 @@ def _lines(one: "Status", store: str) -> list[tuple[str, str]]:
     lines += [
         (
             "driver",
-            f"process {pulse.pid} on {pulse.host}, heard of {heard} ago; {pulse.ready} of {pulse.actors} actors up",
+            f"process {pulse.pid} on {pulse.host}, last heard from {heard} ago; {pulse.ready} of {pulse.actors} actors up",
         ),
         (
             "in flight",
@@ -131,7 +133,7 @@ def _lines(one: "Status", store: str) -> list[tuple[str, str]]:
         ),
     ]
     if pulse.deaths or pulse.resubmitted:
-        lines.append(("mended", f"{pulse.deaths:,} deaths of actors; {pulse.resubmitted:,} prompts submitted again"))
+        lines.append(("mended", f"{pulse.deaths:,} actors died; {pulse.resubmitted:,} prompts submitted again"))
     if pulse.waiting:
         lines.append(("waiting", pulse.waiting))
     return lines

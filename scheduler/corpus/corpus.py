@@ -116,7 +116,7 @@ class Corpus:
 
         Args:
             progress: called now and then, and at the end, with the number of prompts so far.
-            fields: which some prompt must have beside its text, since they are asked for.
+            fields: which some prompt must have besides its text, since they are asked for.
 
         Raises:
             InputError: at the first row that is not a prompt, for a duplicate id, and if there is no prompt at all, or none with
@@ -136,7 +136,7 @@ class Corpus:
         if not count:
             raise InputError(self.name, "no prompts", "give at least one")
         for field in sorted(lacking):
-            raise InputError(self.name, f"no prompt has the field {field!r} beside its text", f"correct --track field:{field}")
+            raise InputError(self.name, f"no prompt has the field {field!r} besides its text", f"correct --track field:{field}")
         if progress is not None:
             progress(count)
         for suspects in hashes.suspects():

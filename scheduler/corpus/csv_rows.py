@@ -44,7 +44,7 @@ def rows(file: InputFile, keys: RowKeys) -> Iterator[tuple[int, dict[str, str]]]
         else:
             problem = f"{len(fields)} field{'s' * (len(fields) != 1)} where the header has {len(header)}"
             raise InputError(
-                f"{file.name}:{number}", problem, "give every row one field a column, and quote fields with delimiters"
+                f"{file.name}:{number}", problem, "give every row one field per column, and quote fields with delimiters"
             )
 
 

@@ -21,7 +21,7 @@ def rows(file: InputFile) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     if first_byte(file) == b"[":
         raise InputError(
-            file.name, "a JSON array, not one object a line", "convert it to one object a line (jq -c '.[]' does that)"
+            file.name, "a JSON array, not one object per line", "convert it to one object per line (jq -c '.[]' does that)"
         )
     parse = _DECODER.decode
     for number, line in lines(file):
@@ -38,7 +38,7 @@ def _bad_line(file: InputFile, number: int, line: bytes, error: Exception) -> In
     decode(file, number, line)
     place = f"{file.name}:{number}"
     if isinstance(error, msgspec.ValidationError) and str(error).startswith("Expected `object`"):
-        return InputError(place, "not a JSON object", "write one object a line")
+        return InputError(place, "not a JSON object", "write one object per line")
     reason = str(error)
     try:
         orjson.loads(line)
@@ -49,4 +49,4 @@ def _bad_line(file: InputFile, number: int, line: bytes, error: Exception) -> In
         return InputError(
             place, f"half of a \\ud800-\\udfff escape pair ({reason})", "write both halves, or the character itself"
         )
-    return InputError(place, f"not valid JSON ({reason})", "write one JSON object a line")
+    return InputError(place, f"not valid JSON ({reason})", "write one JSON object per line")

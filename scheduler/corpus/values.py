@@ -20,7 +20,7 @@ def plain_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     plain = {}
     for key, value in row.items():
         if not isinstance(key, str):
-            raise BadRow(f"has the key {key!r}, which is no string", "name every column by a string")
+            raise BadRow(f"has the key {key!r}, which is not a string", "name every column by a string")
         try:
             plain[key] = _plain(value)
         except _NotJson as error:

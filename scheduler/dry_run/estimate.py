@@ -96,13 +96,15 @@ class Estimate(msgspec.Struct, frozen=True):
 
     def _gpu(self) -> str:
         if self.gpu_bytes is None:
-            return "of a GPU not known here"
-        return f"{size(self.gpu_bytes)} of a GPU" if self.gpu_bytes else "none of a GPU"
+            return "GPU memory not known here"
+        return f"{size(self.gpu_bytes)} of GPU memory" if self.gpu_bytes else "no GPU memory"
 
     def _time(self) -> str:
         if self.seconds is None:
-            return f"not known: the actors are on other machines; as measured here one would work for {_range(self.work_seconds)}"
-        return f"{_range(self.seconds)}, of it {duration(self.start_seconds)} to start and to end"
+            return (
+                f"not known: the actors are on other machines; as measured here, one actor would take {_range(self.work_seconds)}"
+            )
+        return f"{_range(self.seconds)}, of which {duration(self.start_seconds)} to start and finish"
 
 
 def _range(seconds: Range) -> str:

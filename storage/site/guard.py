@@ -70,7 +70,7 @@ class Guard:
         if _same(connection.cookies.get(self._cookie, ""), self._token):
             return None
         if not _same(connection.query_params.get("token", ""), self._token):
-            return PlainTextResponse("open the site by the address that raylens view printed, with its token", 403)
+            return PlainTextResponse("open the site at the address that raylens view printed, which holds its token", 403)
         # The token leaves the address at once, so that it is in no history, bookmark or copied address.
         query = urlencode([(name, value) for name, value in parse_qsl(scope["query_string"].decode()) if name != "token"])
         answer = RedirectResponse(scope["path"] + (f"?{query}" if query else ""), 303)

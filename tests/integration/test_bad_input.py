@@ -70,7 +70,7 @@ def test_a_model_without_a_tokenizer(tmp_path: Path, tiny: Path) -> None:
     """What is lacking of the folder is told, not all that a tokenizer might be made of."""
     shutil.copytree(tiny, tmp_path / "m", ignore=shutil.ignore_patterns("*token*", "*vocab*"))
     done = raylens_command("run", "--text", "hi", "-m", "m", cwd=tmp_path)
-    check(done, 4, "--model m: the folder has no tokenizer; save it there too, by its save_pretrained")
+    check(done, 4, "--model m: the folder has no tokenizer; save it there too, with its save_pretrained")
 
 
 def test_bytes_of_another_encoding(tmp_path: Path, tiny: Path) -> None:

@@ -55,9 +55,9 @@ def test_what_does_not_work_is_named_with_a_remedy(tmp_path: Path) -> None:
 def test_what_would_change_nothing_is_refused() -> None:
     """Of a model without one, and of the machine with one; a store that the environment names is passed over."""
     done = raylens_command("doctor", "--lens", "tuned:somewhere")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "Error: --lens: is of a model; give --model too")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "Error: --lens: applies to a model; give --model too")
     done = raylens_command("doctor", "-m", "nosuch", "--redis", "redis://127.0.0.1:1", env={"RAYLENS_STORE": "st"})
-    told = "Error: --redis: is not looked at with --model; leave one of them out"
+    told = "Error: --redis: is not used with --model; leave one of them out"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, told)
 
 

@@ -161,7 +161,7 @@ def test_text_says_what_json_says(place: Path, every: Estimate, monkeypatch: pyt
     assert counts == [line for line in expected if line.split()[0] in {"prompts", "tokens", "places", "shards"}]
     assert [line.split()[0] for line in lines] == [line.split()[0] for line in expected]
     (time,) = (line for line in lines if line.startswith("time"))
-    assert re.fullmatch(r"time     about \d+:\d\d \(\d+:\d\d to \d+:\d\d\), of it \d+:\d\d to start and to end", time)
+    assert re.fullmatch(r"time     about \d+:\d\d \(\d+:\d\d to \d+:\d\d\), of which \d+:\d\d to start and finish", time)
     assert "2 will fail" in lines[0]
     for stage in ("checking the corpus", "starting Ray", "tokenizing", "measuring"):
         assert stage in done.stderr
@@ -171,8 +171,8 @@ def test_no_time_of_other_machines(every: Estimate) -> None:
     """Where the actors are elsewhere, the time of the run and their GPUs' memory are said to be not known."""
     there = msgspec.structs.replace(every, seconds=None, gpu_bytes=None)
     text = "\n".join(there.lines())
-    assert "time     not known: the actors are on other machines; as measured here one would work for about" in text
-    assert "of a GPU not known here" in text
+    assert "time     not known: the actors are on other machines; as measured here, one actor would take about" in text
+    assert "GPU memory not known here" in text
 
 
 def test_a_corpus_that_fails(place: Path) -> None:
@@ -224,7 +224,7 @@ def test_ctrl_c_leaves_nothing(place: Path, tmp_path: Path, stage: str) -> None:
         children = running.children("")
         running.stop()
         assert running.process.wait(timeout=HUNG) == 130
-        assert running.stderr().splitlines()[-2:] == ["stopping; once more ends at once", "stopped"]
+        assert running.stderr().splitlines()[-2:] == ["stopping; a second Ctrl-C stops at once", "stopped"]
     assert not list(temporary.glob("raylens-*"))
     _, alive = psutil.wait_procs(children, timeout=HUNG)
     assert not alive

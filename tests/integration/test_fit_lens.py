@@ -124,7 +124,9 @@ def test_a_node_short_of_memory(place: Path) -> None:
     done = raylens_command(*arguments, cwd=place, env={"RAY_memory_usage_threshold": "0.001"})
     assert done.returncode == 5, done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: an actor died (")
-    assert done.stderr.endswith("running low on memory); is there memory for the model? Try fewer --actors or --dtype bfloat16\n")
+    assert done.stderr.endswith(
+        "running low on memory); is there enough memory for the model? Try fewer --actors or --dtype bfloat16\n"
+    )
     assert not (place / "short").exists()
 
 

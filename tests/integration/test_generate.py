@@ -128,10 +128,10 @@ def test_other_settings_are_refused(made: Path, tiny: Path) -> None:
     assert plain.returncode == 2
     assert "generation.tokens: 6 -> None" in plain.stderr
     for options, words in (
-        (("--samples", "2"), "--samples 2: is of generation; give --generate N too"),
-        (("--generate", "5", "--top-p", "0.9"), "--top-p: nothing is drawn at temperature 0; give --temperature too"),
-        (("--generate", "5", "--positions", "all"), "--positions all: with --generate its steps are lensed"),
-        (("--generate", "512"), "--generate 512: the model reads 512 tokens, the prompt's included"),
+        (("--samples", "2"), "--samples 2: applies only to generation; give --generate N too"),
+        (("--generate", "5", "--top-p", "0.9"), "--top-p: nothing is sampled at temperature 0; give --temperature too"),
+        (("--generate", "5", "--positions", "all"), "--positions all: with --generate, the generated steps are lensed"),
+        (("--generate", "512"), "--generate 512: the model reads 512 tokens, including the prompt's"),
     ):
         done = raylens_command(*command(made, made / "c.jsonl", tiny, *options))
         assert (done.returncode, words in done.stderr) == (2, True), done.stderr
@@ -155,7 +155,7 @@ def test_show_prints_the_steps(made: Path) -> None:
     record = raylens.open(made / "st")["one"]["p2#1"]
     assert isinstance(record, Record)
     assert record.generated is not None
-    assert f"prompt p2#1, {record.generated.start} tokens, then 6 generated: as many as asked for" in shown.stdout
+    assert f"prompt p2#1, {record.generated.start} tokens, then 6 generated: the limit was reached" in shown.stdout
     assert re.findall(r"^step (\d+), after position (\d+)", shown.stdout, re.MULTILINE) == [
         (str(number + 1), str(position)) for number, position in enumerate(record.positions)
     ]

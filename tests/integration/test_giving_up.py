@@ -47,7 +47,7 @@ def test_a_model_that_kills_its_actor_as_it_loads(
     (deadly / "deadly.py").write_text(_CODE)
     (deadly / "config.json").write_text(json.dumps(config))
     given = {"store": tmp_path / "st", "name": "r", "quiet": True, "ray": shared_ray}
-    with pytest.raises(raylens.ModelError, match=r"actors die while they load the model \(.*\); is there memory for it\?"):
+    with pytest.raises(raylens.ModelError, match=r"actors die while they load the model \(.*\); is there enough memory for it\?"):
         raylens.run(["call me"], model=str(deadly), trust_remote_code=True, **given)
     assert len(set((tmp_path / "deaths").read_text().split())) == 2
     assert raylens.run(["call me"], model=str(model), **given).counts()["records"] == 1
@@ -87,7 +87,7 @@ def test_a_prompt_that_hangs_its_actor(model: Path, tmp_path: Path, shared_ray: 
     folder = RunFolder(tmp_path / "st" / "runs" / "r")
 
     def told() -> bool:
-        return "they are at the prompts that begin with 'it'" in (pulse.waiting if (pulse := read_pulse(folder)) else "")
+        return "they are working on the shards that begin with 'it'" in (pulse.waiting if (pulse := read_pulse(folder)) else "")
 
     with ThreadPoolExecutor(1) as thread:
         run = thread.submit(raylens.run, [{"id": "it", "text": "call me 7"}], model=str(waiting), **given)
@@ -104,7 +104,9 @@ def test_a_cluster_whose_cpus_are_taken(model: Path, tmp_path: Path, shared_ray:
     with cluster(shared_ray):
         taken = placement_group([{"CPU": 2}])
         ray.get(taken.ready())
-        with pytest.raises(raylens.ClusterError, match="no actor has started; does something else use the cluster's CPUs"):
+        with pytest.raises(
+            raylens.ClusterError, match="no actor has started; check whether something else uses the cluster's CPUs"
+        ):
             raylens.run(["call me"], **given)
         remove_placement_group(taken)
         monkeypatch.undo()

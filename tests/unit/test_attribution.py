@@ -186,8 +186,8 @@ def test_layers_that_are_not_lensed_count_too() -> None:
     ("lens", "words"),
     [
         (LensSettings(stats=("attribution",)), "give --track too"),
-        (LensSettings(stats=("best_attribution",), taps=("attn_out",)), "add it to --taps"),
-        (LensSettings(stats=("next_attribution",), lens="tuned:x"), "is of the logit lens"),
+        (LensSettings(stats=("best_attribution",), taps=("attn_out",)), "add resid_post to --taps"),
+        (LensSettings(stats=("next_attribution",), lens="tuned:x"), "works only with the logit lens"),
     ],
 )
 def test_settings_that_cannot_be(lens: LensSettings, words: str) -> None:

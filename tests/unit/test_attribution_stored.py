@@ -226,7 +226,7 @@ def test_the_query_of_best_tokens(run: Run) -> None:
     [
         ({"to": "field:other"}, "not a tracked token of run 'demo'; it tracks 'field:right', 'id:7', 'field:wrong'"),
         ({"to": "id:8"}, "not a tracked token"),
-        ({"minus": "id:7"}, "taken off the attribution --to another token"),
+        ({"minus": "id:7"}, "--minus needs --to as well, another token tracked"),
         ({"tap": "head_9"}, "it has resid_pre, attn_out, mlp_out, resid_post, head_0"),
     ],
 )
@@ -246,7 +246,7 @@ def test_a_run_without_attributions(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path, 1, identity={"lens": {"track": ["id:1"]}})
     commit_outcomes(folder, make_record(0))
     bare = open_store(tmp_path)["demo"]
-    for asked, words in (({}, "--stats best_attribution is not"), ({"to": 1}, "--stats attribution is not")):
+    for asked, words in (({}, "--stats best_attribution, which is not"), ({"to": 1}, "--stats attribution, which is not")):
         with pytest.raises(UsageError, match=words):
             bare.query("attribution", **asked).rows()
 

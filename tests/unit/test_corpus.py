@@ -237,7 +237,7 @@ def test_a_field_that_no_prompt_has() -> None:
     """What is asked of prompts' own fields is refused before a model loads, if no prompt has them; one is enough."""
     rows = [{"text": "a"}, {"text": "b", "answer": " c"}]
     assert Corpus.from_rows(rows).scan(fields=["answer"]).count == 2
-    with pytest.raises(InputError, match="no prompt has the field 'anwser' beside its text; correct --track field:anwser"):
+    with pytest.raises(InputError, match="no prompt has the field 'anwser' besides its text; correct --track field:anwser"):
         Corpus.from_rows(rows).scan(fields=["answer", "anwser"])
 
 

@@ -45,8 +45,8 @@ GOOD = b'{"text": "good"}\n'
             b'{"text": "a", "n": ' + b"[" * 90_000 + b"]" * 90_000 + b"}",
             "c.jsonl:3: not valid JSON (...depth...); write one JSON",
         ),
-        (b'"x"', "c.jsonl:3: not a JSON object; write one object a line"),
-        (b'[{"text": "x"}]', "c.jsonl:3: not a JSON object; write one object a line"),
+        (b'"x"', "c.jsonl:3: not a JSON object; write one object per line"),
+        (b'[{"text": "x"}]', "c.jsonl:3: not a JSON object; write one object per line"),
         (b'{"text": "a\xff"}', "c.jsonl:3: not valid UTF-8 (byte 0xff at offset 11 of the line); save the file as UTF-8"),
         (b'{"a\xff": 1, "text": "a"}', "c.jsonl:3: not valid UTF-8 (byte 0xff at offset 3 of the line)"),
         (
@@ -102,7 +102,10 @@ def test_bad_json_lines(tmp_path: Path, line: bytes, message: str) -> None:
 def test_a_json_array_is_told_from_json_lines(tmp_path: Path, content: str) -> None:
     path = tmp_path / "c.json"
     path.write_text(content)
-    assert refusal(path) == "c.json: a JSON array, not one object a line; convert it to one object a line (jq -c '.[]' does that)"
+    assert (
+        refusal(path)
+        == "c.json: a JSON array, not one object per line; convert it to one object per line (jq -c '.[]' does that)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,8 +117,8 @@ def test_a_json_array_is_told_from_json_lines(tmp_path: Path, content: str) -> N
         ),
         (b"\na\nb\n", "c.csv:2: no column 'text' (its columns: 'a'); name the right one with --column"),
         (b"text,text\na,b\n", "c.csv:1: the header has column 'text' twice; give every column its own name"),
-        (b'text,b\n"two\nlines",1\n\nx\n', "c.csv:5: 1 field where the header has 2; give every row one field a column"),
-        (b"text,b\na,1\na,1,2\n", "c.csv:3: 3 fields where the header has 2; give every row one field a column"),
+        (b'text,b\n"two\nlines",1\n\nx\n', "c.csv:5: 1 field where the header has 2; give every row one field per column"),
+        (b"text,b\na,1\na,1,2\n", "c.csv:3: 3 fields where the header has 2; give every row one field per column"),
         (b'text,b\nx,1\n"open,1\nx,2\n', "c.csv:3: not valid CSV (unexpected end of data); close every quote"),
         (b'text,b\n"a"b,1\n', "c.csv:2: not valid CSV ("),
         (b"text,b\na\rb,1\n", "c.csv:2: not valid CSV ("),
@@ -192,8 +195,8 @@ def test_bad_text(tmp_path: Path) -> None:
     [
         (7, "row 2: a int, neither a string nor a dictionary; give texts or dictionaries"),
         ({"text": 7}, "row 2: 'text' is an integer, not a string"),
-        ({"text": "x", 1: "y"}, "row 2: has the key 1, which is no string; name every column by a string"),
-        ({1: "y"}, "row 2: has the key 1, which is no string; name every column by a string"),
+        ({"text": "x", 1: "y"}, "row 2: has the key 1, which is not a string; name every column by a string"),
+        ({1: "y"}, "row 2: has the key 1, which is not a string; name every column by a string"),
         ({"text": "x", "y": {1}}, "row 2: column 'y' holds a set, which JSON cannot hold; convert it"),
         ({"text": "x", "y": pandas.NaT}, "row 2: column 'y' holds NaT, which JSON cannot hold; use null"),
         ({"text": "x", "y": np.float32("nan")}, "row 2: column 'y' holds nan, which JSON cannot hold; use null"),

@@ -242,7 +242,7 @@ def ids_of(text: str) -> list[int]:
     ("changes", "problem"),
     [
         ({"layers": 4}, r"--intervene: edits[1].layers: '4': the model has layers 0 to 3"),
-        ({"layers": "x"}, r"--intervene: edits[1].layers: 'x': 'x' is no layer; write all"),
+        ({"layers": "x"}, r"--intervene: edits[1].layers: 'x': 'x' is not a layer; write all"),
         ({"add": {"values": [1.0]}}, "edits[1].add: a vector of 1 numbers; the model's residual has 2"),
         ({"add": {"prompt": "a", "layer": 4}}, "edits[1]: layer 4 of a prompt: the model has layers 0 to 3"),
         ({"add": {"prompt": "a", "layer": -1}}, "edits[1]: layer -1 of a prompt: the model has layers 0 to 3"),

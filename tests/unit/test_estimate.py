@@ -34,8 +34,8 @@ def test_for_people() -> None:
         "places   5,600,000 (tap, layer, position)",
         "shards   789, for 2 actors",
         "store    about 2.34 GB",
-        "memory   about 1.25 GB for each actor, none of a GPU; weights 270.0 MB; results in the server at most 268.4 MB",
-        "time     about 1:06:40 (1:01:40 to 1:15:00), of it 0:12 to start and to end",
+        "memory   about 1.25 GB for each actor, no GPU memory; weights 270.0 MB; results in the server at most 268.4 MB",
+        "time     about 1:06:40 (1:01:40 to 1:15:00), of which 0:12 to start and finish",
         "measured 64 prompts in 9.5 s",
         "cheaper  --positions last: 10% of the places, 2.34 GB -> 234.0 MB, about 1:06:40 -> 6:40",
     ]
@@ -47,7 +47,9 @@ def test_where_something_is_not_known() -> None:
     lines = there.lines()
     assert lines[0] == "prompts  12,000"
     assert lines[3] == "shards   789, for 1 actor"
-    assert "1.25 GB for each actor, of a GPU not known here; weights" in lines[5]
-    assert lines[6].endswith("on other machines; as measured here one would work for about 11:40 (10:00 to 13:20)")
+    assert "1.25 GB for each actor, GPU memory not known here; weights" in lines[5]
+    assert lines[6].endswith("on other machines; as measured here, one actor would take about 11:40 (10:00 to 13:20)")
     assert lines[8] == "cheaper  --positions last: 10% of the places, 2.34 GB -> 234.0 MB"
-    assert "1.25 GB for each actor, 3.00 GB of a GPU; weights" in msgspec.structs.replace(FOUND, gpu_bytes=3 * 10**9).lines()[5]
+    assert (
+        "1.25 GB for each actor, 3.00 GB of GPU memory; weights" in msgspec.structs.replace(FOUND, gpu_bytes=3 * 10**9).lines()[5]
+    )

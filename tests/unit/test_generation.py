@@ -392,12 +392,12 @@ def test_a_model_that_is_wrong_token_by_token_is_refused(growth: float) -> None:
         ({"tokens": 5, "temperature": 1.0, "sample_top_k": 0}, "--sample-top-k 0: must be from 1"),
         ({"tokens": 5, "temperature": 1.0, "samples": 0}, "--samples 0: must be from 1"),
         ({"tokens": 5, "temperature": 1.0, "seed": -1}, "--seed -1: must be from 0"),
-        ({"tokens": 5, "top_p": 0.9}, "--top-p: nothing is drawn at temperature 0; give --temperature too"),
-        ({"tokens": 5, "sample_top_k": 4}, "--sample-top-k: nothing is drawn"),
-        ({"tokens": 5, "samples": 2}, "--samples: nothing is drawn"),
-        ({"tokens": 5, "seed": 2}, "--seed: nothing is drawn"),
-        ({"tokens": None, "temperature": 0.5}, "--temperature 0.5: is of generation; give --generate N too"),
-        ({"tokens": None, "samples": 3}, "--samples 3: is of generation"),
+        ({"tokens": 5, "top_p": 0.9}, "--top-p: nothing is sampled at temperature 0; give --temperature too"),
+        ({"tokens": 5, "sample_top_k": 4}, "--sample-top-k: nothing is sampled"),
+        ({"tokens": 5, "samples": 2}, "--samples: nothing is sampled"),
+        ({"tokens": 5, "seed": 2}, "--seed: nothing is sampled"),
+        ({"tokens": None, "temperature": 0.5}, "--temperature 0.5: applies only to generation; give --generate N too"),
+        ({"tokens": None, "samples": 3}, "--samples 3: applies only to generation"),
     ],
 )
 def test_settings_that_do_not_go_together(given: dict[str, Any], words: str) -> None:
@@ -408,5 +408,7 @@ def test_settings_that_do_not_go_together(given: dict[str, Any], words: str) -> 
 
 def test_positions_are_the_steps() -> None:
     """--positions beside --generate is refused, for the steps are what is lensed."""
-    with pytest.raises(UsageError, match="--positions all: with --generate its steps are lensed; leave --positions out"):
+    with pytest.raises(
+        UsageError, match="--positions all: with --generate, the generated steps are lensed; leave out --positions"
+    ):
         check(WorkerSettings(ModelSettings("demo"), LensSettings(positions="all"), generation=GenerationSettings(3)))

@@ -224,7 +224,7 @@ def test_layers_with_fewer_heads() -> None:
     ("lens", "words"),
     [
         (LensSettings(taps=("attn_out", "head_3")), "--heads 5,8 or --heads all"),
-        (LensSettings(heads="1", lens="tuned:x"), "--heads 1: is of the logit lens"),
+        (LensSettings(heads="1", lens="tuned:x"), "--heads 1: works only with the logit lens"),
     ],
 )
 def test_settings_that_cannot_be(lens: LensSettings, words: str) -> None:

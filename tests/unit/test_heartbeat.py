@@ -96,7 +96,7 @@ def test_the_state_of_a_driver() -> None:
 
 def test_who_can_be_asked_to_stop(folder: RunFolder) -> None:
     """A driver that is silent may hear it yet; where none is at work, or its process is gone, there is nothing to cancel."""
-    with pytest.raises(StoreError, match="no driver is at work on this run; there is nothing to cancel"):
+    with pytest.raises(StoreError, match="no driver is working on this run; there is nothing to cancel"):
         ask_to_stop(folder)
     write_pulse(folder, made_pulse(pid=ended_pid()))
     with pytest.raises(StoreError, match="nothing to cancel"):

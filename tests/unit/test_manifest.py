@@ -171,7 +171,7 @@ def test_a_run_that_lost_its_manifest_is_not_taken_for_another(folder: RunFolder
     create_or_resume(folder, make_manifest())
     check_kept(folder)
     folder.manifest.unlink()
-    with pytest.raises(StoreError, match=r"missing.*restore it, or begin anew with raylens run --fresh"):
+    with pytest.raises(StoreError, match=r"missing.*restore it, or start over with raylens run --fresh"):
         check_kept(folder)
 
 
@@ -267,7 +267,7 @@ def test_a_lock_of_a_folder_that_was_moved_is_not_held(folder: RunFolder, monkey
         flock(descriptor, kind)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(StoreError, match="run was moved at this moment"), folder.lock():
+    with pytest.raises(StoreError, match="run was moved just now"), folder.lock():
         pass
 
 

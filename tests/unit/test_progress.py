@@ -109,7 +109,7 @@ def test_lines_come_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str
     lines.scanned(30)
     assert said() == "checking the corpus: 20 prompts so far\n"
     lines.start("demo", total=3, done=1, failed=0)
-    assert said() == "run demo: 3 prompts, 1 done before\n"
+    assert said() == "run demo: 3 prompts, 1 already done\n"
     lines.working()
     clock.now += 1
     lines.committed(1, 0, tokens=5)

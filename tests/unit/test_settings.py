@@ -37,9 +37,9 @@ def test_most_tokens_of_a_place() -> None:
 @pytest.mark.parametrize(
     ("lens", "told"),
     [
-        ({"top_k": "5"}, "top_k: give a whole number, as the option on the command line takes it, not text"),
-        ({"taps": "resid_post"}, "taps: give a list or None, as the option on the command line takes it, not text"),
-        ({"layers": [0, 2]}, "layers: give text, as the option on the command line takes it, not a list"),
+        ({"top_k": "5"}, "top_k: give a whole number, as for the option on the command line, not text"),
+        ({"taps": "resid_post"}, "taps: give a list or None, as for the option on the command line, not text"),
+        ({"layers": [0, 2]}, "layers: give text, as for the option on the command line, not a list"),
         ({"logprobs": "float64"}, "logprobs 'float64': choose from float16, float32"),
         ({"layers": range(3)}, "range(0, 3): a builtins.range; give what the option on the command line takes"),
     ],

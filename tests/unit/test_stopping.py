@@ -20,7 +20,7 @@ def test_the_first_signal_asks_and_the_second_ends(number: signal.Signals, capsy
         assert signal.getsignal(number) not in before, "or it would end the tests"
         signal.raise_signal(number)
         assert stopping()
-        assert capsys.readouterr().err == "stopping; once more ends at once\n"
+        assert capsys.readouterr().err == "stopping; a second Ctrl-C stops at once\n"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
         assert [signal.getsignal(one) for one in SIGNALS] == [signal.SIG_IGN] * 2

@@ -378,7 +378,7 @@ def test_when_even_failures_vanish_the_run_ends(rig: Rig) -> None:
             rig.check()
             rig.wipe()
 
-    with pytest.raises(StoreError, match=r"results vanish from the server before they are stored.* prompt 'prompt-[01]'"):
+    with pytest.raises(StoreError, match=r"results keep vanishing from the server before they are stored.* prompt 'prompt-[01]'"):
         lose_everything()
 
 
