@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from raylens.scheduler.fit import fit_lens
     from raylens.storage.errors import BrokerError, ClusterError, InputError, ModelError, RaylensError, StoreError, UsageError
     from raylens.storage.record import Failure, Record, TapLens
-    from raylens.storage.store import Run, Store
+    from raylens.storage.run import Run
+    from raylens.storage.store import Store
     from raylens.storage.store import open_store as open  # noqa: A004
     from raylens.workers.api import lens
 
@@ -47,7 +48,7 @@ _HOMES = {
     **{error: ("raylens.storage.errors", error) for error in _ERRORS},
     "Failure": ("raylens.storage.record", "Failure"),
     "Record": ("raylens.storage.record", "Record"),
-    "Run": ("raylens.storage.store", "Run"),
+    "Run": ("raylens.storage.run", "Run"),
     "Store": ("raylens.storage.store", "Store"),
     "TapLens": ("raylens.storage.record", "TapLens"),
     "fit_lens": ("raylens.scheduler.fit", "fit_lens"),

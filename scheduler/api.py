@@ -13,7 +13,8 @@ from raylens.scheduler.settings import RunSettings
 from raylens.scheduler.stopping import Stopping
 from raylens.storage.layers import as_text
 from raylens.storage.paths import given_path
-from raylens.storage.store import Run, Store
+from raylens.storage.run import Run
+from raylens.storage.store import Store
 from raylens.storage.taps import parse_taps
 from raylens.workers.interventions.edits import read_edits
 from raylens.workers.metrics import parse_stats

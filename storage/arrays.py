@@ -16,7 +16,7 @@ from raylens.storage.record import Record, TapLens
 if TYPE_CHECKING:
     import xarray as xr
 
-    from raylens.storage.store import Run
+    from raylens.storage.run import Run
 
 _PLACE = ("tap", "position", "layer")
 

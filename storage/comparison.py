@@ -7,8 +7,8 @@ from typing import Any
 from raylens.storage.database import Database
 from raylens.storage.errors import UsageError
 from raylens.storage.result import Result
+from raylens.storage.run import Run
 from raylens.storage.selection import Lensed, lensed
-from raylens.storage.store import Run
 from raylens.storage.vocabulary import Vocabulary
 
 _SQL = Path(__file__).with_name("comparison.sql")

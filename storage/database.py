@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from raylens.storage.errors import StoreError, UsageError, one_line
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from raylens.storage.table_files import REMEDY, Extent, as_glob, read_parquet, table_files, text_literal
 from raylens.storage.tables import KINDS, LENS, PROMPTS, TableFiles
 from raylens.storage.temporary import temporary

@@ -18,7 +18,7 @@ from raylens.storage.vocabulary import Vocabulary
 from raylens.storage.wanted import Wanted, ids_of, wanted
 
 if TYPE_CHECKING:
-    from raylens.storage.store import Run
+    from raylens.storage.run import Run
 
 #: Choices that only pictures of prompts have, only charts of runs, and only rank pictures.
 _OF_PROMPTS = ("stat", "tap", "layer_step", "token", "important", "important_threshold", "pages")

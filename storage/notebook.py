@@ -11,7 +11,8 @@ from raylens.storage.labels import fit, label, text_label, token_label
 from raylens.storage.record import Record
 
 if TYPE_CHECKING:
-    from raylens.storage.store import Run, Store
+    from raylens.storage.run import Run
+    from raylens.storage.store import Store
 
 #: Positions and layers of a record that are shown, the last ones and evenly spaced ones.
 MAX_POSITIONS, MAX_LAYERS = 12, 16

@@ -12,8 +12,8 @@ import pyarrow as pa
 from raylens.storage.database import Database, LeftOut
 from raylens.storage.dataframes import DataFrames, to_xarray
 from raylens.storage.named_queries import named_query
+from raylens.storage.run import Run
 from raylens.storage.selection import options_of, select
-from raylens.storage.store import Run
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -11,7 +11,7 @@ from raylens.storage.errors import UsageError
 from raylens.storage.layers import as_text, select_layers
 from raylens.storage.named_queries import NamedQuery
 from raylens.storage.positions import Positions
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from raylens.storage.table_files import text_literal
 from raylens.storage.taps import parse_taps, tap_order
 from raylens.storage.wanted import tracked_number, wanted

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from raylens.storage.vocabulary import Vocabulary, token_text, vocabulary_digest
 
 #: Tokens that are made into rows at a time.

@@ -6,7 +6,7 @@ from typing import Any
 
 from raylens.storage.errors import NotDrawn, UsageError
 from raylens.storage.record import Record
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from raylens.storage.token_names import FIELD, token_ids
 from raylens.storage.vocabulary import Vocabulary
 

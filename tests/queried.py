@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from raylens.storage.record import Record
-from raylens.storage.store import Run, open_store
+from raylens.storage.run import Run
+from raylens.storage.store import open_store
 from raylens.storage.taps import TAPS
 from tests.builders import commit_outcomes, make_failure, make_record, make_run
 

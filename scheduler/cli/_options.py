@@ -15,7 +15,8 @@ from raylens.storage.layers import FORMS
 
 if TYPE_CHECKING:  # imported where they are used, for --help is to be quick
     from raylens.storage.record import Record
-    from raylens.storage.store import Run, Store
+    from raylens.storage.run import Run
+    from raylens.storage.store import Store
     from raylens.workers.settings import ModelSettings
 
 #: Where runs go when nothing is said.

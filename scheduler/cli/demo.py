@@ -16,7 +16,7 @@ from raylens.storage.labels import fit, label, token_label
 
 if TYPE_CHECKING:
     from raylens.storage.record import Record
-    from raylens.storage.store import Run
+    from raylens.storage.run import Run
 
 #: The prompt whose record and pictures are written out.
 SHOWN = "capital"

@@ -15,7 +15,7 @@ from raylens.storage.positions import FORMS
 
 if TYPE_CHECKING:
     from raylens.storage.record import Record
-    from raylens.storage.store import Run
+    from raylens.storage.run import Run
 
 #: What a file's name says of what it is to hold.
 _NAMED = {".parquet": "parquet", ".csv": "csv", ".html": "html", ".htm": "html"}

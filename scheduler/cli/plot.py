@@ -15,7 +15,7 @@ from raylens.storage.positions import FORMS
 
 if TYPE_CHECKING:
     from raylens.storage.drawing import Choices
-    from raylens.storage.store import Run
+    from raylens.storage.run import Run
 
 
 _HEADINGS = {

@@ -9,7 +9,7 @@ from raylens.scheduler.cli._options import DEFAULT_STORE, open_store, print_tabl
 from raylens.storage.errors import StoreError
 
 if TYPE_CHECKING:
-    from raylens.storage.store import Run
+    from raylens.storage.run import Run
 
 
 @click.command("runs")

@@ -14,7 +14,7 @@ from raylens.storage.taps import is_head
 
 if TYPE_CHECKING:
     from raylens.storage.record import Record
-    from raylens.storage.store import Run
+    from raylens.storage.run import Run
 
 #: Failures listed for people; --json lists all.
 MAX_FAILURES = 20

@@ -10,7 +10,8 @@ from raylens.storage.errors import RaylensError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from raylens.storage.database import LeftOut
-    from raylens.storage.store import Run, Store
+    from raylens.storage.run import Run
+    from raylens.storage.store import Store
 
 
 @click.command("sql")

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from raylens.storage.database import Database
-    from raylens.storage.store import Run
+    from raylens.storage.run import Run
 
 #: The kinds of chart.
 KINDS = ("aggregate", "compare")

@@ -15,7 +15,7 @@ from raylens.storage.labels import fit_apart, text_label
 from raylens.storage.plots.panel import share_axis, upward_axis
 from raylens.storage.plots.scales import nats_scale, prob_scale
 from raylens.storage.result import ask
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 
 #: Rows by tap, or by value of the key, None for prompts that lack it.
 _Groups = Mapping[Any, list[dict[str, Any]]]

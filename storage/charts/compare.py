@@ -10,7 +10,7 @@ from raylens.storage.charts.stack import Chart, Curve, Panels, Plot, drawn_taps,
 from raylens.storage.comparison import compare
 from raylens.storage.labels import fit_apart, text_label
 from raylens.storage.plots.panel import share_axis, signed_axis
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 
 _SIGNED = (
     ("entropy_change", "mean entropy in nats, {other} less {one}"),

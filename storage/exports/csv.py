@@ -5,7 +5,7 @@ from typing import BinaryIO
 import pyarrow.csv
 
 from raylens.storage.exports.rows import ROWS, batches
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 
 
 def write(run: Run, file: BinaryIO) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 
 
 def write(run: Run, file: BinaryIO) -> None:

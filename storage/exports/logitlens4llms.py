@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 from raylens.storage.errors import UsageError
 from raylens.storage.important import SURE, sure_layers, whole_percents
 from raylens.storage.record import Record
+from raylens.storage.run import Run
 from raylens.storage.steps import steps
-from raylens.storage.store import Run
 from raylens.storage.taps import ALIASES
 from raylens.storage.vocabulary import token_text
 

@@ -10,7 +10,7 @@ import orjson
 
 from raylens.storage.errors import UsageError
 from raylens.storage.record import Record
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from raylens.storage.vocabulary import token_text
 
 #: Decimals of a probability, as the widget's own exporter keeps them.

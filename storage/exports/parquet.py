@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylens.storage.exports.rows import ROWS, batches
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 
 #: Rows after which a row group ends; a record is never split.
 GROUP = 1 << 17

@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raylens.storage.record import Record, TapLens
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from raylens.storage.tables import COLUMNS, known_values
 from raylens.storage.vocabulary import Vocabulary, token_text
 

@@ -13,7 +13,7 @@ import orjson
 from numpy.typing import NDArray
 
 from raylens.storage.record import Record
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 
 #: What of the baseline is told; its KL to itself is 0.
 BASELINE = ("ce", "entropy")

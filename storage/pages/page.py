@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from raylens.storage.labels import text_label
 from raylens.storage.pages.lens_data import lens_data
 from raylens.storage.record import Record
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 
 _ASSETS = Path(__file__).with_name("assets")
 #: In this order: each uses what comes before it.

@@ -17,7 +17,7 @@ from raylens.storage.plots import FORMATS, write
 from raylens.storage.plots.request import Request, for_record
 from raylens.storage.pools import end_processes, end_with_parent, work_given
 from raylens.storage.record import Record
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from raylens.storage.wanted import Wanted
 
 #: Prompts that a process is handed at a time: few, so that the bar moves and no process is left with the rest.

@@ -12,11 +12,11 @@ from raylens.storage.pages.page import Link, page, record_data
 from raylens.storage.record import Failure
 from raylens.storage.record_view import readable
 from raylens.storage.result import ask
+from raylens.storage.run import Run
 from raylens.storage.site import asked
 from raylens.storage.site.links import address, run_links
 from raylens.storage.site.prompts import outcome_of
 from raylens.storage.site.shelf import Shelf
-from raylens.storage.store import Run
 
 #: Metadata keys offered to split by, and prompts that they are looked for in.
 KEYS, SAMPLE = 30, 1_000

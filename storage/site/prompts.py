@@ -11,11 +11,11 @@ from raylens.storage.errors import UsageError
 from raylens.storage.pages.page import Link, page, record_data, title_of
 from raylens.storage.record import Failure, Record
 from raylens.storage.record_view import readable
+from raylens.storage.run import Run
 from raylens.storage.selection import check_key
 from raylens.storage.site import asked
 from raylens.storage.site.links import address, run_links
 from raylens.storage.site.shelf import Shelf
-from raylens.storage.store import Run
 
 #: Prompts of a page, and characters of their text.
 SIZE, TEXT = 50, 300

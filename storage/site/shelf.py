@@ -8,7 +8,8 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from raylens.storage.layout import named_run
-from raylens.storage.store import Run, Store
+from raylens.storage.run import Run
+from raylens.storage.store import Store
 from raylens.storage.tally import Tally
 
 

@@ -19,7 +19,7 @@ import orjson
 import zstandard
 
 from raylens.storage.compaction import compact
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from tests.benchmarks.machine import load, processor
 from tests.benchmarks.stored import generated, paragraphs, real_records, size, write_run
 

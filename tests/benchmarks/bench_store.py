@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from raylens.storage.compaction import compact
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from tests.benchmarks.machine import load, processor
 from tests.benchmarks.stored import paragraphs, real_records, size, write_run
 

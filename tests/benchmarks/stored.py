@@ -11,8 +11,9 @@ from raylens.storage.layout import RunFolder, runs_folder
 from raylens.storage.ledger import Ledger
 from raylens.storage.manifest import Manifest, create_or_resume
 from raylens.storage.record import Prompt, Record, TapLens
+from raylens.storage.run import Run
 from raylens.storage.segments import SegmentBuilder
-from raylens.storage.store import Run, open_store
+from raylens.storage.store import open_store
 from raylens.storage.vocabulary import Vocabulary, write_vocabulary
 from raylens.workers.settings import InputSettings, LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.worker import Worker

@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from raylens.storage.record import Record
-from raylens.storage.store import Run, open_store
+from raylens.storage.run import Run
+from raylens.storage.store import open_store
 from raylens.storage.vocabulary import write_vocabulary
 from tests.builders import VOCABULARY_SIZE, commit_outcomes, make_failure, make_record, make_run
 from tests.queried import with_stats

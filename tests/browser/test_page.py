@@ -19,7 +19,7 @@ from raylens.storage.plots.scales import exact_rank_scale, logprob_scale, nats_s
 from raylens.storage.plots.standing import ranks
 from raylens.storage.plots.trajectory import trajectories
 from raylens.storage.record import Record
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from raylens.storage.vocabulary import write_vocabulary
 from tests.browser.accessible import violations
 from tests.browser.hostile import TEXTS, write_hostile_run

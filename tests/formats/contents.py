@@ -6,7 +6,7 @@ import numpy as np
 import orjson
 
 from raylens.storage.record import Failure, Record
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from raylens.storage.verify import examine
 
 #: Over the documented views; each in an order of its own.

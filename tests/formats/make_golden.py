@@ -20,7 +20,8 @@ import orjson
 import raylens
 from raylens.storage.compaction import compact
 from raylens.storage.layout import RunFolder, runs_folder
-from raylens.storage.store import Run, Store
+from raylens.storage.run import Run
+from raylens.storage.store import Store
 from raylens.storage.verify import examine
 from tests.builders import commit_outcomes
 from tests.formats.contents import contents

@@ -21,8 +21,9 @@ from raylens.storage.pulse import FORMAT, Pulse, write_pulse
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.record_json import encode_outcome
 from raylens.storage.repair import repair
+from raylens.storage.run import Run
 from raylens.storage.segments import SegmentBuilder
-from raylens.storage.store import Run, Store
+from raylens.storage.store import Store
 from raylens.storage.verify import examine
 from tests.builders import commit_outcomes, make_failure, make_record, make_run, same
 from tests.command import raylens_command
@@ -309,7 +310,7 @@ import sys
 from pathlib import Path
 from raylens.storage.compaction import compact
 from raylens.storage.layout import RunFolder
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 folder = RunFolder(Path(sys.argv[1]))
 while not Run(folder).counts()["complete"]:
     compact(folder)
@@ -320,7 +321,7 @@ import sys
 from pathlib import Path
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from tests.builders import make_record, same
 seen = queried = 0
 while seen < 40 or queried < 40:

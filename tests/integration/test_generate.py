@@ -9,7 +9,7 @@ import torch
 
 import raylens
 from raylens.storage.record import Failure, Record
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from raylens.workers.model import load_model
 from raylens.workers.settings import ModelSettings
 from tests.builders import same

@@ -12,7 +12,7 @@ import pytest
 import raylens
 from raylens.storage.layout import RunFolder
 from raylens.storage.record import Record
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from tests.kill.comparing import same_results, times_entered
 from tests.running import Running, command_line
 from tests.tiny import sentences

@@ -20,7 +20,8 @@ from raylens.storage.plots.standing import models_own
 from raylens.storage.plots.trajectory import trajectories
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.record_view import heads_table, table
-from raylens.storage.store import Run, open_store
+from raylens.storage.run import Run
+from raylens.storage.store import open_store
 from raylens.storage.tables import LATER, LENS, About, by_tap, write_table
 from raylens.storage.verify import examine
 from raylens.storage.vocabulary import write_vocabulary

@@ -13,7 +13,8 @@ from raylens.storage.charts.compare import compared
 from raylens.storage.comparison import compare
 from raylens.storage.errors import UsageError
 from raylens.storage.record import Record, TapLens
-from raylens.storage.store import Run, open_store
+from raylens.storage.run import Run
+from raylens.storage.store import open_store
 from tests.builders import commit_outcomes, make_record, make_run
 from tests.command import raylens_command
 from tests.queried import write_run

@@ -17,9 +17,10 @@ from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.manifest import read_manifest
 from raylens.storage.record import Failure, Record
 from raylens.storage.repair import repair
+from raylens.storage.run import Run
 from raylens.storage.segments import SegmentBuilder
 from raylens.storage.server import EmbeddedServer
-from raylens.storage.store import Run, Store
+from raylens.storage.store import Store
 from raylens.storage.stream import Stream
 from raylens.storage.tally import Tally
 from raylens.storage.verify import examine

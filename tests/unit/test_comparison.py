@@ -11,7 +11,8 @@ import pytest
 
 from raylens.storage.comparison import compare
 from raylens.storage.errors import UsageError
-from raylens.storage.store import Run, open_store
+from raylens.storage.run import Run
+from raylens.storage.store import open_store
 from raylens.storage.taps import TAPS
 from raylens.storage.vocabulary import Vocabulary, write_vocabulary
 from tests.builders import commit_outcomes, make_generated, make_record, make_run, make_vocabulary

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from raylens.storage.errors import UsageError
 from raylens.storage.record import Record
-from raylens.storage.store import Run, Store
+from raylens.storage.run import Run
+from raylens.storage.store import Store
 from raylens.storage.vocabulary import token_text
 from tests.builders import commit_outcomes, make_failure, make_record, make_run, make_vocabulary
 from tests.queried import with_stats

@@ -10,7 +10,7 @@ from PIL import Image
 from raylens.storage.errors import UsageError
 from raylens.storage.plots.canvas import DPI
 from raylens.storage.record import Record
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from tests.builders import commit_outcomes, make_failure, make_record, make_run
 from tests.command import raylens_command
 from tests.queried import write_run

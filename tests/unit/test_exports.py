@@ -17,7 +17,8 @@ from raylens.storage.exports import FORMATS, logitlenskit, parquet, tuned_lens
 from raylens.storage.exports import csv as csv_export
 from raylens.storage.exports.logitlens4llms import FILES
 from raylens.storage.record import Record
-from raylens.storage.store import Run, Store
+from raylens.storage.run import Run
+from raylens.storage.store import Store
 from tests.builders import commit_outcomes, make_failure, make_large_record, make_record, make_run
 from tests.queried import with_stats
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from raylens.storage.errors import UsageError
 from raylens.storage.named_queries import named_queries
 from raylens.storage.record import Failure, Record
+from raylens.storage.run import Run
 from raylens.storage.selection import CHOOSING, NEEDS, OPTIONS
-from raylens.storage.store import Run, Store, open_store
+from raylens.storage.store import Store, open_store
 from raylens.storage.taps import TAPS
 from tests.builders import commit_outcomes, make_failure, make_record, make_run
 from tests.queried import KEYS, RESIDUAL, decided, documented, grouped, places, same_rows, text, write_run

@@ -14,7 +14,7 @@ from raylens.storage.plots import render as render_files
 from raylens.storage.plots.paging import parts
 from raylens.storage.plots.request import Request, positions_of
 from raylens.storage.record import Record
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from tests.builders import make_record
 from tests.command import raylens_command
 from tests.pictured import ENGLISH, HOSTILE, fixed, make, render

@@ -9,7 +9,8 @@ from threading import Barrier
 import pytest
 
 from raylens.storage.compaction import compact
-from raylens.storage.store import Run, open_store
+from raylens.storage.run import Run
+from raylens.storage.store import open_store
 from tests.builders import commit_outcomes, make_record, make_run
 
 

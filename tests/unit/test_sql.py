@@ -10,7 +10,8 @@ import pytest
 
 from raylens.storage.comparison import compare
 from raylens.storage.errors import UsageError
-from raylens.storage.store import Run, Store, open_store
+from raylens.storage.run import Run
+from raylens.storage.store import Store, open_store
 from raylens.storage.vocabulary import write_vocabulary
 from tests.builders import make_vocabulary
 from tests.memory import bounded_memory

@@ -22,7 +22,8 @@ from raylens.storage.errors import OtherFormat, RaylensError, StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.record import TapLens
 from raylens.storage.repair import repair
-from raylens.storage.store import Run, Store
+from raylens.storage.run import Run
+from raylens.storage.store import Store
 from raylens.storage.tables import ABOUT, KINDS, LATER, lens_table
 from raylens.storage.verify import examine
 from tests.builders import commit_outcomes, make_failure, make_record, make_run

@@ -13,7 +13,7 @@ from pathlib import Path
 import raylens
 from raylens.scheduler.cluster import cluster
 from raylens.storage.layout import RunFolder, runs_folder
-from raylens.storage.store import Run
+from raylens.storage.run import Run
 from tests.benchmarks.peers.raylens_worker import tops
 from tests.benchmarks.peers.turns import K, Tops, serve
 
