@@ -3,11 +3,11 @@
 import contextlib
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from raylens.scheduler.cli._config import load_config, read_text
 from raylens.scheduler.cli._options import (
     CORPUS_FORMATS,
     DEFAULT_STORE,
@@ -27,45 +27,6 @@ from raylens.storage.positions import FORMS
 
 if TYPE_CHECKING:
     from raylens.scheduler.run import RunResult
-
-
-def _read_text(option: str, path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{option} {path}: {error}") from error
-
-
-def _load_config(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
-    """Defaults from a TOML file; flags and environment win over them."""
-    if value is None:
-        return
-    import tomllib
-
-    try:
-        found = tomllib.loads(_read_text("--config", value))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"--config {value}: {error}") from error
-    names = {option.removeprefix("--"): parameter.name for parameter in ctx.command.params for option in parameter.opts}
-    for once in ("config", "fresh"):  # in a file, fresh would throw each resume away
-        names.pop(once)
-    unknown = sorted(set(found) - set(names))
-    if unknown:
-        dashed = unknown[0].replace("_", "-")
-        remedy = f"write {dashed}" if dashed in names else "see raylens run --help"
-        raise UsageError(f"--config {value}: unknown option {unknown[0]!r}; {remedy}")
-    many = {parameter.name for parameter in ctx.command.params if getattr(parameter, "multiple", False)}
-    defaults = {str(names[name]): _default(value, name, setting, names[name] in many) for name, setting in found.items()}
-    ctx.default_map = {**(ctx.default_map or {}), **defaults}
-
-
-def _default(path: str, name: str, setting: object, many: bool) -> object:
-    """One setting of a file as click takes it; a list where the option may be repeated."""
-    settings = setting if many and isinstance(setting, list) else [setting]
-    if not all(isinstance(one, str | int | bool | float) for one in settings):
-        raise UsageError(f"--config {path}: {name} must be {'one value or a list of them' if many else 'one value'}")
-    texts = [one if isinstance(one, bool) else str(one) for one in settings]
-    return texts if many else texts[0]
 
 
 _HEADINGS = {
@@ -180,7 +141,7 @@ _HEADINGS = {
     type=click.Path(exists=True, dir_okay=False),
     is_eager=True,
     expose_value=False,
-    callback=_load_config,
+    callback=load_config,
     help="TOML file with options of this command, such as top-k = 5.",
 )
 @click.option("--show-config", is_flag=True, help="Print each option's value and where it comes from, and stop.")
@@ -238,7 +199,7 @@ def _settings(options: dict[str, Any]) -> Any:
     actors = options["actors"]
     if actors != "auto" and not (actors.isascii() and actors.isdigit()):
         raise UsageError(f"--actors {actors!r}: give a number, or auto")
-    template = _read_text("--chat-template", options["chat_template"]) if options["chat_template"] is not None else None
+    template = read_text("--chat-template", options["chat_template"]) if options["chat_template"] is not None else None
     worker = WorkerSettings(
         model_settings(options),
         LensSettings(

@@ -1,0 +1,55 @@
+"""``--config``: options of a command from a TOML file."""
+
+from pathlib import Path
+
+import click
+
+from raylens.storage.errors import UsageError
+
+
+def read_text(option: str, path: str) -> str:
+    """The text of a file that an option names.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{option} {path}: {error}") from error
+
+
+def load_config(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    """Defaults from a TOML file; flags and environment win over them.
+
+    Raises:
+        UsageError: the file cannot be read, or names what is no option.
+    """
+    if value is None:
+        return
+    import tomllib
+
+    try:
+        found = tomllib.loads(read_text("--config", value))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"--config {value}: {error}") from error
+    names = {option.removeprefix("--"): parameter.name for parameter in ctx.command.params for option in parameter.opts}
+    for once in ("config", "fresh"):  # in a file, fresh would throw each resume away
+        names.pop(once)
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        dashed = unknown[0].replace("_", "-")
+        remedy = f"write {dashed}" if dashed in names else "see raylens run --help"
+        raise UsageError(f"--config {value}: unknown option {unknown[0]!r}; {remedy}")
+    many = {parameter.name for parameter in ctx.command.params if getattr(parameter, "multiple", False)}
+    defaults = {str(names[name]): _default(value, name, setting, names[name] in many) for name, setting in found.items()}
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _default(path: str, name: str, setting: object, many: bool) -> object:
+    """One setting of a file as click takes it; a list where the option may be repeated."""
+    settings = setting if many and isinstance(setting, list) else [setting]
+    if not all(isinstance(one, str | int | bool | float) for one in settings):
+        raise UsageError(f"--config {path}: {name} must be {'one value or a list of them' if many else 'one value'}")
+    texts = [one if isinstance(one, bool) else str(one) for one in settings]
+    return texts if many else texts[0]
