@@ -140,6 +140,7 @@ class RunFolder:
 
     @contextmanager
     def _hold(self, name: str, kind: int, refusal: str) -> Iterator[int]:
+        self._refuse_links()
         path = self.root / name
         with store_errors(path):
             descriptor = not_through_links(str(path), os.O_RDWR | os.O_CREAT)
@@ -158,6 +159,12 @@ class RunFolder:
             yield descriptor
         finally:
             os.close(descriptor)
+
+    def _refuse_links(self) -> None:
+        """What is garbage here would be removed there; a store from elsewhere may have a link to a folder of one's own."""
+        for folder in (self.commits, self.records, self.tables, self.quarantine, self.damaged):
+            if folder.is_symlink():
+                raise StoreError(f"{folder}: a link, through which nothing is written; put the folder itself in its place")
 
 
 def check_writable(store: Path) -> None:

@@ -25,7 +25,7 @@ from raylens.storage.run import Run
 from raylens.storage.segments import SegmentBuilder
 from raylens.storage.store import Store
 from raylens.storage.verify import examine
-from tests.builders import commit_outcomes, make_failure, make_record, make_run, same
+from tests.builders import commit_outcomes, fence, make_failure, make_record, make_run, same
 from tests.command import raylens_command
 from tests.strategies import ids
 from tests.waiting import HUNG
@@ -272,6 +272,22 @@ def test_a_store_may_lie_anywhere(made: RunFolder, tmp_path: Path, name: str) ->
     )
     assert row == {"n": 48, "c": 21}
     assert examine(folder).damage == []
+
+
+@pytest.mark.parametrize("name", ["commits", "records", "tables", "quarantine"])
+def test_no_run_is_changed_through_the_links_of_another(made: RunFolder, tmp_path: Path, name: str) -> None:
+    """A store from elsewhere may have a link to a folder of one's own, whose segments would be its garbage."""
+    mine = copy_of(made, tmp_path / "mine")
+    theirs, _ = make_run(tmp_path / "theirs")
+    for _ in range(3):
+        fence(theirs)
+    shutil.rmtree(theirs.root / name)
+    (theirs.root / name).symlink_to(mine.root / name)
+    before = sorted((path, path.stat().st_mtime_ns) for path in mine.root.rglob("*"))
+    for change in (compact, repair, lambda folder: folder.lock().__enter__(), lambda folder: folder.writing().__enter__()):
+        with pytest.raises(StoreError, match=rf"runs/demo/{name}: a link, through which nothing is written"):
+            change(theirs)
+    assert sorted((path, path.stat().st_mtime_ns) for path in mine.root.rglob("*")) == before
 
 
 def test_a_folder_whose_name_is_no_text_hides_no_run(made: RunFolder, tmp_path: Path) -> None:
