@@ -6,6 +6,7 @@ Shapes: N rows, D width, H heads of width d.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,8 +63,10 @@ class Heads:
     def writes(self, inputs: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Tap and [N, D] of each head, given the [N, H * d] that the projection reads."""
         factor, width = self._factor(inputs), inputs.shape[1] // self.count
-        for head in range(self.count):
-            yield head_tap(head), self._after(self._alone(inputs, slice(head * width, (head + 1) * width)), factor)
+        sliced = type(self.projection) in (nn.Linear, Conv1D)
+        with align_module_device(self.projection) if sliced else nullcontext():  # offloaded weights come once for all heads
+            for head in range(self.count):
+                yield head_tap(head), self._after(self._alone(inputs, slice(head * width, (head + 1) * width)), factor)
 
     def biases(self, inputs: Tensor) -> Tensor:
         """[N, D] of what is written, what is no head's."""
@@ -74,11 +77,10 @@ class Heads:
     def _alone(self, inputs: Tensor, own: slice) -> Tensor:
         """[N, D] what a head's own part of [N, H * d] is projected to, without the bias."""
         projection: Any = self.projection
-        with align_module_device(projection):
-            if type(projection) is nn.Linear:
-                return inputs[:, own].float() @ projection.weight[:, own].float().T
-            if type(projection) is Conv1D:
-                return inputs[:, own].float() @ projection.weight[own].float()  # type: ignore[no-any-return]
+        if type(projection) is nn.Linear:
+            return inputs[:, own].float() @ projection.weight[:, own].float().T
+        if type(projection) is Conv1D:
+            return inputs[:, own].float() @ projection.weight[own].float()  # type: ignore[no-any-return]
         alone = torch.zeros_like(inputs)
         alone[:, own] = inputs[:, own]
         return self._project(alone) - self._project(torch.zeros_like(inputs[:1]))
