@@ -46,6 +46,9 @@ class Lens:
         intervention: what is changed in the model while it runs.
         heads: of the layers whose attention heads are lensed one by one.
         attribution: of the model, where attributions are asked for.
+
+    Attributes:
+        intervention: as given, or one that changes nothing.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class Lens:
         hidden = hidden if hidden is not None else LogitLens()
         self.intervention = intervention if intervention is not None else Intervention()
         questions = Questions(settings.stats or (), tracked, settings.residual_stats)
-        self._attribution = attribution if questions.attributes else None
+        attribution = attribution if questions.attributes else None
         self._last: Place = ("resid_post", len(adapter.sites) - 1)
         layers_by_tap = {tap: layers_of(tap, layers) for tap in taps}
         places = [(tap, layer) for tap in taps for layer in layers_by_tap[tap]]
@@ -79,14 +82,16 @@ class Lens:
             (self._walk, plan) if self._walk and plan else None,
             hidden,
             questions,
-            self._attribution,
+            attribution,
             frozenset(places),
             layers_by_tap | _head_layers(self._heads),
         )
         self._needs_final = questions.needs_final
-        read = plan.sites if plan else {(tap, layer): adapter.sites[layer][tap] for tap, layer in places}
-        self._sites = {**read, **{("heads", layer): one.site for layer, one in self._heads.items()}}
-        self._sites |= self._attribution.sites if self._attribution else {}
+        self._sites = {
+            **(plan.sites if plan else {(tap, layer): adapter.sites[layer][tap] for tap, layer in places}),
+            **{("heads", layer): one.site for layer, one in self._heads.items()},
+            **(attribution.sites if attribution else {}),
+        }
         self._end = {self._last: adapter.sites[-1]["resid_post"]}
 
     def _planned(self, places: list[Place]) -> WalkPlan | None:
