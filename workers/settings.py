@@ -19,8 +19,10 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 LogprobType = Literal["float16", "float32"]
 OnLong = Literal["truncate", "skip", "error"]
 
-#: Tokens generated after a prompt.
-MAX_NEW_TOKENS = 1 << 20
+#: Most tokens kept at a place, as tables and exports count ranks in 16 bits; and generated after a prompt.
+MAX_TOP_K, MAX_NEW_TOKENS = (1 << 16) - 1, 1 << 20
+#: Tokens of one batch on a CPU, where the settings leave it open.
+CPU_BATCH_TOKENS = 512
 
 
 class ModelSettings(msgspec.Struct, frozen=True):
@@ -70,10 +72,6 @@ class LensSettings(msgspec.Struct, frozen=True):
     lens_digest: str | None = None
     heads: str | None = None
     residual_stats: tuple[str, ...] = ()
-
-
-#: Tokens of one batch on a CPU, where the settings leave it open.
-CPU_BATCH_TOKENS = 512
 
 
 class InputSettings(msgspec.Struct, frozen=True):
@@ -162,10 +160,6 @@ def with_default_stats(lens: LensSettings, n_layers: int) -> LensSettings:
     asked = lens.stats or ()
     more = tuple(name for name in ALL if name not in asked) if every and lens.stats != () else ()
     return msgspec.structs.replace(lens, stats=asked, residual_stats=more)
-
-
-#: Tokens kept at a place; tables and exports count ranks in 16 bits.
-MAX_TOP_K = (1 << 16) - 1
 
 
 def _path_as_text(value: object) -> str:
