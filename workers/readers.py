@@ -1,6 +1,6 @@
 """What becomes of the hidden rows that hooks hand over: read out each by itself, or as parts of running sums (walk.py)."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,15 +36,6 @@ class Read(NamedTuple):
     kl: NDArray[Any]
 
 
-class Reader(Protocol):
-    """Takes the rows of one batch, and has the read-outs in ``done`` after ``flush``."""
-
-    done: dict[Place, Read]
-
-    def take(self, tap: str, layer: int, rows: Tensor) -> None: ...
-    def flush(self) -> None: ...
-
-
 class DirectReader:
     """Collects rows and reads them out together: one large product is far faster than many small ones.
 
@@ -53,6 +44,9 @@ class DirectReader:
         k: tokens kept.
         budget: bytes of rows beyond which they are read out, so that memory stays flat in layers and length.
         asked: what else is asked of each of the N tokens.
+
+    Attributes:
+        done: the read-outs of a batch, all of them after ``flush``.
     """
 
     def __init__(self, projection: Projection, k: int, budget: int, asked: Asked | None = None) -> None:
@@ -99,7 +93,7 @@ class WalkReader:
         k: tokens kept.
         wanted: places to read out.
         starts: places of residuals at which a segment begins.
-        budget, asked: as of DirectReader.
+        budget, asked, done: as of DirectReader.
     """
 
     def __init__(

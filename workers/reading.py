@@ -16,7 +16,7 @@ from raylens.workers.lenses.interface import HiddenLens, Place
 from raylens.workers.plan import WalkPlan
 from raylens.workers.projection import Projection
 from raylens.workers.questions import Question, Questions
-from raylens.workers.readers import DirectReader, Read, Reader, WalkReader
+from raylens.workers.readers import DirectReader, Read, WalkReader
 from raylens.workers.settings import LensSettings
 from raylens.workers.walk import Walk
 
@@ -76,7 +76,7 @@ class ReadPlan:
             end, best = Final(final, read.logsumexp, read.entropy), read.ids
         return Reading(self, self.questions.about(following, tracked, end, best), end)
 
-    def reader(self, asked: Asked | None) -> Reader:
+    def reader(self, asked: Asked | None) -> DirectReader | WalkReader:
         """Of the residual and, where residuals are running sums, of their parts."""
         if self.walking is None:
             return self.direct(asked)
