@@ -80,7 +80,7 @@ def measure(worker: Worker, prompts: list[Prompt]) -> dict[str, float]:
     start = time.perf_counter()
     with torch.inference_mode():
         for batch in seen:
-            lens._trunk(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+            lens._adapter.trunk(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
     shares = {"forward": time.perf_counter() - start, **{name: _wall(clock) for name, clock in spent.items()}}
     return {**shares, "rest": whole - sum(shares.values()), "whole": whole}
 
