@@ -13,7 +13,7 @@ from raylens.storage.positions import FORMS as POSITIONS
 
 
 @click.command("query")
-@click.argument("address", metavar="RUN", required=False)
+@click.argument("address", metavar="[RUN]", required=False)
 @click.argument("name", metavar="[NAME]", required=False)
 @store_option
 @click.option("--list", "only_list", is_flag=True, help="List the queries and the options of each.")
@@ -28,7 +28,9 @@ from raylens.storage.positions import FORMS as POSITIONS
 @click.option("--tap", help="Tap to look at, or all.")
 @click.option("--layers", help=f"Layers to look at: {LAYERS}.")
 @click.option("--positions", help=f"Positions to look at: {POSITIONS}.")
-@click.option("--rank", metavar="N", help="Look among the N best tokens of each place.")
+@click.option(
+    "--rank", metavar="N", help="token: look among the N best tokens of each place; promoted: list the N most frequent tokens."
+)
 @click.option("--by", metavar="KEY", help="Split the result by this key of the prompts' metadata.")
 @click.option("--limit", metavar="N", help="Return at most N rows.")
 @output_options

@@ -34,6 +34,8 @@ class CorpusSettings(msgspec.Struct, frozen=True):
         """Raise UsageError for values that cannot be used."""
         check_types(self)
         if self.limit is not None and self.limit < 1:
-            raise UsageError(f"limit {self.limit} leaves no prompt; use 1 or more")
+            raise UsageError(f"--limit {self.limit}: leaves no prompt; use 1 or more")
         if self.column is not None and self.column == self.id_column:
-            raise UsageError(f"column {self.column!r} cannot be both the prompt and its id; name two columns")
+            raise UsageError(
+                f"--column {self.column!r}: cannot be both the prompt and its id; name another column with --id-column"
+            )

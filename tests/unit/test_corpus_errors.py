@@ -246,10 +246,10 @@ def test_duplicate_ids_name_both_places(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_used() -> None:
     for settings, message in [
         (CorpusSettings(), "no corpus; name files"),
-        (CorpusSettings(texts=("x",), limit=0), "limit 0 leaves no prompt; use 1 or more"),
+        (CorpusSettings(texts=("x",), limit=0), "--limit 0: leaves no prompt; use 1 or more"),
         (CorpusSettings(texts=("x",), format="xml"), "format 'xml': choose from auto, jsonl"),  # type: ignore[arg-type]
         (CorpusSettings(texts=("x",), limit="5"), "limit"),  # type: ignore[arg-type]
-        (CorpusSettings(texts=("x",), column="a", id_column="a"), "column 'a' cannot be both the prompt and its id"),
+        (CorpusSettings(texts=("x",), column="a", id_column="a"), "--column 'a': cannot be both the prompt and its id"),
     ]:
         with pytest.raises(UsageError, match=message):
             Corpus(settings)
