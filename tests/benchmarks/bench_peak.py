@@ -53,7 +53,9 @@ def one(length: int, stats: str) -> None:
     list(worker.run([Prompt(0, "0", token_ids=ids[:64])]))  # compiles, and lets the allocator grow
     batch = torch.tensor([ids])
     with torch.inference_mode():
-        forward = growth(lambda: worker._lens._adapter.trunk(input_ids=batch, attention_mask=torch.ones_like(batch), use_cache=False))
+        forward = growth(
+            lambda: worker._lens._adapter.trunk(input_ids=batch, attention_mask=torch.ones_like(batch), use_cache=False)
+        )
     lens = growth(lambda: list(worker.run([Prompt(0, "0", token_ids=ids)])))
     print(f"| {length} | {stats or 'none'} | {forward:.0f} | {lens:.0f} | {laid_out:.0f} |", flush=True)
 
