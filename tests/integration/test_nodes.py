@@ -83,7 +83,7 @@ def test_ray_client(tmp_path: Path, tiny: Path) -> None:
 
         refused = run()
         assert refused.returncode == 5, refused.stderr
-        assert "the embedded server does not reach; give --redis URL" in refused.stderr
+        assert "which cannot reach the embedded server; give --redis URL" in refused.stderr
         done = run("--redis", url)
         assert done.returncode == 0, done.stderr
     assert raylens.open(tmp_path / "st")["r"].counts()["records"] == 1
