@@ -263,7 +263,13 @@ def test_a_broken_model(tmp_path: Path, tiny: Path, name: str, change: Any) -> N
 def test_a_model_of_sizes_that_cannot_be(tmp_path: Path, tiny: Path, change: dict[str, int]) -> None:
     """Refused before anything of such a size is made."""
     model = broken(tiny, tmp_path, "config.json", json.dumps(json.loads((tiny / "config.json").read_text()) | change))
-    check(raylens_command("lens", "a", "-m", str(model)), 4, f"--model {model}", "does not have the sizes of a language model", "limit")
+    check(
+        raylens_command("lens", "a", "-m", str(model)),
+        4,
+        f"--model {model}",
+        "does not have the sizes of a language model",
+        "limit",
+    )
 
 
 def test_a_tokenizer_whose_vocabulary_no_reader_would_take(tmp_path: Path) -> None:
