@@ -56,6 +56,10 @@ class Choices:
         Raises:
             UsageError: naming the option.
         """
+        for name in ("layer_step", "important"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: give a number from 1")
         if self.kind in charts.KINDS:
             self._refuse(_OF_PROMPTS)
             if (self.kind == "compare") != (self.against is not None):
@@ -68,7 +72,8 @@ class Choices:
 
     def _refuse(self, names: tuple[str, ...]) -> None:
         for name in names:
-            if getattr(self, name) not in (None, False, (), []):
+            value = getattr(self, name)
+            if value is not None and value is not False and value not in ((), []):  # the token of id 0 is one
                 raise UsageError(f"--{name.replace('_', '-')}: does not go with --kind {self.kind}; leave it out")
 
     def request(self, model: str, title: str | None = None) -> Request:
@@ -129,8 +134,10 @@ def draw(run: "Run", prompt_id: str | None, choices: Choices, output: str | Path
     """
     choices.check()
     if choices.kind not in charts.KINDS:
-        record = _record(run, prompt_id, choices.kind)
-        return draw_record(record, choices, output, choices.request(run.manifest.title), choices.tokens(run), run.vocabulary)
+        if prompt_id is None:
+            raise UsageError(f"--kind {choices.kind} draws one prompt: name one of run {run.name!r}")
+        request, tokens = choices.request(run.manifest.title), choices.tokens(run)
+        return draw_record(run.record(prompt_id), choices, output, request, tokens, run.vocabulary)
     if prompt_id is not None:
         raise UsageError(f"--kind {choices.kind} draws a whole run, and {prompt_id[:80]!r} is a prompt: name the run alone")
     path, suffix = _target(output)
@@ -171,12 +178,3 @@ def _target(output: str | Path | None) -> tuple[Path | None, str]:
 
 def _picture(path: Path | None, suffix: str, files: list[bytes], pages: bool) -> Picture:
     return Picture(suffix, files, [] if path is None else plots.save(path, files, pages))
-
-
-def _record(run: "Run", prompt_id: str | None, kind: str) -> Record:
-    if prompt_id is None:
-        raise UsageError(f"--kind {kind} draws one prompt: name one of run {run.name!r}")
-    outcome = run[prompt_id]
-    if not isinstance(outcome, Record):
-        raise UsageError(f"prompt {prompt_id!r} has no record: it failed ({outcome.kind}): {outcome.message}")
-    return outcome

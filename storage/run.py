@@ -98,6 +98,18 @@ class Run(DataFrames):
         outcome = self._read(prompt_id, partial(read_outcome, vocabulary_size=self.manifest.vocabulary_size))
         return replace(outcome, vocabulary=self._stored_vocabulary) if isinstance(outcome, Record) else outcome
 
+    def record(self, prompt_id: str) -> Record:
+        """The record of a prompt.
+
+        Raises:
+            UsageError: no such prompt, or it failed; with the reason.
+            StoreError: its segment is damaged.
+        """
+        outcome = self[prompt_id]
+        if not isinstance(outcome, Record):
+            raise UsageError(f"prompt {prompt_id!r} has no record: it failed ({outcome.kind}): {outcome.message}")
+        return outcome
+
     def neighbours(self, prompt_id: str) -> tuple[str | None, str | None]:
         """The ids of the stored prompts before and after one in corpus order; None at either end.
 

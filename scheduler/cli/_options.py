@@ -83,6 +83,25 @@ def model_options(function: F, required: bool = True) -> F:
     return function
 
 
+def corpus_options(function: F) -> F:
+    """How a corpus is read, and how much of it."""
+    options = [
+        click.option(
+            "--format",
+            "corpus_format",
+            type=click.Choice(CORPUS_FORMATS),
+            default="auto",
+            help="Format of the corpus; auto goes by the file's extension.",
+        ),
+        click.option("--column", help="Field or column with the text; by default text, prompt, content, question or input."),
+        click.option("--id-column", help="Field or column with the id; by default id, if there is one."),
+        click.option("--limit", type=int, help="Take only this many prompts, from the start of the corpus."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def layers_option(function: F) -> F:
     """``--layers``."""
     return click.option("--layers", default="all", show_default=True, help=f"Layers to lens: {FORMS}.")(function)
@@ -180,15 +199,10 @@ def open_record(store: str, address: str) -> "tuple[Run, Record]":
     Raises:
         UsageError: there is no such run or prompt, or the prompt failed.
     """
-    from raylens.storage.record import Record
-
     run, prompt = open_run(store, address)
     if prompt is None:
         raise UsageError(f"{address!r} names a run; name a prompt of it as {run.name}/PROMPT")
-    outcome = run[prompt]
-    if not isinstance(outcome, Record):
-        raise UsageError(f"prompt {prompt!r} has no record: it failed ({outcome.kind}): {outcome.message}")
-    return run, outcome
+    return run, run.record(prompt)
 
 
 def show_command(store: str | Path, run: str, *options: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from raylens.scheduler.cli._options import CORPUS_FORMATS, Sectioned, model_options, model_settings, print_table
+from raylens.scheduler.cli._options import Sectioned, corpus_options, model_options, model_settings, print_table
 
 if TYPE_CHECKING:
     from raylens.workers.fitting.report import FitReport
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _HEADINGS = {
     "model": "Model",
-    "kind_of_corpus": "Corpus",
+    "corpus_format": "Corpus",
     "output": "Lens and fit",
     "actors": "Actors and Ray",
     "as_json": "Output",
@@ -26,16 +26,7 @@ _HEADINGS = {
 @click.command("fit-lens", cls=Sectioned, headings=_HEADINGS, context_settings={"show_default": True})
 @click.argument("corpus", nargs=-1, required=True)
 @model_options
-@click.option(
-    "--format",
-    "kind_of_corpus",
-    type=click.Choice(CORPUS_FORMATS),
-    default="auto",
-    help="Format of the corpus; auto goes by the file's extension.",
-)
-@click.option("--column", help="Field or column with the text; by default text, prompt, content, question or input.")
-@click.option("--id-column", help="Field or column with the id; by default id, if there is one.")
-@click.option("--limit", type=int, help="Take only this many prompts, from the start of the corpus.")
+@corpus_options
 @click.option("-o", "--output", required=True, metavar="LENS", help="Folder to create for the lens; must not exist yet.")
 @click.option(
     "--kind",
@@ -84,7 +75,7 @@ def command(**options: Any) -> None:
     corpus = Corpus(
         CorpusSettings(
             sources=options["corpus"],
-            format=options["kind_of_corpus"],
+            format=options["corpus_format"],
             column=options["column"],
             id_column=options["id_column"],
             limit=options["limit"],

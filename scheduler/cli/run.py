@@ -9,9 +9,9 @@ import click
 
 from raylens.scheduler.cli._config import load_config, read_text
 from raylens.scheduler.cli._options import (
-    CORPUS_FORMATS,
     DEFAULT_STORE,
     Sectioned,
+    corpus_options,
     generation_options,
     intervene_option,
     layers_option,
@@ -45,16 +45,7 @@ _HEADINGS = {
 @click.argument("corpus", nargs=-1)
 @model_options
 @click.option("--text", multiple=True, help="Prompt given on the command line; repeatable.")
-@click.option(
-    "--format",
-    "kind",
-    type=click.Choice(CORPUS_FORMATS),
-    default="auto",
-    help="Format of the corpus; auto goes by the file's extension.",
-)
-@click.option("--column", help="Field or column with the text; by default text, prompt, content, question or input.")
-@click.option("--id-column", help="Field or column with the id; by default id, if there is one.")
-@click.option("--limit", type=int, help="Take only this many prompts, from the start of the corpus.")
+@corpus_options
 @click.option(
     "--chat-template",
     type=click.Path(exists=True, dir_okay=False),
@@ -180,7 +171,7 @@ def _corpus(options: dict[str, Any]) -> Any:
         CorpusSettings(
             sources=options["corpus"],
             texts=options["text"],
-            format=options["kind"],
+            format=options["corpus_format"],
             column=options["column"],
             id_column=options["id_column"],
             limit=options["limit"],
