@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raylens.workers.tokenize import Tokenized
@@ -20,27 +22,19 @@ class Batch:
     Attributes:
         prompts: the prompts.
         ids, mask: [B, T] int64.
-        rows: [N] int64, the chosen positions as rows of the flattened [B*T], prompt after prompt.
+        rows: [N] int64, the positions to read, as rows of the flattened [B*T].
+        following: [N] the token after each, -1 where there is none.
+        tracked: [N] the tokens tracked there.
+        places: of each prompt, which of the N are its chosen positions.
     """
 
     prompts: list[Tokenized]
     ids: Tensor
     mask: Tensor
     rows: Tensor
-
-    @property
-    def following(self) -> list[int]:
-        """[N] the token after each chosen position, -1 where there is none."""
-        return [
-            prompt.ids[position + 1] if position + 1 < len(prompt.ids) else -1
-            for prompt in self.prompts
-            for position in prompt.positions
-        ]
-
-    @property
-    def tracked(self) -> list[tuple[int, ...]]:
-        """[N] the tokens tracked there."""
-        return [prompt.tracked for prompt in self.prompts for _ in prompt.positions]
+    following: list[int]
+    tracked: list[tuple[int, ...]]
+    places: list[NDArray[np.int64]]
 
 
 def position_switch(config: Any) -> int | None:
@@ -91,14 +85,45 @@ def batches(
         yield batch
 
 
-def pad(prompts: list[Tokenized], device: torch.device) -> Batch:
-    """Pad on the right. The padding id is 0: masked, and after every real token, it is never read."""
+def pad(prompts: list[Tokenized], device: torch.device, once: bool = False) -> Batch:
+    """Pad on the right. The padding id is 0: masked, and after every real token, it is never read.
+
+    Args:
+        once: whether a place is read once for all prompts that are the same up to the token after it. A causal model gives them
+            the same there (trunk.py measures that), unless it is edited at positions that count from a prompt's end.
+    """
     longest = max(len(prompt.ids) for prompt in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     rows: list[int] = []
+    following: list[int] = []
+    tracked: list[tuple[int, ...]] = []
+    places: list[NDArray[np.int64]] = []
+    numbers: dict[tuple[int, int], int] = {}
+    row_of: dict[tuple[int, tuple[int, ...]], int] = {}
     for number, prompt in enumerate(prompts):
         ids[number, : len(prompt.ids)] = torch.tensor(prompt.ids)
         mask[number, : len(prompt.ids)] = 1
-        rows += [number * longest + position for position in prompt.positions]
-    return Batch(prompts, ids.to(device), mask.to(device), torch.tensor(rows, device=device))
+        own = () if once else (-2 - number,)  # a first token that no other prompt has
+        beginnings = _beginnings((*own, *prompt.ids, -1), numbers)[-len(prompt.ids) :]  # each with the token after its place
+        keys = [(beginnings[position], prompt.tracked) for position in prompt.positions]
+        for position, key in zip(prompt.positions, keys, strict=True):
+            if key not in row_of:
+                row_of[key] = len(rows)
+                rows.append(number * longest + position)
+                following.append(prompt.ids[position + 1] if position + 1 < len(prompt.ids) else -1)
+                tracked.append(prompt.tracked)
+        places.append(np.array([row_of[key] for key in keys], dtype=np.int64))
+    return Batch(prompts, ids.to(device), mask.to(device), torch.tensor(rows, device=device), following, tracked, places)
+
+
+def _beginnings(ids: Sequence[int], numbers: dict[tuple[int, int], int]) -> list[int]:
+    """The number of the beginning that ends with each token; equal beginnings have equal numbers.
+
+    Args:
+        numbers: number of a beginning, and the token after it -> number of the longer one; filled here.
+    """
+    found = [0]
+    for token in ids:
+        found.append(numbers.setdefault((found[-1], token), len(numbers) + 1))
+    return found[1:]

@@ -117,13 +117,10 @@ class Lens:
     def __call__(self, batch: Batch) -> list["Record | ValueError"]:
         """A record for each prompt of the batch, or a ValueError where the model's numbers are not finite."""
         taps = self._kept(batch) if self._needs_final and self._may_keep(batch) else self._passing(batch)
-        records: list[Record | ValueError] = []
-        start = 0
-        for prompt in batch.prompts:
-            part = slice(start, start + len(prompt.positions))
-            start = part.stop
-            records.append(self.record(prompt, {name: tap.part(part) for name, tap in taps.items()}))
-        return records
+        return [
+            self.record(prompt, {name: tap.part(places) for name, tap in taps.items()})
+            for prompt, places in zip(batch.prompts, batch.places, strict=True)
+        ]
 
     def taps(self, rows: dict[Place, Tensor], following: Sequence[int], tracked: Sequence[tuple[int, ...]]) -> dict[str, TapLens]:
         """The lens of N tokens whose hidden states were captured before.

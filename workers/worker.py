@@ -166,7 +166,9 @@ class Worker:
     def _attempt(self, prompts: list[Tokenized]) -> list[Record | ValueError] | Exception:
         """The outcomes of a batch, or what the model raised, without the frames that would keep its tensors in memory."""
         try:
-            return self._generation(prompts) if self._generation else self._lens(pad(prompts, self._device))
+            if self._generation is not None:
+                return self._generation(prompts)
+            return self._lens(pad(prompts, self._device, once=not self._settings.edits))
         except Exception as error:  # noqa: BLE001  a model may raise anything; one bad prompt never stops a run
             error.__cause__ = error.__context__ = None
             failed = error.with_traceback(None)
