@@ -13,7 +13,7 @@ from raylens.storage.database import Database
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import fit_apart, text_label
 from raylens.storage.plots.panel import share_axis, upward_axis
-from raylens.storage.plots.scales import nats_scale, prob_scale
+from raylens.storage.plots.scales import entropy_scale, kl_scale, prob_scale
 from raylens.storage.result import ask
 from raylens.storage.run import Run
 
@@ -68,8 +68,8 @@ def _maps(groups: _Groups, labels: Mapping[str | None, str], layers: Sequence[in
     maps = []
     for column, scale in (
         ("agreement", prob_scale("share of places where the top token is the final prediction")),
-        ("entropy", nats_scale("mean entropy in nats, scale ends at 12")),
-        ("kl", nats_scale("mean KL to the final prediction in nats, scale ends at 12")),
+        ("entropy", entropy_scale("mean entropy in nats, scale ends at 12")),
+        ("kl", kl_scale("mean KL to the final prediction in nats, log scale")),
     ):
         rows = {name: series(groups[name], column, layers) for name in labels}
         known = [name for name, values in rows.items() if np.isfinite(values).any()]

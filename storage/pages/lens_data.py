@@ -16,7 +16,7 @@ from raylens.storage.labels import text_label, token_label
 from raylens.storage.pages.packing import packed, packed_logprobs, packed_texts, smallest_unsigned
 from raylens.storage.plots.canvas import Scale
 from raylens.storage.plots.request import columns_of, prediction, taps_of
-from raylens.storage.plots.scales import exact_rank_scale, logprob_scale, nats_scale, prob_scale, rank_scale
+from raylens.storage.plots.scales import entropy_scale, exact_rank_scale, kl_scale, logprob_scale, prob_scale, rank_scale
 from raylens.storage.record import Record, TapLens
 from raylens.storage.vocabulary import Vocabulary
 
@@ -80,8 +80,15 @@ def _tap(name: str, lens: TapLens, columns: list[int], ids: NDArray[np.uint32]) 
 
 def _scales(k: int) -> dict[str, dict[str, Any]]:
     """The pictures' scales, so that a page has their colours."""
-    scales = {"rank": rank_scale("", k), "exact_rank": exact_rank_scale(""), "prob": prob_scale(""), "logprob": logprob_scale("")}
-    return {stat: _scale(scale) for stat, scale in {**scales, "entropy": nats_scale(""), "kl": nats_scale("")}.items()}
+    scales = {
+        "rank": rank_scale("", k),
+        "exact_rank": exact_rank_scale(""),
+        "prob": prob_scale(""),
+        "logprob": logprob_scale(""),
+        "entropy": entropy_scale(""),
+        "kl": kl_scale(""),
+    }
+    return {stat: _scale(scale) for stat, scale in scales.items()}
 
 
 def _scale(scale: Scale) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from raylens.storage.labels import token_label
 from raylens.storage.plots.canvas import CELL, LEAST_WIDTH, MARGIN, Array, Scale, Sheet, headed
 from raylens.storage.plots.paging import MOST_ROWS, page_caption, parts
 from raylens.storage.plots.request import Prediction, Request, columns_of, coverage, prediction
-from raylens.storage.plots.scales import exact_rank_scale, logprob_scale, nats_scale, prob_scale, rank_scale
+from raylens.storage.plots.scales import entropy_scale, exact_rank_scale, kl_scale, logprob_scale, prob_scale, rank_scale
 from raylens.storage.plots.standing import known_everywhere, ranks, standing
 from raylens.storage.record import Record, TapLens
 from raylens.storage.vocabulary import Vocabulary
@@ -215,9 +215,9 @@ def _values(record: Record, lens: TapLens, stat: str, subject: _Subject, exact: 
 
 def _scale(stat: str, k: int, subject: _Subject, exact: bool) -> Scale:
     if stat == "entropy":
-        return nats_scale("entropy in nats, scale ends at 12")
+        return entropy_scale("entropy in nats, scale ends at 12")
     if stat == "kl":
-        return nats_scale("KL to the final prediction in nats, scale ends at 12")
+        return kl_scale("KL to the final prediction in nats, log scale")
     if stat == "rank":
         label = f"rank of {subject.name}, log scale"
         return exact_rank_scale(label) if exact else rank_scale(label, k)

@@ -16,10 +16,15 @@ def logprob_scale(label: str) -> Scale:
     return Scale(label, -8, 0, "viridis", tuple((v, f"{v}") for v in range(-8, 1, 2)))
 
 
-def nats_scale(label: str) -> Scale:
-    """Of entropies and KL in nats, where less is surer."""
+def entropy_scale(label: str) -> Scale:
+    """Of entropies in nats, where less is surer."""
     # Twelve nats are those of 160,000 equally likely tokens; a scale by vocabulary size would not compare across models.
     return Scale(label, 0, 12, "cividis_r", tuple((v, f"{v}") for v in range(0, 13, 3)))
+
+
+def kl_scale(label: str) -> Scale:
+    """Of KL in nats, which has no bound: tens of nats in early layers, hundredths in the last ones."""
+    return Scale(label, 0.1, 100, "cividis_r", ((0.1, "≤0.1"), (1, "1"), (10, "10"), (100, "≥100")), log=True)
 
 
 def logit_scale(label: str) -> Scale:

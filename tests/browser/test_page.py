@@ -15,7 +15,7 @@ from playwright.sync_api import Locator, Page
 from raylens.storage.labels import token_label
 from raylens.storage.pages.page import record_page
 from raylens.storage.plots.request import Request, prediction
-from raylens.storage.plots.scales import exact_rank_scale, logprob_scale, nats_scale, prob_scale, rank_scale
+from raylens.storage.plots.scales import entropy_scale, exact_rank_scale, kl_scale, logprob_scale, prob_scale, rank_scale
 from raylens.storage.plots.standing import ranks
 from raylens.storage.plots.trajectory import trajectories
 from raylens.storage.record import Record
@@ -116,13 +116,13 @@ def test_colours_are_those_of_the_picture(run: Run, tmp_path: Path, open_page: O
         "kl": lens.stats["kl"].astype(np.float64),
     }[stat]
     rank = exact_rank_scale("") if tap == "resid_post" else rank_scale("", 4)
-    made = {"rank": rank, "prob": prob_scale(""), "logprob": logprob_scale("")}
-    scale = made.get(stat, nats_scale(""))
+    made = {"rank": rank, "prob": prob_scale(""), "logprob": logprob_scale(""), "entropy": entropy_scale(""), "kl": kl_scale("")}
+    scale = made[stat]
+    steps = (-1 / 50, 0, 1 / 50)
     near = [
-        scale.paint(np.clip(values + step * (scale.high - scale.low), scale.low, scale.high)) for step in (-1 / 50, 0, 1 / 50)
+        scale.paint(values * (scale.high / scale.low) ** step if scale.log else values + step * (scale.high - scale.low))
+        for step in steps
     ]
-    if stat == "rank":
-        near = [scale.paint(np.clip(values * factor, scale.low, scale.high)) for factor in (0.95, 1, 1.05)]
     found = np.array([[[int(one[at : at + 2], 16) / 255 for at in (1, 3, 5)] for one in row] for row in painted(page)])
     low, high = np.min(near, axis=0)[..., :3] - 0.03, np.max(near, axis=0)[..., :3] + 0.03
     assert ((low <= found) & (found <= high)).all()

@@ -193,11 +193,26 @@ def test_grid_of_logprob_and_kl() -> None:
         grid.grid(record, vocabulary, Request("m", "logprob")).values[0], np.log([0.5, 0.4, 0.9]), rtol=1e-6
     )
     kl = np.array([[1, 2, 3], [0, 0, 0]], np.float32)
-    record = replace(record, taps={"resid_post": replace(record.taps["resid_post"], stats={"kl": kl})})
+    record = with_kl(record, kl)
     np.testing.assert_array_equal(grid.grid(record, vocabulary, Request("m", "kl")).values, kl)
     both = replace(record, taps={"resid_pre": replace(record.taps["resid_post"], stats={}), **record.taps})
     assert not grid.grid(both, vocabulary, Request("m", "kl")).has_embedding  # it has no kl to show
     assert grid.grid(both, vocabulary, Request("m", "entropy")).has_embedding
+
+
+def with_kl(record: Record, kl: np.ndarray) -> Record:
+    """The record with that KL, [L, P]."""
+    return replace(record, taps={"resid_post": replace(record.taps["resid_post"], stats={"kl": kl})})
+
+
+def test_kl_of_early_layers_is_told_apart() -> None:
+    """It is tens of nats there and hundredths in the last ones; 0 and what rounding makes of it look alike."""
+    record, vocabulary = fixed()
+    kl = np.array([[60, 30, 15], [5, 0, -1e-7]], np.float32)
+    picture = grid.grid(with_kl(record, kl), vocabulary, Request("m", "kl"))
+    colours = picture.scale.paint(picture.values)[..., :3].reshape(6, 3)
+    assert np.abs(np.diff(colours[:5], axis=0)).max(axis=1).min() > 0.05
+    np.testing.assert_array_equal(colours[4], colours[5])
 
 
 # --- what a rank picture shows

@@ -101,7 +101,7 @@ class Controls {
       prob: ["probability of ", shown(of)],
       logprob: ["logprob of ", shown(of), ", nats"],
       entropy: ["entropy, nats"],
-      kl: ["KL to the final prediction, nats"],
+      kl: ["KL to the final prediction, nats, log scale"],
     };
     this.at("scale-name").replaceChildren(...words[state.stat]);
   }
