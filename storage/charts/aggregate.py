@@ -19,6 +19,7 @@ from raylens.storage.run import Run
 
 #: Rows by tap, or by value of the key, None for prompts that lack it.
 _Groups = Mapping[Any, list[dict[str, Any]]]
+_MEDIANS = {"entropy": "median entropy in nats", "kl": "median KL to the final prediction in nats"}
 _NAME_CELLS = 16  # of a value in a label, before the number of its places
 
 
@@ -47,7 +48,8 @@ def aggregate(run: Run, by: str | None = None, positions: str | None = None) -> 
         groups[row["tap"] if by is None else row["split"]].append(row)
     names = drawn_taps(groups) if by is None else sorted(groups, key=lambda value: (value is not None, value or ""))
     layers = sorted({row["layer"] for name in names for row in groups[name]})
-    plots = [_agreement(groups, names, layers), _entropy(groups, names, layers), _kl(groups, names, layers)]
+    banded = by is None and "resid_post" in names
+    plots = [_agreement(groups, names, layers), *(_medians(groups, names, layers, one, banded) for one in ("entropy", "kl"))]
     plots.append(_depth(decided, layers, names if by is not None else None))
     counts = run.counts()
     places = sum(_places(group) for group in (groups.values() if by else [rows]))
@@ -58,7 +60,7 @@ def aggregate(run: Run, by: str | None = None, positions: str | None = None) -> 
     )
     return Chart(
         heading=f"{run.manifest.title} · run {run.name}",
-        captions=(caption, *([] if by else ["band: 10 to 90 % of the places, of resid_post"])),
+        captions=(caption, *(["band: 10 to 90 % of the places, of resid_post"] if banded else [])),
         panels=Panels(layers, [plot for plot in plots if plot is not None], list(labels.values()), _maps(groups, labels, layers)),
     )
 
@@ -96,22 +98,15 @@ def _agreement(groups: _Groups, names: Sequence[str | None], layers: Sequence[in
     return Plot(share_axis("share of places where the top token is the final prediction"), curves)
 
 
-def _entropy(groups: _Groups, names: Sequence[str | None], layers: Sequence[int]) -> Plot:
-    curves = [_banded(groups[name], name, "entropy", layers) for name in names]
-    return Plot(upward_axis("median entropy in nats", _highest(curves)), curves)
-
-
-def _kl(groups: _Groups, names: Sequence[str | None], layers: Sequence[int]) -> Plot | None:
-    curves = [_banded(groups[name], name, "kl", layers) for name in names]
+def _medians(groups: _Groups, names: Sequence[str | None], layers: Sequence[int], column: str, banded: bool) -> Plot | None:
+    """Of entropy or KL; for resid_post with its band: several would hide each other."""
+    curves = []
+    for name in names:
+        low, middle, high = (series(groups[name], f"{column}_{part}", layers) for part in (10, 50, 90))
+        curves.append(Curve(middle, low, high) if banded and name == "resid_post" else Curve(middle))
     if all(np.isnan(curve.values).all() for curve in curves):
         return None
-    return Plot(upward_axis("median KL to the final prediction in nats", _highest(curves)), curves)
-
-
-def _banded(rows: Sequence[Mapping[str, Any]], name: str | None, column: str, layers: Sequence[int]) -> Curve:
-    """The median, and for resid_post its band: several would hide each other."""
-    low, middle, high = (series(rows, f"{column}_{part}", layers) for part in (10, 50, 90))
-    return Curve(middle, low, high) if name == "resid_post" else Curve(middle)
+    return Plot(upward_axis(_MEDIANS[column], _highest(curves)), curves)
 
 
 def _highest(curves: Sequence[Curve]) -> float:

@@ -95,6 +95,16 @@ def test_a_value_called_none_is_one_of_its_own(tmp_path: Path) -> None:
         assert curve.values.tolist() == [rows[split, layer] for layer in picture.panels.layers]
 
 
+def test_a_value_named_as_a_tap_is_drawn_as_any_other(tmp_path: Path) -> None:
+    """The band is of a tap's curve."""
+    folder, _ = make_run(tmp_path)
+    for index, value in enumerate(("resid_post", "other")):
+        commit_outcomes(folder, make_record(index, metadata={"by": value}))
+    (run,) = open_store(tmp_path)
+    for plot in aggregate(run, by="by").panels.plots:
+        assert all(np.isnan(curve.low).all() for curve in plot.curves)
+
+
 def test_long_values_are_cut_where_they_still_differ(tmp_path: Path) -> None:
     """At their beginning where that is the same: two curves of one name could not be told apart."""
     folder, _ = make_run(tmp_path)
@@ -128,6 +138,7 @@ def test_a_bare_run_has_what_it_can(tmp_path: Path) -> None:
     picture = aggregate(run)
     assert [plot.axis.label for plot in picture.panels.plots] == ["median entropy in nats"]
     assert [one.scale.label for one in picture.panels.maps] == ["mean entropy in nats, scale ends at 12"]
+    assert len(picture.captions) == 1  # of no band, which is of the residual's curve alone
     Image.open(BytesIO(run.plot().pages[0])).verify()
 
 
