@@ -76,10 +76,10 @@ class Choices:
             if value is not None and value is not False and value not in ((), []):  # the token of id 0 is one
                 raise UsageError(f"--{name.replace('_', '-')}: does not go with --kind {self.kind}; leave it out")
 
-    def request(self, model: str, title: str | None = None) -> Request:
-        """What is asked of the picture of any prompt."""
+    def request(self, run: "Run | None", title: str | None = None) -> Request:
+        """What is asked of the picture of any prompt, of a run or of none."""
         return Request(
-            model=model,
+            source="" if run is None else f"{run.manifest.title} · run {run.name}",
             stat=self.stat,
             tap=self.tap,
             title=title,
@@ -136,7 +136,7 @@ def draw(run: "Run", prompt_id: str | None, choices: Choices, output: str | Path
     if choices.kind not in charts.KINDS:
         if prompt_id is None:
             raise UsageError(f"--kind {choices.kind} draws one prompt: name one of run {run.name!r}")
-        request, tokens = choices.request(run.manifest.title), choices.tokens(run)
+        request, tokens = choices.request(run), choices.tokens(run)
         return draw_record(run.record(prompt_id), choices, output, request, tokens, run.vocabulary)
     if prompt_id is not None:
         raise UsageError(f"--kind {choices.kind} draws a whole run, and {prompt_id[:80]!r} is a prompt: name the run alone")
@@ -166,7 +166,7 @@ def draw_alone(record: Record, choices: Choices, output: str | Path | None, titl
     if choices.kind in charts.KINDS:
         raise UsageError(f"--kind {choices.kind} draws a whole run; choose from {', '.join(plots.KINDS)}")
     choices.check()
-    request = choices.request("", fit(text_label(record.text), _TITLE) if title is None else title)
+    request = choices.request(None, fit(text_label(record.text), _TITLE) if title is None else title)
     tokens = Wanted(ids_of(choices.token, vocabulary)) if choices.token not in ((), []) else None
     return draw_record(record, choices, output, request, tokens, vocabulary)
 

@@ -117,7 +117,7 @@ def command(
 def _plot_all(run: "Run", choices: "Choices", suffix: str, output: str, as_json: bool) -> None:
     from raylens.storage.plots.many import Job, plot_all
 
-    shown = choices.request(run.manifest.title), Path(output), choices.place(), choices.tokens(run), choices.font
+    shown = choices.request(run), Path(output), choices.place(), choices.tokens(run), choices.font
     job = Job(choices.kind, suffix, *shown)
     total = sum(entry.failure is None for entry in run.entries)
     count, lacking = 0, 0

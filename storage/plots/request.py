@@ -22,11 +22,11 @@ class Request:
     """The choices that a picture's caller makes; None leaves one to the kind of picture.
 
     Attributes:
-        model: the model's name, for the heading; empty if it is not known.
+        source: the model, and the run if there is one, for the heading; empty if not known.
         stat: what colours the cells.
         tap: the tap to show.
         positions: the positions to show, counted from the start of the prompt.
-        title: heading; the model's and the prompt's name then go to the line below it.
+        title: heading; the source and the prompt's name then go to the line below it.
         layer_step: show every so many layers, counted from the last one down.
         tokens: ids of the tokens that a trajectory follows, or of the one that colours a grid.
         important: show so many layers of a rank picture, those where the predicted token's rank changes most.
@@ -34,7 +34,7 @@ class Request:
         pages: break what is too tall or too long into pages; a grid then shows all positions, the others one a page.
     """
 
-    model: str
+    source: str
     stat: str | None = None
     tap: str | None = None
     positions: Sequence[int] | None = None
@@ -59,7 +59,7 @@ class Request:
         return lines if self.title is None else (text_label(self._subject(record)), *lines)
 
     def _subject(self, record: Record) -> str:
-        return f"{self.model} · prompt {record.id}" if self.model else f"prompt {record.id}"
+        return f"{self.source} · prompt {record.id}" if self.source else f"prompt {record.id}"
 
     def chosen_stat(self, stats: Sequence[str]) -> str:
         """The stat asked for, or the kind's first.

@@ -101,7 +101,7 @@ def test_titles(place: Path) -> None:
         assert (", edited" in record_page(store[name], record).partition("</title>")[0]) == edited
         drawn = raylens_command("plot", f"{name}/p0", "-s", "st", "-o", f"{name}.svg", cwd=place)
         assert drawn.returncode == 0, drawn.stderr
-        assert (", edited · prompt p0" in (place / f"{name}.svg").read_text()) == edited
+        assert (f", edited · run {name} · prompt p0" in (place / f"{name}.svg").read_text()) == edited
         shown = raylens_command("show", name, "--store", "st", cwd=place).stdout
         assert ("of an edited model" in shown) == edited
         assert ("intervention: digest " in shown) == edited

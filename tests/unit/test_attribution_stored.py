@@ -116,7 +116,7 @@ def test_pictures_of_a_token_of_each_prompt(run: Run, tmp_path: Path) -> None:
         assert all_drawn.returncode == 0, all_drawn.stderr
         assert [path.name for path in sorted((tmp_path / kind).iterdir())] == [f"{n}.png" for n in range(5)]
         record = records(run)[2]
-        request = Request(run.manifest.title, tokens=[7, record.tracked[2]])
+        request = Request(f"{run.manifest.title} · run {run.name}", tokens=[7, record.tracked[2]])
         (picture,) = render(record, kind, "png", request, vocabulary=run.vocabulary)
         assert (tmp_path / kind / "2.png").read_bytes() == picture
 

@@ -75,6 +75,12 @@ def test_the_kind_is_that_of_what_is_named(run: Run, record: Record, tmp_path: P
     assert run.plot(against=other).pages == run.plot(kind="compare", against=other).pages
 
 
+def test_a_picture_of_a_prompt_names_its_run(run: Run, record: Record, tmp_path: Path) -> None:
+    """Runs of one model over the same prompts have pictures that can be told apart."""
+    svg = run.plot(record.id, output=tmp_path / "x.svg").pages[0].decode()
+    assert f"<title>{run.manifest.title} · run {run.name} · prompt " in svg
+
+
 @pytest.mark.parametrize(
     ("prompt", "choices", "part"),
     [
