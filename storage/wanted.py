@@ -59,9 +59,10 @@ def wanted(names: str | int | Sequence[str | int], run: Run) -> Wanted:
     tokens: list[int | Own] = []
     tracked = run.manifest.identity.get("lens", {}).get("track", ())
     for name in _each(names):
-        # by the name that it was tracked by, a token is the one that the run took it for, where several have the same bytes
-        own = isinstance(name, str) and (name.startswith(FIELD) or name in tracked)
-        tokens += [Own(tracked_number("token", name, run))] if own else token_ids(name, run.vocabulary)
+        ids = [] if isinstance(name, str) and name.startswith(FIELD) else token_ids(name, run.vocabulary)
+        # where several have the same bytes, a token is by the name that it was tracked by the one that the run took it for
+        own = not ids or (len(ids) > 1 and name in tracked)
+        tokens += [Own(tracked_number("token", name, run))] if own else ids
     return Wanted(tuple(dict.fromkeys(tokens)))
 
 

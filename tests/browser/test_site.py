@@ -212,6 +212,15 @@ def test_a_token_of_each_prompt_is_found(site: Site, store: Path, open_page: Ope
     assert chosen.startswith(f"layer {found[0]['layer']}, position {found[0]['position']}")
 
 
+def test_a_tracked_token_leads_to_its_place_as_any_other(site: Site, open_page: Open) -> None:
+    """It is the same in every prompt: its id is told, and a link colours the grid by it."""
+    page = open_page(site.url("/runs/first/tokens?token=id:1&rank=3"))
+    assert page.get_by_role("status").first.inner_text().endswith("id 1")
+    page.get_by_role("region", name="Places").get_by_role("link").first.click()
+    page.wait_for_selector("html[data-ready]")
+    assert page.locator("#of").input_value() == "1"
+
+
 def test_a_token_that_is_none_is_answered_with_near_ones(site: Site, open_page: Open) -> None:
     """In the page, with the words of the command."""
     page = open_page(site.url("/runs/first/tokens?token=T1"))
