@@ -38,7 +38,7 @@ def command(output: str, as_json: bool, quiet: bool) -> None:
     from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
 
     folder = Path(output)
-    worker = WorkerSettings(ModelSettings("demo"), LensSettings(positions="all"))
+    worker = WorkerSettings(ModelSettings("demo"), LensSettings(positions="all", stats=None))
     settings = RunSettings(worker, store=folder, name="demo", ray="local")
     corpus = Corpus(CorpusSettings(sources=(str(PROMPTS),)))
     outcome = run_from_command(settings, corpus, as_json=as_json, quiet=quiet, words=_words)

@@ -179,6 +179,8 @@ def test_demo_as_json(tmp_path: Path) -> None:
     assert (last["event"], last["run"], last["records"]) == ("done", "demo", 16)
     assert sorted(last["files"]) == ["grid picture", "rank picture", "record"]
     assert all(Path(path).stat().st_size > 0 for path in last["files"].values())
+    # as of a run by default: pictures show the exact rank of the final prediction, a run its KL
+    assert "best_rank" in json.loads(Path(last["files"]["record"]).read_text())["taps"]["resid_post"]["stats"]
 
 
 def test_remedies_of_a_demo_are_its_own(tmp_path: Path) -> None:
