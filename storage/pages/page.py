@@ -11,7 +11,6 @@ from typing import Any
 import orjson
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from raylens.storage.labels import text_label
 from raylens.storage.pages.lens_data import lens_data
 from raylens.storage.record import Record
 from raylens.storage.run import Run
@@ -40,12 +39,7 @@ def record_page(run: Run, record: Record, positions: Sequence[int] | None = None
     Raises:
         UsageError: the record has no tap.
     """
-    return page(title_of(run, record), [record_data(run, record, positions)])
-
-
-def title_of(run: Run, record: Record) -> str:
-    """What the page is called."""
-    return f"{text_label(run.manifest.title)} · {text_label(record.id)} · raylens"
+    return page([record_data(run, record, positions)])
 
 
 def record_data(run: Run, record: Record, positions: Sequence[int] | None = None) -> dict[str, Any]:
@@ -53,16 +47,15 @@ def record_data(run: Run, record: Record, positions: Sequence[int] | None = None
     return lens_data(record, run.vocabulary, run.manifest.title, run.name, positions)
 
 
-def page(title: str, records: Sequence[dict[str, Any]], links: Sequence[Link] = ()) -> str:
-    """The HTML of one record, or of several side by side that are shown alike.
+def page(records: Sequence[dict[str, Any]], links: Sequence[Link] = ()) -> str:
+    """The HTML of one record, or of several of the same prompt side by side that are shown alike.
 
     Args:
-        title: a label (labels.py).
         records: of ``lens_data``.
         links: to other pages of a site; a file of its own has none.
     """
     html: str = _template().render(
-        title=title,
+        records=records,
         policy=policy(),
         style=_style(),
         script=_script(),

@@ -14,7 +14,7 @@ from raylens.storage.record_view import readable
 from raylens.storage.result import ask
 from raylens.storage.run import Run
 from raylens.storage.site import asked
-from raylens.storage.site.links import address, run_links
+from raylens.storage.site.links import address
 from raylens.storage.site.prompts import outcome_of
 from raylens.storage.site.shelf import Shelf
 
@@ -106,8 +106,9 @@ def compare_prompt_page(shelf: Shelf, request: Request) -> str:
         records.append(record_data(run, outcome))
     names = {"one": both[0].name, "other": both[1].name}
     links = [
-        *run_links(both[0].name)[:2],
-        Link(address("compare", **names), f"against {both[1].name}"),
+        Link("/", "runs"),
+        *(Link(address("runs", run.name), run.name) for run in both),
+        Link(address("compare", **names), "compare"),
         Link(address("api", "compare", "prompt", **names, id=request.query_params["id"]), "JSON"),
     ]
-    return page(f"{both[0].name} and {both[1].name} · raylens", records, links)
+    return page(records, links)

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from raylens.storage.database import Database
 from raylens.storage.errors import UsageError
-from raylens.storage.pages.page import Link, page, record_data, title_of
+from raylens.storage.pages.page import Link, page, record_data
 from raylens.storage.record import Failure, Record
 from raylens.storage.record_view import readable
 from raylens.storage.run import Run
@@ -103,7 +103,7 @@ def prompt_page(shelf: Shelf, request: Request) -> str | None:
     if isinstance(outcome, Failure):
         return None
     api = Link(address("api", "runs", one.name, "prompt", id=outcome.id), "JSON")
-    return page(title_of(one, outcome), [record_data(one, outcome)], [*_links(one, outcome.id), api])
+    return page([record_data(one, outcome)], [*_links(one, outcome.id), api])
 
 
 def failure(shelf: Shelf, request: Request) -> dict[str, Any]:

@@ -388,6 +388,15 @@ def test_the_page_is_accessible(run: Run, tmp_path: Path, open_page: Open, width
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+def test_a_short_prompt_leaves_no_gap_beside_its_grid(run: Run, tmp_path: Path, open_page: Open) -> None:
+    """What is told of a place begins where the columns end."""
+    page = shown(open_page, run, tmp_path)
+    table, detail = (page.locator(name).bounding_box() for name in (".grid", ".detail"))
+    assert table is not None
+    assert detail is not None
+    assert 0 < detail["x"] - (table["x"] + table["width"]) < 50
+
+
 def test_print_leaves_the_controls_out(run: Run, tmp_path: Path, open_page: Open) -> None:
     """The grid whole, with its scale."""
     page = shown(open_page, run, tmp_path)

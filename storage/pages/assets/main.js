@@ -11,15 +11,14 @@ class Pane {
     });
     this.detail = new Detail(lens, events.pin);
     this.trajectory = new Trajectory(lens);
-    const about =
-      `run ${lens.run}` +
-      (lens.generated === null ? "" : `; generated: ${lens.generated} to ${lens.length - 1}`) +
-      (lens.truncated_from === null ? "" : `; cut from ${lens.truncated_from} tokens`);
+    const about = [];
+    if (lens.generated !== null) about.push(`generated: ${lens.generated} to ${lens.length - 1}`);
+    if (lens.truncated_from !== null) about.push(`cut from ${lens.truncated_from} tokens`);
     this.element = element(
       "article",
       { class: "pane" },
-      element("h2", {}, `${lens.model} · `, element("bdi", {}, lens.prompt)),
-      element("p", { class: "about" }, about),
+      element("h2", {}, `${lens.model} · run ${lens.run}`),
+      ...(about.length ? [element("p", { class: "about" }, about.join("; "))] : []),
       element("details", {}, element("summary", {}, `Text, ${lens.length} tokens`), element("p", { class: "text", dir: "auto" }, lens.text)),
       element("div", { class: "body" }, this.grid.element, element("div", {}, this.detail.element, this.trajectory.element)),
     );
