@@ -23,4 +23,5 @@ def run_links(name: str) -> list[Link]:
         Link("/", "runs"),
         Link(address("runs", name), name),
         *(Link(address("runs", name, part), text) for part, text in pages.items()),
+        Link(address("compare", one=name), "compare"),
     ]

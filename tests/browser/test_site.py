@@ -241,6 +241,22 @@ def test_aggregates_are_drawn_and_told_in_numbers(site: Site, store: Path, open_
     expect(table).to_have_count(len(open_store(store)["first"].query("layers", by="kind").rows()))
 
 
+def test_aggregates_lead_to_the_prompts_behind_them(site: Site, store: Path, open_page: Open) -> None:
+    """Those of each value of a key, and an example of each kind of failure."""
+    run = open_store(store)["first"]
+    having = [text_label(record.id) for record in run.records() if record.metadata.get("kind") == "kind1"]
+    page = open_page(site.url("/runs/first/aggregate?by=kind"))
+    page.get_by_role("link", name="kind1", exact=True).click()
+    assert having
+    expect(page.locator(".prompts a bdi")).to_have_text(having)
+    page.go_back()
+    page.get_by_role("region", name="Failures").get_by_role("link").first.click()
+    expect(page.locator("h1")).to_contain_text("failed")
+    page.goto(site.url("/runs/first"))
+    page.get_by_role("link", name="2 failures").click()
+    expect(page.locator(".prompts .failure")).to_have_count(2)
+
+
 def test_aggregates_of_some_positions(site: Site, store: Path, open_page: Open) -> None:
     """Picture and numbers are of those; where none was lensed the page says so."""
     page = open_page(site.url("/runs/first/aggregate"))
@@ -267,7 +283,8 @@ def test_runs_are_compared_and_prompts_shown_side_by_side(site: Site, store: Pat
     page.get_by_role("link", name="side by side").click()
     page.get_by_role("link", name="side by side with second").nth(2).click()
     page.wait_for_selector("html[data-ready]")
-    assert page.locator(".pane").count() == 2
+    assert page.locator(".pane h2").all_inner_texts() == ["made-up · run first", "made-up · run second"]
+    assert page.locator("h1").inner_text() == "prompt a/b'2\"…"
     page.get_by_label("Tap").select_option("attn_out")
     run = open_store(store)
     for pane, name in enumerate(("first", "second")):
