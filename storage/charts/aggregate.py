@@ -103,16 +103,15 @@ def _medians(groups: _Groups, names: Sequence[str | None], layers: Sequence[int]
     curves = []
     for name in names:
         low, middle, high = (series(groups[name], f"{column}_{part}", layers) for part in (10, 50, 90))
-        curves.append(Curve(middle, low, high) if banded and name == "resid_post" else Curve(middle))
+        curves.append(Curve(middle, (low, high) if banded and name == "resid_post" else None))
     if all(np.isnan(curve.values).all() for curve in curves):
         return None
     return Plot(upward_axis(_MEDIANS[column], _highest(curves)), curves)
 
 
 def _highest(curves: Sequence[Curve]) -> float:
-    return max(
-        float(np.nanmax(values)) for curve in curves for values in (curve.values, curve.high) if not np.isnan(values).all()
-    )
+    drawn = [values for curve in curves for values in (curve.values, *(curve.band or ()))]
+    return float(np.nanmax(drawn))
 
 
 def _depth(rows: Sequence[Mapping[str, Any]], layers: Sequence[int], values: Sequence[str | None] | None) -> Plot | None:
@@ -125,6 +124,4 @@ def _depth(rows: Sequence[Mapping[str, Any]], layers: Sequence[int], values: Seq
     if values is not None:
         return Plot(share_axis("share of places decided for good by this layer"), curves)
     at_layer = np.diff(curves[0].values, prepend=0.0)
-    return Plot(
-        share_axis("share of places decided for good at this layer (bars) and by it (line)"), curves, alone=True, bars=at_layer
-    )
+    return Plot(share_axis("share of places decided for good at this layer (bars) and by it (line)"), curves, at_layer)

@@ -1,7 +1,7 @@
 """Plots over the same layers, one above the other, and maps of layers by tap below them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,10 @@ _BAR = 5  # the style of bars: pale
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """[L] values, with a band around them if there is one."""
+    """[L] values, with the [L] lows and [L] highs of a band around them if there is one."""
 
     values: Array
-    low: Array = field(default_factory=lambda: np.full(1, np.nan))
-    high: Array = field(default_factory=lambda: np.full(1, np.nan))
+    band: tuple[Array, Array] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,13 +31,11 @@ class Plot:
     """Curves on an axis.
 
     Attributes:
-        alone: whether it has one curve of its own, which is none of the names beside it.
-        bars: [L] from 0 up, below the curves.
+        bars: [L] from 0 up, below a single curve that is none of the names beside it.
     """
 
     axis: Axis
     curves: Sequence[Curve]
-    alone: bool = False
     bars: Array | None = None
 
 
@@ -132,11 +129,11 @@ def _draw_plot(sheet: Sheet, one: Plot, panels: Panels, bottom: float, width: fl
     if one.bars is not None:
         panel.bars(one.bars, _BAR)
     for style, curve in enumerate(one.curves):
-        if len(curve.low) == len(curve.values):
-            panel.band(curve.low, curve.high, style)
+        if curve.band is not None:
+            panel.band(*curve.band, style)
     for style, curve in enumerate(one.curves):
         panel.line(curve.values, style)
-    if not one.alone:
+    if one.bars is None:
         left = _LEFT + width + 0.15
         drawn = [style for style, curve in enumerate(one.curves) if np.isfinite(curve.values).any()]
         panel.key([(style, panels.names[style]) for style in drawn], left, sheet.width - left - MARGIN, CAPTION)

@@ -48,10 +48,9 @@ def site(shelf: Shelf, token: str | None = None) -> Starlette:
         token: what a reader must know (guard.py).
     """
     routes: list[BaseRoute] = []
-    for path, read, template in _PAGES:
-        routes += [Route(_API + path, partial(_json, shelf, read)), Route(path, partial(_page, shelf, read, template))]
-    for path, read, template in _SLOW_PAGES:
-        routes += [Route(_API + path, partial(_json, shelf, read)), Route(path, partial(_slow_page, shelf, read, template))]
+    for pages, answer in ((_PAGES, _page), (_SLOW_PAGES, _slow_page)):
+        for path, read, template in pages:
+            routes += [Route(_API + path, partial(_json, shelf, read)), Route(path, partial(answer, shelf, read, template))]
     routes += [
         Route(f"{_API}/runs/{{run}}/progress", partial(_json, shelf, runs.progress)),
         Route(f"{_API}/runs/{{run}}/prompt", partial(_json, shelf, prompts.prompt)),

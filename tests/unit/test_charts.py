@@ -49,7 +49,8 @@ def test_curves_are_the_queries(runs: tuple[Run, Run]) -> None:
     for name, plots in (("agreement", agreement), ("entropy_50", entropy), ("kl_50", kl)):
         for tap, curve in zip(TAPS, plots.curves, strict=True):
             assert curve.values.tolist() == [rows[tap, layer][name] for layer in picture.panels.layers]
-    assert entropy.curves[-1].high.tolist() == [rows["resid_post", layer]["entropy_90"] for layer in picture.panels.layers]
+    assert entropy.curves[-1].band is not None
+    assert entropy.curves[-1].band[1].tolist() == [rows["resid_post", layer]["entropy_90"] for layer in picture.panels.layers]
     assert depth.bars is not None
     np.testing.assert_allclose(np.cumsum(depth.bars), depth.curves[0].values)
     assert depth.curves[0].values[-1] == 1
@@ -102,7 +103,7 @@ def test_a_value_named_as_a_tap_is_drawn_as_any_other(tmp_path: Path) -> None:
         commit_outcomes(folder, make_record(index, metadata={"by": value}))
     (run,) = open_store(tmp_path)
     for plot in aggregate(run, by="by").panels.plots:
-        assert all(np.isnan(curve.low).all() for curve in plot.curves)
+        assert all(curve.band is None for curve in plot.curves)
 
 
 def test_long_values_are_cut_where_they_still_differ(tmp_path: Path) -> None:

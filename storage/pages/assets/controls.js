@@ -48,14 +48,18 @@ class Controls {
 
   #tokens(state) {
     const follows = ["rank", "prob", "logprob"].includes(state.stat);
-    const usual = state.stat === "rank" ? "the final prediction" : "the top token";
     const known = state.token === null || state.pins.includes(state.token) ? state.pins : [state.token, ...state.pins];
     this.at("of").disabled = !follows;
     this.at("of").replaceChildren(
-      element("option", { value: "" }, follows ? usual : "–"),
+      element("option", { value: "" }, follows ? this.#usual(state) : "–"),
       ...known.map((id) => element("option", { value: id }, this.#label(id))),
     );
     this.at("of").value = follows && state.token !== null ? String(state.token) : "";
+  }
+
+  // What a statistic is of where no token is chosen.
+  #usual({ stat }) {
+    return stat === "rank" ? "the final prediction" : "the top token";
   }
 
   #positions(state, positions) {
@@ -95,7 +99,7 @@ class Controls {
         return tick;
       }),
     );
-    const of = state.token === null ? (state.stat === "rank" ? "the final prediction" : "the top token") : this.#label(state.token);
+    const of = state.token === null ? this.#usual(state) : this.#label(state.token);
     const words = {
       rank: ["rank of ", shown(of), ", log scale"],
       prob: ["probability of ", shown(of)],
