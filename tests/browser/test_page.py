@@ -128,6 +128,27 @@ def test_colours_are_those_of_the_picture(run: Run, tmp_path: Path, open_page: O
     assert ((low <= found) & (found <= high)).all()
 
 
+@pytest.mark.parametrize(
+    ("state", "grey"),
+    [
+        ("#tap=resid_post&stat=prob", None),
+        ("#tap=resid_post&stat=prob&of=0&pin=0", "Grey: not in the stored top 4."),
+        ("#tap=resid_post&stat=kl", None),
+        ("#tap=mlp_out&stat=kl", "Grey: KL not stored."),
+    ],
+)
+def test_what_grey_means_is_said(run: Run, tmp_path: Path, open_page: Open, state: str, grey: str | None) -> None:
+    """Where there is some."""
+    record = record_of(run)
+    del record.taps["mlp_out"].stats["kl"]
+    (tmp_path / "page.html").write_text(record_page(run, record))
+    page = open_page(f"{(tmp_path / 'page.html').as_uri()}{state}")
+    page.wait_for_selector("html[data-ready]")
+    assert ("#d0d0d0" in painted(page)) == (grey is not None)
+    caption = page.locator(".body .about").inner_text()
+    assert grey in caption if grey else "Grey" not in caption
+
+
 def test_a_place_shows_its_best_tokens_and_statistics(run: Run, tmp_path: Path, open_page: Open) -> None:
     """While the mouse is on a cell, and for the chosen one afterwards."""
     page = shown(open_page, run, tmp_path)

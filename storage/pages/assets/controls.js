@@ -125,7 +125,8 @@ class Controls {
       }
     }
     const found = [...places].sort((one, other) => other[1].count - one[1].count || one[0] - other[0]);
-    this.at("found-count").textContent = wanted ? `${found.length} tokens in the top k of ${this.state.tap}` : "";
+    const most = found.length > MOST_FOUND ? `; the ${MOST_FOUND} in most places` : "";
+    this.at("found-count").textContent = wanted ? `${found.length} tokens in the top k of ${this.state.tap}${most}` : "";
     this.at("found").replaceChildren(...found.slice(0, MOST_FOUND).map(([id, one]) => this.#found(id, one)));
   }
 

@@ -40,6 +40,7 @@ class Grid {
     this.layers = lens.taps.has(state.tap) ? [...lens.taps.get(state.tap).layers].reverse() : [];
     this.positions = columns.map((column) => lens.positions[column]);
     this.cells.clear();
+    this.grey = false; // until a cell has no value
     const rows = this.layers.map((layer) =>
       element(
         "tr",
@@ -69,9 +70,11 @@ class Grid {
 
   #caption(state) {
     const { lens } = this;
+    const grey = state.stat === "kl" ? "KL not stored" : `not in the stored top ${lens.taps.get(state.tap)?.k}`;
     return (
       `Cells: top token of ${state.tap}, last layer at the top. Below: the token read; above: the token that comes next, with ✓ ` +
       `where layer ${lens.final_layer} (${lens.final_tap}) predicts it.` +
+      (this.grey ? ` Grey: ${grey}.` : "") +
       (this.positions.some((position) => lens.wrote(position)) ? " Underlined: positions of generated tokens." : "")
     );
   }
@@ -82,6 +85,7 @@ class Grid {
     const { token, logprob } = lens.top(state.tap, layer, column);
     const fixed = state.token === null ? null : lens.token(state.token);
     const value = lens.value(state.stat, state.tap, layer, column, fixed);
+    this.grey ||= value === null;
     const name = `layer ${layer}, position ${position}: ${lens.labels[token]}, ${percent(logprob)}`;
     const cell = element(
       "td",
