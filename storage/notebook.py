@@ -33,11 +33,19 @@ def record_html(record: Record) -> str:
         best = [
             _token_cell(record, int(lens.ids[row, at, 0]), float(np.exp(np.float32(lens.logprobs[row, at, 0])))) for at in columns
         ]
-        rows.append(f"<tr><th>{lens.layers[row]}</th>{''.join(best)}</tr>")
-    read = [fit(label(record.tokens[record.positions[column]]), MAX_TOKEN) for column in columns]
+        rows.append(f"<tr><th>layer {lens.layers[row]}</th>{''.join(best)}</tr>")
+    read = [fit(_read(record, record.positions[column]), MAX_TOKEN) for column in columns]
     rows.append(_cells(read, "token", "th"))
-    title = f"prompt {text_label(record.id)}: {tap}, {len(columns)} of {len(record.positions)} positions"
-    return _table(f"{fit(title, MAX_TEXT)}, {len(range(0, len(lens.layers), step))} of {len(lens.layers)} layers", rows)
+    title = f"prompt {text_label(record.id)}: top token of {tap}, {len(columns)} of {len(record.positions)} positions"
+    layers = f"{len(range(0, len(lens.layers), step))} of {len(lens.layers)} layers"
+    return _table(f"{fit(title, MAX_TEXT)}, {layers}; the bluer, the more probable", rows)
+
+
+def _read(record: Record, position: int) -> str:
+    """The label of the prompt's own token; of bytes that are no text only a vocabulary has one."""
+    if record.vocabulary is None:
+        return label(record.tokens[position])
+    return token_label(record.vocabulary, record.token_ids[position])
 
 
 def _token_cell(record: Record, token: int, probability: float) -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from raylens.storage.labels import text_label
 from raylens.storage.notebook import MAX_LAYERS, MAX_POSITIONS, MAX_TEXT
 from raylens.storage.store import Store
+from raylens.storage.vocabulary import write_vocabulary
 from tests.builders import commit_outcomes, make_failure, make_record, make_run, make_vocabulary
 
 HOSTILE = "</td><script>alert(1)</script><img src=x onerror='alert(2)'>\" style=\"x\u202egnirts\x00\x1b[31m&lt;"
@@ -53,8 +54,8 @@ def test_a_record_shows_its_best_tokens(tmp_path: Path) -> None:
     page = safe(Store(tmp_path)["demo"]["prompt-0"]._repr_html_())
     best = record.taps["resid_post"].ids[:, :, 0].tolist()
     positions = [str(position) for position in record.positions]
-    rows = [["3", *(f"·t{token}" for token in best[1])], ["0", *(f"·t{token}" for token in best[0])]]
-    read = [f"·t{number}" for number in range(4)]
+    rows = [["layer 3", *(f"·t{token}" for token in best[1])], ["layer 0", *(f"·t{token}" for token in best[0])]]
+    read = [f"·t{token}" for token in record.token_ids]
     assert page.texts[1:] == ["position", *positions, *rows[0], *rows[1], "token", *read]
     probabilities = np.exp(record.taps["resid_post"].logprobs[1, :, 0].astype(np.float32))
     titles = [value for name, value in page.attributes if name == "title"]
@@ -65,9 +66,18 @@ def test_a_large_record_is_cut(tmp_path: Path) -> None:
     """The last positions, and layers evenly spaced down from the last; a record by itself shows ids."""
     record = make_record(0, tokens=60, layers=tuple(range(80)), taps=("mlp_out",))
     page = safe(record._repr_html_())
-    assert page.texts[0] == f"prompt prompt-0: mlp_out, {MAX_POSITIONS} of 60 positions, {MAX_LAYERS} of 80 layers"
+    shown = f"{MAX_POSITIONS} of 60 positions, {MAX_LAYERS} of 80 layers"
+    assert page.texts[0] == f"prompt prompt-0: top token of mlp_out, {shown}; the bluer, the more probable"
     assert page.texts[1:3] == ["position", "48"]
-    assert page.texts[2 + MAX_POSITIONS : 4 + MAX_POSITIONS] == ["79", f"‹id {record.taps['mlp_out'].ids[79, 48, 0]}›"]
+    assert page.texts[2 + MAX_POSITIONS : 4 + MAX_POSITIONS] == ["layer 79", f"‹id {record.taps['mlp_out'].ids[79, 48, 0]}›"]
+
+
+def test_a_token_has_its_label_read_or_predicted(tmp_path: Path) -> None:
+    """Bytes that are no text too, which the record's own tokens have as U+FFFD."""
+    folder, _ = make_run(tmp_path)
+    commit_outcomes(folder, make_record(0))
+    write_vocabulary(folder.vocabulary, [b"\xe0"] * len(make_vocabulary()))
+    assert safe(Store(tmp_path)["demo"]["prompt-0"]._repr_html_()).texts[-4:] == ["‹E0›"] * 4
 
 
 @given(text=st.text(max_size=80) | st.just(HOSTILE))
