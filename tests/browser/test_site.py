@@ -215,6 +215,7 @@ def test_a_token_of_each_prompt_is_found(site: Site, store: Path, open_page: Ope
 def test_a_tracked_token_leads_to_its_place_as_any_other(site: Site, open_page: Open) -> None:
     """It is the same in every prompt: its id is told, and a link colours the grid by it."""
     page = open_page(site.url("/runs/first/tokens?token=id:1&rank=3"))
+    assert page.locator(".pager").count() == 0  # there is one page
     assert page.get_by_role("status").first.inner_text().endswith("id 1")
     page.get_by_role("region", name="Places").get_by_role("link").first.click()
     page.wait_for_selector("html[data-ready]")
@@ -232,6 +233,7 @@ def test_aggregates_are_drawn_and_told_in_numbers(site: Site, store: Path, open_
     """Split by a key where asked."""
     page = open_page(site.url("/runs/first/aggregate"))
     assert page.evaluate("document.querySelector('figure img').naturalWidth") > 300
+    assert page.get_by_text("means in nats; _10, _50 and _90 are their quantiles").count() == 1
     rows = open_store(store)["first"].query("layers").rows()
     table = page.get_by_role("region", name="By layer and tap").locator("tbody tr")
     expect(table).to_have_count(len(rows))
