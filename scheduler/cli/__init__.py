@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from raylens import __version__
 from raylens.scheduler import process
+from raylens.scheduler.cli._config import long_name
 from raylens.storage.errors import EXIT_STOPPED, RaylensError, StoreError, UsageError
 from raylens.storage.temporary import lacks_place, no_place
 
@@ -71,9 +72,8 @@ def _name_variables(command: click.Command, module: str) -> None:
     """
     for option in command.params:
         if isinstance(option, click.Option) and option.envvar is None and option.allow_from_autoenv:
-            long = max(option.opts, key=len).removeprefix("--")
             option.allow_from_autoenv = False
-            option.envvar = None if option.multiple else f"RAYLENS_{module}_{long}".upper().replace("-", "_")
+            option.envvar = None if option.multiple else f"RAYLENS_{module}_{long_name(option)}".upper().replace("-", "_")
 
 
 def _check_working_folder() -> None:

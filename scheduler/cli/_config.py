@@ -33,23 +33,28 @@ def load_config(ctx: click.Context, _parameter: click.Parameter, value: str | No
         found = tomllib.loads(read_text("--config", value))
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"--config {value}: {error}") from error
-    names = {option.removeprefix("--"): parameter.name for parameter in ctx.command.params for option in parameter.opts}
+    options = {long_name(parameter): parameter for parameter in ctx.command.params}
     for once in ("config", "fresh"):  # in a file, fresh would throw each resume away
-        names.pop(once)
-    unknown = sorted(set(found) - set(names))
+        options.pop(once)
+    unknown = sorted(set(found) - set(options))
     if unknown:
         dashed = unknown[0].replace("_", "-")
-        remedy = f"write {dashed}" if dashed in names else "see raylens run --help"
+        remedy = f"write {dashed}" if dashed in options else "see raylens run --help"
         raise UsageError(f"--config {value}: unknown option {unknown[0]!r}; {remedy}")
-    many = {parameter.name for parameter in ctx.command.params if getattr(parameter, "multiple", False)}
-    defaults = {str(names[name]): _default(value, name, setting, names[name] in many) for name, setting in found.items()}
+    defaults = {str(options[name].name): _default(value, name, setting, options[name]) for name, setting in found.items()}
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
 
-def _default(path: str, name: str, setting: object, many: bool) -> object:
-    """One setting of a file as click takes it; a list where the option may be repeated."""
+def long_name(parameter: click.Parameter) -> str:
+    """What a parameter is called in a file: an option's long form without its dashes."""
+    return max(parameter.opts, key=len).removeprefix("--")
+
+
+def _default(path: str, name: str, setting: object, parameter: click.Parameter) -> object:
+    """One setting of a file as click takes it; a list where there may be several, such as the files of the corpus."""
+    many = parameter.multiple or parameter.nargs == -1
     settings = setting if many and isinstance(setting, list) else [setting]
     if not all(isinstance(one, str | int | bool | float) for one in settings):
         raise UsageError(f"--config {path}: {name} must be {'one value or a list of them' if many else 'one value'}")
-    texts = [one if isinstance(one, bool) else str(one) for one in settings]
+    texts = [str(one).lower() if isinstance(one, bool) else str(one) for one in settings]  # click would take true for 1
     return texts if many else texts[0]

@@ -6,6 +6,7 @@ import click
 import orjson
 from click.core import ParameterSource
 
+from raylens.scheduler.cli._config import long_name
 from raylens.scheduler.cli._options import print_table
 from raylens.storage.urls import redact
 
@@ -23,7 +24,7 @@ _ACTIONS = {"show_config", "help"}
 def show_config(context: click.Context, *, as_json: bool) -> None:
     """Print them to stdout; the secrets of a server's URL are left out."""
     found = [
-        (_name(parameter), _shown(str(parameter.name), context.params[str(parameter.name)]), _source(context, parameter))
+        (long_name(parameter), _shown(str(parameter.name), context.params[str(parameter.name)]), _source(context, parameter))
         for parameter in context.command.params
         if parameter.name in context.params and parameter.name not in _ACTIONS
     ]
@@ -31,11 +32,6 @@ def show_config(context: click.Context, *, as_json: bool) -> None:
         click.echo(orjson.dumps({name: {"value": value, "from": source} for name, value, source in found}))
     else:
         print_table(["option", "value", "from"], [[name, _text(value), source] for name, value, source in found])
-
-
-def _name(parameter: click.Parameter) -> str:
-    """As in a file: the long form without its dashes."""
-    return max(parameter.opts, key=len).removeprefix("--")
 
 
 def _shown(name: str, value: Any) -> Any:

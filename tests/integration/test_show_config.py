@@ -57,3 +57,31 @@ def test_the_table_has_a_line_an_option(config: Path) -> None:
     assert shown["top-k"].split() == ["5", "file"]
     assert shown["quiet"].split() == ["true", "command", "line"]
     assert shown["name"].split() == ["-", "default"]
+
+
+def test_a_file_may_name_the_corpus(tmp_path: Path) -> None:
+    """One file or several, whose names may hold blanks."""
+    for written, corpus in (
+        ('"my prompts.txt"', ["my prompts.txt"]),
+        ('["my prompts.txt", "b.txt"]', ["my prompts.txt", "b.txt"]),
+    ):
+        (tmp_path / "run.toml").write_text(f"corpus = {written}\n")
+        done = raylens_command("run", "-m", "demo", "--config", "run.toml", "--show-config", "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["corpus"] == {"value": corpus, "from": "file"}
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("top-k = true", "'true' is not a valid integer"),
+        ('"-k" = 5', "unknown option '-k'"),
+        ("fresh = true", "unknown option 'fresh'"),
+    ],
+)
+def test_a_file_is_refused_that_means_nothing(tmp_path: Path, written: str, told: str) -> None:
+    """true is no number, an option has one name, and a file that says fresh would throw away each resume."""
+    (tmp_path / "run.toml").write_text(written)
+    done = raylens_command("run", "a.txt", "-m", "demo", "--config", "run.toml", "--show-config", cwd=tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
