@@ -74,10 +74,10 @@ def cluster(
 
 @contextmanager
 def _joined(address: str) -> Iterator[None]:
-    target = os.environ.get("RAY_ADDRESS") if address == "auto" else None if address == "local" else address
+    named = (os.environ.get("RAY_ADDRESS") or "local") if address == "auto" else address
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     try:
-        _join(address, target)
+        _join(address, None if named == "local" else named)
         yield
     finally:  # also where Ray did not start: its variables are set before it does
         ray.shutdown()

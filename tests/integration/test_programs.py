@@ -5,7 +5,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+import pytest
+
 import raylens
+from raylens.scheduler.cluster import cluster
 from tests.rays import own_env
 from tests.waiting import HUNG
 
@@ -47,3 +50,13 @@ def test_the_working_folder_stays(tmp_path: Path, tiny: Path) -> None:
             seen.add(Path.cwd())
     assert run.result().counts()["records"] == 1
     assert seen == {before}
+
+
+@pytest.mark.parametrize("address", ["", "local"])
+def test_an_address_that_names_no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """An empty RAY_ADDRESS is as none, and local is a Ray as any that is started here: it leaves no token in the user's home."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with cluster("auto") as started:
+        assert started.here
+    assert list(tmp_path.iterdir()) == []
