@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import ParamSpec
 
@@ -40,7 +41,8 @@ class Stopping:
                 signal.signal(number, signal.SIG_IGN)
             raise KeyboardInterrupt
         self._asked = True
-        print("stopping; a second Ctrl-C stops at once", file=sys.stderr)  # noqa: T201
+        with suppress(RuntimeError, OSError):  # stderr is in the midst of a line, or gone: the wish is heard all the same
+            print("stopping; a second Ctrl-C stops at once", file=sys.stderr)  # noqa: T201
 
     def __enter__(self) -> "Stopping":
         if threading.current_thread() is threading.main_thread():

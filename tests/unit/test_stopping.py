@@ -1,7 +1,11 @@
 """Ctrl-C and SIGTERM in this very process: asked, then forced, and afterwards as they were."""
 
+import io
+import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -26,6 +30,37 @@ def test_the_first_signal_asks_and_the_second_ends(number: signal.Signals, capsy
         assert [signal.getsignal(one) for one in SIGNALS] == [signal.SIG_IGN] * 2
         assert capsys.readouterr().err == ""
     assert [signal.getsignal(one) for one in SIGNALS] == before
+
+
+class Interrupted(io.RawIOBase):
+    """A slow terminal: the signal comes while it takes what is written."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return len(data)
+
+
+def test_a_signal_while_something_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing more can be written at that moment, which is no reason to end the run in an error."""
+    terminal = io.TextIOWrapper(io.BufferedWriter(Interrupted()), line_buffering=True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    with Stopping() as stopping:
+        print("checking the corpus", file=terminal)
+        assert stopping()
+
+
+def test_a_signal_where_nobody_reads_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a terminal that is closed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with suppress(BrokenPipeError), os.fdopen(writer, "w", buffering=1) as gone:  # closing it fails too
+        monkeypatch.setattr("sys.stderr", gone)
+        with Stopping() as stopping:
+            signal.raise_signal(signal.SIGINT)
+            assert stopping()
 
 
 def test_a_run_in_a_thread_leaves_signals_alone() -> None:
