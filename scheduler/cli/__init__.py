@@ -5,6 +5,7 @@ import errno
 import gc
 import importlib
 import io
+import os
 import pkgutil
 import sys
 from pathlib import Path
@@ -142,12 +143,22 @@ def main() -> None:
     gc.set_threshold(100_000)  # of the objects that torch and transformers make when they are imported, all of which stay
     atexit.register(_collect_at_end)
     process.claim()
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # what it lacks of a corpus is told by number
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         group()
     finally:  # python -m would end by the signal for an interrupt that came within an exec, such as a dataclass's, until the next
         exec("")  # noqa: S102
+
+
+def _open_closed_streams() -> None:
+    """What a shell closed, as by ``2>&-``, is the null device: the next file opened would get its number, and with it what
+    libraries print."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout, sys.stderr = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
 
 
 def _collect_at_end() -> None:

@@ -361,3 +361,13 @@ def test_files_of_the_working_folder_are_not_imported(tmp_path: Path, tiny: Path
     command = [str(Path(sys.executable).with_name("raylens")), "run", "c.jsonl", "-m", str(tiny), "--ray", ray]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HUNG, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(tmp_path: Path, closed: str) -> None:
+    """The command does the same and exits with the same code as with streams, though it can tell nobody."""
+    command = ["sh", "-c", f'exec "$0" -m raylens "$@" {closed}', sys.executable]
+    options = ("run", "none.txt", "-m", "demo")
+    done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=HUNG, check=False)
+    assert done.returncode == 4, done.stderr
+    assert done.stdout == ""
