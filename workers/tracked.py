@@ -65,7 +65,7 @@ class Tracked:
     def _of_field(self, name: str, metadata: Metadata) -> int:
         field = name.removeprefix(FIELD)
         if field not in metadata:
-            raise UsageError(f"--track {name}: the prompt has no field {field!r} beside its text")
+            raise UsageError(f"--track {name}: the prompt has no field {field!r} besides its text")
         value = metadata[field]
         if value is None:
             raise UsageError(f"--track {name}: is null; give the text of one token, or its id as a number")

@@ -68,7 +68,7 @@ def test_each_prompt_has_its_own_tracked_tokens(run: Run) -> None:
     failures = {failure.id: failure for failure in run.failures()}
     assert failures.keys() == {"p5", "p6"}
     assert failures["p5"].kind == failures["p6"].kind == "input"
-    assert failures["p5"].message == "--track field:right: the prompt has no field 'right' beside its text"
+    assert failures["p5"].message == "--track field:right: the prompt has no field 'right' besides its text"
     assert "field:right: 'nobody': no single token of this model" in failures["p6"].message
 
 

@@ -66,7 +66,7 @@ def test_tokens_of_each_prompt(tokenizer: object, vocabulary: Vocabulary) -> Non
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "--track field:right: the prompt has no field 'right' beside its text"),
+        ({}, "--track field:right: the prompt has no field 'right' besides its text"),
         ({"right": " Parisian cafe"}, "--track field:right: ' Parisian cafe': no single token of this model: ·Par"),
         ({"right": 49_152}, "--track field:right: 49152: ids are from 0 to 49151"),
         ({"right": "id:" + "9" * 5000}, "ids are from 0 to 49151"),
