@@ -145,7 +145,7 @@ def run(
     file = str(intervene) if isinstance(intervene, str | Path) else None
     folder = given_path(store, "store")
     settings = RunSettings(worker, folder, name, actors, gpus_per_actor, ray, redis, writer, writer_helpers, fresh, file)
-    with ONE_AT_A_TIME, Stopping() as stopping, closing(choose(as_json=False, quiet=quiet)) as progress:
+    with ONE_AT_A_TIME, Stopping() as stopping, closing(choose(quiet=quiet)) as progress:
         outcome = run_corpus(settings, prompts, progress, stopping)
     if not outcome.complete:
         raise KeyboardInterrupt(f"run {outcome.run} stopped; the same call resumes it")

@@ -14,10 +14,9 @@ import orjson
 from raylens import __version__
 from raylens.scheduler.chat import check_chat
 from raylens.scheduler.corpus import Corpus, CorpusSettings, CorpusSummary, Format
-from raylens.scheduler.fit_progress import fit_display
 from raylens.scheduler.new_folder import new_folder
 from raylens.scheduler.process import ONE_AT_A_TIME
-from raylens.scheduler.progress import Progress
+from raylens.scheduler.progress import Progress, choose
 from raylens.scheduler.settings import check_actors
 from raylens.scheduler.stopping import Stopping, heeding
 from raylens.storage.durable import write_file
@@ -158,7 +157,7 @@ def fit_lens(
 
 def fit_with_progress(settings: FitSettings, corpus: Corpus, output: Path, actors: Actors, quiet: bool) -> FitReport:
     """``fit_corpus`` with its progress on standard error, stopped by Ctrl-C and SIGTERM."""
-    with ONE_AT_A_TIME, Stopping() as stopping, closing(fit_display(quiet=quiet)) as progress:
+    with ONE_AT_A_TIME, Stopping() as stopping, closing(choose(quiet=quiet)) as progress:
         return fit_corpus(settings, corpus, output, actors, progress, stopping)
 
 

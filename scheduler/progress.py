@@ -107,24 +107,38 @@ class Meter:
         return ", ".join(parts)
 
 
-class Lines(Progress):
-    """Plain lines on stderr, for logs."""
+class _ForPeople(Progress):
+    """What is said in the same words whether in lines or before a bar."""
 
     def __init__(self) -> None:
         self._meter = Meter()
+
+    def scanned(self, prompts: int) -> None:
+        self._so_far(f"checking the corpus: {prompts:,} prompts so far")
+
+    def fetched(self, done: int, total: int) -> None:
+        self._so_far(f"fetching the model: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+
+    def tokenized(self, done: int, total: int) -> None:
+        self._so_far(f"tokenizing: {done:,} of {total:,} tokens")
+
+    def in_flight(self, size: int) -> None:
+        self._meter.in_flight = size
+
+    def _so_far(self, text: str) -> None:
+        """How far something is, told more often than anybody reads."""
+        raise NotImplementedError
+
+
+class Lines(_ForPeople):
+    """Plain lines on stderr, for logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._last = time.monotonic()
 
     def stage(self, text: str) -> None:
         self._say(text)
-
-    def scanned(self, prompts: int) -> None:
-        self._now_and_then(checking(prompts))
-
-    def fetched(self, done: int, total: int) -> None:
-        self._now_and_then(fetching(done, total))
-
-    def tokenized(self, done: int, total: int) -> None:
-        self._now_and_then(f"tokenizing: {done:,} of {total:,} tokens")
 
     def start(self, run: str, total: int, done: int, failed: int) -> None:
         self._meter.start(run, total, done, failed)
@@ -138,18 +152,15 @@ class Lines(Progress):
         if self._meter.done == self._meter.total:
             self._say(self._meter.line())
         else:
-            self._now_and_then(self._meter.line())
-
-    def in_flight(self, size: int) -> None:
-        self._meter.in_flight = size
+            self._so_far(self._meter.line())
 
     def waiting(self, text: str) -> None:
         self._say(text)
 
     def steps(self, done: int, total: int) -> None:
-        self._now_and_then(f"{done:,}/{total:,} steps")
+        self._so_far(f"{done:,}/{total:,} steps")
 
-    def _now_and_then(self, text: str) -> None:
+    def _so_far(self, text: str) -> None:
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._say(text)
 
@@ -158,7 +169,7 @@ class Lines(Progress):
         print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
-class Bar(Progress):
+class Bar(_ForPeople):
     """A rich progress bar on stderr."""
 
     def __init__(self) -> None:
@@ -167,7 +178,7 @@ class Bar(Progress):
         from rich.progress import Progress as RichProgress
         from rich.table import Column
 
-        self._meter = Meter()
+        super().__init__()
         self._count = Column(no_wrap=True)
         columns = (
             SpinnerColumn(),
@@ -183,12 +194,6 @@ class Bar(Progress):
     def stage(self, text: str) -> None:
         self._show(description=text)
 
-    def scanned(self, prompts: int) -> None:
-        self._show(description=checking(prompts))
-
-    def fetched(self, done: int, total: int) -> None:
-        self._show(description=fetching(done, total))
-
     def start(self, run: str, total: int, done: int, failed: int) -> None:
         self._meter.start(run, total, done, failed)
         self._count.min_width = 2 * len(str(total)) + 1  # of a narrow terminal's line the rest is cut, but not the count
@@ -203,14 +208,18 @@ class Bar(Progress):
         note = self._meter.line().partition(", ")[2]
         self._show(completed=self._meter.done, note=note)
 
-    def in_flight(self, size: int) -> None:
-        self._meter.in_flight = size
-
     def waiting(self, text: str) -> None:
         self._show(note=text)
 
+    def steps(self, done: int, total: int) -> None:
+        left = self._bar.tasks[0].time_remaining
+        self._show(completed=done, total=total, note="" if left is None else f"ETA {duration(left)}")
+
     def close(self) -> None:
         self._bar.stop()
+
+    def _so_far(self, text: str) -> None:
+        self._show(description=text)
 
     def _show(self, **changes: Any) -> None:
         self._bar.start()  # with the first: a command has turned stdout aside by then
@@ -218,7 +227,7 @@ class Bar(Progress):
         self._bar.update(self._task, **shown)
 
 
-def choose(*, as_json: bool, quiet: bool) -> Progress:
+def choose(*, quiet: bool, as_json: bool = False) -> Progress:
     """The display that fits the options and the terminal."""
     if as_json:
         from raylens.scheduler.events import Events
@@ -226,17 +235,14 @@ def choose(*, as_json: bool, quiet: bool) -> Progress:
         return Events()
     if quiet:
         return Progress()
-    return Bar() if sys.stderr.isatty() else Lines()
+    return Bar() if sys.stderr.isatty() and _redraws() else Lines()
 
 
-def checking(prompts: int) -> str:
-    """So many prompts of the corpus have been checked."""
-    return f"checking the corpus: {prompts:,} prompts so far"
+def _redraws() -> bool:
+    """Whether the terminal can: of one that cannot, such as Emacs's shell, rich would show nothing at all."""
+    from rich.console import Console
 
-
-def fetching(done: int, total: int) -> str:
-    """So many bytes of the model have come from the hub."""
-    return f"fetching the model: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+    return Console(stderr=True).is_interactive
 
 
 def duration(seconds: float) -> str:

@@ -260,7 +260,7 @@ def _dry_run(settings: Any, corpus: Any, as_json: bool, quiet: bool) -> None:
     from raylens.scheduler.progress import choose
     from raylens.scheduler.stopping import Stopping
 
-    progress = choose(as_json=False, quiet=quiet)  # stdout is for the estimate
+    progress = choose(quiet=quiet)  # stdout is for the estimate
     # Ray prints notices to stdout, where only our data belongs
     with Stopping() as stopping, contextlib.redirect_stdout(sys.stderr), contextlib.closing(progress):
         found = estimate(settings, corpus, progress, stopping)

@@ -138,12 +138,14 @@ def test_lines_tell_failures_and_what_is_in_flight(clock: Clock, capsys: pytest.
 def test_the_display_fits_options_and_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Events for programs even where it is to be quiet, a bar for eyes, lines for logs."""
     assert isinstance(choose(as_json=True, quiet=True), Events)
-    assert type(choose(as_json=False, quiet=True)) is Progress
-    assert isinstance(choose(as_json=False, quiet=False), Lines)
+    assert type(choose(quiet=True)) is Progress
+    assert isinstance(choose(quiet=False), Lines)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    bar = choose(as_json=False, quiet=False)
-    assert isinstance(bar, Bar)
-    bar.close()
+    for terminal, display in (("xterm", Bar), ("dumb", Lines)):  # the second cannot draw a line anew
+        monkeypatch.setenv("TERM", terminal)
+        shown = choose(quiet=False)
+        assert isinstance(shown, display)
+        shown.close()
 
 
 def test_events_tell_the_same(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,6 +196,50 @@ def test_a_bar_says_what_is_done_now(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "3/4" in working
     assert "tokens/s, 2.5 MB in flight" in last(lambda bar: bar.in_flight(2_500_000), lambda bar: bar.committed(1, 0, tokens=10))
     assert "the server is full" in last(lambda bar: bar.waiting("the server is full"))
+
+
+def test_lines_of_a_fit(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """For logs: prompts that are checked, bytes that have come from the hub, tokens and steps, at most every ten seconds."""
+    progress = Lines()
+    progress.stage("checking the corpus")
+    progress.scanned(1_000)
+    clock.now += LINE_SECONDS
+    progress.scanned(2_000)
+    progress.fetched(1_000_000, 5_000_000)
+    clock.now += LINE_SECONDS
+    progress.fetched(2_000_000, 5_000_000)
+    progress.tokenized(100, 1_250)
+    clock.now += LINE_SECONDS
+    progress.tokenized(1_000, 1_250)
+    progress.steps(1, 9)
+    clock.now += LINE_SECONDS
+    progress.steps(2, 9)
+    progress.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "checking the corpus",
+        "checking the corpus: 2,000 prompts so far",
+        "fetching the model: 2 of 5 MB",
+        "tokenizing: 1,000 of 1,250 tokens",
+        "2/9 steps",
+    ]
+
+
+def test_a_bar_of_a_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is done now stands before the bar, which fills by the steps."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def last(*told: Callable[[Bar], None]) -> str:
+        bar = Bar()
+        for tell in told:
+            tell(bar)
+        bar.close()
+        return [line for line in re.split(r"[\r\n]+", capsys.readouterr().err) if "token" in line][-1]
+
+    assert "tokenizing: 500 of 1,000 tokens" in last(lambda bar: bar.tokenized(500, 1_000))
+    fitting = last(lambda bar: bar.stage("fitting 4 maps on 512 tokens"), lambda bar: bar.steps(1, 4))
+    assert "fitting 4 maps on 512 tokens" in fitting
+    assert "1/4" in fitting
 
 
 @pytest.mark.parametrize("display", [Lines, Bar])
