@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from raylens.scheduler.api import run
-    from raylens.scheduler.fit import fit_lens
+    from raylens.scheduler.api import fit_lens, run
     from raylens.storage.errors import BrokerError, ClusterError, InputError, ModelError, RaylensError, StoreError, UsageError
     from raylens.storage.record import Failure, Record, TapLens
     from raylens.storage.run import Run
@@ -51,7 +50,7 @@ _HOMES = {
     "Run": ("raylens.storage.run", "Run"),
     "Store": ("raylens.storage.store", "Store"),
     "TapLens": ("raylens.storage.record", "TapLens"),
-    "fit_lens": ("raylens.scheduler.fit", "fit_lens"),
+    "fit_lens": ("raylens.scheduler.api", "fit_lens"),
     "lens": ("raylens.workers.api", "lens"),
     "open": ("raylens.storage.store", "open_store"),
     "run": ("raylens.scheduler.api", "run"),

@@ -1,4 +1,4 @@
-"""``raylens.run``: a corpus into a store, from Python."""
+"""``raylens.run`` and ``raylens.fit_lens``: what is done to a corpus, from Python."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raylens.scheduler.corpus import Corpus, CorpusSettings, Format
+from raylens.scheduler.fit import Actors, fit_with_progress
 from raylens.scheduler.process import ONE_AT_A_TIME
 from raylens.scheduler.progress import choose
 from raylens.scheduler.run import run_corpus
@@ -16,6 +17,8 @@ from raylens.storage.paths import given_path
 from raylens.storage.run import Run
 from raylens.storage.store import Store
 from raylens.storage.taps import parse_taps
+from raylens.workers.fitting.report import FitReport
+from raylens.workers.fitting.settings import BATCH_TOKENS, TOKENS, FitSettings, Kind
 from raylens.workers.interventions.edits import read_edits
 from raylens.workers.metrics import parse_stats
 from raylens.workers.settings import (
@@ -120,10 +123,7 @@ def run(
         StoreError: the store is damaged, locked or cannot be written.
         KeyboardInterrupt: stopped by Ctrl-C; what is stored stays.
     """
-    if isinstance(corpus, str | Path):
-        prompts = Corpus(CorpusSettings(sources=(str(corpus),), format=format, column=column, id_column=id_column, limit=limit))
-    else:
-        prompts = Corpus.from_rows(corpus, column=column, id_column=id_column, limit=limit)
+    prompts = _corpus(corpus, format, column, id_column, limit)
     read_out = LensSettings(
         top_k,
         as_text(layers),
@@ -150,3 +150,70 @@ def run(
     if not outcome.complete:
         raise KeyboardInterrupt(f"run {outcome.run} stopped; the same call resumes it")
     return Store(store)[outcome.run]
+
+
+def fit_lens(
+    corpus: str | Path | Iterable[str | Mapping[str, Any]],
+    *,
+    model: str,
+    output: str | Path,
+    kind: Kind = "tuned",
+    revision: str | None = None,
+    dtype: DType = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+    tokens: int = TOKENS,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    seed: int = 0,
+    format: Format = "auto",  # noqa: A002  the name of the option
+    column: str | None = None,
+    id_column: str | None = None,
+    limit: int | None = None,
+    actors: int | None = None,
+    gpus_per_actor: float = 1.0,
+    ray: str = "auto",
+    quiet: bool = False,
+) -> FitReport:
+    """Fit a lens to a model on a corpus and write it into a new folder (docs/LENSES.md).
+
+    Arguments are those of ``raylens fit-lens --help``; the ones not listed below are exactly as there.
+
+    Args:
+        corpus: a path or glob of files, or an iterable of texts, or of dictionaries with the keys of a JSON line.
+        model: a folder, GGUF file or hub id, or ``demo`` for the bundled model.
+        output: the folder to create; it must not exist yet.
+        kind: ``tuned`` (least squares, then training on the KL) or ``linear`` (least squares only).
+        tokens: how many to fit on; an eighth as many more are for validation, and an eighth are held out for the report.
+        steps: training steps, of one batch each; by default 64, and 0 is least squares only.
+        learning_rate: of Adam at the first step, falling linearly to 0; by default 0.05 / the model's width.
+        batch_tokens: tokens in one batch; longer prompts are cut to this.
+        seed: for splitting the prompts and for the order of the batches.
+        quiet: show no progress.
+
+    Returns:
+        A report. ``lens`` is what to give as ``lens`` to ``raylens.run`` and ``raylens.lens``. ``layers`` has, layer by
+        layer, the mean KL(final || lens) in nats on held-out prompts, under the logit lens and under the fitted one.
+
+    Raises:
+        RaylensError: the lens cannot be fitted; nothing is written.
+        KeyboardInterrupt: stopped by Ctrl-C; nothing is written.
+    """
+    prompts = _corpus(corpus, format, column, id_column, limit)
+    source = ModelSettings(model, revision, dtype, device_map, trust_remote_code)
+    settings = FitSettings(source, kind, tokens, steps, learning_rate, batch_tokens, seed)
+    return fit_with_progress(settings, prompts, given_path(output, "output"), Actors(actors, gpus_per_actor, ray), quiet)
+
+
+def _corpus(
+    given: str | Path | Iterable[str | Mapping[str, Any]],
+    format: Format,  # noqa: A002  the name of the option
+    column: str | None,
+    id_column: str | None,
+    limit: int | None,
+) -> Corpus:
+    """Of files, whose format may be told, or of rows."""
+    if isinstance(given, str | Path):
+        return Corpus(CorpusSettings((str(given),), (), format, column, id_column, limit))
+    return Corpus.from_rows(given, column=column, id_column=id_column, limit=limit)

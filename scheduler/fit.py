@@ -1,7 +1,7 @@
 """Fitting a lens, from corpus to files: the one module that knows every stage of it."""
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ import orjson
 
 from raylens import __version__
 from raylens.scheduler.chat import check_chat
-from raylens.scheduler.corpus import Corpus, CorpusSettings, CorpusSummary, Format
+from raylens.scheduler.corpus import Corpus, CorpusSummary
 from raylens.scheduler.new_folder import new_folder
 from raylens.scheduler.process import ONE_AT_A_TIME
 from raylens.scheduler.progress import Progress, choose
@@ -21,11 +21,10 @@ from raylens.scheduler.settings import check_actors
 from raylens.scheduler.stopping import Stopping, heeding
 from raylens.storage.durable import write_file
 from raylens.storage.errors import ModelError
-from raylens.storage.paths import given_path
 from raylens.workers.fitting.report import FitReport
-from raylens.workers.fitting.settings import BATCH_TOKENS, TOKENS, FitSettings, Kind, check
+from raylens.workers.fitting.settings import FitSettings, check
 from raylens.workers.preflight import ModelFacts, inspect_model, load_config, load_tokenizer, pinned
-from raylens.workers.settings import DType, InputSettings, ModelSettings, WorkerSettings
+from raylens.workers.settings import InputSettings, WorkerSettings
 from raylens.workers.source import fetch_weights
 
 _PACKAGES = ("torch", "transformers", "ray", "numpy", "tokenizers")
@@ -96,63 +95,6 @@ def fit_corpus(
             save_linear(folder, maps)
         _write_provenance(folder, settings, facts, corpus.name, summary, report)
     return report
-
-
-def fit_lens(
-    corpus: str | Path | Iterable[str | Mapping[str, Any]],
-    *,
-    model: str,
-    output: str | Path,
-    kind: Kind = "tuned",
-    revision: str | None = None,
-    dtype: DType = "auto",
-    device_map: str | None = None,
-    trust_remote_code: bool = False,
-    tokens: int = TOKENS,
-    steps: int | None = None,
-    learning_rate: float | None = None,
-    batch_tokens: int = BATCH_TOKENS,
-    seed: int = 0,
-    format: Format = "auto",  # noqa: A002  the name of the option
-    column: str | None = None,
-    id_column: str | None = None,
-    limit: int | None = None,
-    actors: int | None = None,
-    gpus_per_actor: float = 1.0,
-    ray: str = "auto",
-    quiet: bool = False,
-) -> FitReport:
-    """Fit a lens to a model on a corpus and write it into a new folder (docs/LENSES.md).
-
-    Arguments are those of ``raylens fit-lens --help``; the ones not listed below are exactly as there.
-
-    Args:
-        corpus: a path or glob of files, or an iterable of texts, or of dictionaries with the keys of a JSON line.
-        model: a folder, GGUF file or hub id, or ``demo`` for the bundled model.
-        output: the folder to create; it must not exist yet.
-        kind: ``tuned`` (least squares, then training on the KL) or ``linear`` (least squares only).
-        tokens: how many to fit on; an eighth as many more are for validation, and an eighth are held out for the report.
-        steps: training steps, of one batch each; by default 64, and 0 is least squares only.
-        learning_rate: of Adam at the first step, falling linearly to 0; by default 0.05 / the model's width.
-        batch_tokens: tokens in one batch; longer prompts are cut to this.
-        seed: for splitting the prompts and for the order of the batches.
-        quiet: show no progress.
-
-    Returns:
-        A report. ``lens`` is what to give as ``lens`` to ``raylens.run`` and ``raylens.lens``. ``layers`` has, layer by
-        layer, the mean KL(final || lens) in nats on held-out prompts, under the logit lens and under the fitted one.
-
-    Raises:
-        RaylensError: the lens cannot be fitted; nothing is written.
-        KeyboardInterrupt: stopped by Ctrl-C; nothing is written.
-    """
-    if isinstance(corpus, str | Path):
-        prompts = Corpus(CorpusSettings(sources=(str(corpus),), format=format, column=column, id_column=id_column, limit=limit))
-    else:
-        prompts = Corpus.from_rows(corpus, column=column, id_column=id_column, limit=limit)
-    source = ModelSettings(model, revision, dtype, device_map, trust_remote_code)
-    settings = FitSettings(source, kind, tokens, steps, learning_rate, batch_tokens, seed)
-    return fit_with_progress(settings, prompts, given_path(output, "output"), Actors(actors, gpus_per_actor, ray), quiet)
 
 
 def fit_with_progress(settings: FitSettings, corpus: Corpus, output: Path, actors: Actors, quiet: bool) -> FitReport:

@@ -1,19 +1,15 @@
-"""What several commands share: the store option, addresses, tables."""
+"""Options and addresses that several commands take, and what is made of them."""
 
-import secrets
-import shlex
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from raylens.scheduler.printable import printable
 from raylens.storage.errors import UsageError
 from raylens.storage.layers import FORMS
 
 if TYPE_CHECKING:  # imported where they are used, for --help is to be quick
+    from raylens.scheduler.corpus import Corpus
     from raylens.storage.record import Record
     from raylens.storage.run import Run
     from raylens.storage.store import Store
@@ -100,6 +96,63 @@ def corpus_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def given_corpus(options: dict[str, Any]) -> "Corpus":
+    """The corpus of the argument ``corpus``, of ``--text`` where a command has it, and of ``corpus_options``."""
+    from raylens.scheduler.corpus import Corpus, CorpusSettings
+
+    return Corpus(
+        CorpusSettings(
+            sources=options["corpus"],
+            texts=options.get("text", ()),
+            format=options["corpus_format"],
+            column=options["column"],
+            id_column=options["id_column"],
+            limit=options["limit"],
+        )
+    )
+
+
+def cluster_options(function: F) -> F:
+    """How many actors there are, what each gets, and where they are."""
+    options = [
+        click.option(
+            "--actors",
+            default="auto",
+            show_default=True,
+            help="Number of actors; auto is as many as the GPUs allow, or without GPUs one per node.",
+        ),
+        click.option(
+            "--gpus-per-actor", type=float, default=1.0, show_default=True, help="GPUs for each actor; may be a fraction."
+        ),
+        ray_option,
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def number_of_actors(given: str) -> int | None:
+    """What ``--actors`` says; None for auto.
+
+    Raises:
+        UsageError: neither a number nor auto.
+    """
+    if given != "auto" and not (given.isascii() and given.isdigit()):
+        raise UsageError(f"--actors {given!r}: give a number, or auto")
+    return None if given == "auto" else int(given)
+
+
+def ray_option(function: F) -> F:
+    """``--ray``."""
+    option = click.option(
+        "--ray",
+        default="auto",
+        show_default=True,
+        help="Ray cluster: an address, local, or auto (RAY_ADDRESS if set, else local).",
+    )
+    return option(function)
 
 
 def layers_option(function: F) -> F:
@@ -203,58 +256,3 @@ def open_record(store: str, address: str) -> "tuple[Run, Record]":
     if prompt is None:
         raise UsageError(f"{address!r} names a run; name a prompt of it as {run.name}/PROMPT")
     return run, run.record(prompt)
-
-
-def show_command(store: str | Path, run: str, *options: str) -> str:
-    """The command that shows the run, for the user to copy."""
-    return shlex.join(["raylens", "show", run, *options, "--store", str(store)])
-
-
-def say(text: str, err: bool = False) -> None:
-    """One line on stdout or stderr, made printable; a line break in it is shown, for it would pass for a line of ours."""
-    click.echo(printable(text), err=err)
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table on stdout, as wide as its text: for eyes, grep and column alike."""
-    from rich.cells import cell_len
-
-    cells = [list(header), *(list(map(printable, row)) for row in rows)]
-    widths = [max(cell_len(row[column]) for row in cells) for column in range(len(header))]
-    for row in cells:
-        text = "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-        click.echo(text.rstrip())
-
-
-def write_bytes(output: str | None, data: Callable[[Any], None], option: str = "--output") -> None:
-    """Hand ``data`` the file to write, or stdout where no file or ``-`` is given.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    if output in {None, "-"}:
-        data(sys.stdout.buffer)
-        return
-    path = Path(str(output))
-    try:
-        if path.exists() and not path.is_file():  # a device or pipe is written, never replaced
-            with path.open("wb") as file:
-                data(file)
-        else:
-            _write_whole(path, data)
-    except OSError as error:
-        raise UsageError(f"{option} {path}: {error.strerror or error}") from error
-
-
-def _write_whole(path: Path, data: Callable[[Any], None]) -> None:
-    """Write beside the file and rename, so that an error leaves an older file as it was.
-
-    Under a name that nobody knows before: in a folder like /tmp it could be a link of a stranger's, or another command's.
-    """
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with unfinished.open("xb") as file:
-            data(file)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

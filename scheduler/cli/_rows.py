@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
-from raylens.scheduler.cli._options import print_table, write_bytes
+from raylens.scheduler.cli._output import print_table, write_bytes
 from raylens.storage.errors import UsageError, one_line
 from raylens.storage.labels import fit, label, text_label
 

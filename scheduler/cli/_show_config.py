@@ -7,7 +7,7 @@ import orjson
 from click.core import ParameterSource
 
 from raylens.scheduler.cli._config import long_name
-from raylens.scheduler.cli._options import print_table
+from raylens.scheduler.cli._output import print_table
 from raylens.storage.urls import redact
 
 #: In the order in which they win over each other.

@@ -4,7 +4,8 @@ import time
 
 import click
 
-from raylens.scheduler.cli._options import open_store, say
+from raylens.scheduler.cli._options import open_store
+from raylens.scheduler.cli._output import say
 from raylens.storage.errors import StoreError
 
 #: Seconds to wait for the driver to end: its writer stores what is published, and Ray ends its actors.

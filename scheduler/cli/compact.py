@@ -4,7 +4,8 @@ import click
 import orjson
 
 from raylens.scheduler.cli._bar import with_bar
-from raylens.scheduler.cli._options import open_run, say, store_option
+from raylens.scheduler.cli._options import open_run, store_option
+from raylens.scheduler.cli._output import say
 from raylens.scheduler.printable import printable
 from raylens.storage.errors import UsageError
 

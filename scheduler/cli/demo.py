@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 import orjson
 
-from raylens.scheduler.cli._options import open_store, print_table, show_command
+from raylens.scheduler.cli._options import open_store
+from raylens.scheduler.cli._output import print_table, show_command
 from raylens.scheduler.cli._running import run_from_command
 from raylens.scheduler.demo import PROMPTS
 from raylens.storage.errors import RaylensError, StoreError, UsageError

@@ -7,7 +7,7 @@ import click
 import orjson
 from click.core import ParameterSource
 
-from raylens.scheduler.cli._options import layers_option, lens_option, model_options, model_settings, store_option
+from raylens.scheduler.cli._options import layers_option, lens_option, model_options, model_settings, ray_option, store_option
 from raylens.storage.errors import UsageError
 from raylens.storage.paths import given_path
 
@@ -25,9 +25,7 @@ _SIGNS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 @layers_option
 @store_option
 @click.option("--redis", default="embedded", show_default=True, help="URL of a Redis or Valkey server, or embedded.")
-@click.option(
-    "--ray", default="auto", show_default=True, help="Ray cluster: an address, local, or auto (RAY_ADDRESS if set, else local)."
-)
+@ray_option
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(store: str, redis: str, ray: str, as_json: bool, **options: Any) -> None:
     """Check what a run needs on this machine, and say how to fix what is amiss. Exit code 1 if something does not work.

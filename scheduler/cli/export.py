@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import open_record, open_run, show_command, store_option, write_bytes
+from raylens.scheduler.cli._options import open_record, open_run, store_option
+from raylens.scheduler.cli._output import show_command, write_bytes
 from raylens.storage.errors import UsageError
 from raylens.storage.exports import FORMATS
 from raylens.storage.positions import FORMS

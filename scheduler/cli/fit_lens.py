@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from raylens.scheduler.cli._options import Sectioned, corpus_options, model_options, model_settings, print_table
+from raylens.scheduler.cli._options import (
+    Sectioned,
+    cluster_options,
+    corpus_options,
+    given_corpus,
+    model_options,
+    model_settings,
+    number_of_actors,
+)
+from raylens.scheduler.cli._output import print_table
 
 if TYPE_CHECKING:
     from raylens.workers.fitting.report import FitReport
@@ -44,13 +53,7 @@ _HEADINGS = {
 @click.option("--learning-rate", type=float, help="Learning rate of Adam at the first step; by default 0.05 / the model's width.")
 @click.option("--batch-tokens", type=int, default=512, help="Tokens in one batch; longer prompts are cut to this.")
 @click.option("--seed", type=int, default=0, help="Seed for splitting the prompts and for the order of the batches.")
-@click.option(
-    "--actors",
-    type=int,
-    help="Number of actors, which share the layers; by default as many as the GPUs allow, or without GPUs one per node.",
-)
-@click.option("--gpus-per-actor", type=float, default=1.0, help="GPUs for each actor; may be a fraction.")
-@click.option("--ray", default="auto", help="Ray cluster: an address, local, or auto (RAY_ADDRESS if set, else local).")
+@cluster_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def command(**options: Any) -> None:
@@ -58,7 +61,6 @@ def command(**options: Any) -> None:
 
     CORPUS is as for raylens run. Use the lens with --lens of raylens run, lens and doctor (docs/LENSES.md).
     """
-    from raylens.scheduler.corpus import Corpus, CorpusSettings
     from raylens.scheduler.fit import Actors, fit_with_progress
     from raylens.storage.paths import given_path
     from raylens.workers.fitting.settings import FitSettings
@@ -72,16 +74,8 @@ def command(**options: Any) -> None:
         options["batch_tokens"],
         options["seed"],
     )
-    corpus = Corpus(
-        CorpusSettings(
-            sources=options["corpus"],
-            format=options["corpus_format"],
-            column=options["column"],
-            id_column=options["id_column"],
-            limit=options["limit"],
-        )
-    )
-    actors = Actors(options["actors"], options["gpus_per_actor"], options["ray"])
+    corpus = given_corpus(options)
+    actors = Actors(number_of_actors(options["actors"]), options["gpus_per_actor"], options["ray"])
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints notices to stdout, where only our data belongs
         report = fit_with_progress(settings, corpus, given_path(options["output"], "--output"), actors, options["quiet"])
     if options["as_json"]:

@@ -7,7 +7,8 @@ import click
 import orjson
 
 from raylens.scheduler.cli._bar import with_bar
-from raylens.scheduler.cli._options import Sectioned, open_run, open_store, say, store_option
+from raylens.scheduler.cli._options import Sectioned, open_run, open_store, store_option
+from raylens.scheduler.cli._output import say
 from raylens.storage.charts import KINDS as CHARTS
 from raylens.storage.errors import NotDrawn, UsageError
 from raylens.storage.plots import FORMATS, KINDS

@@ -11,18 +11,20 @@ from raylens.scheduler.cli._config import load_config, read_text
 from raylens.scheduler.cli._options import (
     DEFAULT_STORE,
     Sectioned,
+    cluster_options,
     corpus_options,
     generation_options,
+    given_corpus,
     intervene_option,
     layers_option,
     lens_option,
     model_options,
     model_settings,
-    say,
-    show_command,
+    number_of_actors,
 )
+from raylens.scheduler.cli._output import say, show_command
 from raylens.scheduler.cli._running import run_from_command
-from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED, UsageError
+from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED
 from raylens.storage.positions import FORMS
 
 if TYPE_CHECKING:
@@ -90,16 +92,12 @@ _HEADINGS = {
 )
 @generation_options
 @click.option("--samples", type=int, default=1, help="Texts to generate for each prompt, stored as ID#1, ID#2, ...")
-@click.option(
-    "--actors", default="auto", help="Number of actors; auto is as many as the GPUs allow, or without GPUs one per node."
-)
-@click.option("--gpus-per-actor", type=float, default=1.0, help="GPUs for each actor; may be a fraction.")
+@cluster_options
 @click.option(
     "--batch-tokens",
     type=int,
     help="Tokens in one batch, generated ones included; by default 512 on CPUs and 4,096 on GPUs, 8 times that with --generate.",
 )
-@click.option("--ray", default="auto", help="Ray cluster: an address, local, or auto (RAY_ADDRESS if set, else local).")
 @click.option("--redis", default="embedded", help="URL of a Redis or Valkey server, or embedded to start one.")
 @click.option(
     "--writer",
@@ -147,7 +145,7 @@ def command(context: click.Context, /, show_config: bool, **options: Any) -> Non
 
         _show_config.show_config(context, as_json=options["as_json"])
         return
-    corpus, settings = _corpus(options), _settings(options)
+    corpus, settings = given_corpus(options), _settings(options)
     if options["dry_run"]:
         _dry_run(settings, corpus, options["as_json"], options["quiet"])
         return
@@ -164,21 +162,6 @@ def command(context: click.Context, /, show_config: bool, **options: Any) -> Non
         sys.exit(EXIT_FAILED_PROMPTS)
 
 
-def _corpus(options: dict[str, Any]) -> Any:
-    from raylens.scheduler.corpus import Corpus, CorpusSettings
-
-    return Corpus(
-        CorpusSettings(
-            sources=options["corpus"],
-            texts=options["text"],
-            format=options["corpus_format"],
-            column=options["column"],
-            id_column=options["id_column"],
-            limit=options["limit"],
-        )
-    )
-
-
 def _settings(options: dict[str, Any]) -> Any:
     from raylens.scheduler.settings import RunSettings
     from raylens.storage.paths import given_path
@@ -187,9 +170,6 @@ def _settings(options: dict[str, Any]) -> Any:
     from raylens.workers.metrics import parse_stats
     from raylens.workers.settings import InputSettings, LensSettings, WorkerSettings, generation_settings
 
-    actors = options["actors"]
-    if actors != "auto" and not (actors.isascii() and actors.isdigit()):
-        raise UsageError(f"--actors {actors!r}: give a number, or auto")
     template = read_text("--chat-template", options["chat_template"]) if options["chat_template"] is not None else None
     worker = WorkerSettings(
         model_settings(options),
@@ -219,7 +199,7 @@ def _settings(options: dict[str, Any]) -> Any:
         worker=worker,
         store=given_path(options["store"], "--store"),
         name=options["name"],
-        actors=None if actors == "auto" else int(actors),
+        actors=number_of_actors(options["actors"]),
         gpus_per_actor=options["gpus_per_actor"],
         ray=options["ray"],
         redis=options["redis"],

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import DEFAULT_STORE, open_store, print_table
+from raylens.scheduler.cli._options import DEFAULT_STORE, open_store
+from raylens.scheduler.cli._output import print_table
 from raylens.storage.errors import StoreError
 
 if TYPE_CHECKING:

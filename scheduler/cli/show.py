@@ -6,7 +6,8 @@ import click
 import msgspec
 import orjson
 
-from raylens.scheduler.cli._options import open_run, print_table, say, show_command, store_option
+from raylens.scheduler.cli._options import open_run, store_option
+from raylens.scheduler.cli._output import print_table, say, show_command
 from raylens.storage.errors import UsageError
 from raylens.storage.important import THRESHOLD
 from raylens.storage.labels import label, text_label

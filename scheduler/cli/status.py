@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import DEFAULT_STORE, open_store, print_table, say, show_command
+from raylens.scheduler.cli._options import DEFAULT_STORE, open_store
+from raylens.scheduler.cli._output import print_table, say, show_command
 from raylens.storage.errors import RaylensError, StoreError, UsageError
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import click
 import msgspec
 import orjson
 
-from raylens.scheduler.cli._options import DEFAULT_STORE, print_table, say, show_command
+from raylens.scheduler.cli._options import DEFAULT_STORE
+from raylens.scheduler.cli._output import print_table, say, show_command
 from raylens.storage.errors import StoreError
 
 if TYPE_CHECKING:

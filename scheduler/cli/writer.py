@@ -5,7 +5,7 @@ from functools import partial
 
 import click
 
-from raylens.scheduler.cli._options import say
+from raylens.scheduler.cli._output import say
 from raylens.storage.errors import EXIT_STOPPED
 
 

@@ -1,0 +1,68 @@
+"""What commands print and write: lines and tables that a terminal takes no orders from, and files that appear whole."""
+
+import secrets
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raylens.scheduler.printable import printable
+from raylens.storage.errors import UsageError
+
+
+def show_command(store: str | Path, run: str, *options: str) -> str:
+    """The command that shows the run, for the user to copy."""
+    return shlex.join(["raylens", "show", run, *options, "--store", str(store)])
+
+
+def say(text: str, err: bool = False) -> None:
+    """One line on stdout or stderr, made printable; a line break in it is shown, for it would pass for a line of ours."""
+    click.echo(printable(text), err=err)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table on stdout, as wide as its text: for eyes, grep and column alike."""
+    from rich.cells import cell_len
+
+    cells = [list(header), *(list(map(printable, row)) for row in rows)]
+    widths = [max(cell_len(row[column]) for row in cells) for column in range(len(header))]
+    for row in cells:
+        text = "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        click.echo(text.rstrip())
+
+
+def write_bytes(output: str | None, data: Callable[[Any], None], option: str = "--output") -> None:
+    """Hand ``data`` the file to write, or stdout where no file or ``-`` is given.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if output in {None, "-"}:
+        data(sys.stdout.buffer)
+        return
+    path = Path(str(output))
+    try:
+        if path.exists() and not path.is_file():  # a device or pipe is written, never replaced
+            with path.open("wb") as file:
+                data(file)
+        else:
+            _write_whole(path, data)
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror or error}") from error
+
+
+def _write_whole(path: Path, data: Callable[[Any], None]) -> None:
+    """Write beside the file and rename, so that an error leaves an older file as it was.
+
+    Under a name that nobody knows before: in a folder like /tmp it could be a link of a stranger's, or another command's.
+    """
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with unfinished.open("xb") as file:
+            data(file)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
