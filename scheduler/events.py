@@ -17,8 +17,8 @@ def event_line(event: str, **fields: Any) -> str:
 class Events(Progress):
     """Each line has ``time`` (ISO 8601, UTC), ``event``, and ``run`` once it has a name.
 
-    ``event`` is stage, scan, fetch, start, progress, failure (of one prompt, with its id), waiting or error; then the command
-    adds done or stopped.
+    ``event`` is stage, scan, fetch, start, progress, failure (of one prompt, with its id) or waiting; the last is done, stopped
+    or error.
     """
 
     def __init__(self) -> None:
@@ -68,6 +68,9 @@ class Events(Progress):
 
     def failed(self, message: str, exit_code: int) -> None:
         self._emit("error", message=message, exit_code=exit_code)
+
+    def interrupted(self) -> None:
+        self._emit("stopped")
 
     def _emit(self, event: str, **fields: Any) -> None:
         print(event_line(event, **self._run, **fields), file=self._out, flush=True)

@@ -52,6 +52,9 @@ class Progress:
     def failed(self, message: str, exit_code: int) -> None:
         """The run cannot go on; the message is printed by who called it."""
 
+    def interrupted(self) -> None:
+        """The user stopped it before it began, or for the second time; who called it says how it is resumed."""
+
     def close(self) -> None:
         """It has ended."""
 

@@ -22,7 +22,7 @@ def run_from_command(
         words: those of an error, where the command has other options than ``raylens run``.
 
     Raises:
-        RaylensError: as ``run_corpus``.
+        RaylensError, KeyboardInterrupt: as ``run_corpus``.
     """
     from raylens.scheduler.progress import choose
     from raylens.scheduler.run import run_corpus
@@ -36,4 +36,7 @@ def run_from_command(
         except RaylensError as error:
             error.args = (words(error),)
             progress.failed(str(error), error.exit_code)
+            raise
+        except KeyboardInterrupt:
+            progress.interrupted()
             raise

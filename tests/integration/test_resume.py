@@ -122,6 +122,9 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[St
             wait_until(lambda: not running.children("LensActor"), "it ends the actors and waits for the writer")
             running.stop()
             code = running.process.wait(timeout=60)  # the writer would have been waited for twice as long
+            assert list(running.events())[-1].items() >= {"event": "stopped", "run": "r"}.items(), (
+                "for whoever follows the events"
+            )
             yield Stopped(
                 place,
                 raylens.open(place / "st")["r"].counts()["records"],
