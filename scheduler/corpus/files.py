@@ -17,6 +17,7 @@ import zstandard
 from raylens.scheduler.corpus.compression import decompressed
 from raylens.scheduler.corpus.spool import Spool
 from raylens.storage.errors import InputError, UsageError
+from raylens.storage.paths import given_path
 
 #: The most bytes a row may have.
 ROW_LIMIT = 64 << 20
@@ -82,7 +83,7 @@ def find_files(sources: tuple[str, ...]) -> list[InputFile]:
 
     Raises:
         InputError: for a path or pattern without a readable file.
-        UsageError: for a file named twice.
+        UsageError: for a file named twice, and for the home of a user who is not there.
     """
     paths = [path for source in sources for path in _expand(source)]
     named: set[object] = set()
@@ -106,6 +107,8 @@ def _identity(path: str) -> object:
 
 
 def _expand(source: str) -> list[str]:
+    if source.startswith("~"):  # of others, each byte is kept: ./- is a file, and no name need be UTF-8
+        source = str(given_path(source, "corpus"))
     if source == "-" or not glob.has_magic(source):
         return [source]
     with reading(source):

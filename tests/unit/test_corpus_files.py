@@ -119,6 +119,16 @@ def test_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
     assert corpus(path).name == f"{tmp_path}/caf\\udce9.txt"
 
 
+def test_a_file_in_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs and files of --config may name it by ~, as every other path; another user's home must be there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("a\n")
+    assert [prompt.text for prompt in corpus("~/a.txt").prompts()] == ["a"]
+    assert [prompt.text for prompt in corpus("~/*.txt").prompts()] == ["a"]
+    with pytest.raises(UsageError, match=r"corpus ~nosuchuser/a\.txt: names no file here"):
+        list(corpus("~nosuchuser/a.txt").prompts())
+
+
 def test_a_text_in_the_place_of_a_file() -> None:
     """Too long for a name, and with a sign of a pattern."""
     assert "cannot be read (File name too long)" in refusal(Path("What is this? " * 30))
