@@ -6,7 +6,7 @@ from collections.abc import Callable
 from raylens.scheduler.broker import Broker
 from raylens.scheduler.external_writer import ExternalWriter
 from raylens.scheduler.heartbeat import Heartbeat
-from raylens.scheduler.pool import Done, Event, Loaded, Lost, Pool
+from raylens.scheduler.pool import Done, Event, LoadDeath, Loaded, Lost, Pool
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.run_metrics import RunMetrics
 from raylens.scheduler.tracker import Tracker
@@ -98,6 +98,8 @@ class Dispatch:
             case Loaded(certificate):
                 self._loaded(certificate)
                 self._progress.working()
+            case LoadDeath(reason):
+                self._wait(f"an actor died while it loaded the model ({reason}); it is started again")
             case Done(receipts):
                 self._broker_losses = 0
                 self._tracker.produced(receipts)

@@ -33,6 +33,13 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadDeath:
+    """An actor died while it loaded its model; Ray starts it again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """An actor published a shard."""
 
@@ -49,7 +56,7 @@ class Lost:
     broker: bool = False
 
 
-Event = Loaded | Done | Lost
+Event = Loaded | LoadDeath | Done | Lost
 
 
 @dataclass(eq=False, slots=True)
@@ -156,6 +163,7 @@ class Pool:
                     f"actors die while they load the model ({reason(error)}); is there enough memory for it?"
                 ) from None
             slot.loading = _begin(slot.actor)
+            yield LoadDeath(reason(error))
             return
         if certificate is None:  # the process is up: now its model
             self.placed = True

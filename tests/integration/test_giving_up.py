@@ -37,18 +37,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_model_that_kills_its_actor_as_it_loads(
-    model: Path, tmp_path: Path, shared_ray: str, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, shared_ray: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run ends after some deaths, of another process each; with a model that loads, the same run goes on."""
+    """Each death is told; the run ends after some, of another process each; with a model that loads, the same run goes on."""
     monkeypatch.setattr(pool, "MAX_LOAD_DEATHS", 2)
     deadly = shutil.copytree(model, tmp_path / "m")
     config = json.loads((model / "config.json").read_text())
     config |= {"auto_map": {"AutoModelForCausalLM": "deadly.Deadly"}, "deaths": str(tmp_path / "deaths")}
     (deadly / "deadly.py").write_text(_CODE)
     (deadly / "config.json").write_text(json.dumps(config))
-    given = {"store": tmp_path / "st", "name": "r", "quiet": True, "ray": shared_ray}
+    given = {"store": tmp_path / "st", "name": "r", "ray": shared_ray}
     with pytest.raises(raylens.ModelError, match=r"actors die while they load the model \(.*\); is there enough memory for it\?"):
         raylens.run(["call me"], model=str(deadly), trust_remote_code=True, **given)
+    assert capsys.readouterr().err.count("an actor died while it loaded the model (") == 1, "and the second with the error"
     assert len(set((tmp_path / "deaths").read_text().split())) == 2
     assert raylens.run(["call me"], model=str(model), **given).counts()["records"] == 1
 
