@@ -3,7 +3,6 @@
 import importlib.metadata
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from raylens.storage.errors import ModelError
 from raylens.workers.fitting.report import FitReport
 from raylens.workers.fitting.settings import FitSettings, check
 from raylens.workers.preflight import ModelFacts, inspect_model, load_config, load_tokenizer, pinned
-from raylens.workers.settings import InputSettings, WorkerSettings
+from raylens.workers.settings import InputSettings, WorkerSettings, check_types
 from raylens.workers.source import fetch_weights
 
 _PACKAGES = ("torch", "transformers", "ray", "numpy", "tokenizers")
@@ -32,13 +31,12 @@ _PACKAGES = ("torch", "transformers", "ray", "numpy", "tokenizers")
 _FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Actors:
-    """Where it is fitted: as the options of ``raylens run``."""
+class Actors(msgspec.Struct, frozen=True):
+    """Where it is fitted: as in ``RunSettings``."""
 
-    count: int | None = None
-    gpus_each: float = 1.0
-    ray: str = "auto"
+    actors: int | None
+    gpus_per_actor: float
+    ray: str
 
 
 def fit_corpus(
@@ -51,7 +49,8 @@ def fit_corpus(
         KeyboardInterrupt: the user stopped it; likewise.
     """
     check(settings)
-    check_actors(actors.count, actors.gpus_each)
+    check_types(actors)
+    check_actors(actors.actors, actors.gpus_per_actor)
     with new_folder("--output", output) as folder, ExitStack() as stack:
         progress.stage("checking the corpus")
         summary = corpus.scan(heeding(stopping, progress.scanned))
@@ -78,7 +77,7 @@ def fit_corpus(
         Nodes().check(ANSWER_SECONDS)
         if ours.here:  # the actors of other machines fetch the model themselves
             fetch_weights(facts.source, heeding(stopping, progress.fetched))
-        fitters = Fitters(settings, texts.parts, fitted, share(actors.count, actors.gpus_each), stopping)
+        fitters = Fitters(settings, texts.parts, fitted, share(actors.actors, actors.gpus_per_actor), stopping)
         stack.callback(fitters.stop)
         progress.stage(f"fitting {len(fitted)} maps on {texts.tokens('fit'):,} tokens")
         fitters.run(progress.steps)
