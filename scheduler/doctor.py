@@ -215,13 +215,11 @@ def _redis(address: str) -> Finding:
 
 
 def _ray(address: str) -> Finding:
-    import ray
-
-    from raylens.scheduler.cluster import cluster
+    from raylens.scheduler.cluster import cluster, resources
 
     try:
         with cluster(address) as one:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            nodes = resources()
     except RaylensError as error:
         return Finding("ray", "problem", str(error), "correct --ray, or use --ray local")
     cpus = sum(node.get("CPU", 0.0) for node in nodes)

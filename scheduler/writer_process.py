@@ -40,7 +40,7 @@ class WriterProcess:
 
     remedy = ""
 
-    def __init__(self, folder: RunFolder, redis: str, helpers: int | None = None) -> None:
+    def __init__(self, folder: RunFolder, redis: str, helpers: int | None) -> None:
         self._folder = folder
         orders = Orders(str(folder.root.resolve()), redis, helpers_here(helpers))
         self._orders = msgspec.json.encode(orders) + b"\n"
