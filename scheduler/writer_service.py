@@ -31,7 +31,7 @@ class _Request(NamedTuple):
 class _Served:
     """A run that has a writer of ours. ``ledger`` is followed by the service, ``tally`` by whoever asks for metrics."""
 
-    request: _Request | None
+    request: _Request
     folder: RunFolder
     prompts: int
     ledger: Ledger
@@ -78,10 +78,10 @@ class WriterService:
             self._say(f"{self._only or self._runs.parent}: waiting for raylens run --writer external")
         try:
             while not stopping():
-                for name in self._asking():
-                    self._guarded(name, self._begin)
-                for name in list(self._served):
-                    self._guarded(name, self._look_after)
+                for name, request in self._asking().items():
+                    self._guarded(name, request, self._begin)
+                for name, one in list(self._served.items()):
+                    self._guarded(name, one.request, self._look_after)
                 if self._only in self._left:
                     return True
                 time.sleep(LOOK_SECONDS)
@@ -95,44 +95,38 @@ class WriterService:
         """Each run that is written now, its tally, and how often its writer was started again."""
         return [(one.folder, one.tally, one.writer.restarts) for one in list(self._served.values())]
 
-    def _asking(self) -> list[str]:
-        """Names of runs that want a writer and have none of ours."""
-        marked = (path.parent.name for path in self._runs.glob("*/writer.external") if is_text(path.parent.name))
-        return sorted(
-            name
+    def _asking(self) -> dict[str, _Request]:
+        """What runs ask that want a writer and have none of ours, by their names."""
+        marked = sorted(path.parent.name for path in self._runs.glob("*/writer.external") if is_text(path.parent.name))
+        return {
+            name: request
             for name in marked
             if self._only in {None, name} and name not in self._served and (request := self._request(name)) is not None
             if self._left.get(name) != request
-        )
+        }
 
     def _request(self, name: str) -> _Request | None:
         """None while there is no run.json, or nobody asks any more."""
         folder = RunFolder(self._runs / name)
-        inode = _inode(folder)
         try:
-            return None if inode is None else _Request(inode, folder.wants_external_writer.stat().st_mtime_ns)
+            return _Request(folder.manifest.stat().st_ino, folder.wants_external_writer.stat().st_mtime_ns)
         except OSError:
             return None
 
-    def _leave(self, name: str, request: _Request | None) -> None:
-        if request is not None:
-            self._left[name] = request
-
-    def _guarded(self, name: str, act: Callable[[str], None]) -> None:
+    def _guarded(self, name: str, request: _Request, act: Callable[[str, _Request], None]) -> None:
         """A run that cannot be written does not end the others."""
-        request = self._served[name].request if name in self._served else self._request(name)
         try:
-            act(name)
+            act(name, request)
         except RaylensError as error:
             if (one := self._served.pop(name, None)) is not None:
                 one.writer.tell_to_end()
             if self._only is not None:
                 raise
-            self._leave(name, request)
+            self._left[name] = request
             self._say(f"{name}: left out: {error}")
 
-    def _begin(self, name: str) -> None:
-        folder, request = RunFolder(self._runs / name), self._request(name)
+    def _begin(self, name: str, request: _Request) -> None:
+        folder = RunFolder(self._runs / name)
         prompts, ledger = read_manifest(folder).prompts, Ledger(folder)
         if self._follow(ledger) == prompts:
             self._complete(name, request, prompts)
@@ -142,9 +136,9 @@ class WriterService:
         self._served[name] = _Served(request, folder, prompts, ledger, writer, Tally(folder))
         self._say(f"{name}: writing, {ledger.count:,} of {prompts:,} prompts are stored")
 
-    def _look_after(self, name: str) -> None:
+    def _look_after(self, name: str, request: _Request) -> None:
         one = self._served[name]
-        if one.request and _inode(one.folder) not in {None, one.request.inode}:  # begun anew: it gets a writer that knows that
+        if _inode(one.folder) not in {None, request.inode}:  # begun anew: it gets a writer that knows that
             self._served.pop(name).writer.finish()
             return
         before = one.ledger.count
@@ -152,7 +146,7 @@ class WriterService:
             one.writer.committed()
         if one.ledger.count == one.prompts:
             self._served.pop(name).writer.finish()
-            self._complete(name, self._request(name), one.prompts)
+            self._complete(name, self._request(name) or request, one.prompts)  # as asked last, by a driver that came back
             return
         one.writer.ensure_alive()
 
@@ -161,8 +155,8 @@ class WriterService:
             pass
         return ledger.count
 
-    def _complete(self, name: str, request: _Request | None, prompts: int) -> None:
-        self._leave(name, request)
+    def _complete(self, name: str, request: _Request, prompts: int) -> None:
+        self._left[name] = request
         self._say(f"{name}: complete, {prompts:,} prompts are stored")
 
     def _end_all(self, *seconds: float) -> None:
