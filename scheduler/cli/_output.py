@@ -4,6 +4,7 @@ import secrets
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ import click
 
 from raylens.scheduler.printable import printable
 from raylens.storage.errors import UsageError
+
+
+def only_data() -> AbstractContextManager[object]:
+    """While it is entered, stdout is stderr: Ray prints notices there, and only our data belongs there."""
+    return redirect_stdout(sys.stderr)
 
 
 def show_command(store: str | Path, run: str, *options: str) -> str:

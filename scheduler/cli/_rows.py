@@ -2,14 +2,15 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
 
+from raylens.scheduler.cli._options import together
 from raylens.scheduler.cli._output import print_table, write_bytes
 from raylens.storage.errors import UsageError, one_line
 from raylens.storage.labels import fit, label, text_label
@@ -27,19 +28,12 @@ MAX_WIDTH = 60
 TOKENS = ("token", "input", "next", "final", "before", "after")
 _CRLF = "\r\n"
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def output_options(function: F) -> F:
-    """``--json``, ``--csv`` and ``--parquet``."""
-    options = [
-        click.option("--json", "as_json", is_flag=True, help="Print JSON lines, one object per row."),
-        click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a header."),
-        click.option("--parquet", metavar="FILE", help="Write a Parquet file; - is stdout."),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+#: The form of the rows.
+output_options = together(
+    click.option("--json", "as_json", is_flag=True, help="Print JSON lines, one object per row."),
+    click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a header."),
+    click.option("--parquet", metavar="FILE", help="Write a Parquet file; - is stdout."),
+)
 
 
 def print_rows(result: "Result", as_json: bool, as_csv: bool, parquet: str | None) -> None:

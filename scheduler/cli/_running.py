@@ -1,10 +1,10 @@
 """Running a corpus from a command: signals, progress, and a stdout that holds nothing but data."""
 
-import contextlib
-import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING
 
+from raylens.scheduler.cli._output import only_data
 from raylens.storage.errors import RaylensError
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ def run_from_command(
     from raylens.scheduler.stopping import Stopping
 
     progress = choose(as_json=as_json, quiet=quiet)
-    # Ray prints notices of dead workers to stdout, where only our data belongs
-    with Stopping() as stopping, contextlib.redirect_stdout(sys.stderr), contextlib.closing(progress):
+    with Stopping() as stopping, only_data(), closing(progress):
         try:
             return run_corpus(settings, corpus, progress, stopping)
         except RaylensError as error:

@@ -4,7 +4,7 @@ import time
 
 import click
 
-from raylens.scheduler.cli._options import open_store
+from raylens.scheduler.cli._options import one_store, open_store, store_option
 from raylens.scheduler.cli._output import say
 from raylens.storage.errors import StoreError
 
@@ -13,15 +13,17 @@ WAIT_SECONDS = 180.0
 
 
 @click.command("cancel")
-@click.argument("store")
-@click.argument("run")
-def command(store: str, run: str) -> None:
-    """Stop RUN of STORE as Ctrl-C would, on whichever machine its driver is.
+@click.argument("words", metavar="[STORE] RUN", nargs=-1, required=True)
+@store_option
+def command(words: tuple[str, ...], store: str) -> None:
+    """Stop RUN as Ctrl-C would, on whichever machine its driver is.
 
     Results already published are stored. To resume later, repeat the command that began the run.
     """
     from raylens.storage.pulse import ask_to_stop, read_pulse
 
+    *stores, run = words
+    store = one_store(stores, store)
     folder = open_store(store)[run].folder
     pulse = ask_to_stop(folder)
     say(f"asked process {pulse.pid} on {pulse.host} to stop; it stores what is published first", err=True)

@@ -1,13 +1,19 @@
 """``raylens doctor``."""
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
-from click.core import ParameterSource
 
-from raylens.scheduler.cli._options import layers_option, lens_option, model_options, model_settings, ray_option, store_option
+from raylens.scheduler.cli._options import (
+    given_model,
+    layers_option,
+    lens_option,
+    model_options,
+    ray_option,
+    store_option,
+    typed,
+)
 from raylens.storage.errors import UsageError
 from raylens.storage.paths import given_path
 
@@ -20,7 +26,7 @@ _SIGNS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 
 
 @click.command("doctor")
-@partial(model_options, required=False)
+@model_options(required=False)
 @lens_option
 @layers_option
 @store_option
@@ -51,10 +57,9 @@ def command(store: str, redis: str, ray: str, as_json: bool, **options: Any) -> 
 
 def _refuse_ignored(of_model: bool) -> None:
     """Options that were typed and would change nothing."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
+    for parameter in click.get_current_context().command.params:
         name = str(parameter.name)
-        if name in {"model", "as_json"} or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+        if name in {"model", "as_json"} or not typed(name):
             continue
         if of_model and name in _OF_MACHINE:
             raise UsageError(f"--{name}: is not used with --model; leave one of them out")
@@ -72,7 +77,7 @@ def _print_certificate(options: dict[str, Any], as_json: bool) -> None:
     from raylens.workers.settings import LensSettings, WorkerSettings
     from raylens.workers.worker import Worker
 
-    settings = WorkerSettings(model_settings(options), LensSettings(layers=options["layers"], lens=options["lens"]))
+    settings = WorkerSettings(given_model(options), LensSettings(layers=options["layers"], lens=options["lens"]))
     inspect_model(settings)
     certificate = Worker(settings).certificate
     if as_json:

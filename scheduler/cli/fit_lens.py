@@ -1,8 +1,6 @@
 """``raylens fit-lens``."""
 
-import contextlib
 import shlex
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,12 +10,12 @@ from raylens.scheduler.cli._options import (
     Sectioned,
     cluster_options,
     corpus_options,
+    given_actors,
     given_corpus,
+    given_model,
     model_options,
-    model_settings,
-    number_of_actors,
 )
-from raylens.scheduler.cli._output import print_table
+from raylens.scheduler.cli._output import only_data, print_table
 
 if TYPE_CHECKING:
     from raylens.workers.fitting.report import FitReport
@@ -34,7 +32,7 @@ _HEADINGS = {
 
 @click.command("fit-lens", cls=Sectioned, headings=_HEADINGS, context_settings={"show_default": True})
 @click.argument("corpus", nargs=-1, required=True)
-@model_options
+@model_options()
 @corpus_options
 @click.option("-o", "--output", required=True, metavar="LENS", help="Folder to create for the lens; must not exist yet.")
 @click.option(
@@ -66,7 +64,7 @@ def command(**options: Any) -> None:
     from raylens.workers.fitting.settings import FitSettings
 
     settings = FitSettings(
-        model_settings(options),
+        given_model(options),
         options["kind"],
         options["tokens"],
         options["steps"],
@@ -75,8 +73,8 @@ def command(**options: Any) -> None:
         options["seed"],
     )
     corpus = given_corpus(options)
-    actors = Actors(number_of_actors(options["actors"]), options["gpus_per_actor"], options["ray"])
-    with contextlib.redirect_stdout(sys.stderr):  # Ray prints notices to stdout, where only our data belongs
+    actors = Actors(given_actors(options), options["gpus_per_actor"], options["ray"])
+    with only_data():
         report = fit_with_progress(settings, corpus, given_path(options["output"], "--output"), actors, options["quiet"])
     if options["as_json"]:
         click.echo(msgspec.json.encode(report))

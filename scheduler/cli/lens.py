@@ -8,11 +8,12 @@ import orjson
 from raylens.scheduler.cli._options import (
     Sectioned,
     generation_options,
+    given_generation,
+    given_model,
     intervene_option,
     layers_option,
     lens_option,
     model_options,
-    model_settings,
 )
 from raylens.storage.errors import ModelError, UsageError
 
@@ -28,7 +29,7 @@ _HEADINGS = {"model": "Model", "lens": "What is lensed", "generate": "Generation
 
 @click.command("lens", cls=Sectioned, headings=_HEADINGS)
 @click.argument("text")
-@model_options
+@model_options()
 @lens_option
 @intervene_option
 @layers_option
@@ -103,11 +104,10 @@ def _shown_tap(tap: str, lens: str) -> str:
 def _settings(shown: str, top_k: int, track: str | None, options: dict[str, Any]) -> "WorkerSettings":
     from raylens.storage.taps import DEFAULT_TAPS
     from raylens.workers.interventions.edits import read_edits
-    from raylens.workers.settings import LensSettings, WorkerSettings, generation_settings
+    from raylens.workers.settings import LensSettings, WorkerSettings
     from raylens.workers.tracked import track_names
 
-    drawn = (options["temperature"], options["top_p"], options["sample_top_k"], options["seed"])
-    generation = generation_settings(options["generate"], *drawn)
+    generation = given_generation(options)
     lens = LensSettings(
         top_k,
         options["layers"],
@@ -118,4 +118,4 @@ def _settings(shown: str, top_k: int, track: str | None, options: dict[str, Any]
         track=track_names(track if track is not None else ()),
         lens=options["lens"],
     )
-    return WorkerSettings(model_settings(options), lens, edits=read_edits(options["intervene"]), generation=generation)
+    return WorkerSettings(given_model(options), lens, edits=read_edits(options["intervene"]), generation=generation)

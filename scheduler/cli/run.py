@@ -1,8 +1,8 @@
 """``raylens run``."""
 
-import contextlib
 import shlex
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,15 +14,16 @@ from raylens.scheduler.cli._options import (
     cluster_options,
     corpus_options,
     generation_options,
+    given_actors,
     given_corpus,
+    given_generation,
+    given_model,
     intervene_option,
     layers_option,
     lens_option,
     model_options,
-    model_settings,
-    number_of_actors,
 )
-from raylens.scheduler.cli._output import say, show_command
+from raylens.scheduler.cli._output import only_data, say, show_command
 from raylens.scheduler.cli._running import run_from_command
 from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED
 from raylens.storage.positions import FORMS
@@ -45,7 +46,7 @@ _HEADINGS = {
 
 @click.command("run", cls=Sectioned, headings=_HEADINGS, context_settings={"show_default": True})
 @click.argument("corpus", nargs=-1)
-@model_options
+@model_options()
 @click.option("--text", multiple=True, help="Prompt given on the command line; repeatable.")
 @corpus_options
 @click.option(
@@ -111,7 +112,7 @@ _HEADINGS = {
     help="Maximum number of processes that help the writer when results outpace it; by default a quarter of the cores.",
 )
 @click.option(
-    "-o", "--store", default=DEFAULT_STORE, envvar="RAYLENS_STORE", help="Folder that holds the runs; created if missing."
+    "-s", "-o", "--store", default=DEFAULT_STORE, envvar="RAYLENS_STORE", help="Folder that holds the runs; created if missing."
 )
 @click.option("--name", help="Name of the run; by default made from the model and the corpus.")
 @click.option(
@@ -168,11 +169,11 @@ def _settings(options: dict[str, Any]) -> Any:
     from raylens.storage.taps import parse_taps
     from raylens.workers.interventions.edits import read_edits
     from raylens.workers.metrics import parse_stats
-    from raylens.workers.settings import InputSettings, LensSettings, WorkerSettings, generation_settings
+    from raylens.workers.settings import InputSettings, LensSettings, WorkerSettings
 
     template = read_text("--chat-template", options["chat_template"]) if options["chat_template"] is not None else None
     worker = WorkerSettings(
-        model_settings(options),
+        given_model(options),
         LensSettings(
             options["top_k"],
             options["layers"],
@@ -186,20 +187,13 @@ def _settings(options: dict[str, Any]) -> Any:
         ),
         InputSettings(template, options["max_tokens"], options["on_long"], options["batch_tokens"]),
         read_edits(options["intervene"]),
-        generation_settings(
-            options["generate"],
-            options["temperature"],
-            options["top_p"],
-            options["sample_top_k"],
-            options["seed"],
-            options["samples"],
-        ),
+        given_generation(options),
     )
     return RunSettings(
         worker=worker,
         store=given_path(options["store"], "--store"),
         name=options["name"],
-        actors=number_of_actors(options["actors"]),
+        actors=given_actors(options),
         gpus_per_actor=options["gpus_per_actor"],
         ray=options["ray"],
         redis=options["redis"],
@@ -241,8 +235,7 @@ def _dry_run(settings: Any, corpus: Any, as_json: bool, quiet: bool) -> None:
     from raylens.scheduler.stopping import Stopping
 
     progress = choose(quiet=quiet)  # stdout is for the estimate
-    # Ray prints notices to stdout, where only our data belongs
-    with Stopping() as stopping, contextlib.redirect_stdout(sys.stderr), contextlib.closing(progress):
+    with Stopping() as stopping, only_data(), closing(progress):
         found = estimate(settings, corpus, progress, stopping)
     click.echo(orjson.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from raylens.scheduler.cli._options import DEFAULT_STORE, open_store
+from raylens.scheduler.cli._options import one_store, open_store, store_option
 from raylens.scheduler.cli._output import print_table
 from raylens.storage.errors import StoreError
 
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 @click.command("runs")
-@click.argument("store", default=DEFAULT_STORE, envvar="RAYLENS_STORE")
+@click.argument("stores", metavar="[STORE]", nargs=-1)
+@store_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
-def command(store: str, as_json: bool) -> None:
+def command(stores: tuple[str, ...], store: str, as_json: bool) -> None:
     """List the runs of STORE, oldest first."""
-    found, rows, damaged = open_store(store), [], []
+    found, rows, damaged = open_store(one_store(stores, store)), [], []
     for name in found.names():
         try:
             rows.append(_row(found[name]))

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raylens.scheduler.cli._options import open_store, store_option
+from raylens.scheduler.cli._options import one_store, open_store, store_option
 from raylens.scheduler.cli._rows import output_options, print_rows
-from raylens.storage.errors import RaylensError, StoreError, UsageError
+from raylens.storage.errors import RaylensError, StoreError
 
 if TYPE_CHECKING:
     from raylens.storage.database import LeftOut
@@ -20,15 +20,13 @@ if TYPE_CHECKING:
 @click.option("--run", "name", metavar="RUN", help="Query only this run; by default all runs of the store.")
 @output_options
 def command(words: tuple[str, ...], store: str, name: str | None, as_json: bool, as_csv: bool, parquet: str | None) -> None:
-    """Run one SELECT, in DuckDB's SQL, over the runs of a store, given as STORE or by --store.
+    """Run one SELECT, in DuckDB's SQL, over the runs of a store.
 
     The views are prompts, positions, metrics, topk, tracked, decisions and failures (docs/QUERIES.md). Nothing is written, and
     the SQL can reach neither other files nor the network.
     """
-    if len(words) > 2:
-        raise UsageError(f"sql takes a store and one SELECT, not {len(words)} words; put the statement in quotes")
     *stores, statement = words
-    found = open_store(stores[0] if stores else store)
+    found = open_store(one_store(stores, store))
     if name is not None:
         print_rows(found[name].sql(statement), as_json, as_csv, parquet)
         return

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
+from click.core import ParameterSource
 
-from raylens.scheduler.cli._options import DEFAULT_STORE, open_store
+from raylens.scheduler.cli._options import one_store, open_store, store_option, typed
 from raylens.scheduler.cli._output import print_table, say, show_command
 from raylens.storage.errors import RaylensError, StoreError, UsageError
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @click.command("status")
-@click.argument("store", required=False, envvar="RAYLENS_STORE")
-@click.argument("run", required=False)
+@click.argument("words", metavar="[STORE] [RUN]", nargs=-1)
+@store_option
 @click.option("--redis", metavar="URL", help="Also show what this server holds; without STORE, only that.")
 @click.option(
     "--healthy-within",
@@ -26,23 +27,26 @@ if TYPE_CHECKING:
     help="Exit with code 1 unless every run is complete, or running and has committed in the last SECONDS.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(store: str | None, run: str | None, redis: str | None, healthy_within: float | None, as_json: bool) -> None:
+def command(words: tuple[str, ...], store: str, redis: str | None, healthy_within: float | None, as_json: bool) -> None:
     """Show how far the runs of STORE are, or everything about one RUN, from any terminal or machine.
 
     States: complete; running; silent (nothing heard of the driver for a minute); died (its process is gone); stopped. To
     resume a run, repeat the command that began it.
     """
-    if store is None and redis is None:
-        store = DEFAULT_STORE
-    if store is None and healthy_within is not None:
+    named = bool(words) or click.get_current_context().get_parameter_source("store") is not ParameterSource.DEFAULT
+    of_server = redis is not None and not named
+    if of_server and healthy_within is not None:
         raise UsageError("--healthy-within: give the STORE whose runs are meant")
-    found, damaged = _statuses(store, run) if store is not None else ([], [])
-    server = _server(redis, [one.uid for one in found] if store is not None else None)
+    # a word alone is the store, unless --store names it
+    stores, runs = (words, ()) if len(words) == 1 and not typed("store") else (words[:-1], words[-1:])
+    store = one_store(stores, store)
+    found, damaged = ([], []) if of_server else _statuses(store, runs)
+    server = _server(redis, None if of_server else [one.uid for one in found])
     if as_json:
         value: dict[str, Any] = {"runs": [one.to_dict() for one in found]}
         click.echo(orjson.dumps(value | ({"server": server.to_dict()} if server is not None else {})))
     else:
-        _print(found, store, run is not None, server)
+        _print(found, store, bool(runs), server)
     if damaged:
         raise StoreError("; ".join(damaged))
     ill = [one.run for one in found if healthy_within is not None and not one.healthy(healthy_within)]
@@ -52,12 +56,12 @@ def command(store: str | None, run: str | None, redis: str | None, healthy_withi
         )
 
 
-def _statuses(store: str, run: str | None) -> "tuple[list[Status], list[str]]":
-    """Of each run; and what is wrong with those that cannot be read, which do not hide the others."""
+def _statuses(store: str, runs: tuple[str, ...]) -> "tuple[list[Status], list[str]]":
+    """Of these runs, or of each; and what is wrong with those that cannot be read, which do not hide the others."""
     from raylens.storage.status import status
 
     found, statuses, damaged = open_store(store), [], []
-    for name in [run] if run is not None else found.names():
+    for name in runs or found.names():
         try:
             statuses.append(status(found[name].folder))
         except StoreError as error:
@@ -73,9 +77,9 @@ def _server(url: str | None, uids: list[str] | None) -> "ServerStatus | None":
     return server_status(url, uids)
 
 
-def _print(found: "list[Status]", store: str | None, whole: bool, server: "ServerStatus | None") -> None:
+def _print(found: "list[Status]", store: str, whole: bool, server: "ServerStatus | None") -> None:
     if whole and found:
-        for name, text in _lines(found[0], str(store)):
+        for name, text in _lines(found[0], store):
             say(f"{name:<10} {text}")
     elif found:
         header = ["run", "state", "stored", "prompts", "failures", "prompts/s", "to go", "in flight"]

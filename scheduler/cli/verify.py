@@ -7,7 +7,7 @@ import click
 import msgspec
 import orjson
 
-from raylens.scheduler.cli._options import DEFAULT_STORE
+from raylens.scheduler.cli._options import one_store, store_option
 from raylens.scheduler.cli._output import print_table, say, show_command
 from raylens.storage.errors import StoreError
 
@@ -20,11 +20,12 @@ MAX_LEFTOVERS = 10
 
 
 @click.command("verify")
-@click.argument("store", default=DEFAULT_STORE, envvar="RAYLENS_STORE")
+@click.argument("stores", metavar="[STORE]", nargs=-1)
+@store_option
 @click.option("--run", "name", help="Check only this run; by default all.")
 @click.option("--repair", "mend", is_flag=True, help="Move damage aside, so that resuming the run computes only what is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
-def command(store: str, name: str | None, mend: bool, as_json: bool) -> None:
+def command(stores: tuple[str, ...], store: str, name: str | None, mend: bool, as_json: bool) -> None:
     """Check every file, checksum and record of STORE against its ledger. Exit code 6 if anything is damaged.
 
     With --repair, damaged segments are moved to damaged/ in the run's folder, and every good record is kept; the same raylens
@@ -34,7 +35,7 @@ def command(store: str, name: str | None, mend: bool, as_json: bool) -> None:
     from raylens.storage.store import Store
 
     refused, found = [], []
-    for folder in Store(store).folders(name):
+    for folder in Store(one_store(stores, store)).folders(name):
         say(f"reading {folder.root.name}", err=True)
         if mend:
             try:

@@ -29,7 +29,7 @@ ROWS = [
 def store(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     folder = tmp_path_factory.mktemp("read")
     (folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    options = ["-m", str(tiny), "-o", "st", "--positions", "all", "--name", "r", "--taps", "resid_pre,attn_out,resid_post"]
+    options = ["-m", str(tiny), "-s", "st", "--positions", "all", "--name", "r", "--taps", "resid_pre,attn_out,resid_post"]
     done = raylens_command("run", "c.jsonl", *options, cwd=folder)
     assert done.returncode == 3, done.stderr
     return folder / "st"
@@ -61,6 +61,21 @@ def test_reading_imports_no_torch_ray_or_redis(store: Path, tmp_path: Path) -> N
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=HUNG)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_store_is_named_in_front_or_by_an_option(store: Path) -> None:
+    """Every command takes -s; those that took the store in front of their other words still do, but not both."""
+    for words in (["runs"], ["verify"], ["status"], ["status", "r"], ["sql", "SELECT 1 AS x"]):
+        command, *rest = words
+        by_option = raylens_command(command, *rest, "-s", str(store))
+        assert by_option.returncode == 0, by_option.stderr
+        assert by_option.stdout.splitlines()[0] == raylens_command(command, str(store), *rest).stdout.splitlines()[0]
+    twice = raylens_command("runs", str(store), "-s", str(store))
+    assert twice.returncode == 2
+    assert f"{store}: give one store" in twice.stderr
+    for words in (["cancel", "r"], ["cancel", str(store), "r"]):
+        done = raylens_command(*words, env={"RAYLENS_STORE": str(store)})
+        assert "there is nothing to cancel" in done.stderr
 
 
 def test_commands_that_write_a_file_name_it_as_json(store: Path, tmp_path: Path) -> None:
