@@ -17,6 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from raylens.storage.errors import StoreError, UsageError, one_line
+from raylens.storage.paths import is_text
 from raylens.storage.run import Run
 from raylens.storage.table_files import REMEDY, Extent, as_glob, read_parquet, table_files, text_literal
 from raylens.storage.tables import KINDS, LENS, PROMPTS, TableFiles
@@ -33,6 +34,12 @@ Files = Mapping[TableFiles, Mapping[str, Extent]]
 #: goes to a temporary folder.
 MEMORY = "RAYLENS_SQL_MEMORY"
 
+#: A name in SQL is never a Python variable of whoever calls, and what DuckDB has only in an extension is not there.
+_SETTINGS = {
+    "python_enable_replacements": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+}
 #: Seconds between two requests to end a statement.
 _ASK_AGAIN = 0.1
 #: Makes the documented views.
@@ -47,6 +54,9 @@ class Database:
         runs: one or more.
         left_out: told of each run that cannot be read, and why; the others are asked without it. By default it is an error.
 
+    Attributes:
+        runs: those that have anything to ask of.
+
     Raises:
         StoreError: tables or a vocabulary are missing or damaged, if ``left_out`` is not given or no run can be read.
         UsageError: there are no runs, or the limit of memory is not a size.
@@ -58,8 +68,7 @@ class Database:
         self._thread = ThreadPoolExecutor(1, "sql")
         self._thread.submit(int).result()  # begun before there is work, or an interrupt meanwhile would leave it at that
         self._temporary = temporary(tempfile.TemporaryDirectory, prefix="raylens-sql-")
-        # Without replacements a name in SQL is never a Python variable of whoever calls.
-        self._connection = duckdb.connect(config={"temp_directory": self._temporary.name, "python_enable_replacements": "false"})
+        self._connection = duckdb.connect(config={"temp_directory": self._temporary.name, **_SETTINGS})
         try:
             self._limit_memory()
             self._open(runs)
@@ -77,29 +86,39 @@ class Database:
             raise UsageError(f"{MEMORY}={memory}: {one_line(error)}; give a size such as 2GB") from error
 
     def _open(self, runs: Sequence[Run]) -> None:
-        try:
-            self._paths = paths = self._create_views(runs)
-        except duckdb.Error as error:  # a table whose ends are right, but not what lies between
-            names = ", ".join(run.name for run in runs)
-            raise StoreError(f"tables of {names} cannot be read ({one_line(error)}); {REMEDY}") from error
-        self._execute("SET allowed_paths = ?", [[form for path in paths for form in (str(path), as_glob(path))]])
-        for setting in ("enable_external_access = false", "lock_configuration = true"):
-            self._execute(f"SET {setting}")
-
-    def _create_views(self, runs: Sequence[Run]) -> list[Path]:
         if not runs:
             raise UsageError("there are no runs to query")
         if len({run.name for run in runs}) < len(runs):  # of several stores
             raise UsageError("two of the runs have one name, by which queries tell them apart; compare runs of different names")
         tokens = TokenTable()
         found = self._readable(runs, tokens)
+        try:
+            self._create_views(found, tokens)
+        except duckdb.Error as error:  # a table whose ends are right, but not what lies between; or it is gone by now
+            damaged = [run for run, files in found.items() if not self._reads(run, *files)] or found
+            raise StoreError(f"tables of {', '.join(damaged)} cannot be read ({one_line(error)}); {REMEDY}") from error
+        self.runs = [run for run in runs if run.name in found]
+        self._paths = [files.path(kind) for _, run_files in found.values() for files in run_files for kind in KINDS]
+        self._execute("SET allowed_paths = ?", [[form for path in self._paths for form in (str(path), as_glob(path))]])
+        for setting in ("enable_external_access = false", "lock_configuration = true"):
+            self._execute(f"SET {setting}")
+
+    def _create_views(self, found: Mapping[str, tuple[int, Files]], tokens: TokenTable) -> None:
         for kind in KINDS:
             name, schema = _KINDS[kind]
             parts = itertools.chain.from_iterable(_selects(run, kind, *files) for run, files in found.items())
             self._execute(f"CREATE VIEW {name} AS {' UNION ALL BY NAME '.join([_empty(schema), *parts])}")
         self._ask(lambda: self._connection.register("tokens", tokens))
         self._execute(VIEWS.read_text())
-        return [files.path(kind) for _, run_files in found.values() for files in run_files for kind in KINDS]
+
+    def _reads(self, run: str, vocabulary: int, files: Files) -> bool:
+        """Whether DuckDB can open the tables of a run."""
+        try:
+            for select in (select for kind in KINDS for select in _selects(run, kind, vocabulary, files)):
+                self._execute(f"{select} LIMIT 0")
+        except duckdb.Error:
+            return False
+        return True
 
     def _readable(self, runs: Sequence[Run], tokens: TokenTable) -> dict[str, tuple[int, Files]]:
         """Run -> which vocabulary is its, and its files; of runs that have any."""
@@ -131,6 +150,8 @@ class Database:
             UsageError: SQL that is not a query, or not valid; with DuckDB's own words. Also while the result is read.
             StoreError: a table was damaged or removed meanwhile; also while the result is read.
         """
+        if not is_text(sql):
+            raise UsageError(f"SQL: {sql[:80]!r} is not UTF-8; write other bytes of a text with chr()")
         try:
             statements = self._connection.extract_statements(sql)
             # EXPLAIN is not among them, for EXPLAIN ANALYZE runs what it explains, a COPY over a table too.
@@ -194,9 +215,11 @@ class Database:
             yield pa.RecordBatch.from_arrays([batch.column(number) for number in kept], schema=schema)
 
     def _failed(self, problem: str) -> UsageError | StoreError:
+        kind, named, _ = problem.partition(" Error: ")
+        unreadable = not named or kind in _UNREADABLE
         # DuckDB takes a file that is gone for a folder, which it may not read, so its words alone do not tell
         # and some kinds of damage for a wrong argument
-        if problem.startswith(_UNREADABLE) or any(str(path) in problem or not path.exists() for path in self._paths):
+        if unreadable or any(str(path) in problem or not path.exists() for path in self._paths):
             return StoreError(
                 f"SQL: {problem}; ask again if the run was just compacted; raylens verify STORE names a damaged file"
             )
@@ -218,15 +241,8 @@ class Database:
         self.close()
 
 
-#: How DuckDB's words for a file that cannot be read begin; others are about the statement.
-_UNREADABLE = (
-    "IO Error",
-    "Invalid Error",
-    "Serialization Error",
-    "Internal Error",
-    "TransactionContext Error",
-    "TProtocolException",
-)
+#: Kinds of DuckDB's errors that are about a file, as are those of no kind; others are about the statement.
+_UNREADABLE = frozenset({"IO", "Invalid", "Serialization", "Internal", "TransactionContext"})
 
 
 def _apart(fields: Sequence[pa.Field]) -> list[str]:

@@ -1,6 +1,7 @@
 """The result of a query. The query runs when its result is read, and again each time."""
 
 import atexit
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from textwrap import shorten
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from raylens.storage.database import Database, LeftOut
 from raylens.storage.dataframes import DataFrames, to_xarray
+from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.named_queries import named_query
 from raylens.storage.run import Run
 from raylens.storage.selection import options_of, select
@@ -69,8 +71,11 @@ class Result(DataFrames):
         """
         with Database(self._runs, self._left_out) as database:
             sql, parameters = self._prepare(database)
-            with database.query(sql, parameters, self._hidden) as reader:
-                yield reader
+            try:
+                with database.query(sql, parameters, self._hidden) as reader:
+                    yield reader
+            except StoreError as error:
+                raise _named(error, database.runs, sql, parameters) from error
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows, some thousands at a time, as Arrow record batches."""
@@ -105,6 +110,25 @@ class Result(DataFrames):
             UsageError: xarray is not installed, there is no such column, or two rows have the same values of the axes.
         """
         return to_xarray(self.to_arrow(), axes)
+
+
+def _named(error: StoreError, runs: Sequence[Run], sql: str, parameters: Mapping[str, Any]) -> StoreError:
+    """DuckDB seldom says which of many files it could not read; each run asked by itself tells whose it is."""
+    if len(runs) == 1 or any(str(run.folder.root) in str(error) for run in runs):
+        return error
+    damaged = [run.name for run in runs if not _answers(run, sql, parameters)]
+    return StoreError(f"{error}; it is a table of {', '.join(damaged)}: query other runs one by one") if damaged else error
+
+
+def _answers(run: Run, sql: str, parameters: Mapping[str, Any]) -> bool:
+    try:
+        with Database([run]) as database, database.query(sql, parameters) as reader:
+            deque(reader, maxlen=0)
+    except StoreError:
+        return False
+    except UsageError:  # the statement may need all the runs
+        return True
+    return True
 
 
 def run_query(run: Run, name: str, options: Mapping[str, Any]) -> Result:

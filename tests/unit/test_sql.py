@@ -220,6 +220,9 @@ def test_parameters_are_values(run: Run) -> None:
         "SELECT",
         "SELECT * FROM nothing_of_the_kind",
         "not SQL at all",
+        "SELECT '\udcff'",
+        "FROM load_aws_credentials()",
+        "SELECT '1'::INET",
     ],
 )
 def test_nothing_beyond_the_views(run: Run, tmp_path: Path, statement: str) -> None:

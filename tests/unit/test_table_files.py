@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from raylens.storage.compaction import compact
 from raylens.storage.database import Database
-from raylens.storage.errors import OtherFormat, RaylensError, StoreError
+from raylens.storage.errors import OtherFormat, StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.record import TapLens
 from raylens.storage.repair import repair
@@ -182,11 +182,57 @@ def test_any_byte_of_a_table(made: RunFolder, tmp_path_factory: pytest.TempPathF
     if not found.damage:
         assert open_run(folder).sql(ALL).rows() == rows
         return
-    with suppress(RaylensError):
+    with suppress(StoreError):
         open_run(folder).sql(COUNTS).rows()
     repair(folder)
     assert examine(folder).damage == []
     assert contents(folder) == before
+
+
+def damage_page(path: Path) -> None:
+    """Of the first page of a table its header, which nothing reads before the page itself is read."""
+    data = bytearray(path.read_bytes())
+    data[4] = 0xFE
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_page_is_no_wrong_statement(folder: RunFolder, kind: str) -> None:
+    """Its reader in DuckDB has several words for that, without a kind of error."""
+    whole = table(folder, 0, kind).read_bytes()
+    for at in range(4, 24):
+        for value in (0x00, 0x1D, 0x7F, 0xFE):
+            table(folder, 0, kind).write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+            with suppress(StoreError):
+                open_run(folder).sql(ALL).rows()
+
+
+def test_a_damaged_page_is_told_by_its_run(folder: RunFolder, tmp_path: Path) -> None:
+    """Of the runs of a store those are named whose tables cannot be read; the others can be asked."""
+    for name in ("a", "b", "c"):
+        shutil.copytree(folder.root, tmp_path / "runs" / name)
+    store = Store(tmp_path)
+    damage_page(table(store["b"].folder, 1, "lens"))
+    with pytest.raises(StoreError, match=r"raylens verify STORE.*; it is a table of b: query other runs one by one$"):
+        store.sql(ALL).rows()
+    assert store["c"].sql(ALL).rows()
+    assert len(store.sql("SELECT * FROM prompts").rows()) == 4 * len(store["c"])  # of other tables, none of which is damaged
+
+
+def test_a_table_that_only_duckdb_cannot_open_is_told_by_its_run(folder: RunFolder, tmp_path: Path) -> None:
+    """Some bits of a table's end mean nothing to Arrow, which is asked first."""
+    shutil.copytree(folder.root, tmp_path / "runs" / "b")
+    path, told = table(RunFolder(tmp_path / "runs" / "b"), 0, "lens"), ""
+    whole = path.read_bytes()
+    places = iter(range(len(whole) - 500, len(whole)))
+    while "cannot be read" not in told:
+        at = next(places)
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            Store(tmp_path).sql("SELECT 1").rows()
+        except StoreError as error:
+            told = str(error)
+    assert told.startswith("tables of b cannot be read (")
 
 
 def test_a_final_prediction_past_what_a_column_holds() -> None:
