@@ -44,7 +44,7 @@ def _parameters(one: Run, other: Run, database: Database) -> dict[str, Any]:
         raise UsageError(f"{both} have different vocabularies; runs of models with one tokenizer can be compared")
     (shared,) = database.rows(_SHARED, names)
     if not shared["prompts"]:
-        why = "the prompts of the same ids have other tokens" if shared["ids"] else "no prompt id is in both"
+        why = "the prompts of the same ids have other tokens" if shared["ids"] else "no prompt has a record in both"
         raise UsageError(f"{both} have nothing to compare: {why}")
     if not shared["lensed"]:
         raise UsageError(f"{both} have nothing to compare: no position of a prompt was lensed in both")

@@ -53,10 +53,10 @@ class Store:
         return [Run(RunFolder(runs_folder(self.path) / name)) for name in self.names()]
 
     def __getitem__(self, name: str) -> Run:
-        if (exact := named_run(self.path, name)) is not None:  # without a look at all others, of which there may be a thousand
-            return Run(exact)
+        if name in self:  # without a look at all others, of which there may be a thousand
+            return Run(RunFolder(runs_folder(self.path) / name))
         names = self.names()
-        fitting = [one for one in names if name and one.startswith(name)]
+        fitting = [one for one in names if name and isinstance(name, str) and one.startswith(name)]
         if len(fitting) != 1:
             problem = "no run" if not fitting else f"{len(fitting)} runs that begin with"
             raise UsageError(f"store {self.path} has {problem} {name!r}; it has {', '.join(fitting or names) or 'none'}")

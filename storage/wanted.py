@@ -75,7 +75,9 @@ def ids_of(names: str | int | Sequence[str | int], vocabulary: Vocabulary) -> tu
     return tuple(dict.fromkeys(token for name in _each(names) for token in token_ids(name, vocabulary)))
 
 
-def _each(names: str | int | Sequence[str | int]) -> list[Any]:
+def _each(names: Any) -> list[Any]:
+    if hasattr(names, "tolist"):  # numpy's and torch's
+        names = names.tolist()
     each = list(names) if isinstance(names, list | tuple) else [names]
     if not each:
         raise UsageError("--token: name at least one token, by its text or as id:N")

@@ -198,7 +198,7 @@ def lensed_run(store: Path, name: str, vocabulary: Vocabulary | None = None, **c
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"id": "another"}, "no prompt id is in both"),
+        ({"id": "another"}, "no prompt has a record in both"),
         ({"seed": 5}, "the prompts of the same ids have other tokens"),
         ({"positions": [0, 2]}, "no position of a prompt was lensed in both"),
         ({"layers": (1, 2)}, "no tap was lensed at the same layers in both"),

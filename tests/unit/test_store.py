@@ -155,7 +155,7 @@ def test_runs_are_found_by_name_or_beginning(tmp_path: Path) -> None:
     assert store["g"].name == "gemma"
     with pytest.raises(UsageError, match=r"2 runs that begin with 'll'; it has llama, llama-2"):
         store["ll"]
-    for unknown in ("", "qwen", "../runs/llama", "llama/", "gemma/../llama"):
+    for unknown in ("", "qwen", "../runs/llama", "llama/", "gemma/../llama", 0, -1):
         with pytest.raises(UsageError, match="no run"):
             store[unknown]
 
