@@ -47,9 +47,20 @@ class Manifest(msgspec.Struct, frozen=True):
     @property
     def title(self) -> str:
         """The model's name; with the lens if it is not the logit lens, and ``edited`` if there is an intervention."""
-        kind = self.identity.get("lens", {}).get("kind", "logit")
+        kind = self.lens_kind
         words = [str(self.sources.get("label", "")), "" if kind == "logit" else f"{kind} lens"]
         return ", ".join(word for word in [*words, "edited" if "intervention" in self.identity else ""] if word)
+
+    @property
+    def lens_kind(self) -> str:
+        """``logit``, also of runs from before there were other lenses, ``tuned``, ``jacobian`` or ``linear``."""
+        return str(self.identity.get("lens", {}).get("kind", "logit"))
+
+    @property
+    def tracked(self) -> list[str]:
+        """The names by which tokens were tracked, in the order of their statistics; another tool may have written anything."""
+        names = self.identity.get("lens", {}).get("track")
+        return list(dict.fromkeys(map(str, names))) if isinstance(names, list | tuple) else []
 
 
 def read_manifest(folder: RunFolder) -> Manifest:

@@ -57,11 +57,10 @@ def wanted(names: str | int | Sequence[str | int], run: Run) -> Wanted:
         UsageError: no token, several, or a field that was not tracked.
     """
     tokens: list[int | Own] = []
-    tracked = run.manifest.identity.get("lens", {}).get("track", ())
     for name in _each(names):
         ids = [] if isinstance(name, str) and name.startswith(FIELD) else token_ids(name, run.vocabulary)
         # where several have the same bytes, a token is by the name that it was tracked by the one that the run took it for
-        own = not ids or (len(ids) > 1 and name in tracked)
+        own = not ids or (len(ids) > 1 and name in run.manifest.tracked)
         tokens += [Own(tracked_number("token", name, run))] if own else ids
     return Wanted(tuple(dict.fromkeys(tokens)))
 
@@ -90,7 +89,7 @@ def tracked_number(option: str, value: Any, run: Run) -> int:
     Raises:
         UsageError: none of them, or several.
     """
-    names = list(dict.fromkeys(run.manifest.identity.get("lens", {}).get("track", ())))
+    names = run.manifest.tracked
     if value in names:
         return names.index(value) + 1
     ids = [] if not isinstance(value, int | str) or str(value).startswith(FIELD) else token_ids(value, run.vocabulary, option)

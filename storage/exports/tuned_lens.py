@@ -55,7 +55,7 @@ def aggregate(run: Run) -> dict[str, Any]:
         for metric, layers in means.items()
     }
     logit = {metric: {layer: mean for layer, mean in layers.items() if layer != "final"} for metric, layers in found.items()}
-    kind = run.manifest.identity.get("lens", {}).get("kind", "logit")
+    kind = run.manifest.lens_kind
     return {
         kind: {metric: layers for metric, layers in logit.items() if layers},
         "baseline": {name: {"final": found[name]["final"]} for name in BASELINE if "final" in found.get(name, {})},

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 
 from raylens.storage.compaction import compact
 from raylens.storage.errors import OtherFormat, StoreError, UsageError
+from raylens.storage.exports import tuned_lens
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Ledger
 from raylens.storage.pulse import FORMAT, Pulse, write_pulse
@@ -196,6 +197,21 @@ def test_numbers_that_cannot_be_are_damage(made: RunFolder, tmp_path: Path, file
     with pytest.raises(StoreError, match=rf"{path.name}: damaged"):
         read_all(folder)
     assert path.name in {Path(one.file).name for one in examine(folder).damage}
+
+
+@pytest.mark.parametrize("value", [5, None, [[1]], [None], {"a": 1}])
+def test_settings_of_any_type(made: RunFolder, tmp_path: Path, value: object) -> None:
+    """What run.json says of the lens is the writer's affair, which may have been another tool."""
+    folder = copy_of(made, tmp_path)
+    path = folder.root / FILES["manifest"]
+    manifest = {**json.loads(path.read_text()), "identity": {"lens": {"track": value, "kind": value}}}
+    del manifest["sha256"]
+    path.write_text(json.dumps(manifest))
+    run = Store(tmp_path)["demo"]
+    assert len(run.query("trajectory", token=" t1", layers="3").rows()) == 1
+    with pytest.raises(UsageError, match="not a tracked token of run 'demo'"):
+        run.query("token", token="field:answer").rows()
+    assert tuned_lens.aggregate(run)["raylens"]["records"] == 3
 
 
 def test_a_driver_that_says_what_cannot_be_is_not_heard(made: RunFolder, tmp_path: Path) -> None:
