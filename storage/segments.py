@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import orjson
 import zstandard
 
 from raylens.storage.durable import TEMPORARY, fsync_folder, new_file, open_plain
@@ -165,10 +166,11 @@ def read_line(path: Path, entry: Entry) -> bytes:
         StoreError: the segment is missing or damaged there.
     """
     frame = read_frame(path, entry)
-    try:
-        return decompress_line(frame)
-    except StoreError as error:
-        raise StoreError(f"{path} at byte {entry.offset}: {error}") from error
+    with _place_told(path, entry):
+        line = decompress_line(frame)
+        if not line.startswith(orjson.dumps({"id": entry.id, "index": entry.index})[:-1] + b","):
+            open_frame(frame, entry)  # another's, or made by another tool: all of it is read
+        return line
 
 
 def read_outcome(path: Path, entry: Entry, vocabulary_size: int = MAX_VOCABULARY) -> Record | Failure:
@@ -178,8 +180,14 @@ def read_outcome(path: Path, entry: Entry, vocabulary_size: int = MAX_VOCABULARY
         StoreError: the segment is missing or damaged there.
     """
     frame = read_frame(path, entry)
-    try:
+    with _place_told(path, entry):
         return open_frame(frame, entry, vocabulary_size)
+
+
+@contextmanager
+def _place_told(path: Path, entry: Entry) -> Iterator[None]:
+    try:
+        yield
     except StoreError as error:
         raise StoreError(f"{path} at byte {entry.offset}: {error}") from error
 

@@ -94,7 +94,7 @@ def select(run: Run, database: Database, query: NamedQuery, given: Mapping[str, 
         f"SELECT prompt, id, token_ids, tracked, {split} AS split, {lowest} AS lowest, {highest} AS highest "  # noqa: S608
         "FROM prompt_rows WHERE failure IS NULL",
     )
-    if set(query.needs) | set(CHOOSING[:3]) & set(values) or "places" in query.sql:
+    if query.needs or "places" in query.sql:
         _define_places(database, query, lensed(run, database), run, values)
     parameters = {name: value for name, value in values.items() if name not in (*CHOOSING, "token")}
     return parameters | ({"by": by} if "$by" in query.sql else {})

@@ -1,6 +1,5 @@
 """JSON lines: the stored lines of every record and failure, in corpus order."""
 
-from collections.abc import Iterator
 from typing import BinaryIO
 
 from raylens.storage.run import Run
@@ -12,14 +11,4 @@ def write(run: Run, file: BinaryIO) -> None:
     Raises:
         StoreError: a segment is damaged.
     """
-    file.writelines(lines(run))
-
-
-def lines(run: Run) -> Iterator[bytes]:
-    """Each prompt's JSON line with its newline.
-
-    Raises:
-        StoreError: a segment is damaged.
-    """
-    for entry in run.entries:
-        yield run.line(entry.id)
+    file.writelines(run.line(entry.id) for entry in run.entries)

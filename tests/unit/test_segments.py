@@ -130,6 +130,24 @@ def test_bytes_after_a_record_are_found(folder: RunFolder) -> None:
             read(path, longer)
 
 
+def test_the_record_of_another_prompt_is_found(folder: RunFolder) -> None:
+    """A whole frame in the place of another is not taken for it."""
+    path, (two, zero, _) = write(folder)
+    misled = msgspec.structs.replace(zero, offset=two.offset, length=two.length)
+    for read in (read_line, read_outcome):
+        with pytest.raises(StoreError, match=rf"{path.name} at byte 0: holds prompt 2, not prompt 0 as committed"):
+            read(path, misled)
+
+
+def test_a_line_of_another_tool_is_read(folder: RunFolder) -> None:
+    """Its keys may come in any order."""
+    line = b'{"index": 1, "metadata": {}, "error": {"message": "no", "kind": "model"}, "id": "p"}\n'
+    frame = zstandard.compress(line)
+    path = folder.records / f"{0:09d}-{WRITER}.jsonl.zst"
+    path.write_bytes(frame)
+    assert read_line(path, Entry(1, "p", 0, len(frame), 0, "model")) == line
+
+
 def test_a_record_that_declares_too_much_is_refused(folder: RunFolder) -> None:
     """A size over the limit, or none at all, is refused before memory is asked for."""
     for number, frame in enumerate(

@@ -1,5 +1,6 @@
 """Reading a store: runs by name or its beginning, prompts by any id, and only what is committed."""
 
+import io
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from raylens.storage import quarantine as quarantine_module
 from raylens.storage.errors import StoreError, UsageError
-from raylens.storage.exports.jsonl import lines
+from raylens.storage.exports import jsonl
 from raylens.storage.ledger import FORMAT, Commit, Ledger
 from raylens.storage.quarantine import MAX_ENTRIES, MAX_KEPT_BYTES, Quarantine, Quarantined
 from raylens.storage.record import Failure
@@ -43,7 +44,8 @@ def test_a_run_reads_back_in_corpus_order(tmp_path: Path) -> None:
     assert repr(tap).startswith(
         f"<TapLens: {len(tap.layers)} layers, {tap.ids.shape[1]} positions, top {tap.ids.shape[2]} tokens"
     )
-    assert [orjson.loads(line)["index"] for line in lines(run)] == [0, 1, 2, 3]
+    jsonl.write(run, exported := io.BytesIO())
+    assert [orjson.loads(line)["index"] for line in exported.getvalue().splitlines()] == [0, 1, 2, 3]
 
 
 def test_an_open_run_does_not_change(tmp_path: Path) -> None:
