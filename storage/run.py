@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from numpy.typing import ArrayLike
 
 from raylens.storage.certificate import read_certificate
+from raylens.storage.committed import Committed
 from raylens.storage.dataframes import DataFrames
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Entry
 from raylens.storage.manifest import Manifest, read_manifest
-from raylens.storage.places import Places
 from raylens.storage.quarantine import Quarantine, Quarantined
 from raylens.storage.record import Failure, Record
 from raylens.storage.segments import read_line, read_outcome
@@ -73,26 +73,26 @@ class Run(DataFrames):
         return read_certificate(self.folder)
 
     @cached_property
-    def _places(self) -> Places:
-        return Places(self.folder)
+    def _committed(self) -> Committed:
+        return Committed(self.folder)
 
     @property
     def entries(self) -> list[Entry]:
         """The ledger's entries in corpus order."""
-        return self._places.entries
+        return self._committed.entries
 
     def later(self) -> "Run":
         """The run as it is committed now; only what is new in its ledger is read."""
         run = Run(self.folder)
-        if "_places" in self.__dict__:
-            run._places = Places(self.folder, self._places)
+        if "_committed" in self.__dict__:
+            run._committed = Committed(self.folder, self._committed)
         return run
 
     def __len__(self) -> int:
-        return len(self._places.of)
+        return len(self._committed.by_id)
 
     def __contains__(self, prompt_id: object) -> bool:
-        return prompt_id in self._places.of
+        return prompt_id in self._committed.by_id
 
     def __getitem__(self, prompt_id: str) -> Record | Failure:
         outcome = self._read(prompt_id, partial(read_outcome, vocabulary_size=self.manifest.vocabulary_size))
@@ -139,17 +139,17 @@ class Run(DataFrames):
                 if path.exists():
                     raise
                 # compacted since it was read: the ledger names another segment now; another thread may have been here first
-                self.__dict__.pop("_places", None)
+                self.__dict__.pop("_committed", None)
                 if self._place(prompt_id)[0] == path:
                     raise
 
     def _place(self, prompt_id: str) -> tuple[Path, Entry]:
-        if prompt_id not in self._places.of:
+        if prompt_id not in self._committed.by_id:
             some = ", ".join(repr(entry.id) for entry in self.entries[:3])
             # a number is no id, though the prompt '0' may be there
             asked = repr(prompt_id[:80]) if isinstance(prompt_id, str) else repr(prompt_id)[:80]
             raise UsageError(f"run {self.name!r} has no prompt {asked}; it has {len(self)}, such as {some or 'none yet'}")
-        return self._places.of[prompt_id]
+        return self._committed.by_id[prompt_id]
 
     def __iter__(self) -> Iterator[Record | Failure]:
         for entry in self.entries:
@@ -166,7 +166,7 @@ class Run(DataFrames):
     def failures(self) -> Iterator[Failure]:
         """The failures in corpus order; memory is used only for prompts that failed."""
         failed = Run(self.folder)
-        failed._places = Places(self.folder, wanted=lambda entry: entry.failure is not None)
+        failed._committed = Committed(self.folder, wanted=lambda entry: entry.failure is not None)
         for entry in failed.entries:
             outcome = failed[entry.id]
             assert isinstance(outcome, Failure)
