@@ -21,7 +21,8 @@ _NAME = re.compile(r"(?:[0-9]{9}|[1-9][0-9]{9,17})\.json")
 
 _Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]  # sums of them are printed as JSON, whose readers take 64 bits
 _Tokens = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-_Index = Annotated[int, msgspec.Meta(ge=0, lt=1 << 30)]  # a damaged file must not ask for memory without end
+#: Of a prompt in the corpus; bounded, as a damaged file must not ask for memory without end.
+Index = Annotated[int, msgspec.Meta(ge=0, lt=1 << 30)]
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -34,7 +35,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
         failure: None for a record, else the failure's kind.
     """
 
-    index: _Index
+    index: Index
     id: str
     offset: _Size
     length: _Size

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from raylens.storage.errors import StoreError
 from raylens.storage.generated import Generated
 from raylens.storage.json_values import unheld
+from raylens.storage.ledger import Index
 from raylens.storage.record import FIELDS, MAX_VOCABULARY, Failure, Metadata, Record, TapLens
 from raylens.storage.statistics import Form, misfit
+from raylens.storage.taps import is_tap
 
 
 class _TapJson(msgspec.Struct):
@@ -31,7 +33,7 @@ class _ErrorJson(msgspec.Struct):
 
 class _OutcomeJson(msgspec.Struct):
     id: str
-    index: int
+    index: Index
     text: str = ""
     token_ids: list[int] = []
     tokens: list[str] = []
@@ -130,8 +132,8 @@ def _tap_from_json(tap: _TapJson, value: _OutcomeJson) -> TapLens:
         raise ValueError(f"ids or logprobs are not [layers][positions][k] for {place[0]} layers and {place[1]} positions")
     if lens.logsumexp.shape != place or lens.entropy.shape != place:
         raise ValueError(f"logsumexp or entropy is not [layers][positions] for {place[0]} layers and {place[1]} positions")
-    if not lens.ids.size:
-        raise ValueError("no token at a place")
+    if not lens.ids.size or (lens.logprobs > 0).any():
+        raise ValueError("no token at a place, or a logprob above 0")
     for name, values in lens.stats.items():
         if wrong := misfit(name, Form(value.stats[name], each_tracked=values.ndim == 3)):
             raise ValueError(wrong)
@@ -160,8 +162,10 @@ def decode_outcome(line: bytes, vocabulary_size: int = MAX_VOCABULARY) -> Record
         record = Record(**{name: getattr(value, name) for name in FIELDS}, taps=taps)
         if wrong := record.fault(vocabulary_size):
             raise ValueError(wrong)
-        if not taps or any(int(tap.ids.max()) >= vocabulary_size for tap in taps.values()):
-            raise ValueError(f"no tap, or an id outside the vocabulary of {vocabulary_size}")
+        if not taps or not all(map(is_tap, taps)):
+            raise ValueError(f"its taps are {', '.join(taps)[:80] or 'none'}")
+        if any(int(tap.ids.max()) >= vocabulary_size for tap in taps.values()):
+            raise ValueError(f"an id outside the vocabulary of {vocabulary_size}")
     except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise StoreError(f"not a record of this format: {error}") from error
     return record

@@ -25,6 +25,7 @@ from raylens.storage.ledger import Commit, Ledger
 from raylens.storage.manifest import read_manifest
 from raylens.storage.quarantine import Quarantine
 from raylens.storage.record import Failure, Record
+from raylens.storage.record_json import encode_outcome
 from raylens.storage.repair import repair
 from raylens.storage.segments import SegmentBuilder
 from raylens.storage.store import Store
@@ -333,6 +334,8 @@ def test_repair_enters_no_prompt_outside_the_corpus(folder: RunFolder) -> None:
     """Where a commit cannot be read, what its segment holds is searched, and only prompts of the run are kept."""
     commit_outcomes(folder, outcome_of(8), make_record(PROMPTS))
     commit_file(folder, 5).write_bytes(b"")
+    with segment(folder, 5).open("ab") as file:
+        file.write(zstandard.compress(encode_outcome(make_failure(-1))))
     repair(folder)
     assert examine(folder).damage == []
     assert [entry.index for commit in Ledger(folder).refresh() for entry in commit.entries] == list(range(9))
@@ -515,6 +518,8 @@ IMPOSSIBLE: dict[str, dict[str, Any]] = {
     "an id beyond the vocabulary": {"token_ids": [1, 2, 3, VOCABULARY_SIZE]},
     "tracked tokens beyond the vocabulary": {"tracked": [VOCABULARY_SIZE]},
     "no layers": {"layers": []},
+    "no such tap": {"taps": {"head_2000": make_record(9).taps["attn_out"]}},
+    "more than certain": {"taps": {name: replace(tap, logprobs=-tap.logprobs) for name, tap in make_record(9).taps.items()}},
 }
 
 
