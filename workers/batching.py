@@ -15,26 +15,39 @@ from raylens.workers.tokenize import Tokenized
 PADDING_SHARE = 8
 
 
+#: Number of a prompt in its batch, and a position of it.
+_At = tuple[int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B prompts padded to T tokens.
+    """B prompts padded to T tokens, of which N positions are read.
 
     Attributes:
         prompts: the prompts.
         ids, mask: [B, T] int64.
-        rows: [N] int64, the positions to read, as rows of the flattened [B*T].
-        following: [N] the token after each, -1 where there is none.
-        tracked: [N] the tokens tracked there.
+        read: [N] whose position is read, and which.
         places: of each prompt, which of the N are its chosen positions.
+        rows: [N] int64, the same as rows of the flattened [B*T].
     """
 
     prompts: list[Tokenized]
     ids: Tensor
     mask: Tensor
-    rows: Tensor
-    following: list[int]
-    tracked: list[tuple[int, ...]]
+    read: list[_At]
     places: list[NDArray[np.int64]]
+    rows: Tensor
+
+    @property
+    def following(self) -> list[int]:
+        """[N] the token after each, -1 where there is none."""
+        after = [[*prompt.ids[1:], -1] for prompt in self.prompts]
+        return [after[number][position] for number, position in self.read]
+
+    @property
+    def tracked(self) -> list[tuple[int, ...]]:
+        """[N] the tokens tracked there."""
+        return [self.prompts[number].tracked for number, _ in self.read]
 
 
 def position_switch(config: Any) -> int | None:
@@ -95,26 +108,36 @@ def pad(prompts: list[Tokenized], device: torch.device, once: bool = False) -> B
     longest = max(len(prompt.ids) for prompt in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
     mask = torch.zeros_like(ids)
-    rows: list[int] = []
-    following: list[int] = []
-    tracked: list[tuple[int, ...]] = []
-    places: list[NDArray[np.int64]] = []
-    numbers: dict[tuple[int, int], int] = {}
-    row_of: dict[tuple[int, tuple[int, ...]], int] = {}
     for number, prompt in enumerate(prompts):
         ids[number, : len(prompt.ids)] = torch.tensor(prompt.ids)
         mask[number, : len(prompt.ids)] = 1
-        own = () if once else (-2 - number,)  # a first token that no other prompt has
-        beginnings = _beginnings((*own, *prompt.ids, -1), numbers)[-len(prompt.ids) :]  # each with the token after its place
-        keys = [(beginnings[position], prompt.tracked) for position in prompt.positions]
+    read, places = _shared(prompts) if once else _each(prompts)
+    rows = torch.tensor([number * longest + position for number, position in read], device=device)
+    return Batch(prompts, ids.to(device), mask.to(device), read, places, rows)
+
+
+def _each(prompts: list[Tokenized]) -> tuple[list[_At], list[NDArray[np.int64]]]:
+    """Every chosen position, prompt after prompt."""
+    read = [(number, position) for number, prompt in enumerate(prompts) for position in prompt.positions]
+    ends = np.cumsum([len(prompt.positions) for prompt in prompts])
+    return read, np.split(np.arange(len(read)), ends[:-1])
+
+
+def _shared(prompts: list[Tokenized]) -> tuple[list[_At], list[NDArray[np.int64]]]:
+    """The first of all chosen positions that are the same up to the token after them, and in what is tracked."""
+    read: list[_At] = []
+    places: list[NDArray[np.int64]] = []
+    numbers: dict[tuple[int, int], int] = {}
+    known: dict[tuple[int, tuple[int, ...]], int] = {}
+    for number, prompt in enumerate(prompts):
+        with_next = _beginnings([*prompt.ids, -1], numbers)[1:]
+        keys = [(with_next[position], prompt.tracked) for position in prompt.positions]
         for position, key in zip(prompt.positions, keys, strict=True):
-            if key not in row_of:
-                row_of[key] = len(rows)
-                rows.append(number * longest + position)
-                following.append(prompt.ids[position + 1] if position + 1 < len(prompt.ids) else -1)
-                tracked.append(prompt.tracked)
-        places.append(np.array([row_of[key] for key in keys], dtype=np.int64))
-    return Batch(prompts, ids.to(device), mask.to(device), torch.tensor(rows, device=device), following, tracked, places)
+            if key not in known:
+                known[key] = len(read)
+                read.append((number, position))
+        places.append(np.array([known[key] for key in keys], dtype=np.int64))
+    return read, places
 
 
 def _beginnings(ids: Sequence[int], numbers: dict[tuple[int, int], int]) -> list[int]:
