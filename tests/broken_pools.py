@@ -15,12 +15,14 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import active_children
 from multiprocessing.context import SpawnProcess
 
-def feeding():
-    return any(one.name == "QueueFeederThread" for one in threading.enumerate())
+def feeding():  # for ever, if the first died with the lock under which the second would read; so it is waited for a while
+    return any(one.name == "QueueFeederThread" for one in threading.enumerate()) and time.monotonic() < LATEST
 
 def break_pool(first, until):
     (pool,) = (one for one in gc.get_objects() if isinstance(one, ProcessPoolExecutor))
+    global LATEST
     first.kill()
+    LATEST = time.monotonic() + 10
     waits = sys.version_info >= (3, 12) or sys.version_info < (3, 11, 7)
     while first.is_alive() if waits else not until(pool):
         time.sleep(0.001)
