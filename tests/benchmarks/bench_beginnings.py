@@ -13,7 +13,7 @@ import torch
 from raylens.scheduler.shards import cut
 from raylens.storage.record import Prompt
 from raylens.storage.taps import DEFAULT_TAPS
-from raylens.workers.adapter import adapt
+from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.batching import batches, pad
 from raylens.workers.lens import Lens
 from raylens.workers.model import load_model
@@ -49,6 +49,25 @@ def corpora() -> dict[str, list[Prompt]]:
     }
 
 
+def timed(lens: Lens, adapter: Adapter, ready: list[list[Tokenized]], rounds: int) -> dict[str, list[float]]:
+    """Way -> CPU seconds of each round: each position read by itself, shared ones once, and the forward pass alone."""
+    cpu = torch.device("cpu")
+    times: dict[str, list[float]] = {"each": [], "once": [], "forward": []}
+    for number in range(rounds + 1):
+        for way, spent in times.items():
+            padded = [pad(batch, cpu, once=way == "once") for batch in ready]
+            began = time.process_time()
+            for batch in padded:
+                if way == "forward":
+                    with torch.inference_mode():
+                        adapter.trunk(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+                else:
+                    lens(batch)
+            if number:  # the first warms up
+                spent.append(time.process_time() - began)
+    return times
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -66,19 +85,7 @@ def main() -> None:
         ready = [
             batch for shard in found for batch in batches([one for one in shard if isinstance(one, Tokenized)], CPU_BATCH_TOKENS)
         ]
-        times: dict[str, list[float]] = {"each": [], "once": [], "forward": []}
-        for number in range(rounds + 1):
-            for way, spent in times.items():
-                padded = [pad(batch, model.device, once=way == "once") for batch in ready]
-                began = time.process_time()
-                for batch in padded:
-                    if way == "forward":
-                        with torch.inference_mode():
-                            adapter.trunk(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-                    else:
-                        lens(batch)
-                if number:  # the first warms up
-                    spent.append(time.process_time() - began)
+        times = timed(lens, adapter, ready, rounds)
         each, once, forward = (statistics.median(times[way]) for way in ("each", "once", "forward"))
         ratio = statistics.median(one / other for one, other in zip(times["each"], times["once"], strict=True))
         positions = sum(len(one.positions) for batch in ready for one in batch)

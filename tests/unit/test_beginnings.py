@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from raylens.storage.record import Prompt, Record
 from raylens.workers.batching import pad
 from raylens.workers.interventions.edits import read_edits
+from raylens.workers.metrics import ALL
 from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.tokenize import Tokenized
 from raylens.workers.worker import Worker
@@ -24,7 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "metrics": {"stats": ("kl", "next_logprob", "next_rank", "best_logprob"), "track": ("field:token",)},
     "attributions": {"stats": ("next_attribution", "tracked_attribution"), "track": ("field:token",)},
     "heads": {"heads": "all"},
-    "default": {"stats": None},
+    "default": {"residual_stats": ALL},
 }
 
 
