@@ -2,6 +2,7 @@
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any
 
@@ -110,7 +111,7 @@ class Meter:
         return ", ".join(parts)
 
 
-class _ForPeople(Progress):
+class _ForPeople(Progress, ABC):
     """What is said in the same words whether in lines or before a bar."""
 
     def __init__(self) -> None:
@@ -128,9 +129,9 @@ class _ForPeople(Progress):
     def in_flight(self, size: int) -> None:
         self._meter.in_flight = size
 
+    @abstractmethod
     def _so_far(self, text: str) -> None:
         """How far something is, told more often than anybody reads."""
-        raise NotImplementedError
 
 
 class Lines(_ForPeople):
