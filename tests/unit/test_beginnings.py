@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check(worker: Worker) -> None:
     """Each prompt gets in a batch of all what it gets by itself."""
     prompts = [
-        Prompt(f"p{number}", number, token_ids=ids, metadata={"token": f"id:{token}"})
+        Prompt(number, f"p{number}", token_ids=ids, metadata={"token": f"id:{token}"})
         for number, (ids, token) in enumerate(zip(TEXTS, TRACKED, strict=True))
     ]
     together = {outcome.index: outcome for outcome in worker.run(prompts)}
@@ -72,7 +72,7 @@ def test_an_edit_that_counts_from_the_end_is_of_each_prompt(folder: Path) -> Non
 def test_a_row_is_read_once_for_all_that_share_it(texts: list[list[int]], once: bool) -> None:
     """Of each beginning, with the token after it and what is tracked, there is one row; or one of each place, if told so."""
     prompts = [
-        Tokenized(Prompt(str(n), n), "", ids, list(range(n % 2, len(ids))), None, (len(ids) % 2,)) for n, ids in enumerate(texts)
+        Tokenized(Prompt(n, str(n)), "", ids, list(range(n % 2, len(ids))), None, (len(ids) % 2,)) for n, ids in enumerate(texts)
     ]
     batch = pad(prompts, torch.device("cpu"), once=once)
     asked = [(tuple(one.ids[: position + 2]), position, one.tracked) for one in prompts for position in one.positions]
