@@ -157,7 +157,7 @@ def decode_outcome(line: bytes, vocabulary_size: int = MAX_VOCABULARY) -> Record
             raise ValueError(f"metadata: {wrong}")
         if value.error is not None:
             return Failure(value.id, value.index, value.error.kind, value.error.message, value.metadata)
-        with np.errstate(over="raise"):
+        with np.errstate(all="ignore", over="raise"):
             taps = {name: _tap_from_json(tap, value) for name, tap in value.taps.items()}
         record = Record(**{name: getattr(value, name) for name in FIELDS}, taps=taps)
         if wrong := record.fault(vocabulary_size):

@@ -9,12 +9,12 @@ import torch
 
 from raylens.storage.errors import DeviceError, ModelError, UsageError, one_line
 from raylens.workers.preflight import load_tokenizer
+from raylens.workers.process_settings import untouched_settings
 from raylens.workers.settings import ModelSettings
 from raylens.workers.source import resolve
-from raylens.workers.torch_settings import untouched_torch
 
 
-@untouched_torch()
+@untouched_settings()
 def load_model(settings: ModelSettings) -> tuple[Any, Any]:
     """The model in evaluation mode on its device or devices, and its tokenizer.
 

@@ -25,10 +25,10 @@ from raylens.workers.lenses.opening import open_lens
 from raylens.workers.lenses.source import LensSource, lens_digest, lens_taps, parse_lens
 from raylens.workers.metrics import ATTRIBUTIONS
 from raylens.workers.model import load_model, require_device
+from raylens.workers.process_settings import untouched_settings
 from raylens.workers.settings import CPU_BATCH_TOKENS, WorkerSettings
 from raylens.workers.token_bytes import vocabulary_bytes
 from raylens.workers.tokenize import Tokenized, Tokenizer, longest_input, text_ids
-from raylens.workers.torch_settings import untouched_torch
 from raylens.workers.tracked import Tracked
 
 #: Who says that memory of the CPU is short; for that torch raises a plain RuntimeError.
@@ -50,7 +50,7 @@ class Worker:
         ModelError: the model cannot be loaded or lensed.
     """
 
-    @untouched_torch()
+    @untouched_settings()
     def __init__(self, settings: WorkerSettings, loaded: tuple[Any, Any] | None = None) -> None:
         self._settings = settings
         self._model, tokenizer = loaded or load_model(settings.model)
@@ -165,7 +165,7 @@ class Worker:
             yield from self._run_batch(prompts[:middle])
             yield from self._run_batch(prompts[middle:])
 
-    @untouched_torch()
+    @untouched_settings()
     def _attempt(self, prompts: list[Tokenized]) -> list[Record | ValueError] | Exception:
         """The outcomes of a batch, or what the model raised, without the frames that would keep its tensors in memory."""
         try:

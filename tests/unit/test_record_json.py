@@ -75,6 +75,13 @@ def test_every_float16_is_exact_and_short() -> None:
     assert sum(usual) / len(usual) < 8
 
 
+def test_a_program_that_has_numpy_raise_reads_what_is_there() -> None:
+    """The least float16 numbers are below those that float16 holds in full, which numpy takes for an underflow."""
+    record = with_logprobs(all_logprobs())
+    with np.errstate(all="raise"):
+        assert same(decode_outcome(encode_outcome(record)), record)
+
+
 def test_float32_is_exact() -> None:
     """Float32 logprobs read back bit for bit, from the smallest to the largest."""
     rng = np.random.default_rng(0)

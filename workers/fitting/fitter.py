@@ -25,8 +25,8 @@ from raylens.workers.fitting.translator import Translator, identity
 from raylens.workers.lenses.affine import Affine
 from raylens.workers.lenses.interface import Place
 from raylens.workers.model import load_model
+from raylens.workers.process_settings import untouched_settings
 from raylens.workers.tokenize import Tokenized
-from raylens.workers.torch_settings import untouched_torch
 
 #: Ridge penalties that are tried; what is best depends on how many rows there are for each direction.
 PENALTIES = (1.0, 0.1, 0.01)
@@ -66,7 +66,7 @@ class Fitter:
         validations = len(self._validation) * (2 if trained else 1)
         return len(self._fit) + validations + trained + len(self._held_out)
 
-    @untouched_torch()
+    @untouched_settings()
     def load(self) -> int:
         """Load the model; the steps to come.
 
@@ -86,7 +86,7 @@ class Fitter:
         next(self._work)
         return self.steps
 
-    @untouched_torch()
+    @untouched_settings()
     def advance(self) -> None:
         """Make the next step.
 

@@ -1,19 +1,22 @@
-"""Torch's settings of a whole process, which belong to the program that raylens is called from."""
+"""Settings of torch and numpy of a whole process, which belong to the program that raylens is called from."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import torch
 
 
 @contextmanager
-def untouched_torch() -> Iterator[None]:
-    """While open, this thread computes with torch as it is when nothing has been set; what a program has set holds again after.
+def untouched_settings() -> Iterator[None]:
+    """While open, this thread computes as where nothing has been set; what a program has set holds again afterwards.
 
-    A notebook may have set a default device or type, have autocast on, or allow float32 products of fewer bits (TF32 on a GPU,
-    bfloat16 on some CPUs), as NVIDIA's containers do by an environment variable. The certificate speaks of none of that.
+    A notebook may have set a default device or type, have autocast on, have numpy raise what overflows or underflows, or allow
+    float32 products of fewer bits (TF32 on a GPU, bfloat16 on some CPUs), as NVIDIA's containers do by an environment variable.
+    The certificate speaks of none of that.
     """
     with ExitStack() as stack:
+        stack.enter_context(np.errstate(all="warn", under="ignore"))
         if torch.get_default_device() != torch.device("cpu"):  # costs every call into torch a little
             stack.enter_context(torch.device("cpu"))
         for kind in ("cpu", "cuda"):

@@ -1,4 +1,4 @@
-"""What a program has set in torch for itself changes nothing of a lens, and is as it was afterwards."""
+"""What a program has set in torch or numpy for itself changes nothing of a lens, and is as it was afterwards."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,17 +49,26 @@ SET = {
     "products of a CPU": lambda: precision(CPU, "bf16"),
     "no gradients": torch.no_grad,
     "inference": torch.inference_mode,
+    "numpy": lambda: np.errstate(all="raise"),
 }
 
 
 def state() -> tuple[Any, ...]:
-    """All of torch's settings that ``SET`` changes."""
+    """All settings that ``SET`` changes."""
     try:
         for_all = torch.get_float32_matmul_precision()
     except RuntimeError:  # where a newer setting says otherwise
         for_all = "mixed"
     types = (torch.get_default_dtype(), torch.get_default_device(), torch.is_autocast_enabled("cpu"))
-    return (*types, for_all, CUDA.fp32_precision, CPU.fp32_precision, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    return (
+        *types,
+        for_all,
+        CUDA.fp32_precision,
+        CPU.fp32_precision,
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        np.geterr(),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lensed(folder: Path, kind: str) -> list[Record]:
     """The records of a new worker."""
     edits = read_edits({"edits": [{"tap": "mlp_out", "layers": 0, "positions": "last", "scale": 2.0}]})
-    more: dict[str, Any] = {"edited": {"edits": edits}, "generated": {"generation": GenerationSettings(3, 0.8)}}.get(kind, {})
+    more: dict[str, Any] = {"edited": {"edits": edits}, "generated": {"generation": GenerationSettings(3, 1e-3)}}.get(kind, {})
     stats = () if kind == "generated" else ("kl", "next_attribution")
     lens = LensSettings(positions="last" if more else "all", logprobs="float32", stats=stats, heads=None if more else "all")
     found = list(Worker(WorkerSettings(ModelSettings(str(folder)), lens, **more)).run(prompts()))
