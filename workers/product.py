@@ -16,12 +16,14 @@ from raylens.workers.running import is_compiled
 from raylens.workers.terms import SHORT, split_terms
 
 if TYPE_CHECKING:
-    from raylens.workers.kernels.panels import Panels
+    from raylens.workers.kernels.laid_out import Kernel, LaidOut
 
 #: Types whose weights may be laid out for our own product.
 OURS = (torch.float32, torch.bfloat16)
 #: Rows below which a core of its own does not pay where torch multiplies: small products are far from a core's full speed.
 FEWEST_ROWS = 64
+#: Rows that torch multiplies at once in a thread.
+MOST_ROWS = 512
 #: Entries on which a faster product is tried.
 TRIED = 1024
 #: Largest difference from float64 of a product of normed rows, relative to the largest product.
@@ -40,14 +42,14 @@ class Unembedding:
         head: the output embedding; its weights are in memory while products are made.
 
     Attributes:
-        panels: the weight as our own product reads it (kernels/panels.py), where that is used.
+        laid_out: the weight as a product of our own reads it, where one is used.
         terms: whether a short weight is multiplied as it is, by two terms of each row (terms.py), instead of being widened.
     """
 
     def __init__(self, head: nn.Linear) -> None:
         self.head = head
         self.terms = False
-        self.panels: Panels | None = None
+        self.laid_out: LaidOut | None = None
 
     def workers(self, rows: int, shares: int) -> int:
         """How many threads take part in products, each with rows of its own: all that torch has, or one.
@@ -59,18 +61,23 @@ class Unembedding:
             shares: in how many parts they may be divided at most.
         """
         threads = torch.get_num_threads()
-        fewest = FEWEST_ROWS if self.panels is None else self.panels.fewest_rows
+        fewest = FEWEST_ROWS if self.laid_out is None else self.laid_out.kernel.rows
         return threads if rows >= threads * fewest and shares >= threads else 1
+
+    @property
+    def most_rows(self) -> int:
+        """How many rows a thread is best given at once; with the block size this bounds its logits in memory to 16 MiB."""
+        return MOST_ROWS if self.laid_out is None else self.laid_out.kernel.most_rows
 
     def blocks(self, rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
         """The first entry of each block, and [N, B] products with it, which are good until the next is asked for.
 
         Args:
             rows: [N, D] float32, on the head's device.
-            size: B; with panels, as many of them as hold so many entries.
+            size: B; laid out, as many panels as hold so many entries.
         """
-        if self.panels is not None and torch.get_num_threads() == 1:  # torch divides a product among threads, ours does not
-            yield from self.panels.blocks(rows, size)
+        if self.laid_out is not None and torch.get_num_threads() == 1:  # torch divides a product among threads, ours does not
+            yield from self.laid_out.blocks(rows, size)
             return
         weight = self.head.weight
         memory = rows.new_empty(len(rows) * min(size, len(weight)))  # one for all blocks
@@ -94,7 +101,7 @@ class Unembedding:
         if weight.is_cuda and weight.dtype in SHORT:
             self._try_terms(rows)
         elif weight.dtype in OURS and not weight.is_meta and device_of(self.head, weight.device).type == "cpu":
-            self._try_panels(rows)
+            self._try_laid_out(rows)
 
     def _try_terms(self, rows: Tensor) -> None:
         block = self.head.weight[:TRIED]
@@ -105,26 +112,36 @@ class Unembedding:
             return
         self.terms = _right(found, rows, block)
 
-    def _try_panels(self, rows: Tensor) -> None:
-        """Lay the weight out for our own product on processors of the maker on whose it was faster, if it is found to be right.
+    def _try_laid_out(self, rows: Tensor) -> None:
+        """Lay the weight out for a product of our own where there is one that was faster, if it is found to be right.
 
-        The copy takes as much memory as the weight. Which way is taken does not depend on a clock, so that the same machine
-        gives the same numbers every time (docs/decisions/0017).
+        The copy takes as much memory as the weight, or half as much again. Which way is taken does not depend on a clock, so that
+        the same machine gives the same numbers every time (docs/decisions/0017, 0024).
         """
-        if vendor() != "AuthenticAMD" or not is_compiled():
+        if not is_compiled():
             return
         weight = self.head.weight.detach()
         few = weight[:TRIED]
         try:
-            from raylens.workers.kernels.panels import SUPPORTED, Panels
+            from raylens.workers.kernels.laid_out import LaidOut
 
-            if not SUPPORTED:
+            kernel = own_kernel()
+            if kernel is None:
                 return
-            _, found = next(Panels(few).blocks(rows, len(few)))
+            _, found = next(LaidOut(few, kernel).blocks(rows, len(few)))
         except Exception:  # noqa: BLE001  another version of the compiler may raise anything; the other path is there
             return
         if _right(found, rows, few):
-            self.panels = Panels(weight)
+            self.laid_out = LaidOut(weight, kernel)
+
+
+def own_kernel() -> "Kernel | None":
+    """The product of our own that is known to be faster on this processor than ``torch.mm``, if there is one."""
+    from raylens.workers.kernels import panels, tiles
+
+    if tiles.may_use():
+        return tiles.KERNEL
+    return panels.KERNEL if panels.SUPPORTED and vendor() == "AuthenticAMD" else None
 
 
 def vendor() -> str:

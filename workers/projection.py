@@ -16,13 +16,11 @@ from raylens.workers.after_head import AfterHead
 from raylens.workers.asked import Asked, Tally
 from raylens.workers.blocks import device_of
 from raylens.workers.logits import Logits, SlicedLogits, WholeLogits
-from raylens.workers.product import Unembedding, is_plain_linear
+from raylens.workers.product import MOST_ROWS, Unembedding, is_plain_linear
 from raylens.workers.running import MOST_FUSED, block_size, not_compiled, running_readout
 from raylens.workers.threads import each, shares
 from raylens.workers.topk import Readout, joined
 
-#: Rows read out at once by a thread; with the block size this bounds its logits in memory to 16 MiB.
-ROWS = 512
 #: Most bytes of the final layer's probabilities that the Triton kernel is handed at once.
 FINAL_BYTES = 128 << 20
 
@@ -59,10 +57,10 @@ class Projection:
             return "the head's own product, then float32"
         if self.unembedding.terms:
             return "product by vocabulary block of two terms of each row, float32 sums"
-        panels = ", by panels" if self.unembedding.panels is not None else ""
+        ours = f", by {self.unembedding.laid_out.kernel.name}" if self.unembedding.laid_out is not None else ""
         cpu = device_of(self.head, self.unembedding.head.weight.device).type == "cpu"
         slow = f", not compiled ({why})" if cpu and (why := not_compiled()) else ""
-        return f"float32 product by vocabulary block{panels}{slow}"
+        return f"float32 product by vocabulary block{ours}{slow}"
 
     def read(self, rows: Tensor, k: int, asked: Asked | None = None) -> Readout:
         """The k best tokens, logsumexp and entropy of each of [N, D] rows, and what else is asked of them.
@@ -72,7 +70,8 @@ class Projection:
         if self.fused and k <= MOST_FUSED:
             return self._read_fused(rows, k, asked)
         workers = self.unembedding.workers(len(rows), len(rows)) if rows.device.type == "cpu" and self.unembedding else 1
-        chunks = shares(len(rows), max(1, -(-len(rows) // (ROWS * workers))) * workers)
+        most = (self.unembedding.most_rows if self.unembedding else MOST_ROWS) * workers
+        chunks = shares(len(rows), max(1, -(-len(rows) // most)) * workers)
         with self._weights():
             return joined(each(lambda chunk: self._read_chunk(rows[chunk], k, asked and asked.part(chunk)), chunks, workers))
 

@@ -20,7 +20,6 @@ from raylens.workers.asked import Asked, Final, Tally, nothing_asked
 from raylens.workers.lenses.interface import Place
 from raylens.workers.linear import LinearNorm
 from raylens.workers.product import Unembedding
-from raylens.workers.projection import ROWS
 from raylens.workers.running import NO_WEIGHTS, States, block_size
 from raylens.workers.threads import each, shares
 from raylens.workers.topk import Readout, joined
@@ -73,7 +72,7 @@ class Walk:
             return {}
         rows = tokens * len(parts)
         workers = self._unembedding.workers(rows, tokens)
-        tiles = min(tokens, workers * -(-rows // (ROWS * workers)))
+        tiles = min(tokens, workers * -(-rows // (self._unembedding.most_rows * workers)))
         with align_module_device(self._head):
             reads = each(lambda tile: self._read_tile(parts, tile, k, asked and asked.part(tile)), shares(tokens, tiles), workers)
         return {place: joined([read[number] for read in reads]) for number, place in enumerate(places)}

@@ -17,6 +17,8 @@ from torch import Tensor
 from raylens.storage.record import Prompt
 from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.capture import capture
+from raylens.workers.kernels import panels, tiles
+from raylens.workers.kernels.laid_out import LaidOut
 from raylens.workers.lens import Lens
 from raylens.workers.model import load_model
 from raylens.workers.product import Unembedding
@@ -100,21 +102,22 @@ def products(model: Any, adapter: Adapter, rows: Tensor, rounds: int) -> None:
 
 def product_rates(head: Any, rounds: int) -> None:
     """Products alone, all cores: torch's, which it divides among them, and our own, each core with rows of its own."""
-    from raylens.workers.kernels.panels import SUPPORTED, Panels
-
-    print("| weights | rows | torch.mm, GFLOP/s | panels, GFLOP/s | median of the ratio |\n|---|---|---|---|---|")
+    kernels = [kernel for kernel, here in ((panels.KERNEL, panels.SUPPORTED), (tiles.KERNEL, tiles.may_use())) if here]
+    names = "".join(f" {kernel.name} | the ratio |" for kernel in kernels)
+    print(f"| GFLOP/s of weights in | rows | torch.mm |{names}\n|---|---|---|{'---|---|' * len(kernels)}")
     for dtype in (torch.float32, torch.bfloat16):
         weights = copy.deepcopy(head).to(dtype)
-        plain, ours = Unembedding(weights), Unembedding(weights)
-        if SUPPORTED:
-            ours.panels = Panels(weights.weight.detach())
+        ways = [Unembedding(weights) for _ in range(len(kernels) + 1)]
+        for way, kernel in zip(ways[1:], kernels, strict=True):
+            way.laid_out = LaidOut(weights.weight.detach(), kernel)
         for count in (16, 64, 256, 1024):
             rows = torch.randn(count, head.in_features, generator=torch.Generator().manual_seed(0))
             flops = 2 * count * head.weight.numel() / 1e9
-            rates = [[flops / _seconds(one, rows) for one in (plain, ours)] for _ in range(rounds + 1)][1:]
-            first, second = (statistics.median(rate) for rate in zip(*rates, strict=True))
-            ratio = statistics.median(rate[1] / rate[0] for rate in rates)
-            print(f"| {str(dtype)[6:]} | {count} | {first:.0f} | {second:.0f} | {ratio:.2f} |", flush=True)
+            rates = [[flops / _seconds(one, rows) for one in ways] for _ in range(rounds + 1)][1:]
+            first, *others = (statistics.median(rate) for rate in zip(*rates, strict=True))
+            ratios = [statistics.median(rate[n] / rate[0] for rate in rates) for n in range(1, len(ways))]
+            ours = "".join(f" {rate:.0f} | {ratio:.2f} |" for rate, ratio in zip(others, ratios, strict=True))
+            print(f"| {str(dtype)[6:]} | {count} | {first:.0f} |{ours}", flush=True)
     print()
 
 

@@ -22,7 +22,7 @@ import torch
 
 from raylens.storage.record import Prompt
 from raylens.workers.batching import Batch
-from raylens.workers.kernels import epilogue, panels, walk
+from raylens.workers.kernels import epilogue, panels, tiles, walk
 from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.worker import Worker
 from tests.benchmarks.corpus import PROMPTS
@@ -30,7 +30,10 @@ from tests.benchmarks.rounds import FOUR
 
 ROUNDS = 3
 #: Of each share: the functions inside which time counts.
-INSIDE = {"product": [(torch, "mm"), (panels, "multiply")], "epilogue": [(walk, "walk_block"), (epilogue, "take_block")]}
+INSIDE: dict[str, list[tuple[Any, str]]] = {
+    "product": [(torch, "mm"), (panels.KERNEL, "multiply"), (tiles.KERNEL, "multiply")],
+    "epilogue": [(walk, "walk_block"), (epilogue, "take_block")],
+}
 
 _Clock = dict[int, float]
 

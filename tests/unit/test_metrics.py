@@ -16,13 +16,14 @@ from raylens.storage.errors import UsageError
 from raylens.storage.record import Record
 from raylens.storage.taps import TAPS
 from raylens.workers import lens as lens_module
-from raylens.workers import projection, running, walk
+from raylens.workers import projection, running
 from raylens.workers import reading as reading_module
 from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.asked import Asked, Final, Tally
 from raylens.workers.batching import pad
 from raylens.workers.lens import Lens
 from raylens.workers.metrics import ALL, METRICS, Truth, metrics_of, parse_stats
+from raylens.workers.product import Unembedding
 from raylens.workers.projection import Projection
 from raylens.workers.running import CompiledReadout
 from raylens.workers.settings import LensSettings, with_default_stats
@@ -111,8 +112,7 @@ def test_every_metric_against_its_definition(family: str, way: str, monkeypatch:
 def test_every_metric_by_tiles_and_blocks(family: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same where a batch is read in several tiles and the vocabulary in several blocks, as large ones are."""
     model, adapter = built(family)
-    for module in (walk, projection):
-        monkeypatch.setattr(module, "ROWS", 7)
+    monkeypatch.setattr(Unembedding, "most_rows", 7)
     monkeypatch.setattr(running, "PIECE", 64)
     for most in ("COMPILED_LOGITS", "PLAIN_LOGITS"):
         monkeypatch.setattr(running, most, 1)

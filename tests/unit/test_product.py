@@ -1,4 +1,4 @@
-"""Products with the unembedding against float64, by both ways, for any shape; and which way is taken."""
+"""Products with the unembedding against float64, by every way that there is here, for any shape; and which way is taken."""
 
 from collections.abc import Iterator
 
@@ -8,24 +8,30 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from raylens.workers.kernels import panels as kernel
-from raylens.workers.product import FEWEST_ROWS, Unembedding
+from raylens.workers.kernels import panels, tiles
+from raylens.workers.kernels.laid_out import Kernel, LaidOut
+from raylens.workers.product import FEWEST_ROWS, Unembedding, own_kernel
 
-#: Rows and entries on either side of what a tile and a panel hold.
-ROWS, ENTRIES = kernel.SHAPE.rows, kernel.SHAPE.entries
+#: Our own products; not every processor multiplies tiles.
+KERNELS = [panels.KERNEL, *([tiles.KERNEL] if tiles.may_use() else [])]
+#: These, and torch's.
+WAYS = [None, *KERNELS]
+#: What a panel of any holds at most.
+ROWS, ENTRIES = (max(getattr(kernel, name) for kernel in KERNELS) for name in ("rows", "entries"))
+each_kernel, each_way = (
+    pytest.mark.parametrize("kernel", ways, ids=lambda way: way.name if way else "mm") for ways in (KERNELS, WAYS)
+)
 TYPES = st.sampled_from([torch.float32, torch.bfloat16])
 #: Size of blocks: not a whole number of panels.
 SIZE = 9 * ENTRIES + 3
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_thread_of_amd() -> Iterator[None]:
-    """Both ways are tested on any maker's processor, as each of several threads takes them."""
+def _one_thread() -> Iterator[None]:
+    """As each of several threads multiplies."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raylens.workers.product.vendor", lambda: "AuthenticAMD")
-        yield
+    yield
     torch.set_num_threads(threads)
 
 
@@ -44,68 +50,71 @@ def product(unembedding: Unembedding, rows: Tensor, size: int = SIZE) -> Tensor:
     return torch.cat(found, dim=1)
 
 
-def laid_out(head: nn.Linear) -> Unembedding:
-    """Products by panels."""
+def by(kernel: Kernel | None, head: nn.Linear) -> Unembedding:
+    """Products by one of the ways."""
     unembedding = Unembedding(head)
-    unembedding.try_faster(torch.randn(3, head.in_features, generator=torch.Generator().manual_seed(0)))
-    assert unembedding.panels is not None
+    if kernel is not None:
+        unembedding.laid_out = LaidOut(head.weight.detach(), kernel)
     return unembedding
 
 
+@each_way
 @given(
     vocabulary=st.integers(1, 21 * ENTRIES),
     width=st.integers(1, 97),
     rows=st.integers(1, 3 * ROWS + 1),
     dtype=TYPES,
-    panels=st.booleans(),
 )
-@example(vocabulary=SIZE + 1, width=97, rows=ROWS, dtype=torch.float32, panels=True)
-@example(vocabulary=2 * ENTRIES, width=64, rows=ROWS - 1, dtype=torch.bfloat16, panels=True)
-def test_either_way_is_the_product(vocabulary: int, width: int, rows: int, dtype: torch.dtype, panels: bool) -> None:
+@example(vocabulary=SIZE + 1, width=97, rows=ROWS, dtype=torch.float32)
+@example(vocabulary=2 * ENTRIES, width=64, rows=ROWS - 1, dtype=torch.bfloat16)
+@example(vocabulary=40, width=24 * 32 + 1, rows=3, dtype=torch.float32)
+def test_any_way_is_the_product(kernel: Kernel | None, vocabulary: int, width: int, rows: int, dtype: torch.dtype) -> None:
     """Vocabularies that end inside a panel or a block, odd widths, few rows and many."""
     head = linear(vocabulary, width, dtype)
-    unembedding = laid_out(head) if panels else Unembedding(head)
+    unembedding = by(kernel, head)
     hidden = torch.randn(rows, width, generator=torch.Generator().manual_seed(rows))
     expected = hidden.double() @ head.weight.double().T
     torch.testing.assert_close(product(unembedding, hidden).double(), expected, rtol=0, atol=1e-5 * width**0.5)
 
 
+@each_kernel
 @given(rows=st.integers(1, 40), first=st.integers(0, 39), dtype=TYPES, size=st.integers(1, 300))
-def test_a_product_is_the_same_in_any_company(rows: int, first: int, dtype: torch.dtype, size: int) -> None:
-    """By panels a row's products have the same bits whatever rows it is multiplied with, and in whatever blocks."""
-    unembedding = laid_out(linear(5 * ENTRIES + 7, 75, dtype))
+def test_a_product_is_the_same_in_any_company(kernel: Kernel, rows: int, first: int, dtype: torch.dtype, size: int) -> None:
+    """By our own products a row's products have the same bits whatever rows it is multiplied with, and in whatever blocks."""
+    unembedding = by(kernel, linear(5 * ENTRIES + 7, 75, dtype))
     hidden = torch.randn(40, 75, generator=torch.Generator().manual_seed(1))
     part = slice(first, first + rows)
     assert torch.equal(product(unembedding, hidden[part], size), product(unembedding, hidden)[part])
 
 
+@each_kernel
 @pytest.mark.parametrize("width", [576, 4096])
-def test_wide_sums_round_little(width: int) -> None:
-    """By panels no number is one long sum, which would be several times as far from float64 (1.4e-6 and 3.6e-6)."""
+def test_wide_sums_round_little(kernel: Kernel, width: int) -> None:
+    """By our own products no number is one long sum, which would be several times as far from float64 (1.4e-6 and 3.6e-6)."""
     head = linear(200, width)
     head.weight.abs_()  # sums that only grow are rounded most
     rows = torch.rand(60, width, generator=torch.Generator().manual_seed(0)) + 0.5
     exact = rows.double() @ head.weight.double().T
-    found = product(laid_out(head), rows)
+    found = product(by(kernel, head), rows)
     assert float((found / exact - 1).abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("panels", [False, True])
-def test_equal_entries_tie(panels: bool) -> None:
+@each_way
+def test_equal_entries_tie(kernel: Kernel | None) -> None:
     """Two tokens of one embedding get the very same product wherever they are, so that the lower id comes first."""
     last = 20 * ENTRIES + 2
     head = linear(last + 1, 75)
     head.weight[[5, ENTRIES - 1, ENTRIES, last]] = head.weight[70].clone()
     rows = torch.randn(FEWEST_ROWS, 75, generator=torch.Generator().manual_seed(0))
-    found = product(laid_out(head) if panels else Unembedding(head), rows)
+    found = product(by(kernel, head), rows)
     assert bool((found[:, [5, ENTRIES - 1, ENTRIES, last]] == found[:, [70]]).all())
 
 
-@pytest.mark.parametrize("panels", [False, True])
-def test_numbers_that_are_not_finite_stay_in_their_row(panels: bool) -> None:
+@each_way
+def test_numbers_that_are_not_finite_stay_in_their_row(kernel: Kernel | None) -> None:
     """A row of NaN and one of infinities change no other row."""
     head = linear(SIZE + 5, 64)
-    unembedding = laid_out(head) if panels else Unembedding(head)
+    unembedding = by(kernel, head)
     rows = torch.randn(FEWEST_ROWS, 64, generator=torch.Generator().manual_seed(0))
     expected = product(unembedding, rows)
     rows[3], rows[7] = torch.nan, torch.inf
@@ -115,15 +124,16 @@ def test_numbers_that_are_not_finite_stay_in_their_row(panels: bool) -> None:
     assert bool((found[others] == expected[others]).all())
 
 
-def test_threads_share_rows_where_that_pays() -> None:
-    """By panels a tile of rows is enough for a thread; torch's own products divide better among its threads when rows are few."""
+@each_kernel
+def test_threads_share_rows_where_that_pays(kernel: Kernel) -> None:
+    """A panel is enough for a thread of our own products; torch divides its own better among its threads when rows are few."""
     head = linear(300, 64)
-    plain, ours = Unembedding(head), laid_out(head)
+    plain, ours = Unembedding(head), by(kernel, head)
     torch.set_num_threads(2)
     try:
-        assert [ours.workers(rows, rows) for rows in (2 * ROWS - 1, 2 * ROWS)] == [1, 2]
+        assert [ours.workers(rows, rows) for rows in (2 * kernel.rows - 1, 2 * kernel.rows)] == [1, 2]
         assert [plain.workers(rows, rows) for rows in (2 * FEWEST_ROWS - 1, 2 * FEWEST_ROWS)] == [1, 2]
-        assert ours.workers(2 * ROWS, 1) == 1, "the many parts of one token's sum stay together"
+        assert ours.workers(2 * kernel.rows, 1) == 1, "the many parts of one token's sum stay together"
         rows = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
         assert torch.equal(product(ours, rows), product(plain, rows))  # one thread that leaves dividing to torch
     finally:
@@ -131,32 +141,43 @@ def test_threads_share_rows_where_that_pays() -> None:
 
 
 def test_kept_to_what_is_known_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Halves of another kind, other makers, processors that do not multiply and add at once, and no numba keep ``torch.mm``."""
-
-    def taken(dtype: torch.dtype = torch.float32) -> bool:
-        unembedding = Unembedding(linear(300, 64, dtype))
-        unembedding.try_faster(torch.randn(3, 64))
-        return unembedding.panels is not None
-
-    assert taken()
-    assert not taken(torch.float16)
+    """Tiles where the processor has them, panels on AMD's, ``torch.mm`` on others, on old ones and without a compiler."""
+    monkeypatch.setattr("raylens.workers.product.vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(tiles, "may_use", lambda: True)
+    assert own_kernel() is tiles.KERNEL
+    monkeypatch.setattr(tiles, "may_use", bool)
+    assert own_kernel() is panels.KERNEL
     for name, other in (
         ("raylens.workers.product.vendor", lambda: "GenuineIntel"),
         ("raylens.workers.product.vendor", str),
-        ("raylens.workers.product.is_compiled", bool),
         ("raylens.workers.kernels.panels.SUPPORTED", False),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(name, other)
+            assert own_kernel() is None
+
+
+@each_kernel
+def test_a_product_is_tried_before_it_is_used(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a compiler may make of it is compared with float64; weights of another type, or no compiler, keep ``torch.mm``."""
+    monkeypatch.setattr("raylens.workers.product.own_kernel", lambda: kernel)
+
+    def taken(dtype: torch.dtype = torch.float32) -> bool:
+        unembedding = Unembedding(linear(300, 64, dtype))
+        unembedding.try_faster(torch.randn(3, 64))
+        return unembedding.laid_out is not None
+
+    assert taken()
+    assert taken(torch.bfloat16)
+    assert not taken(torch.float16)
+    for module, name, other in (
+        ("raylens.workers.product.is_compiled", None, bool),
+        (kernel, "multiply", lambda rows, entries, out: out.fill(1)),
+        (kernel, "multiply", lambda rows, entries, out: 1 / 0),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, other) if name else patch.setattr(module, other)
             assert not taken()
-
-
-def test_a_wrong_product_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a compiler may make of it is compared with float64 before it is relied on."""
-    monkeypatch.setattr(kernel, "multiply", lambda rows, entries, out: out.fill(1))
-    unembedding = Unembedding(linear(300, 64))
-    unembedding.try_faster(torch.randn(3, 64))
-    assert unembedding.panels is None
 
 
 @pytest.mark.cuda

@@ -3,7 +3,7 @@
 Shapes: N rows, V entries, D width, P panels, S rows or entries of a panel.
 """
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raylens.workers.kernels.compiled import compiled
 from raylens.workers.kernels.floats import Floats
+from raylens.workers.kernels.laid_out import Kernel
 from raylens.workers.kernels.tile import NARROW, WIDE, register_tile
 
 _FEATURES = binding.get_host_cpu_features()
@@ -85,32 +86,6 @@ def _multiply_short(rows: Floats, entries: NDArray[np.uint16], out: Floats) -> N
         _multiply_panel(rows, right, out.reshape(-1), e * entries.shape[2], out.shape[1])
 
 
-class Panels:
-    """A matrix of [V, D] float32 or bfloat16 entries, laid out once for many products; V * D numbers of memory.
-
-    Attributes:
-        fewest_rows: of a product, from which on a core of its own pays.
-    """
-
-    fewest_rows = SHAPE.rows
-
-    def __init__(self, entries: Tensor) -> None:
-        self._count = len(entries)
-        self._panels = lay_out(entries, SHAPE.entries)
-
-    def blocks(self, rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
-        """The first entry of each block, and [N, B] products of [N, D] float32 rows with it, good until the next is asked for.
-
-        Args:
-            rows: on the CPU.
-            size: entries of a block; as many panels are taken as hold them.
-        """
-        left = lay_out(rows, SHAPE.rows)
-        high, step = len(left) * SHAPE.rows, min(-(-size // SHAPE.entries), len(self._panels))
-        memory = rows.new_empty(high * step * SHAPE.entries)  # one for all blocks
-        for first in range(0, len(self._panels), step):
-            right, start = self._panels[first : first + step], first * SHAPE.entries
-            width = len(right) * SHAPE.entries
-            out = memory[: high * width].view(high, width)
-            multiply(left, right, out.numpy())
-            yield start, out[: len(rows), : self._count - start].contiguous()
+KERNEL = Kernel(
+    "panels", SHAPE.rows, SHAPE.entries, 512, partial(lay_out, size=SHAPE.rows), partial(lay_out, size=SHAPE.entries), multiply
+)
