@@ -1,6 +1,7 @@
 """``--intervene FILE``: YAML or JSON as plain values; the file may be anybody's. Knows no torch.
 
-YAML's anchors are refused, for a few lines of them can stand for gigabytes; so are names given twice, of which one would be lost.
+YAML's anchors are refused, for a few lines of them can stand for gigabytes; so are names given twice, of which one would be lost,
+and tags, by which what a value says is read as what it is not.
 """
 
 import json
@@ -76,7 +77,7 @@ def read_values(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
         raise bad(name, f"line {mark.line + 1}" if mark else "", f"not YAML ({problem})") from error
-    except (RecursionError, ValueError) as error:  # nested without end; a number of thousands of digits; a date that is none
+    except (RecursionError, ValueError, OverflowError) as error:  # nested without end; thousands of digits; "\UFFFFFFFF"
         raise bad(name, "", f"cannot be read ({one_line(error)})") from error
 
 
@@ -93,6 +94,9 @@ def _yaml(name: str, text: str) -> Any:
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
             raise bad(name, f"line {event.start_mark.line + 1}", f"uses an alias (*{event.anchor})", "write it out")
+        if tag := getattr(event, "tag", None):
+            shown = tag.replace("tag:yaml.org,2002:", "!!")[:100]
+            raise bad(name, f"line {event.start_mark.line + 1}", f"uses the tag {shown!r}", "write the value without it")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEPTH:
             raise bad(name, f"line {event.start_mark.line + 1}", f"nests more than {_DEPTH} deep")
