@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, one_line
 
 
 def read_text(option: str, path: str) -> str:
@@ -31,8 +31,8 @@ def load_config(ctx: click.Context, _parameter: click.Parameter, value: str | No
 
     try:
         found = tomllib.loads(read_text("--config", value))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"--config {value}: {error}") from error
+    except (ValueError, RecursionError) as error:  # not TOML; a number of thousands of digits; nested without end
+        raise UsageError(f"--config {value}: {one_line(error)}") from error
     options = {long_name(parameter): parameter for parameter in ctx.command.params}
     for once in ("config", "fresh"):  # in a file, fresh would throw each resume away
         options.pop(once)

@@ -77,10 +77,12 @@ def test_a_file_may_name_the_corpus(tmp_path: Path) -> None:
         ("top-k = true", "'true' is not a valid integer"),
         ('"-k" = 5', "unknown option '-k'"),
         ("fresh = true", "unknown option 'fresh'"),
+        ("top-k = " + "9" * 5000, "--config run.toml: Exceeds the limit"),
+        ("top-k = " + "[" * 3000, "--config run.toml: "),
     ],
 )
 def test_a_file_is_refused_that_means_nothing(tmp_path: Path, written: str, told: str) -> None:
-    """true is no number, an option has one name, and a file that says fresh would throw away each resume."""
+    """true is no number, an option has one name, a file that says fresh would throw away each resume, and TOML has bounds."""
     (tmp_path / "run.toml").write_text(written)
     done = raylens_command("run", "a.txt", "-m", "demo", "--config", "run.toml", "--show-config", cwd=tmp_path)
     assert done.returncode == 2
