@@ -80,7 +80,8 @@ def run(
     """Lens a corpus into a store and return the run, open for reading.
 
     Repeat the same call to resume a run that was stopped; what is stored is not computed again. Calls from several threads
-    take turns. Arguments are those of ``raylens run --help``; the ones not listed below are exactly as there.
+    take turns. Arguments are those of ``raylens run --help``; the ones not listed below are exactly as there. Numbers and lists
+    may be those of numpy or torch.
 
     Args:
         corpus: a path or glob of files, or an iterable of texts, or of dictionaries with the keys of a JSON line (``text``,
@@ -128,12 +129,12 @@ def run(
         top_k,
         as_text(layers),
         parse_taps(taps) if taps is not None else None,
-        str(positions) if isinstance(positions, int) else positions,
+        as_text(positions, "--positions"),
         logprobs,
         parse_stats(stats) if stats is not None else None,
         track_names(track),
         lens,
-        heads=as_text(heads),
+        heads=as_text(heads, "--heads"),
     )
     worker = WorkerSettings(
         ModelSettings(model, revision, dtype, device_map, trust_remote_code),

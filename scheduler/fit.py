@@ -20,6 +20,7 @@ from raylens.scheduler.settings import check_actors
 from raylens.scheduler.stopping import Stopping, heeding
 from raylens.storage.durable import write_file
 from raylens.storage.errors import ModelError
+from raylens.storage.python_values import Settings
 from raylens.workers.fitting.report import FitReport
 from raylens.workers.fitting.settings import FitSettings, check
 from raylens.workers.preflight import ModelFacts, inspect_model, load_config, load_tokenizer, pinned
@@ -31,7 +32,7 @@ _PACKAGES = ("torch", "transformers", "ray", "numpy", "tokenizers")
 _FORMAT = 1
 
 
-class Actors(msgspec.Struct, frozen=True):
+class Actors(Settings, frozen=True):
     """Where it is fitted: as in ``RunSettings``."""
 
     actors: int | None

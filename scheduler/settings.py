@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from raylens.storage.errors import UsageError
+from raylens.storage.python_values import Settings
 from raylens.workers.settings import WorkerSettings, check_types
 
 #: Helpers of one writer.
 MAX_HELPERS = 256
 
 
-class RunSettings(msgspec.Struct, frozen=True):
+class RunSettings(Settings, frozen=True):
     """Everything a run needs except its corpus.
 
     Attributes:

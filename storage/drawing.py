@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from raylens.storage.layers import as_text
 from raylens.storage.paths import given_path
 from raylens.storage.plots.canvas import DPI
 from raylens.storage.plots.request import Request, for_record
+from raylens.storage.python_values import plain
 from raylens.storage.record import Record
 from raylens.storage.vocabulary import Vocabulary
 from raylens.storage.wanted import Wanted, ids_of, wanted
@@ -50,6 +51,10 @@ class Choices:
     by: str | None = None
     font: str | Path | None = None
 
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            object.__setattr__(self, one.name, plain(getattr(self, one.name), f"--{one.name.replace('_', '-')}"))
+
     def check(self) -> None:
         """Refuse what the kind of picture has no use for.
 
@@ -58,8 +63,10 @@ class Choices:
         """
         for name in ("layer_step", "important"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and (not isinstance(value, int) or value < 1):
                 raise UsageError(f"--{name.replace('_', '-')} {value}: give a number from 1")
+        if not isinstance(self.important_threshold, int | float | None):
+            raise UsageError(f"--important-threshold {self.important_threshold}: give a number")
         if self.kind in charts.KINDS:
             self._refuse(_OF_PROMPTS)
             if (self.kind == "compare") != (self.against is not None):

@@ -1,10 +1,10 @@
 """Which layers of a model are meant: ``all``, ``0,5-10``, ``-1``, ``::4``; so wherever they are taken."""
 
 import re
-from numbers import Integral
 from typing import Any
 
 from raylens.storage.errors import UsageError
+from raylens.storage.python_values import plain
 
 #: What may be written, for messages and help.
 FORMS = "all, a list such as 0,5-10, a layer such as -1, or a slice such as ::4"
@@ -13,13 +13,16 @@ _RANGE = re.compile(r"(\d{1,18})-(\d{1,18})", re.ASCII)
 _ONE = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
-def as_text(given: Any) -> Any:
-    """A number, or a list or array of numbers, as the text that stands for it, also of positions; anything else as it is."""
-    if hasattr(given, "tolist"):  # numpy's and torch's
-        given = given.tolist()
+def as_text(given: Any, option: str = "--layers") -> Any:
+    """A number, or a list or array of numbers, as the text that stands for it, also of positions; anything else as it is.
+
+    Raises:
+        UsageError: a number that is far too large.
+    """
+    given = plain(given, option)
     numbers = given if isinstance(given, list | tuple | range) else [given]
-    plain = all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers)
-    return ",".join(map(str, numbers)) if plain else given
+    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+    return ",".join(map(str, numbers)) if whole else given
 
 
 def select_layers(spec: str, n_layers: int, option: str = "--layers") -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from raylens.storage.database import Database, LeftOut
 from raylens.storage.dataframes import DataFrames, to_xarray
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.named_queries import named_query
+from raylens.storage.python_values import plain
 from raylens.storage.run import Run
 from raylens.storage.selection import options_of, select
 
@@ -138,6 +139,7 @@ def run_query(run: Run, name: str, options: Mapping[str, Any]) -> Result:
         UsageError: there is no such query, or it takes no such option.
     """
     query = named_query(name)
+    options = {name: plain(value, f"--{name}") for name, value in options.items()}
     options_of(query, options)
 
     def prepare(database: Database) -> tuple[str, Mapping[str, Any]]:
@@ -168,4 +170,5 @@ def sql_query(
     Args:
         left_out: as of ``Database``.
     """
-    return Result(runs, lambda _: (sql, parameters or {}), f"{shorten(sql, 100)!r}", left_out=left_out)
+    values = {name: plain(value, f"${name}") for name, value in (parameters or {}).items()}
+    return Result(runs, lambda _: (sql, values), f"{shorten(sql, 100)!r}", left_out=left_out)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from raylens.storage.errors import UsageError
+from raylens.storage.python_values import plain
 
 #: Canonical names, in the order in which a block computes them.
 TAPS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
@@ -52,6 +53,7 @@ def names_in(spec: object, option: str) -> list[str]:
     Raises:
         UsageError: it is neither.
     """
+    spec = plain(spec, option)
     given: list[Any] = spec.split(",") if isinstance(spec, str) else list(spec) if isinstance(spec, Iterable) else [spec]
     if not all(isinstance(name, str) for name in given):
         raise UsageError(f"{option} {spec!r}: give names, as a list or as a text with commas between them")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylens.storage.errors import NotDrawn, UsageError
+from raylens.storage.python_values import plain
 from raylens.storage.record import Record
 from raylens.storage.run import Run
 from raylens.storage.token_names import FIELD, token_ids
@@ -75,8 +76,7 @@ def ids_of(names: str | int | Sequence[str | int], vocabulary: Vocabulary) -> tu
 
 
 def _each(names: Any) -> list[Any]:
-    if hasattr(names, "tolist"):  # numpy's and torch's
-        names = names.tolist()
+    names = plain(names, "--token")
     each = list(names) if isinstance(names, list | tuple) else [names]
     if not each:
         raise UsageError("--token: name at least one token, by its text or as id:N")

@@ -90,12 +90,6 @@ def read(worker: Worker, text: str) -> Record:
     return replace(outcome, vocabulary=worker.vocabulary)
 
 
-def _positions(asked: str | int | None, generate: int | None) -> str:
-    if asked is None:
-        return "last" if generate is not None else "all"
-    return str(asked) if isinstance(asked, int) else asked
-
-
 def lens(
     text: str,
     *,
@@ -144,13 +138,13 @@ def lens(
             top_k,
             as_text(layers),
             parse_taps(taps) if taps is not None else None,
-            _positions(positions, generate),
+            as_text(positions, "--positions") if positions is not None else "all" if generate is None else "last",
             "float32",
             parse_stats(stats or ()),
             track_names(track),
             lens,
             lens_digest(parse_lens(lens)),  # so that a file that was written anew is read anew
-            as_text(heads),
+            as_text(heads, "--heads"),
         ),
         InputSettings(),
         read_edits(intervene),

@@ -1,5 +1,6 @@
 """What a run asks of the model and the lens, validated as far as text alone can be."""
 
+import os
 import re
 from functools import reduce
 from pathlib import PurePath
@@ -10,6 +11,7 @@ import msgspec
 from raylens.storage.errors import UsageError
 from raylens.storage.generated import MAX_SAMPLES
 from raylens.storage.layers import select_layers
+from raylens.storage.python_values import Settings
 from raylens.storage.taps import DEFAULT_TAPS, is_head
 from raylens.workers.interventions.edits import Edit
 from raylens.workers.lenses.source import lens_taps, parse_lens
@@ -25,7 +27,7 @@ MAX_TOP_K, MAX_NEW_TOKENS = (1 << 16) - 1, 1 << 20
 CPU_BATCH_TOKENS = 512
 
 
-class ModelSettings(msgspec.Struct, frozen=True):
+class ModelSettings(Settings, frozen=True):
     """Which model, and how it is loaded.
 
     Attributes:
@@ -44,7 +46,7 @@ class ModelSettings(msgspec.Struct, frozen=True):
     trust_remote_code: bool = False
 
 
-class LensSettings(msgspec.Struct, frozen=True):
+class LensSettings(Settings, frozen=True):
     """What is read out.
 
     Attributes:
@@ -74,7 +76,7 @@ class LensSettings(msgspec.Struct, frozen=True):
     residual_stats: tuple[str, ...] = ()
 
 
-class InputSettings(msgspec.Struct, frozen=True):
+class InputSettings(Settings, frozen=True):
     """How prompts become token ids.
 
     Attributes:
@@ -90,7 +92,7 @@ class InputSettings(msgspec.Struct, frozen=True):
     batch_tokens: int | None = None
 
 
-class GenerationSettings(msgspec.Struct, frozen=True):
+class GenerationSettings(Settings, frozen=True):
     """What is generated after each prompt.
 
     Attributes:
@@ -139,7 +141,7 @@ def generation_settings(
     Raises:
         UsageError: another one is given without it.
     """
-    asked = GenerationSettings(tokens or 0, temperature, top_p, sample_top_k, seed, samples)
+    asked = GenerationSettings(0 if tokens is None else tokens, temperature, top_p, sample_top_k, seed, samples)
     if tokens is not None:
         return asked
     options = ("--generate", "--temperature", "--top-p", "--sample-top-k", "--seed", "--samples")
@@ -162,9 +164,9 @@ def with_default_stats(lens: LensSettings, n_layers: int) -> LensSettings:
     return msgspec.structs.replace(lens, stats=asked, residual_stats=more)
 
 
-def _path_as_text(value: object) -> str:
+def _path_as_bytes(value: object) -> bytes:
     if isinstance(value, PurePath):
-        return str(value)
+        return bytes(value)  # which no text is taken for
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     raise UsageError(f"{value!r}: a {kind}; give what the option on the command line takes")
 
@@ -176,14 +178,15 @@ def check_types(settings: msgspec.Struct) -> None:
         UsageError: naming the value.
     """
     try:
-        plain = msgspec.to_builtins(settings, enc_hook=_path_as_text)
-        msgspec.convert(plain, type(settings), dec_hook=lambda kind, value: kind(value))
+        plain = msgspec.to_builtins(settings, builtin_types=(bytes,), enc_hook=_path_as_bytes)
+        msgspec.convert(plain, type(settings), dec_hook=lambda kind, value: kind(os.fsdecode(value)))
     except msgspec.ValidationError as error:
         raise UsageError(_in_words(str(error), settings)) from error
 
 
 #: msgspec's words for types, and those for people.
 _TYPES = {"str": "text", "int": "a whole number", "float": "a number", "bool": "True or False", "array": "a list", "null": "None"}
+_TYPES["bytes"] = "bytes or a path"
 
 
 def _in_words(problem: str, settings: msgspec.Struct) -> str:

@@ -1,11 +1,11 @@
 """Which tokens ``--track`` names, in all prompts or in each its own."""
 
 from collections.abc import Sequence
-from operator import index
-from typing import Any, SupportsIndex
+from typing import Any
 
 from raylens.storage.errors import UsageError
 from raylens.storage.labels import token_label
+from raylens.storage.python_values import plain
 from raylens.storage.record import Metadata
 from raylens.storage.token_names import FIELD, ID, MAX_DIGITS
 from raylens.storage.vocabulary import Vocabulary
@@ -17,13 +17,14 @@ def track_names(asked: str | int | Sequence[str | int]) -> tuple[str, ...]:
     Raises:
         UsageError: one is neither.
     """
-    each = [asked] if isinstance(asked, str | bytes) or not isinstance(asked, Sequence) else asked
+    given = plain(asked, "--track")
+    each = [given] if isinstance(given, str | bytes) or not isinstance(given, Sequence) else given
     return tuple(token if isinstance(token, str) else f"{ID}{_number(token)}" for token in each)
 
 
 def _number(token: object) -> int:
-    if isinstance(token, SupportsIndex) and not isinstance(token, bool) and index(token) >= 0:
-        return index(token)
+    if isinstance(token, int) and not isinstance(token, bool) and token >= 0:
+        return token
     raise UsageError(f"--track {token!r}: is no token; give its text, or its id as a number from 0")
 
 

@@ -2,16 +2,15 @@
 
 from typing import Literal
 
-import msgspec
-
 from raylens.storage.errors import UsageError
+from raylens.storage.python_values import Settings
 from raylens.workers.settings import check_types
 
 #: ``auto`` goes by the file's extension; ``txt`` is ``paragraphs`` where blank lines separate text, else ``lines``.
 Format = Literal["auto", "jsonl", "csv", "parquet", "txt", "lines", "paragraphs"]
 
 
-class CorpusSettings(msgspec.Struct, frozen=True):
+class CorpusSettings(Settings, frozen=True):
     """What to read.
 
     Attributes:

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from transformers import LlamaForCausalLM
 
 import raylens
@@ -52,6 +54,14 @@ def test_layers_and_positions_may_be_numbers(folders: tuple[str, str]) -> None:
     record = raylens.lens("call me ishmael", model=folders[0], layers=[0, -1], positions=-2)
     assert (record.layers, record.positions) == ([0, 1], [1])
     assert raylens.lens("call me ishmael", model=folders[0], layers=1, positions=0).layers == [1]
+    given: dict[str, Any] = {
+        "layers": np.array([0, 1]),
+        "positions": np.int64(-2),
+        "top_k": np.int32(3),
+        "track": torch.tensor([7]),
+    }
+    record = raylens.lens("call me ishmael", model=folders[0], generate=None, seed=np.int64(0), **given)  # type: ignore[arg-type]
+    assert (record.layers, record.positions, record.tracked, record.taps["resid_post"].ids.shape[-1]) == ([0, 1], [1], [7], 3)
     with pytest.raises(RaylensError, match="--layers '9': the model has layers 0 to 1"):
         raylens.lens("call me", model=folders[0], layers=9)
     with pytest.raises(RaylensError, match=r"layers: give text, .* not a number"):

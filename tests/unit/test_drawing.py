@@ -4,6 +4,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -50,6 +51,17 @@ def test_what_the_command_draws(
     assert [path.read_bytes() for path in paths] == drawn.pages == [path.read_bytes() for path in drawn.paths]
 
 
+def test_arrays_and_numbers_of_other_libraries(run: Run, record: Record) -> None:
+    """Draw what the lists and numbers that they hold would."""
+    for plain, other in (
+        ({"positions": 1, "layer_step": 2}, {"positions": np.int64(1), "layer_step": np.uint8(2)}),
+        ({"kind": "trajectory", "token": [1, 2]}, {"kind": "trajectory", "token": np.array([1, 2])}),
+        ({"kind": "rank", "important_threshold": 0.5}, {"kind": "rank", "important_threshold": np.float32(0.5)}),
+    ):
+        assert run.plot(record.id, **plain).pages == run.plot(record.id, **other).pages  # type: ignore[arg-type]
+    assert record.plot("trajectory", token=np.array([1])).pages == record.plot("trajectory", token=1).pages  # type: ignore[arg-type]
+
+
 def test_a_notebook_shows_it(run: Run, record: Record, tmp_path: Path) -> None:
     """A PNG in memory, as large as it is on paper; an SVG as text; of a PDF the name of its file."""
     drawn = run.plot(record.id)
@@ -91,6 +103,9 @@ def test_a_picture_of_a_prompt_names_its_run(run: Run, record: Record, tmp_path:
         (True, {"kind": "rank", "token": 0}, "--token: does not go with --kind rank"),
         (True, {"layer_step": -1}, "--layer-step -1: give a number from 1"),
         (True, {"kind": "rank", "important": 0}, "--important 0: give a number from 1"),
+        (True, {"layer_step": 1.0}, "--layer-step 1.0: give a number from 1"),
+        (True, {"kind": "rank", "important": "2"}, "--important 2: give a number from 1"),
+        (True, {"kind": "rank", "important_threshold": [1]}, r"--important-threshold \[1\]: give a number"),
         (True, {"output": "x.jpg"}, r"x\.jpg: the name of a picture must end in \.png, \.svg or \.pdf"),
         (True, {"positions": [1, 2]}, "positions"),
         (False, {"kind": "rank"}, "--kind rank draws one prompt: name one of run 'one'"),

@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -52,6 +54,21 @@ def test_forms(tmp_path: Path) -> None:
         Edit("attn_out", "all", "2:", add=Add(difference=("yes it is", "no it is not"), position=-2)),
     )
     assert read_edits(None) == ()
+
+
+@pytest.mark.parametrize(
+    "of", [np.array, torch.tensor, lambda numbers: [*map(np.float32, numbers)]], ids=["numpy", "torch", "list"]
+)
+def test_arrays_and_numbers_of_other_libraries(of: Callable[[Any], Any]) -> None:
+    """Stand for the lists and numbers that they hold."""
+    given = one(add={"values": of([0.5, 2.0]), "scale": np.float32(0.5)}, layers=np.array([0, 2]), positions=torch.tensor(-1))
+    assert read_edits(given) == (Edit("attn_out", "0,2", "-1", add=Add(values=(0.5, 2.0), scale=0.5)),)
+    patched = one(add=..., patch={"prompt": "a", "layer": np.int64(1), "position": np.int32(-1)})
+    assert read_edits(patched) == (Edit("attn_out", "1", patch=Patch("a", layer=1, position=-1)),)
+    with pytest.raises(UsageError, match=r"edits\[0\].add.values\[1\]: nan is not a finite float32"):
+        read_edits(one(add={"values": of([0.5, np.nan])}))
+    with pytest.raises(UsageError, match=r"edits\[0\].add.values\[0\]: Expected `float`, got `array`"):
+        read_edits(one(add={"values": np.eye(2)}))
 
 
 @pytest.mark.parametrize(

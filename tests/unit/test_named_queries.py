@@ -66,7 +66,9 @@ def test_token(which: str, tokens: list[int], request: pytest.FixtureRequest) ->
     apart = [row for row in wanted if row["layer"] != 2]
     for chosen in ("1,-1", [1, -1], (1, -1)):
         same_rows(query(run, "token", token=tokens, tap="all", layers=chosen, rank=rank), apart)
-    same_rows(query(run, "token", token=np.array(tokens, np.uint32), tap="all", layers=np.array([1, -1]), rank=rank), apart)
+    same_rows(
+        query(run, "token", token=np.array(tokens, np.uint32), tap="all", layers=np.array([1, -1]), rank=np.int64(rank)), apart
+    )
 
 
 @pytest.mark.parametrize("key", KEYS)

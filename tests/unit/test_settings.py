@@ -1,15 +1,29 @@
 """Numbers out of range are refused before a model is loaded, naming the option."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+import torch
 
 from raylens.storage.errors import UsageError
+from raylens.storage.layers import as_text
 from raylens.storage.taps import parse_taps
+from raylens.workers.interventions.edits import read_edits
 from raylens.workers.metrics import parse_stats
-from raylens.workers.settings import MAX_TOP_K, InputSettings, LensSettings, ModelSettings, WorkerSettings, check
+from raylens.workers.settings import (
+    MAX_TOP_K,
+    GenerationSettings,
+    InputSettings,
+    LensSettings,
+    ModelSettings,
+    WorkerSettings,
+    check,
+)
+from raylens.workers.tracked import track_names
 
 
 @pytest.mark.parametrize(
@@ -41,6 +55,8 @@ def test_most_tokens_of_a_place() -> None:
         ({"taps": "resid_post"}, "taps: give a list or None, as for the option on the command line, not text"),
         ({"layers": [0, 2]}, "layers: give text, as for the option on the command line, not a list"),
         ({"logprobs": "float64"}, "logprobs 'float64': choose from float16, float32"),
+        ({"layers": b"all"}, "layers: give text, as for the option on the command line, not bytes or a path"),
+        ({"layers": Path("all")}, "layers: give text, as for the option on the command line, not bytes or a path"),
         ({"layers": range(3)}, "range(0, 3): a builtins.range; give what the option on the command line takes"),
     ],
     ids=str,
@@ -49,6 +65,37 @@ def test_values_of_another_type(lens: dict[str, Any], told: str) -> None:
     """What a Python caller gives as text, number or list where another is wanted is refused as such."""
     with pytest.raises(UsageError, match=re.escape(told)):
         check(WorkerSettings(ModelSettings("demo"), LensSettings(**lens)))
+
+
+@pytest.mark.parametrize("number", [np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)], ids=repr)
+def test_numbers_of_other_libraries(number: Any) -> None:
+    """Are held as those of Python, so that nothing made of settings has others; of another type they are still refused."""
+    settings = WorkerSettings(
+        ModelSettings("demo"),
+        LensSettings(top_k=number),
+        InputSettings(batch_tokens=number),
+        generation=GenerationSettings(number),
+    )
+    check(settings)
+    assert msgspec.json.decode(msgspec.json.encode(settings), type=WorkerSettings) == settings
+    assert type(settings.lens.top_k) is int
+    assert msgspec.structs.replace(settings.lens, top_k=number) == settings.lens
+    with pytest.raises(UsageError, match=r"positions: give text, .* not a whole number"):
+        check(WorkerSettings(ModelSettings("demo"), LensSettings(positions=number)))
+
+
+@pytest.mark.parametrize("number", [1 << 70, -(1 << 70), 10**5000], ids=["large", "low", "unwritable"])
+def test_numbers_without_bounds(number: int) -> None:
+    """An error says so, also of those that Python itself does not write."""
+    for make in (
+        lambda: LensSettings(top_k=number),
+        lambda: LensSettings(track=track_names([number])),
+        lambda: GenerationSettings(1, seed=number),
+        lambda: as_text([0, number]),
+        lambda: read_edits({"edits": [{"tap": "attn_out", "layers": number, "zero": True}]}),
+    ):
+        with pytest.raises(UsageError, match=": a number of more than 64 bits; give a smaller one"):
+            make()
 
 
 @pytest.mark.parametrize("given", [5, None, [1], ["attn_out", None], b"attn_out"], ids=str)

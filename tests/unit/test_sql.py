@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -43,6 +44,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Run]]:
     runs = [write_run(path, seed=seed, layers=4 - seed, name=name) for seed, name in enumerate(("one", "other"))]
     write_vocabulary(runs[1].folder.vocabulary, [b"another", *make_vocabulary()[:-1]])
     return open_store(path), runs
+
+
+def test_parameters_of_other_libraries(run: Run) -> None:
+    """A number or an array of numpy is the number or list that it holds."""
+    asked = "SELECT $number AS number, list_sum($numbers) AS sum"
+    assert run.sql(asked, {"number": np.int64(3), "numbers": np.array([1, 2])}).rows() == [{"number": 3, "sum": 3}]
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from raylens.storage.errors import UsageError
 from raylens.storage.vocabulary import Vocabulary
@@ -95,6 +96,8 @@ def test_names_from_python() -> None:
     assert track_names(5) == ("id:5",)
     assert track_names([" a", 5]) == (" a", "id:5")
     assert track_names([*range(2), np.int64(7)]) == ("id:0", "id:1", "id:7")
+    assert track_names(np.array([3, 1])) == track_names(torch.tensor([3, 1])) == track_names((3, torch.tensor(1)))  # type: ignore[arg-type]
+    assert track_names(np.array([" a", " b"])) == (" a", " b")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("token", [b" a", None, True, -1, 1.5, [" a"]])

@@ -2,9 +2,8 @@
 
 from typing import Literal
 
-import msgspec
-
 from raylens.storage.errors import UsageError
+from raylens.storage.python_values import Settings
 from raylens.workers.settings import ModelSettings, check_types
 
 Kind = Literal["tuned", "linear"]
@@ -18,7 +17,7 @@ STEPS = 64
 WIDTH_RATE = 0.05
 
 
-class FitSettings(msgspec.Struct, frozen=True):
+class FitSettings(Settings, frozen=True):
     """What is fitted to what.
 
     Attributes:

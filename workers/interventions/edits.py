@@ -16,6 +16,7 @@ from raylens.storage.layers import FORMS as LAYERS
 from raylens.storage.layers import as_text
 from raylens.storage.paths import given_path
 from raylens.storage.positions import FORMS as POSITIONS
+from raylens.storage.python_values import plain
 from raylens.storage.taps import ALIASES, TAPS
 from raylens.workers.interventions.file import FORM, bad, read_values
 from raylens.workers.interventions.places import check_positions
@@ -127,7 +128,7 @@ def read_edits(given: str | Path | Mapping[str, Any] | None) -> tuple[Edit, ...]
 
 def _edits(name: str, value: Any, folder: Path) -> tuple[Edit, ...]:
     try:
-        found = msgspec.convert(_spelled_out(value), _File).edits
+        found = msgspec.convert(_spelled_out(plain(value, f"--intervene {name}")), _File).edits
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$")
         place = place.strip("`.")
