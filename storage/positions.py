@@ -14,6 +14,11 @@ _ONE = re.compile(r"-?[0-9]{1,9}")
 _SPAN = re.compile(r"(-?[0-9]{1,9})?:(-?[0-9]{1,9})?")
 
 
+def forms_for(text: str) -> str:
+    """What to write in place of a text that is none of the forms, or has a number that no position is."""
+    return f"{FORMS}, in numbers of at most 9 digits" if re.search(r"[0-9]{10}", text) else FORMS
+
+
 @dataclass(frozen=True, slots=True)
 class Positions:
     """Positions that follow each other.
@@ -44,7 +49,7 @@ class Positions:
             found = cls(int(match[1] or 0), int(match[2]) if match[2] else None)
             if found.end is None or (found.end != 0 and (found.first < found.end or found.end < 0 <= found.first)):
                 return found
-        raise UsageError(f"--positions {text[:100]!r}: write {FORMS}")
+        raise UsageError(f"--positions {text[:100]!r}: write {forms_for(text)}")
 
     @property
     def goes_on(self) -> bool:

@@ -87,6 +87,8 @@ def test_arrays_and_numbers_of_other_libraries(of: Callable[[Any], Any]) -> None
         (one(layers=...), "edits[0]: Object missing required field `layers`"),
         (one(layers=[]), "edits[0].layers: chooses no layer; write all, a list such as 0,5-10"),
         (one(layers=[1, True]), "edits[0].layers: Expected `str`, got `array`"),
+        (one(positions=10**9), f"edits[0].positions: '1000000000': write {FORMS}, in numbers of at most 9 digits, or a list"),
+        (one(positions=[0, -(10**9)]), f"edits[0].positions: '0,-1000000000': write {FORMS}, in numbers of at most 9 digits"),
         (one(positions="first"), f"edits[0].positions: 'first': write {FORMS}, or a list of positions"),
         (one(positions="0:9:2"), "edits[0].positions: '0:9:2'"),
         (one(positions=[]), f"edits[0].positions: '': write {FORMS}"),

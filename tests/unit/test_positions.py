@@ -55,15 +55,18 @@ def test_what_goes_on_after_the_prompt(spec: str, goes_on: bool) -> None:
 
 
 NONE_EVER = ["5:2", "3:3", ":0", "-1:0", "-1:-3", "-2:-2"]
-NO_FORM = ["", "first", "last:", "last:-1", "last:x", "last:0", "last:" + "9" * 5000, "9" * 5000, "::2", "1:2:1", "1-3", "1,2"]
+NO_FORM = ["", "first", "last:", "last:-1", "last:x", "last:0", "::2", "1:2:1", "1-3", "1,2"]
+#: Positions that no prompt has: one number too far, whatever the form.
+TOO_FAR = ["9" * 10, "-" + "9" * 30, "9" * 5000, "last:" + "9" * 5000, "1:" + "9" * 10]
 
 
-@pytest.mark.parametrize("spec", [*NO_FORM, *NONE_EVER])
+@pytest.mark.parametrize("spec", [*NO_FORM, *NONE_EVER, *TOO_FAR])
 def test_refused(spec: str) -> None:
     """What is no choice of positions, or could never choose one, is refused, naming the option and the forms."""
     with pytest.raises(UsageError) as caught:
         Positions.parse(spec)
-    assert str(caught.value) == f"--positions {spec[:100]!r}: write {FORMS}"
+    bounds = ", in numbers of at most 9 digits" if spec in TOO_FAR else ""
+    assert str(caught.value) == f"--positions {spec[:100]!r}: write {FORMS}{bounds}"
 
 
 ENDS = st.one_of(st.none(), st.integers(-30, 30))

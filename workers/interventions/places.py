@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raylens.storage.errors import UsageError
-from raylens.storage.positions import FORMS, Positions
+from raylens.storage.positions import Positions, forms_for
 
-_LIST = re.compile(r"-?\d{1,18}(,-?\d{1,18})*")
+_LIST = re.compile(r"-?[0-9]{1,9}(,-?[0-9]{1,9})+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def check_positions(spec: str) -> None:
         try:
             Positions.parse(spec)
         except UsageError as error:
-            raise UsageError(f"{spec[:100]!r}: write {FORMS}, or a list of positions") from error
+            raise UsageError(f"{spec[:100]!r}: write {forms_for(spec)}, or a list of positions") from error
 
 
 def edited(spec: str, span: Span) -> list[int]:
