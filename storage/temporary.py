@@ -2,9 +2,11 @@
 
 import errno
 from collections.abc import Callable
+from tempfile import gettempdir
 from typing import ParamSpec, TypeVar
 
 from raylens.storage.errors import RaylensError
+from raylens.storage.paths import is_text
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -14,9 +16,11 @@ def temporary(make: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
     """What a call of ``tempfile`` makes, such as ``temporary(mkdtemp, prefix="raylens-")``.
 
     Raises:
-        RaylensError: there is no folder that can be written, or no room in it.
+        RaylensError: there is no folder that can be written, or no room in it, or its name can be in no URL of a server.
     """
     try:
+        if not is_text(folder := gettempdir()):
+            raise OSError(errno.EILSEQ, "not UTF-8", folder)
         return make(*args, **named)
     except OSError as error:
         raise no_place(error) from error

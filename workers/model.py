@@ -77,7 +77,7 @@ def _device_map(settings: ModelSettings) -> str | dict[str, int | str] | None:
         return text
     try:
         return msgspec.json.decode(text, type=dict[str, int | str])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
         raise UsageError(f"--device-map {text!r}: {error}; write auto, or a JSON object from module to device") from error
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from raylens.storage.errors import ModelError, RaylensError, UsageError, one_line
 from raylens.storage.layers import select_layers
-from raylens.storage.paths import given_path
+from raylens.storage.paths import given_path, is_text
 from raylens.storage.positions import Positions
 from raylens.storage.record import MAX_LAYERS
 from raylens.storage.temporary import lacks_place, no_place
@@ -148,6 +148,8 @@ def _check_template(source: str) -> None:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
+    if not is_text(source):
+        raise UsageError("--chat-template: holds half of a surrogate pair; write the whole character, or remove it")
     try:
         jinja2.Environment(extensions=["jinja2.ext.loopcontrols", Generation]).parse(source)  # noqa: S701  never rendered here
     except jinja2.TemplateSyntaxError as error:

@@ -182,6 +182,9 @@ def check_types(settings: msgspec.Struct) -> None:
         msgspec.convert(plain, type(settings), dec_hook=lambda kind, value: kind(os.fsdecode(value)))
     except msgspec.ValidationError as error:
         raise UsageError(_in_words(str(error), settings)) from error
+    except UnicodeEncodeError as error:
+        why = "holds bytes that are not UTF-8, or half of a surrogate pair"
+        raise UsageError(f"{error.object!r}: {why}; write whole characters") from error
 
 
 #: msgspec's words for types, and those for people.

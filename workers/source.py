@@ -110,7 +110,7 @@ def fingerprint(folder: Path) -> str:
             continue
         try:
             size = path.stat().st_size
-            digest.update(f"{path.name}\0{size}\0".encode())
+            digest.update(os.fsencode(f"{path.name}\0{size}\0"))
             digest.update(_sample(path, size) if path.suffix in _WEIGHTS else path.read_bytes())
         except OSError as error:  # such as a link to what is not there any more
             raise ModelError(f"--model {folder}: {path.name} cannot be read ({error.strerror}); fetch the model again") from error

@@ -60,8 +60,11 @@ def test_doctor_finds_it(tmp_path: Path, env: dict[str, str]) -> None:
     [EmbeddedServer, lambda: Database([]), lambda: Spool(io.BytesIO(b"hello"), "stdin")],
     ids=["server", "database", "spool"],
 )
-def test_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], object]) -> None:
-    """It is named."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(RaylensError, match=rf"no temporary file can be made \(.*gone.*: No such file or directory\); {REMEDY}"):
+@pytest.mark.parametrize(("name", "problem"), [("gone", "No such file or directory"), ("\udcff", "not UTF-8")], ids=ascii)
+def test_a_folder_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], object], name: str, problem: str
+) -> None:
+    """It is named: one that is gone, or of a name that no URL can hold."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    with pytest.raises(RaylensError, match=rf"no temporary file can be made \(.*{name}.*: {problem}\); {REMEDY}"):
         make()

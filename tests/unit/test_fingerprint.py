@@ -43,6 +43,13 @@ def test_of_all_that_changes_results(tmp_path: Path) -> None:
     assert len(set(seen)) == len(seen)
 
 
+def test_of_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    """A file may have any name but for a slash."""
+    before = fingerprint(tmp_path)
+    (tmp_path / "\udcff.bin").write_bytes(b"1")
+    assert fingerprint(tmp_path) != before
+
+
 def test_of_what_is_not_there_any_more(tmp_path: Path) -> None:
     """A link that leads nowhere, as a cache that was cut leaves it, is named; a folder of such a name is no file of the model."""
     (tmp_path / "config.json").write_bytes(b"{}")

@@ -14,6 +14,7 @@ from raylens.storage.layers import as_text
 from raylens.storage.taps import parse_taps
 from raylens.workers.interventions.edits import read_edits
 from raylens.workers.metrics import parse_stats
+from raylens.workers.preflight import inspect_model
 from raylens.workers.settings import (
     MAX_TOP_K,
     GenerationSettings,
@@ -57,6 +58,10 @@ def test_most_tokens_of_a_place() -> None:
         ({"logprobs": "float64"}, "logprobs 'float64': choose from float16, float32"),
         ({"layers": b"all"}, "layers: give text, as for the option on the command line, not bytes or a path"),
         ({"layers": Path("all")}, "layers: give text, as for the option on the command line, not bytes or a path"),
+        (
+            {"logprobs": "\udcff"},
+            "'\\udcff': holds bytes that are not UTF-8, or half of a surrogate pair; write whole characters",
+        ),
         ({"layers": range(3)}, "range(0, 3): a builtins.range; give what the option on the command line takes"),
     ],
     ids=str,
@@ -96,6 +101,12 @@ def test_numbers_without_bounds(number: int) -> None:
     ):
         with pytest.raises(UsageError, match=": a number of more than 64 bits; give a smaller one"):
             make()
+
+
+def test_a_chat_template_that_is_not_unicode() -> None:
+    """Told before the model is looked for."""
+    with pytest.raises(UsageError, match="--chat-template: holds half of a surrogate pair"):
+        inspect_model(WorkerSettings(ModelSettings("none"), input=InputSettings(chat_template="\ud800")))
 
 
 @pytest.mark.parametrize("given", [5, None, [1], ["attn_out", None], b"attn_out"], ids=str)

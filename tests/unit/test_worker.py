@@ -244,7 +244,7 @@ def test_checkpoint_without_a_head_is_refused(tmp_path: Path) -> None:
         load_model(ModelSettings(str(tmp_path)))
 
 
-@pytest.mark.parametrize("text", ['{"model": ', '{"model": [1]}', "{model: cpu}"])
+@pytest.mark.parametrize("text", ['{"model": ', '{"model": [1]}', "{model: cpu}", '{"\udcff": 0}'])
 def test_device_map_that_cannot_be_read(folder: Path, text: str) -> None:
     """A device map that is no JSON object from modules to devices is refused by its option's name."""
     with pytest.raises(UsageError, match="--device-map"):
