@@ -1,6 +1,7 @@
 """Files of lenses as other packages write them, with random maps."""
 
 import json
+import math
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ def save_tuned(folder: Path, translators: nn.ModuleList, **config: Any) -> Path:
         )
     )
     return folder
+
+
+def save_packed(path: Path, name: str, shape: list[int]) -> None:
+    """A .safetensors file of one tensor with two numbers in a byte, as weights of some GPUs are."""
+    size = math.prod(shape) // 2
+    header = json.dumps({name: {"dtype": "F4", "shape": shape, "data_offsets": [0, size]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
 
 
 def matrices(layers: int, width: int) -> dict[int, Tensor]:

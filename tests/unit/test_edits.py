@@ -19,6 +19,7 @@ from raylens.storage.positions import FORMS
 from raylens.workers.interventions.checking import check_edits
 from raylens.workers.interventions.edits import Add, Edit, Patch, identity, read_edits
 from raylens.workers.interventions.file import MOST_BYTES
+from tests.lens_files import save_packed
 
 ADD = {"tap": "attn_out", "layers": 1, "add": {"values": [1.0, 2.0]}}
 
@@ -216,6 +217,7 @@ def test_vectors_of_files(tmp_path: Path) -> None:
     save_file(
         {"v": vector, "short": vector.bfloat16(), "whole": vector.long(), "matrix": torch.eye(3)}, tmp_path / "v.safetensors"
     )
+    save_packed(tmp_path / "packed.safetensors", "v", [4])
     (tmp_path / "broken.safetensors").write_bytes(b"{}")
     (tmp_path / "folder.safetensors").mkdir()
 
@@ -229,8 +231,9 @@ def test_vectors_of_files(tmp_path: Path) -> None:
     assert edit.add == Add(values=tuple(vector.bfloat16().double().tolist()), scale=2.0)
     for file, key, problem in [
         ("v.safetensors", "w", "has no tensor 'w'; it has 'matrix', 'short', 'v', 'whole'"),
-        ("v.safetensors", "whole", "is torch.int64; save it as a floating type"),
+        ("v.safetensors", "whole", "is torch.int64; save it as a floating type, such as float32"),
         ("v.safetensors", "matrix", r"has shape [3, 3]; save a vector of the model's width"),
+        ("packed.safetensors", "v", f"{tmp_path / 'packed.safetensors'} "),
         ("gone.safetensors", "v", "cannot be read (No such file"),
         ("broken.safetensors", "v", "cannot be read ("),
         ("folder.safetensors", "v", "is no plain file"),

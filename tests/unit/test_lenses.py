@@ -31,7 +31,7 @@ from raylens.workers.lenses.tensors import open_tensors
 from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
 from raylens.workers.tokenize import Tokenized
 from raylens.workers.worker import Worker
-from tests.lens_files import matrices, save_tuned, translators
+from tests.lens_files import matrices, save_packed, save_tuned, translators
 from tests.models import CLOSE, FAMILIES, save, see
 from tests.unit.test_lens import DEVICES, built, compare, logits64, prompts
 
@@ -336,6 +336,38 @@ def test_hostile_file(tmp_path: Path, case: str, capsys: pytest.CaptureFixture[s
         opened(f"jacobian:{path}")
     assert "\n" not in str(found.value)
     assert "ran code" not in capsys.readouterr().out
+
+
+def test_a_file_cut_or_changed_anywhere(tmp_path: Path) -> None:
+    """Whatever zipfile, pickle or torch make of it, the error names the file; what is still whole is read."""
+    path = tmp_path / "lens.pt"
+    torch.save({"J": {0: torch.eye(2)}}, path)
+    whole, refused = path.read_bytes(), 0
+    cut = [whole[:length] for length in range(0, len(whole), 7)]
+    changed = [whole[:place] + b"\xff" + whole[place + 1 :] for place in range(len(whole))]
+    for data in (*cut, *changed):
+        path.write_bytes(data)
+        try:
+            with open_tensors(path, SHAPE) as tensors:
+                tensors.check("J.0", [2, 2])
+                tensors.get("J.0")
+        except ModelError as error:
+            assert str(error).startswith(f"--lens: {path}: ")  # noqa: PT017
+            refused += 1
+    assert refused > len(cut)
+
+
+def test_a_type_that_torch_cannot_convert(tmp_path: Path) -> None:
+    """Nor older versions of safetensors read."""
+    path = tmp_path / "lens.safetensors"
+    save_packed(path, "J.0", [4, 4])
+    with (
+        pytest.raises(
+            ModelError, match=f"^--lens: {path}: (tensor 'J.0' is .*, which cannot be converted|not a safetensors file)"
+        ),
+        open_tensors(path, SHAPE) as tensors,
+    ):
+        tensors.get("J.0")
 
 
 def test_a_bias_of_another_width(tmp_path: Path) -> None:

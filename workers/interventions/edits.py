@@ -234,9 +234,12 @@ def _tensor(name: str, place: str, path: Path, key: str) -> tuple[float, ...]:
             tensor = file.get_tensor(key)
     except (SafetensorError, OSError) as error:
         raise bad(name, place, f"{path} cannot be read ({one_line(error)})", "give a .safetensors file") from error
-    if not tensor.is_floating_point():
-        raise bad(name, place, f"tensor {key!r} of {path} is {tensor.dtype}", "save it as a floating type")
-    return tuple(tensor.double().tolist())
+    try:
+        if tensor.is_floating_point():
+            return tuple(tensor.double().tolist())
+    except RuntimeError:  # of two numbers in a byte torch makes no others
+        pass
+    raise bad(name, place, f"tensor {key!r} of {path} is {tensor.dtype}", "save it as a floating type, such as float32")
 
 
 def identity(edits: tuple[Edit, ...]) -> dict[str, Any]:

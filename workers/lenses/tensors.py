@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from raylens.storage.errors import one_line
+from raylens.storage.errors import ModelError, one_line
 from raylens.workers.lenses.interface import Shape
 from raylens.workers.lenses.source import bad_file
 
@@ -74,7 +74,10 @@ class Tensors:
         found = self._load(name)
         if not found.is_floating_point() or found.layout != torch.strided:
             raise bad_file(self._path, f"tensor {name!r} is {found.dtype}, not of a floating type", _SAVE_AGAIN)
-        tensor = found.detach().to(torch.float32, copy=True).contiguous()
+        try:
+            tensor = found.detach().to(torch.float32, copy=True).contiguous()
+        except RuntimeError as error:  # of two numbers in a byte torch makes no others
+            raise bad_file(self._path, f"tensor {name!r} is {found.dtype}, which cannot be converted", _SAVE_AGAIN) from error
         if not bool(tensor.isfinite().all()):
             raise bad_file(self._path, f"tensor {name!r} has numbers that are not finite (NaN or overflow)", "fit the lens again")
         return tensor
@@ -130,7 +133,9 @@ def _check_zip(path: Path) -> None:
             if described.file_size > _MOST_PICKLE:
                 raise bad_file(path, f"describes its tensors in more than {_MOST_PICKLE:,} bytes", _SAVE_AGAIN)
             _check_pickle(path, archive.read(described))
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # as above: of a file cut in other places another
         raise bad_file(path, "not a file of torch.save (since torch 1.6)", _SAVE_AGAIN) from error
 
 
