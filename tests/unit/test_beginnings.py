@@ -1,5 +1,6 @@
 """Prompts that begin alike: what they share is read once, and each gets what it gets alone."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ TEXTS = [[5, 6, 7, 8], [5, 6, 7, 8], [5, 6, 7, 8, 9], [5, 6], [5], [5, 6, 7, 10]
 TRACKED = [11, 11, 11, 11, 11, 11, 11, 12]
 KINDS: dict[str, dict[str, Any]] = {
     "metrics": {"stats": ("kl", "next_logprob", "next_rank", "best_logprob"), "track": ("field:token",)},
-    "attributions": {"stats": ("next_attribution", "tracked_attribution"), "track": ("field:token",)},
+    "attributions": {"stats": ("attribution", "next_attribution"), "track": ("field:token",)},
     "heads": {"heads": "all"},
     "default": {"residual_stats": ALL},
 }
@@ -34,8 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("model"))
 
 
-def check(worker: Worker) -> None:
-    """Each prompt gets in a batch of all what it gets by itself."""
+def check(worker: Worker, stats: Iterable[str] = ()) -> None:
+    """Each prompt gets in a batch of all what it gets by itself, these statistics among it."""
     prompts = [
         Prompt(number, f"p{number}", token_ids=ids, metadata={"token": f"id:{token}"})
         for number, (ids, token) in enumerate(zip(TEXTS, TRACKED, strict=True))
@@ -47,6 +48,7 @@ def check(worker: Worker) -> None:
         assert isinstance(record, Record)
         assert isinstance(alone, Record)
         assert (record.token_ids, record.tracked, list(record.taps)) == (alone.token_ids, alone.tracked, list(alone.taps))
+        assert set(stats) <= record.taps["resid_post"].stats.keys()
         for name, tap in record.taps.items():
             other = alone.taps[name]
             np.testing.assert_array_equal(tap.ids, other.ids)
@@ -59,7 +61,8 @@ def check(worker: Worker) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_shared_is_what_each_gets_alone(folder: Path, kind: str) -> None:
     """Whatever is asked: of next tokens, of tracked ones, of the final prediction."""
-    check(Worker(WorkerSettings(ModelSettings(str(folder)), LensSettings(positions="all", logprobs="float32", **KINDS[kind]))))
+    lens = LensSettings(positions="all", logprobs="float32", **KINDS[kind])
+    check(Worker(WorkerSettings(ModelSettings(str(folder)), lens)), [*(lens.stats or ()), *lens.residual_stats])
 
 
 def test_an_edit_that_counts_from_the_end_is_of_each_prompt(folder: Path) -> None:
