@@ -30,6 +30,7 @@ from raylens.workers.settings import (
     OnLong,
     WorkerSettings,
     generation_settings,
+    model_source,
 )
 from raylens.workers.tracked import track_names
 
@@ -37,7 +38,7 @@ from raylens.workers.tracked import track_names
 def run(
     corpus: str | Path | Iterable[str | Mapping[str, Any]],
     *,
-    model: str,
+    model: str | Path,
     store: str | Path = "raylens-store",
     name: str | None = None,
     revision: str | None = None,
@@ -137,7 +138,7 @@ def run(
         heads=as_text(heads, "--heads"),
     )
     worker = WorkerSettings(
-        ModelSettings(model, revision, dtype, device_map, trust_remote_code),
+        ModelSettings(model_source(model), revision, dtype, device_map, trust_remote_code),
         read_out,
         InputSettings(chat_template, max_tokens, on_long, batch_tokens),
         read_edits(intervene),
@@ -156,7 +157,7 @@ def run(
 def fit_lens(
     corpus: str | Path | Iterable[str | Mapping[str, Any]],
     *,
-    model: str,
+    model: str | Path,
     output: str | Path,
     kind: Kind = "tuned",
     revision: str | None = None,
@@ -202,7 +203,7 @@ def fit_lens(
         KeyboardInterrupt: stopped by Ctrl-C; nothing is written.
     """
     prompts = _corpus(corpus, format, column, id_column, limit)
-    source = ModelSettings(model, revision, dtype, device_map, trust_remote_code)
+    source = ModelSettings(model_source(model), revision, dtype, device_map, trust_remote_code)
     settings = FitSettings(source, kind, tokens, steps, learning_rate, batch_tokens, seed)
     return fit_with_progress(settings, prompts, given_path(output, "output"), Actors(actors, gpus_per_actor, ray), quiet)
 

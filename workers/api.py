@@ -23,6 +23,7 @@ from raylens.workers.settings import (
     WorkerSettings,
     check,
     generation_settings,
+    model_source,
 )
 from raylens.workers.source import state
 from raylens.workers.tracked import track_names
@@ -93,7 +94,7 @@ def read(worker: Worker, text: str) -> Record:
 def lens(
     text: str,
     *,
-    model: str = "demo",
+    model: str | Path = "demo",
     revision: str | None = None,
     dtype: DType = "auto",
     device_map: str | None = None,
@@ -133,7 +134,7 @@ def lens(
         RaylensError: the text cannot be lensed, for example because it is too long.
     """
     settings = WorkerSettings(
-        ModelSettings(model, revision, dtype, device_map, trust_remote_code),
+        ModelSettings(model_source(model), revision, dtype, device_map, trust_remote_code),
         LensSettings(
             top_k,
             as_text(layers),

@@ -31,7 +31,7 @@ class ModelSettings(Settings, frozen=True):
     """Which model, and how it is loaded.
 
     Attributes:
-        source: a folder, a GGUF file, a hub id, or ``demo``.
+        source: a folder, a GGUF file, a hub id, or ``demo``; it may be given as a Path too.
         revision: branch, tag or commit on the hub.
         dtype: of the weights; ``auto`` keeps the checkpoint's.
         device_map: handed to accelerate, such as ``auto`` or a JSON object from module names to devices; None puts the model
@@ -44,6 +44,17 @@ class ModelSettings(Settings, frozen=True):
     dtype: DType = "auto"
     device_map: str | None = None
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        msgspec.structs.force_setattr(self, "source", model_source(self.source))
+
+
+def model_source(given: str | PurePath) -> str:
+    """The text that stands for a model; a path is of this machine, never a hub id nor ``demo``."""
+    if not isinstance(given, PurePath):
+        return given
+    return str(given) if given.is_absolute() or given.parts[:1] == ("~",) else f"./{given}"
 
 
 class LensSettings(Settings, frozen=True):

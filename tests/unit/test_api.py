@@ -49,8 +49,8 @@ def folders(tmp_path: Path) -> tuple[str, str]:
     return str(found[0]), str(found[1])
 
 
-def test_layers_and_positions_may_be_numbers(folders: tuple[str, str]) -> None:
-    """Of layers a list too; each stands for the text of the command line."""
+def test_what_is_no_text_from_python(folders: tuple[str, str]) -> None:
+    """Layers and positions may be numbers, of layers a list too, and the model a path: each stands for its text."""
     record = raylens.lens("call me ishmael", model=folders[0], layers=[0, -1], positions=-2)
     assert (record.layers, record.positions) == ([0, 1], [1])
     assert raylens.lens("call me ishmael", model=folders[0], layers=1, positions=0).layers == [1]
@@ -62,6 +62,7 @@ def test_layers_and_positions_may_be_numbers(folders: tuple[str, str]) -> None:
     }
     record = raylens.lens("call me ishmael", model=folders[0], generate=None, seed=np.int64(0), **given)  # type: ignore[arg-type]
     assert (record.layers, record.positions, record.tracked, record.taps["resid_post"].ids.shape[-1]) == ([0, 1], [1], [7], 3)
+    assert raylens.lens("call me", model=Path(folders[0]), layers=1).layers == [1]
     with pytest.raises(RaylensError, match="--layers '9': the model has layers 0 to 1"):
         raylens.lens("call me", model=folders[0], layers=9)
     with pytest.raises(RaylensError, match=r"layers: give text, .* not a number"):

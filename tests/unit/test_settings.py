@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import ModelError, UsageError
 from raylens.storage.layers import as_text
 from raylens.storage.taps import parse_taps
 from raylens.workers.interventions.edits import read_edits
@@ -101,6 +101,18 @@ def test_numbers_without_bounds(number: int) -> None:
     ):
         with pytest.raises(UsageError, match=": a number of more than 64 bits; give a smaller one"):
             make()
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [("/models/a", "/models/a"), ("~/a", "~/a"), ("org/name", "./org/name"), ("demo", "./demo"), ("a.gguf", "./a.gguf")],
+)
+def test_a_model_by_its_path(path: str, text: str) -> None:
+    """It is on this machine: neither on the hub nor the demo, whatever its name."""
+    settings = ModelSettings(Path(path))  # type: ignore[arg-type]
+    assert settings == ModelSettings(text)
+    with pytest.raises(ModelError, match=f"--model {re.escape(text)}: no such (folder|GGUF file); check the path"):
+        inspect_model(WorkerSettings(settings))
 
 
 def test_a_chat_template_that_is_not_unicode() -> None:
