@@ -72,7 +72,8 @@ def check_text(text: object) -> None:
         UsageError: it is not a str, or holds half a character, as an argument in another encoding does.
     """
     if not isinstance(text, str):
-        raise UsageError(f"the text is a {type(text).__name__}; give a str, or use raylens.run for many")
+        remedy = "decode it to a str" if isinstance(text, bytes | bytearray) else "give a str, or use raylens.run for many"
+        raise UsageError(f"the text is a {type(text).__name__}; {remedy}")
     if any("\ud800" <= char <= "\udfff" for char in text):
         raise UsageError("the text holds bytes that are not UTF-8, or half of a surrogate pair; write whole characters")
 

@@ -73,7 +73,7 @@ class Corpus:
         if hasattr(rows, "columns"):  # a data frame, which goes through its columns or nothing
             hint = "df.to_dict('records') of pandas, df.to_dicts() of polars, table.to_pylist() of pyarrow"
             raise UsageError(f"rows is a {type(rows).__name__}; give its rows as dictionaries: {hint}")
-        if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
+        if isinstance(rows, str | bytes | bytearray | memoryview | Mapping) or not isinstance(rows, Iterable):
             raise UsageError(f"rows is one {type(rows).__name__}; give a list of texts or dictionaries")
         if isinstance(rows, set | frozenset):
             raise UsageError(f"rows is a {type(rows).__name__}, which has another order in each process; give a list")

@@ -96,6 +96,5 @@ def _python_rows(rows: Iterable[Any]) -> Iterator[tuple[int, Any]]:
             except BadRow as bad:
                 raise InputError(f"row {number}", bad.problem, bad.remedy) from None
         else:
-            raise InputError(
-                f"row {number}", f"a {type(row).__name__}, neither a string nor a dictionary", "give texts or dictionaries"
-            )
+            remedy = "decode it to a str" if isinstance(row, bytes | bytearray | memoryview) else "give texts or dictionaries"
+            raise InputError(f"row {number}", f"a {type(row).__name__}, neither a string nor a dictionary", remedy)

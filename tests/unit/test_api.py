@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 import raylens
-from raylens import ModelError, RaylensError
+from raylens import ModelError, RaylensError, UsageError
 from raylens.scheduler.cli.lens import command
 from raylens.storage.payload import encode_payload
 from raylens.workers import api
@@ -67,6 +67,15 @@ def test_what_is_no_text_from_python(folders: tuple[str, str]) -> None:
         raylens.lens("call me", model=folders[0], layers=9)
     with pytest.raises(RaylensError, match=r"layers: give text, .* not a number"):
         raylens.lens("call me", model=folders[0], layers=1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [b"call me", bytearray(b"call me")])
+def test_bytes_are_no_text(given: Any) -> None:
+    """Nobody knows their encoding but who has them."""
+    with pytest.raises(UsageError, match=r"the text is a byte.*; decode it to a str"):
+        raylens.lens(given)
+    with pytest.raises(UsageError, match=r"rows is one byte.*; give a list of texts or dictionaries"):
+        raylens.run(given, model="demo")
 
 
 def test_a_tap_that_the_model_lacks(tmp_path: Path) -> None:

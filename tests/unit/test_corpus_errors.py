@@ -194,6 +194,8 @@ def test_bad_text(tmp_path: Path) -> None:
     ("row", "message"),
     [
         (7, "row 2: a int, neither a string nor a dictionary; give texts or dictionaries"),
+        (b"x", "row 2: a bytes, neither a string nor a dictionary; decode it to a str"),
+        ({"text": b"x"}, "row 2: column 'text' holds bytes, which JSON cannot hold; decode or drop the column"),
         ({"text": 7}, "row 2: 'text' is an integer, not a string"),
         ({"text": "x", 1: "y"}, "row 2: has the key 1, which is not a string; name every column by a string"),
         ({1: "y"}, "row 2: has the key 1, which is not a string; name every column by a string"),
