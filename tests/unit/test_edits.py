@@ -106,6 +106,7 @@ def test_arrays_and_numbers_of_other_libraries(of: Callable[[Any], Any]) -> None
         (one(add={"values": [1.0], "prompt": "a"}), "edits[0].add: has values and prompt; give one of"),
         (one(add={"values": []}), "edits[0].add.values: 0 numbers; 1 to 65,536 can be given"),
         (one(add={"values": [1.0, float("nan")]}), "edits[0].add.values[1]: nan is not a finite float32"),
+        (one(add={"values": [1.0, -2e38], "scale": -2}), "edits[0].add: its largest number times scale: -4e+38 is not a finite"),
         (one(add={"values": [1.0, None]}), "edits[0].add.values[1]: Expected `float`, got `null`"),
         (one(add={"values": [1.0], "scale": float("inf")}), "edits[0].add.scale: inf is not"),
         (one(add={"values": [1.0], "layer": 3}), "edits[0].add.layer: is of a prompt's tap; leave it out beside values"),
@@ -217,6 +218,7 @@ def test_vectors_of_files(tmp_path: Path) -> None:
     save_file(
         {"v": vector, "short": vector.bfloat16(), "whole": vector.long(), "matrix": torch.eye(3)}, tmp_path / "v.safetensors"
     )
+    save_file({"v": torch.tensor([0.0, torch.nan])}, tmp_path / "nan.safetensors")
     save_packed(tmp_path / "packed.safetensors", "v", [4])
     (tmp_path / "broken.safetensors").write_bytes(b"{}")
     (tmp_path / "folder.safetensors").mkdir()
@@ -234,6 +236,7 @@ def test_vectors_of_files(tmp_path: Path) -> None:
         ("v.safetensors", "whole", "is torch.int64; save it as a floating type, such as float32"),
         ("v.safetensors", "matrix", r"has shape [3, 3]; save a vector of the model's width"),
         ("packed.safetensors", "v", f"{tmp_path / 'packed.safetensors'} "),
+        ("nan.safetensors", "v", f"number 1 of tensor 'v' of {tmp_path / 'nan.safetensors'}: nan is not a finite float32"),
         ("gone.safetensors", "v", "cannot be read (No such file"),
         ("broken.safetensors", "v", "cannot be read ("),
         ("folder.safetensors", "v", "is no plain file"),

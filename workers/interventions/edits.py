@@ -196,11 +196,13 @@ def _checked_add(name: str, place: str, add: Add, folder: Path) -> Add:
     if add.file is not None and add.key is not None:
         values = _tensor(name, f"{place}.file", folder / given_path(add.file, f"--intervene {name}: {place}.file"), add.key)
         add = msgspec.structs.replace(add, values=values, file=None, key=None)
-    if add.values is not None:
+    elif add.values is not None:
         if not 1 <= len(add.values) <= MOST_VALUES:
             raise bad(name, f"{place}.values", f"{len(add.values):,} numbers; 1 to {MOST_VALUES:,} can be given")
         for number, value in enumerate(add.values):
             _check_number(name, f"{place}.values[{number}]", value)
+    if add.values is not None:
+        _check_number(name, f"{place}: its largest number times scale", max(map(abs, add.values)) * add.scale)
         # as float32, which is what is added: equal vectors are equal wherever they came from
         return msgspec.structs.replace(add, values=tuple(array("f", add.values)))
     return add
@@ -235,11 +237,14 @@ def _tensor(name: str, place: str, path: Path, key: str) -> tuple[float, ...]:
     except (SafetensorError, OSError) as error:
         raise bad(name, place, f"{path} cannot be read ({one_line(error)})", "give a .safetensors file") from error
     try:
-        if tensor.is_floating_point():
-            return tuple(tensor.double().tolist())
+        values = tensor.double().tolist() if tensor.is_floating_point() else None
     except RuntimeError:  # of two numbers in a byte torch makes no others
-        pass
-    raise bad(name, place, f"tensor {key!r} of {path} is {tensor.dtype}", "save it as a floating type, such as float32")
+        values = None
+    if values is None:
+        raise bad(name, place, f"tensor {key!r} of {path} is {tensor.dtype}", "save it as a floating type, such as float32")
+    for number, value in enumerate(values):
+        _check_number(name, f"{place}: number {number} of tensor {key!r} of {path}", value)
+    return tuple(values)
 
 
 def identity(edits: tuple[Edit, ...]) -> dict[str, Any]:
