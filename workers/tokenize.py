@@ -9,8 +9,9 @@ from raylens.storage.positions import Positions
 from raylens.storage.record import Failure, Prompt
 from raylens.workers.settings import InputSettings
 
-#: Fields of a configuration that say how many positions there are; the last is MPT's, which makes biases for no more.
-_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")
+#: Fields of a configuration that say how many positions there are; the last two are MPT's, which makes biases for no more, and
+#: of decoders that have an encoder elsewhere, such as Whisper's.
+_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 
 
 @dataclass(frozen=True, slots=True)

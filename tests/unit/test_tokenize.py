@@ -194,6 +194,7 @@ def test_failures_keep_what_the_prompt_had() -> None:
         ({"max_position_embeddings": 64}, 32, 32),
         ({"n_positions": 1024}, int(1e30), 1024),
         ({"max_seq_len": 2048}, int(1e30), 2048),
+        ({"max_target_positions": 448, "max_source_positions": 1500}, int(1e30), 448),
         ({"max_position_embeddings": None}, 512, 512),
         ({"max_position_embeddings": -1}, 512, 512),
         ({}, int(1e30), int(1e30)),
