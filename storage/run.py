@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from raylens.storage.certificate import read_certificate
 from raylens.storage.committed import Committed
 from raylens.storage.dataframes import DataFrames
+from raylens.storage.durable import store_errors
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Entry
@@ -136,8 +137,9 @@ class Run(DataFrames):
             try:
                 return read(path, entry)
             except StoreError:
-                if path.exists():
-                    raise
+                with store_errors(path):
+                    if path.exists():
+                        raise
                 # compacted since it was read: the ledger names another segment now; another thread may have been here first
                 self.__dict__.pop("_committed", None)
                 if self._place(prompt_id)[0] == path:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raylens.storage.durable import store_errors
 from raylens.storage.errors import StoreError, UsageError
 from raylens.storage.layout import RunFolder, named_run, runs_folder
 from raylens.storage.paths import given_path, is_text
@@ -31,8 +32,9 @@ class Store:
     def names(self) -> list[str]:
         """The names of the runs, oldest first; runs without a run.json come before all others."""
         parent = runs_folder(self.path)
-        children = map(RunFolder, parent.iterdir()) if parent.is_dir() else ()
-        begun = {one.root.name: one.manifest.stat().st_mtime_ns if one.manifest.exists() else 0 for one in children if one.is_run}
+        with store_errors(parent):
+            runs = [RunFolder(child) for child in parent.iterdir()] if parent.is_dir() else []
+            begun = {one.root.name: one.manifest.stat().st_mtime_ns if one.manifest.exists() else 0 for one in runs if one.is_run}
         return sorted(begun, key=lambda name: (begun[name], name))
 
     def folders(self, name: str | None = None) -> list[RunFolder]:
@@ -42,7 +44,9 @@ class Store:
             UsageError: there is no run of that name.
         """
         parent = runs_folder(self.path)
-        found = sorted(child for child in parent.iterdir() if child.is_dir() and is_text(child.name)) if parent.is_dir() else []
+        with store_errors(parent):
+            children = list(parent.iterdir()) if parent.is_dir() else []
+            found = sorted(child for child in children if child.is_dir() and is_text(child.name))
         fitting = [child for child in found if name in {None, child.name}]
         if name is not None and not fitting:
             raise UsageError(f"store {self.path} has no run {name!r}; it has {', '.join(one.name for one in found) or 'none'}")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raylens.storage.durable import store_errors
 from raylens.storage.errors import OtherFormat, StoreError, one_line
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Commit, Ledger
@@ -208,7 +209,8 @@ def table_files(folder: RunFolder, run: str) -> dict[TableFiles, dict[str, Exten
     found = _committed(folder)
     while True:
         try:
-            return _checked(folder, run, found)
+            with store_errors(folder.tables):
+                return _checked(folder, run, found)
         except StoreError:
             before, found = found, _committed(folder)
             if found == before:

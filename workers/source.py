@@ -8,7 +8,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -58,6 +59,21 @@ def resolve(settings: ModelSettings) -> ModelSource:
         UsageError: a revision of what is not on the hub.
     """
     path = given_path(settings.source, "--model")
+    with _told(settings.source):
+        return _found(settings, path)
+
+
+@contextmanager
+def _told(source: str) -> Iterator[None]:
+    """What cannot be read, such as a folder of somebody else's, by its name."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"{error.filename or source} cannot be read ({error.strerror})"
+        raise ModelError(f"--model {source}: {problem}; check its permissions") from error
+
+
+def _found(settings: ModelSettings, path: Path) -> ModelSource:
     if settings.revision is not None and (settings.source == "demo" or path.exists()):
         raise UsageError(f"--revision {settings.revision}: is for models of the hub; {settings.source} is on this machine")
     if settings.source == "demo":
@@ -89,10 +105,15 @@ def fetch_weights(source: ModelSource, told: Callable[[int, int], None]) -> None
 
 
 def state(settings: ModelSettings) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of change of each file of a model of this machine, which another in its place would not share."""
+    """Name, size and time of change of each file of a model of this machine, which another in its place would not share.
+
+    Raises:
+        ModelError: they cannot be looked at.
+    """
     path = given_path(settings.source, "--model")
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-    return tuple((file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files if file.is_file())
+    with _told(settings.source):
+        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+        return tuple((file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files if file.is_file())
 
 
 def fingerprint(folder: Path) -> str:

@@ -5,10 +5,8 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import threading
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +21,7 @@ from raylens.scheduler.corpus.settings import Format
 from raylens.storage.errors import InputError, UsageError
 from raylens.storage.record import ID_LIMIT
 from tests.memory import bounded_memory
+from tests.permissions import closed, open_folder
 
 
 def corpus(*sources: Path | str, **settings: Any) -> Corpus:
@@ -82,23 +81,12 @@ def test_a_file_lost_between_two_passes(tmp_path: Path) -> None:
         list(read.prompts())
 
 
-@pytest.fixture
-def ordinary_user() -> Iterator[None]:
-    """Root may read every file, so as root the test runs as nobody."""
-    before = os.geteuid()
-    if before == 0:
-        os.seteuid(65534)
-    yield
-    os.seteuid(before)
-
-
-@pytest.mark.usefixtures("ordinary_user")
 def test_a_file_without_permission() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.txt"
+    with open_folder() as folder:
+        path = folder / "a.txt"
         path.write_text("x")
-        path.chmod(0)
-        assert refusal(path) == f"{path}: cannot be read (Permission denied); check the path and its permissions"
+        with closed(path):
+            assert refusal(path) == f"{path}: cannot be read (Permission denied); check the path and its permissions"
 
 
 def test_a_file_named_twice(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from raylens.storage.errors import ModelError
-from raylens.workers.source import fingerprint
+from raylens.workers.settings import ModelSettings
+from raylens.workers.source import fingerprint, resolve, state
+from tests.permissions import closed, open_folder
 
 
 def test_of_tokenizer_and_all_parts_of_the_weights(tmp_path: Path) -> None:
@@ -41,6 +43,25 @@ def test_of_all_that_changes_results(tmp_path: Path) -> None:
         (tmp_path / name).write_text("2")
         seen.append(fingerprint(tmp_path))
     assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize(("what", "mode"), [("model", 0), ("model", 0o111), ("model", 0o444), ("model.gguf", 0)])
+def test_of_what_may_not_be_read(what: str, mode: int) -> None:
+    """A folder that is closed, that cannot be listed, or whose files cannot be reached; and a file."""
+    with open_folder() as folder:
+        path = folder / what
+        if path.suffix:
+            path.write_bytes(b"GGUF")
+        else:
+            path.mkdir()
+            (path / "config.json").write_text("{}")
+        settings = ModelSettings(str(path))
+        with closed(path, mode):
+            for read in (resolve, state) if path.is_dir() else (resolve,):
+                with pytest.raises(
+                    ModelError, match=rf"^--model {path}: {path}.* cannot be read \(Permission denied\); check its"
+                ):
+                    read(settings)
 
 
 def test_of_a_name_that_is_not_utf8(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from raylens.workers.tokenize import Tokenized
 from raylens.workers.worker import Worker
 from tests.lens_files import matrices, save_packed, save_tuned, translators
 from tests.models import CLOSE, FAMILIES, save, see
+from tests.permissions import closed, open_folder
 from tests.unit.test_lens import DEVICES, built, compare, logits64, prompts
 
 SHAPE = Shape(3, 32)
@@ -438,6 +439,15 @@ def test_missing_file_of_a_tuned_lens(tmp_path: Path, missing: str) -> None:
     (folder / missing).unlink()
     with pytest.raises(ModelError, match=f"{missing}: No such file or directory; "):
         opened(f"tuned:{folder}")
+
+
+def test_a_folder_that_may_not_be_read() -> None:
+    """The file that was looked for is named."""
+    with open_folder() as folder:
+        path = save_tuned(folder / "lens", translators(3, 32))
+        source = parse_lens(f"tuned:{path}")
+        with closed(path), pytest.raises(ModelError, match=f"^--lens: {path}/config.json: Permission denied; give the folder"):
+            lens_digest(source)
 
 
 def test_translators_that_lack_one(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from raylens.storage.quarantine import MAX_ENTRIES, MAX_KEPT_BYTES, Quarantine, 
 from raylens.storage.record import Failure
 from raylens.storage.record_view import readable, table, token_text
 from raylens.storage.store import Store, open_store
+from raylens.storage.table_files import table_files
 from raylens.storage.verify import examine
 from tests.builders import commit_outcomes, make_failure, make_record, make_run, make_vocabulary, same
 from tests.memory import bounded_memory
+from tests.permissions import closed, open_folder
 
 WRITER = "0a1b2c3d"
 
@@ -199,6 +202,27 @@ def test_a_store_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for wrong in ("~nosuchuser/st", 5, "x" * 300):
         with pytest.raises(UsageError, match=r"^store .*: names no file here"):
             open_store(wrong)  # type: ignore[arg-type]
+
+
+def test_what_may_not_be_read_is_one_clear_error() -> None:
+    """Each part of a store is named, where it is missed; a run that was opened before too."""
+    with open_folder() as folder:
+        made, _ = make_run(folder)
+        commit_outcomes(made, make_record(0))
+        made.tables.mkdir(exist_ok=True)
+        store = open_store(folder)
+        run = store[made.root.name]
+        asked: dict[Path, list[Callable[[], object]]] = {
+            made.root.parent: [store.names, store.folders, store.runs, lambda: store["x"]],
+            made.manifest: [store.runs],
+            made.commits: [lambda: len(store[made.root.name])],
+            made.records: [lambda: run["prompt-0"], lambda: run.line("prompt-0")],
+            made.tables: [lambda: table_files(run.folder, run.manifest.uid)],
+        }
+        for path, readers in asked.items():
+            for read in readers:
+                with closed(path), pytest.raises(StoreError, match=rf"^{path}.*: Permission denied"):
+                    read()
 
 
 def test_damage_is_one_clear_error(tmp_path: Path) -> None:

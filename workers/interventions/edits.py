@@ -227,6 +227,7 @@ def _tensor(name: str, place: str, path: Path, key: str) -> tuple[float, ...]:
     try:
         if path.exists() and not path.is_file():
             raise bad(name, place, f"{path} is no plain file", "give a file")
+        path.open("rb").close()  # says why it cannot be read, where safetensors says that it is not there
         with safe_open(path, framework="pt") as file:
             if key not in file.keys():  # noqa: SIM118  it is no dictionary
                 raise bad(name, place, f"{path} has no tensor {key!r}", f"it has {', '.join(map(repr, list(file.keys())[:8]))}")
@@ -235,7 +236,8 @@ def _tensor(name: str, place: str, path: Path, key: str) -> tuple[float, ...]:
                 raise bad(name, place, f"tensor {key!r} of {path} has shape {shape}", "save a vector of the model's width")
             tensor = file.get_tensor(key)
     except (SafetensorError, OSError) as error:
-        raise bad(name, place, f"{path} cannot be read ({one_line(error)})", "give a .safetensors file") from error
+        why = getattr(error, "strerror", None) or one_line(error)
+        raise bad(name, place, f"{path} cannot be read ({why})", "give a .safetensors file") from error
     try:
         values = tensor.double().tolist() if tensor.is_floating_point() else None
     except RuntimeError:  # of two numbers in a byte torch makes no others

@@ -88,9 +88,9 @@ def lens_digest(source: LensSource) -> str | None:
         return None
     digest = hashlib.sha256()
     for path in source.files:
-        if path.exists() and not path.is_file():  # a device might never end
-            raise bad_file(path, "no plain file", _remedy(source))
         try:
+            if path.exists() and not path.is_file():  # a device might never end
+                raise bad_file(path, "no plain file", _remedy(source))
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
