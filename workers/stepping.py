@@ -61,7 +61,7 @@ def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     asked = model.generation_config.eos_token_id if model.generation_config is not None else None
     given = tokenizer.eos_token_id if asked is None else asked
     ends = given if isinstance(given, list | tuple) else [] if given is None else [given]
-    if not all(isinstance(end, int) for end in ends):
+    if not all(isinstance(end, int) and not isinstance(end, bool) and end.bit_length() < 64 for end in ends):
         raise ModelError(f"generation_config.json of the model: eos_token_id is {given!r}; it must be an id, or a list of ids")
     return tuple(ends)
 

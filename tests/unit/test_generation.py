@@ -271,7 +271,7 @@ def test_which_tokens_end_a_sequence(asked: int | list[int] | None, own: int | N
     assert end_ids(model, SimpleNamespace(eos_token_id=own)) == ends
 
 
-@pytest.mark.parametrize("asked", ["</s>", [2, None], 2.0], ids=str)
+@pytest.mark.parametrize("asked", ["</s>", [2, None], 2.0, True, 1 << 70, [2, -(1 << 70)]], ids=str)
 def test_ends_that_are_no_ids(asked: object) -> None:
     """One error when the model loads, and not a failure of each prompt."""
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=asked))
