@@ -123,11 +123,15 @@ def fingerprint(folder: Path) -> str:
     the sampled parts too.
 
     Raises:
-        ModelError: a file cannot be read.
+        ModelError: a file cannot be read, or is a pipe or a device.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.is_dir() or not (path.suffix in (*_WEIGHTS, *_SETTINGS_KINDS) or path.name in _SETTINGS):
+        if path.is_dir():
+            continue
+        if path.exists() and not path.is_file():  # a pipe would be waited for, by whoever reads the folder
+            raise ModelError(f"--model {folder}: {path.name} is no plain file; put the file itself in its place")
+        if not (path.suffix in (*_WEIGHTS, *_SETTINGS_KINDS) or path.name in _SETTINGS):
             continue
         try:
             size = path.stat().st_size

@@ -1,5 +1,6 @@
 """What tells a model folder from another."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,14 @@ def test_of_what_may_not_be_read(what: str, mode: int) -> None:
                     ModelError, match=rf"^--model {path}: {path}.* cannot be read \(Permission denied\); check its"
                 ):
                     read(settings)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "chat_template.jinja"])
+def test_of_a_pipe(tmp_path: Path, name: str) -> None:
+    """It is refused, not waited for, whoever would read it."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ModelError, match=f"^--model {tmp_path}: {name} is no plain file; put the file itself in its place"):
+        fingerprint(tmp_path)
 
 
 def test_of_a_name_that_is_not_utf8(tmp_path: Path) -> None:
