@@ -11,7 +11,7 @@ from raylens.storage.layers import as_text
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.taps import parse_taps
 from raylens.workers.interventions.edits import read_edits
-from raylens.workers.lenses.source import lens_digest, parse_lens
+from raylens.workers.lenses.source import lens_state, parse_lens
 from raylens.workers.metrics import parse_stats
 from raylens.workers.model import load_model
 from raylens.workers.preflight import inspect_model
@@ -35,9 +35,10 @@ _ONE_AT_A_TIME = Lock()
 
 @dataclass(slots=True)
 class _Kept:
-    """What the last call used: a model as its files were, and a worker on it; there may be memory for no other beside it."""
+    """What the last call used: a model and a lens as their files were, and a worker; there may be memory for no other model."""
 
     files: tuple[Any, ...] | None = None
+    lens: tuple[tuple[int, int], ...] = ()
     model: tuple[Any, Any] | None = None
     settings: WorkerSettings | None = None
     worker: Worker | None = None
@@ -47,21 +48,21 @@ _kept = _Kept()
 
 
 def loaded(settings: WorkerSettings) -> Worker:
-    """A worker in this process, whose model stays loaded until another one is asked for or its files change.
+    """A worker in this process, whose model stays loaded until another one is asked for or its files change; of a lens too.
 
     Raises:
         RaylensError: the model cannot be used, or the settings are wrong.
     """
     check(settings)
-    files = (settings.model, *state(settings.model))
-    if _kept.worker is not None and (_kept.settings, _kept.files) == (settings, files):
+    files, lens = (settings.model, *state(settings.model)), lens_state(parse_lens(settings.lens.lens))
+    if _kept.worker is not None and (_kept.settings, _kept.files, _kept.lens) == (settings, files, lens):
         return _kept.worker
     inspect_model(settings)
     _kept.worker = None
     if _kept.model is None or _kept.files != files:
         _kept.model = None
         _kept.model, _kept.files = load_model(settings.model), files
-    _kept.worker, _kept.settings = Worker(settings, _kept.model), settings
+    _kept.worker, _kept.settings, _kept.lens = Worker(settings, _kept.model), settings, lens
     return _kept.worker
 
 
@@ -145,8 +146,7 @@ def lens(
             parse_stats(stats or ()),
             track_names(track),
             lens,
-            lens_digest(parse_lens(lens)),  # so that a file that was written anew is read anew
-            as_text(heads, "--heads"),
+            heads=as_text(heads, "--heads"),
         ),
         InputSettings(),
         read_edits(intervene),

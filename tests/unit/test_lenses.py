@@ -497,5 +497,9 @@ def test_lens_from_python(tmp_path: Path, model: Path) -> None:
     assert np.abs(first.logsumexp[:2] - plain.logsumexp[:2]).max() > 0.01
     np.testing.assert_allclose(first.logprobs[2], plain.logprobs[2], atol=1e-5)
     np.testing.assert_allclose(second.logprobs, plain.logprobs, atol=1e-5)
-    with pytest.raises(UsageError, match="no such lens"):
+    with (tmp_path / "large.pt").open("wb") as file:
+        file.truncate(1 << 42)  # which would be read for hours
+    with pytest.raises(ModelError, match="more than a lens of this model can have"):
+        raylens.lens("w5", model=str(model), lens=f"linear:{tmp_path / 'large.pt'}")
+    with pytest.raises(UsageError, match=r"lens: give text, .* not a whole number"):
         raylens.lens("w5", model=str(model), lens=5)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """``--lens``: which lens, and where its file is. Knows no torch, so that a wrong option is told at once."""
 
 import hashlib
+import stat
 from pathlib import Path
 
 import msgspec
@@ -86,16 +87,33 @@ def lens_digest(source: LensSource) -> str | None:
     """
     if source.path is None:
         return None
+    lens_state(source)
     digest = hashlib.sha256()
     for path in source.files:
         try:
-            if path.exists() and not path.is_file():  # a device might never end
-                raise bad_file(path, "no plain file", _remedy(source))
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise bad_file(path, str(error.strerror), _remedy(source)) from error
     return digest.hexdigest()[:16]
+
+
+def lens_state(source: LensSource) -> tuple[tuple[int, int], ...]:
+    """Size and time of change of each of its files, by which one that was written anew is known without reading it.
+
+    Raises:
+        ModelError: a file is not there, or no file: a device might never end.
+    """
+    found = []
+    for path in source.files:
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise bad_file(path, str(error.strerror), _remedy(source)) from error
+        if not stat.S_ISREG(state.st_mode):
+            raise bad_file(path, "no plain file", _remedy(source))
+        found.append((state.st_size, state.st_mtime_ns))
+    return tuple(found)
 
 
 def bad_file(path: Path, problem: str, remedy: str) -> ModelError:
