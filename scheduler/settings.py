@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, brief
 from raylens.storage.python_values import Settings
 from raylens.workers.settings import WorkerSettings, check_types
 
@@ -56,7 +56,7 @@ def check(settings: RunSettings) -> None:
     if name is not None and (
         not name or len(name) > 100 or name.startswith(".") or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name)
     ):
-        raise UsageError(f"--name {name!r}: use 1 to 100 letters, digits, '-', '_' and '.', not beginning with '.'")
+        raise UsageError(f"--name {brief(name, repr)}: use 1 to 100 letters, digits, '-', '_' and '.', not beginning with '.'")
 
 
 def check_helpers(option: str, helpers: int | None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, brief
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ def to_xarray(table: "pa.Table", axes: Sequence[str]) -> "xr.Dataset":
         return frame.rename_axis("row").to_xarray()
     unknown = [axis for axis in axes if axis not in table.column_names]
     if unknown:
-        raise UsageError(f"to_xarray: no column {unknown[0]!r}; there are {', '.join(table.column_names)}")
+        raise UsageError(f"to_xarray: no column {brief(unknown[0], repr)}; there are {', '.join(table.column_names)}")
     if frame.duplicated(list(axes)).any():
         raise UsageError(f"to_xarray: several rows have the same {', '.join(axes)}; name more columns as axes")
     values = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylens.storage import charts, plots
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, brief
 from raylens.storage.labels import fit, text_label
 from raylens.storage.layers import as_text
 from raylens.storage.paths import given_path
@@ -64,16 +64,16 @@ class Choices:
         for name in ("layer_step", "important"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise UsageError(f"--{name.replace('_', '-')} {value}: give a number from 1")
+                raise UsageError(f"--{name.replace('_', '-')} {brief(value)}: give a number from 1")
         if not isinstance(self.important_threshold, int | float | None):
-            raise UsageError(f"--important-threshold {self.important_threshold}: give a number")
+            raise UsageError(f"--important-threshold {brief(self.important_threshold)}: give a number")
         if self.kind in charts.KINDS:
             self._refuse(_OF_PROMPTS)
             if (self.kind == "compare") != (self.against is not None):
                 raise UsageError("--kind compare needs the other run, and only it does: --against RUN")
             return
         if self.kind not in plots.KINDS:
-            raise UsageError(f"--kind {self.kind}: choose from {', '.join((*plots.KINDS, *charts.KINDS))}")
+            raise UsageError(f"--kind {brief(self.kind)}: choose from {', '.join((*plots.KINDS, *charts.KINDS))}")
         self._refuse(_OF_RUNS)
         self._refuse(("token",) if self.kind == "rank" else _OF_RANKS)
 

@@ -20,6 +20,8 @@ The number is the exit code of the command line. A message says what is wrong, w
 it as one line, without a traceback.
 """
 
+from collections.abc import Callable
+
 
 class RaylensError(Exception):
     """Base class of every error that raylens raises on purpose; the message says what is wrong, where, and what to do."""
@@ -102,6 +104,20 @@ class Fenced(StoreError):
 
 class FrameError(RaylensError):
     """Bytes from the stream that are not a valid frame of this run."""
+
+
+def brief(given: object, words: Callable[[object], str] = str) -> str:
+    """What a user gave, or the beginning of it, for a message of one line; with ``repr`` as Python writes it."""
+    if isinstance(given, str):
+        return words(_beginning(given))
+    try:
+        return _beginning(words(given))
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a number of {type(given).__name__}"
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def one_line(error: Exception) -> str:

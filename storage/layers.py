@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, brief
 from raylens.storage.python_values import plain
 
 #: What may be written, for messages and help.
@@ -37,7 +37,7 @@ def select_layers(spec: str, n_layers: int, option: str = "--layers") -> tuple[i
     text = spec.replace(" ", "")
     if text == "all":
         return tuple(range(n_layers))
-    given = f"{option} {spec!r}"
+    given = f"{option} {brief(spec, repr)}"
     chosen = _sliced(text, n_layers) if ":" in text else _listed(given, text, n_layers)
     if not chosen:
         raise UsageError(f"{given}: chooses no layer of {n_layers}; write {FORMS}")
@@ -58,7 +58,7 @@ def _listed(given: str, text: str, n_layers: int) -> set[int]:
         elif _ONE.fullmatch(part):
             first = last = int(part) + n_layers if part.startswith("-") else int(part)
         else:
-            raise UsageError(f"{given}: {part!r} is not a layer; write {FORMS}")
+            raise UsageError(f"{given}: {brief(part, repr)} is not a layer; write {FORMS}")
         if first < 0 or last >= n_layers:
             raise UsageError(f"{given}: the model has layers 0 to {n_layers - 1}")
         chosen.update(range(first, last + 1))

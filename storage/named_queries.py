@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, brief
 
 _FOLDER = Path(__file__).with_name("queries")
 _OPTION = re.compile(r"-- (?P<name>[a-z]+)(?: = (?P<default>[^:]+))?: (?P<help>.+)")
@@ -66,7 +66,7 @@ def named_query(name: str) -> NamedQuery:
     """
     found = named_queries().get(name)
     if found is None:
-        raise UsageError(f"no query {name!r}; there are {', '.join(named_queries())}")
+        raise UsageError(f"no query {brief(name, repr)}; there are {', '.join(named_queries())}")
     return found
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, brief
 
 
 def is_text(name: str) -> bool:
@@ -27,7 +27,8 @@ def given_path(path: str | Path, option: str) -> Path:
         found = Path(path).expanduser()
         found.exists()  # a text in the place of a path may be too long for one
     except (RuntimeError, TypeError, UnicodeEncodeError, ValueError, OSError) as error:
-        raise UsageError(f"{option} {path}: names no file here ({error}); check the path") from error
+        why = error.strerror if isinstance(error, OSError) else brief(error)
+        raise UsageError(f"{option} {brief(path)}: names no file here ({why}); check the path") from error
     if not is_text(str(found)):
         raise UsageError(f"{option} {path}: not UTF-8; rename it, or give a link to it that is")
     return found

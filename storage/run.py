@@ -13,7 +13,7 @@ from raylens.storage.certificate import read_certificate
 from raylens.storage.committed import Committed
 from raylens.storage.dataframes import DataFrames
 from raylens.storage.durable import store_errors
-from raylens.storage.errors import StoreError, UsageError
+from raylens.storage.errors import StoreError, UsageError, brief
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Entry
 from raylens.storage.manifest import Manifest, read_manifest
@@ -146,10 +146,9 @@ class Run(DataFrames):
                     raise
 
     def _place(self, prompt_id: str) -> tuple[Path, Entry]:
-        if prompt_id not in self._committed.by_id:
+        if not isinstance(prompt_id, str) or prompt_id not in self._committed.by_id:
             some = ", ".join(repr(entry.id) for entry in self.entries[:3])
-            # a number is no id, though the prompt '0' may be there
-            asked = repr(prompt_id[:80]) if isinstance(prompt_id, str) else repr(prompt_id)[:80]
+            asked = brief(prompt_id, repr)  # a number is no id, though the prompt '0' may be there
             raise UsageError(f"run {self.name!r} has no prompt {asked}; it has {len(self)}, such as {some or 'none yet'}")
         return self._committed.by_id[prompt_id]
 

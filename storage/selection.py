@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from raylens.storage.database import Database
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, brief
 from raylens.storage.layers import as_text, select_layers
 from raylens.storage.named_queries import NamedQuery
 from raylens.storage.positions import Positions
@@ -139,7 +139,7 @@ def check_key(run: Run, database: Database, key: str, option: str = "--by") -> N
     (row,) = database.rows(keys, {"run": run.name})
     if row["prompts"]:
         has = f"their metadata has {', '.join(row['keys'])}" if row["keys"] else "they have no metadata"
-        raise UsageError(f"{option} {key}: no prompt of run {run.name!r} has it; {has}")
+        raise UsageError(f"{option} {brief(key)}: no prompt of run {run.name!r} has it; {has}")
 
 
 def _define_places(database: Database, query: NamedQuery, has: Lensed, run: Run, values: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylens.storage.durable import store_errors
-from raylens.storage.errors import StoreError, UsageError
+from raylens.storage.errors import StoreError, UsageError, brief
 from raylens.storage.layout import RunFolder, named_run, runs_folder
 from raylens.storage.paths import given_path, is_text
 from raylens.storage.run import Run
@@ -49,7 +49,9 @@ class Store:
             found = sorted(child for child in children if child.is_dir() and is_text(child.name))
         fitting = [child for child in found if name in {None, child.name}]
         if name is not None and not fitting:
-            raise UsageError(f"store {self.path} has no run {name!r}; it has {', '.join(one.name for one in found) or 'none'}")
+            raise UsageError(
+                f"store {self.path} has no run {brief(name, repr)}; it has {', '.join(one.name for one in found) or 'none'}"
+            )
         return [RunFolder(child) for child in fitting]
 
     def runs(self) -> list[Run]:
@@ -63,7 +65,9 @@ class Store:
         fitting = [one for one in names if name and isinstance(name, str) and one.startswith(name)]
         if len(fitting) != 1:
             problem = "no run" if not fitting else f"{len(fitting)} runs that begin with"
-            raise UsageError(f"store {self.path} has {problem} {name!r}; it has {', '.join(fitting or names) or 'none'}")
+            raise UsageError(
+                f"store {self.path} has {problem} {brief(name, repr)}; it has {', '.join(fitting or names) or 'none'}"
+            )
         return Run(RunFolder(runs_folder(self.path) / fitting[0]))
 
     def sql(self, sql: str, parameters: Mapping[str, Any] | None = None) -> "Result":

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, brief
 from raylens.storage.python_values import plain
 
 #: Canonical names, in the order in which a block computes them.
@@ -56,7 +56,7 @@ def names_in(spec: object, option: str) -> list[str]:
     spec = plain(spec, option)
     given: list[Any] = spec.split(",") if isinstance(spec, str) else list(spec) if isinstance(spec, Iterable) else [spec]
     if not all(isinstance(name, str) for name in given):
-        raise UsageError(f"{option} {spec!r}: give names, as a list or as a text with commas between them")
+        raise UsageError(f"{option} {brief(spec, repr)}: give names, as a list or as a text with commas between them")
     return [name.strip() for name in given]
 
 
@@ -69,6 +69,6 @@ def parse_taps(spec: str | Sequence[str], option: str = "--taps") -> tuple[str, 
     chosen = {ALIASES.get(name, name) for name in names_in(spec, option) if name}
     unknown = sorted(tap for tap in chosen if not is_tap(tap))
     if unknown or not chosen:
-        wrong = f"unknown tap {unknown[0]!r}" if unknown else "no tap named"
-        raise UsageError(f"{option} {spec!r}: {wrong}; choose from {', '.join(TAPS)}")
+        wrong = f"unknown tap {brief(unknown[0], repr)}" if unknown else "no tap named"
+        raise UsageError(f"{option} {brief(spec, repr)}: {wrong}; choose from {', '.join(TAPS)}")
     return tuple(sorted(chosen, key=tap_order))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, brief
 from raylens.storage.labels import token_label
 from raylens.storage.vocabulary import Vocabulary
 
@@ -26,13 +26,14 @@ def token_ids(name: Any, vocabulary: Vocabulary, option: str = "token") -> list[
             raise UsageError(f"--{option} {ID}{number[:20]}: ids are from 0 to {len(vocabulary) - 1}")
         return [int(number)]
     if not isinstance(name, str):
-        raise UsageError(f"--{option} {name}: a token is named by its text or its id")
+        raise UsageError(f"--{option} {brief(name)}: a token is named by its text or its id")
     data = name.encode(errors="surrogateescape")
     found = [number for number, token in enumerate(vocabulary) if token == data]
     if not found:
         near = ", ".join(f"{token_label(vocabulary, number)} (id:{number})" for number in _near(data, vocabulary))
         raise UsageError(
-            f"--{option} {name!r}: no single token of this run; similar ones are {near or 'none'}; a leading space counts"
+            f"--{option} {brief(name, repr)}: no single token of this run; similar ones are {near or 'none'}; "
+            "a leading space counts"
         )
     return found
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raylens.storage.errors import NotDrawn, UsageError
+from raylens.storage.errors import NotDrawn, UsageError, brief
 from raylens.storage.python_values import plain
 from raylens.storage.record import Record
 from raylens.storage.run import Run
@@ -97,11 +97,11 @@ def tracked_number(option: str, value: Any, run: Run) -> int:
     found = {token: number for number, name in same if (token := _tracked_id(run, number, name)) in ids}
     if len(found) > 1:
         several = ", ".join(repr(names[number - 1]) for number in found.values())
-        raise UsageError(f"--{option} {value!r}: several tracked tokens of run {run.name!r}, {several}; name one so")
+        raise UsageError(f"--{option} {brief(value, repr)}: several tracked tokens of run {run.name!r}, {several}; name one so")
     if found:
         return found.popitem()[1]
     has = f"it tracks {', '.join(map(repr, names))}" if names else "it tracks none"
-    raise UsageError(f"--{option} {value!r}: not a tracked token of run {run.name!r}; {has}")
+    raise UsageError(f"--{option} {brief(value, repr)}: not a tracked token of run {run.name!r}; {has}")
 
 
 def _tracked_id(run: Run, number: int, name: str) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, brief
 from raylens.storage.taps import names_in
 
 Values = NDArray[Any]
@@ -138,11 +138,11 @@ def parse_stats(asked: str | Iterable[str]) -> tuple[str, ...]:
     """
     asked_for = names_in(asked, "--stats")
     if "none" in asked_for and set(asked_for) != {"none"}:
-        raise UsageError(f"--stats {','.join(asked_for)}: none goes with no other; leave it out, or the others")
+        raise UsageError(f"--stats {brief(','.join(asked_for))}: none goes with no other; leave it out, or the others")
     names = [name for given in asked_for for name in {"all": ALL, "none": ()}.get(given, (given,))]
     for name in names:
         if name not in STATS:
-            raise UsageError(f"--stats {name}: there is no such statistic; choose from {', '.join(STATS)}, all, or none")
+            raise UsageError(f"--stats {brief(name)}: there is no such statistic; choose from {', '.join(STATS)}, all, or none")
     return tuple(name for name in STATS if name in names)
 
 

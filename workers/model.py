@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import torch
 
-from raylens.storage.errors import DeviceError, ModelError, UsageError, one_line
+from raylens.storage.errors import DeviceError, ModelError, UsageError, brief, one_line
 from raylens.workers.preflight import load_tokenizer
 from raylens.workers.process_settings import untouched_settings
 from raylens.workers.settings import ModelSettings
@@ -78,7 +78,9 @@ def _device_map(settings: ModelSettings) -> str | dict[str, int | str] | None:
     try:
         return msgspec.json.decode(text, type=dict[str, int | str])
     except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        raise UsageError(f"--device-map {text!r}: {error}; write auto, or a JSON object from module to device") from error
+        raise UsageError(
+            f"--device-map {brief(text, repr)}: {error}; write auto, or a JSON object from module to device"
+        ) from error
 
 
 def require_device(device: torch.device) -> None:

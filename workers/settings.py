@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, brief
 from raylens.storage.generated import MAX_SAMPLES
 from raylens.storage.layers import select_layers
 from raylens.storage.python_values import Settings
@@ -179,7 +179,7 @@ def _path_as_bytes(value: object) -> bytes:
     if isinstance(value, PurePath):
         return bytes(value)  # which no text is taken for
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    raise UsageError(f"{value!r}: a {kind}; give what the option on the command line takes")
+    raise UsageError(f"{brief(value, repr)}: a {kind}; give what the option on the command line takes")
 
 
 def check_types(settings: msgspec.Struct) -> None:
@@ -195,7 +195,7 @@ def check_types(settings: msgspec.Struct) -> None:
         raise UsageError(_in_words(str(error), settings)) from error
     except UnicodeEncodeError as error:
         why = "holds bytes that are not UTF-8, or half of a surrogate pair"
-        raise UsageError(f"{error.object!r}: {why}; write whole characters") from error
+        raise UsageError(f"{brief(error.object, repr)}: {why}; write whole characters") from error
 
 
 #: msgspec's words for types, and those for people.
@@ -208,7 +208,7 @@ def _in_words(problem: str, settings: msgspec.Struct) -> str:
         *parts, name = found[2].split(".")
         of = type(reduce(getattr, parts, settings))
         choices = next(get_args(field.type) for field in msgspec.structs.fields(of) if field.name == name)
-        return f"{name} {found[1]}: choose from {', '.join(choices)}"
+        return f"{name} {brief(found[1])}: choose from {', '.join(choices)}"
     found = re.fullmatch(r"Expected `([^`]+)`, got `([^`]+)` - at `\$(?:\.\w+)*?\.?(\w+)(\[[^`]*)?`", problem)
     if found is None:
         return problem

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, brief
 from raylens.storage.labels import token_label
 from raylens.storage.python_values import plain
 from raylens.storage.record import Metadata
@@ -25,7 +25,7 @@ def track_names(asked: str | int | Sequence[str | int]) -> tuple[str, ...]:
 def _number(token: object) -> int:
     if isinstance(token, int) and not isinstance(token, bool) and token >= 0:
         return token
-    raise UsageError(f"--track {token!r}: is no token; give its text, or its id as a number from 0")
+    raise UsageError(f"--track {brief(token, repr)}: is no token; give its text, or its id as a number from 0")
 
 
 def tracked_fields(names: Sequence[str]) -> list[str]:
@@ -50,7 +50,7 @@ class Tracked:
     def __init__(self, names: Sequence[str], tokenizer: Any, vocabulary: Vocabulary) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._ids: dict[bytes, list[int]] | None = None
-        self._named = {name: None if name.startswith(FIELD) else self._id(name, f"--track {name!r}") for name in names}
+        self._named = {name: None if name.startswith(FIELD) else self._id(name, f"--track {brief(name, repr)}") for name in names}
 
     def __len__(self) -> int:
         return len(self._named)
@@ -66,13 +66,13 @@ class Tracked:
     def _of_field(self, name: str, metadata: Metadata) -> int:
         field = name.removeprefix(FIELD)
         if field not in metadata:
-            raise UsageError(f"--track {name}: the prompt has no field {field!r} besides its text")
+            raise UsageError(f"--track {brief(name)}: the prompt has no field {brief(field, repr)} besides its text")
         value = metadata[field]
         if value is None:
             raise UsageError(f"--track {name}: is null; give the text of one token, or its id as a number")
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UsageError(f"--track {name}: is a {type(value).__name__}; give the text of one token, or its id as a number")
-        return self._id(f"{ID}{value}" if isinstance(value, int) else value, f"--track {name}: {value!r}")
+        return self._id(f"{ID}{value}" if isinstance(value, int) else value, f"--track {name}: {brief(value, repr)}")
 
     def _id(self, name: str, given: str) -> int:
         vocabulary, number = self._vocabulary, name.removeprefix(ID)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from raylens.storage.errors import UsageError
+from raylens.storage.errors import UsageError, brief
 from raylens.storage.layers import FORMS
 
 if TYPE_CHECKING:  # imported where they are used, for --help is to be quick
@@ -220,7 +220,7 @@ def given_actors(options: dict[str, Any]) -> int | None:
     """
     number = options["actors"]
     if number != "auto" and not (number.isascii() and number.isdigit()):
-        raise UsageError(f"--actors {number!r}: give a number, or auto")
+        raise UsageError(f"--actors {brief(number, repr)}: give a number, or auto")
     return None if number == "auto" else int(number)
 
 

@@ -15,7 +15,7 @@ from raylens.scheduler.cli._options import (
     lens_option,
     model_options,
 )
-from raylens.storage.errors import ModelError, UsageError
+from raylens.storage.errors import ModelError, UsageError, brief
 
 if TYPE_CHECKING:
     from raylens.workers.settings import WorkerSettings
@@ -69,7 +69,7 @@ def command(
     from raylens.workers.api import check_text, loaded, read
 
     if stat not in STATS:
-        raise UsageError(f"--stat {stat}: choose from {', '.join(STATS)}")
+        raise UsageError(f"--stat {brief(stat)}: choose from {', '.join(STATS)}")
     if track is not None and stat not in TOKEN_STATS:
         raise UsageError(f"--track: {stat} does not depend on a token; use --stat {', '.join(TOKEN_STATS)}")
     shown = _shown_tap(tap, options["lens"])

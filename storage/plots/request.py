@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from raylens.storage.errors import NotDrawn, UsageError
+from raylens.storage.errors import NotDrawn, UsageError, brief
 from raylens.storage.labels import fit, text_label
 from raylens.storage.positions import Positions
 from raylens.storage.record import Record, TapLens
@@ -68,7 +68,7 @@ class Request:
             UsageError: not one of the kind's.
         """
         if self.stat is not None and self.stat not in stats:
-            raise UsageError(f"stat {self.stat!r}: this picture can be coloured by {', '.join(stats)}")
+            raise UsageError(f"stat {brief(self.stat, repr)}: this picture can be coloured by {', '.join(stats)}")
         return stats[0] if self.stat is None else self.stat
 
     def chosen_tap(self, record: Record) -> str:
@@ -82,7 +82,7 @@ class Request:
         tap = ALIASES.get(self.tap, self.tap)
         present = [*taps_of(record), *sorted(filter(is_head, record.taps), key=tap_order)]
         if tap not in present:
-            raise UsageError(f"tap {self.tap!r} is not in prompt {record.id!r}; it has {', '.join(present)}")
+            raise UsageError(f"tap {brief(self.tap, repr)} is not in prompt {record.id!r}; it has {', '.join(present)}")
         return tap
 
     def chosen_position(self, record: Record, picture: str) -> int:

@@ -59,6 +59,7 @@ def test_what_is_no_text_from_python(folders: tuple[str, str]) -> None:
         "positions": np.int64(-2),
         "top_k": np.int32(3),
         "track": torch.tensor([7]),
+        "stats": np.array(["kl", "next_rank"]),
     }
     record = raylens.lens("call me ishmael", model=folders[0], generate=None, seed=np.int64(0), **given)  # type: ignore[arg-type]
     assert (record.layers, record.positions, record.tracked, record.taps["resid_post"].ids.shape[-1]) == ([0, 1], [1], [7], 3)
@@ -76,6 +77,31 @@ def test_bytes_are_no_text(given: Any) -> None:
         raylens.lens(given)
     with pytest.raises(UsageError, match=r"rows is one byte.*; give a list of texts or dictionaries"):
         raylens.run(given, model="demo")
+
+
+LONG = "n" * 5000
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(
+            {name: LONG}
+            for name in ("model", "dtype", "layers", "heads", "taps", "stats", "positions", "track", "lens", "intervene")
+        ),
+        {"device_map": "{" + LONG},
+        {"lens": f"linear:{LONG}"},
+        {"taps": [LONG, LONG]},
+        {"track": [[LONG]]},
+        {"top_k": LONG},
+    ],
+    ids=lambda given: f"{next(iter(given))}",
+)
+def test_a_long_value_is_told_by_its_beginning(folders: tuple[str, str], given: dict[str, Any]) -> None:
+    """What was wrong with it, and what to do, would be lost behind it."""
+    with pytest.raises(RaylensError) as refused:
+        raylens.lens("call me", **{"model": folders[0], **given})
+    assert len(str(refused.value)) < 600
 
 
 def test_a_tap_that_the_model_lacks(tmp_path: Path) -> None:

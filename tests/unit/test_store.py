@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -140,9 +141,20 @@ def test_an_unknown_prompt_is_named_shortly(tmp_path: Path) -> None:
     make_run(tmp_path)
     with pytest.raises(UsageError, match="has no prompt 0; it has 0, such as none yet"):
         Store(tmp_path)["demo"][0]  # type: ignore[index]
-    with pytest.raises(UsageError, match=r"has no prompt 'yyyyyyyy+'; it has 0, such as none yet") as refused:
+    with pytest.raises(UsageError, match=r"has no prompt 'yyyyyyyy+…'; it has 0, such as none yet") as refused:
         Store(tmp_path)["demo"]["y" * 5000]
     assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["y" * 1000, 10**5000, ["demo"], None], ids=["long", "unwritable", "list", "none"])
+def test_what_is_no_name(tmp_path: Path, name: Any) -> None:
+    """Of a run or a prompt: one line, whatever it is."""
+    folder, _ = make_run(tmp_path)
+    store = Store(tmp_path)
+    for read in (lambda: store[name], lambda: store[folder.root.name][name]):
+        with pytest.raises(UsageError, match=r"has no (run|prompt) .{1,103}; it has ") as refused:
+            read()
+        assert len(str(refused.value)) < 300
 
 
 def test_runs_are_found_by_name_or_beginning(tmp_path: Path) -> None:

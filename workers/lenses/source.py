@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from raylens.storage.errors import ModelError, UsageError
+from raylens.storage.errors import ModelError, UsageError, brief
 from raylens.storage.paths import given_path
 from raylens.storage.taps import DEFAULT_TAPS
 
@@ -55,9 +55,9 @@ def parse_lens(spec: str) -> LensSource:
     """
     kind, _, path = str(spec).partition(":")  # a caller from Python may give anything
     if kind not in TAPS_OF:
-        raise UsageError(f"--lens {spec}: there is no such lens; {_CHOICES}")
+        raise UsageError(f"--lens {brief(spec)}: there is no such lens; {_CHOICES}")
     if (kind == "logit") != (not path):
-        raise UsageError(f"--lens {spec}: {'takes no path' if path else 'give its path'}; {_CHOICES}")
+        raise UsageError(f"--lens {brief(spec)}: {'takes no path' if path else 'give its path'}; {_CHOICES}")
     return LensSource(kind, given_path(path, "--lens") if path else None)
 
 
