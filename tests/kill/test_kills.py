@@ -1,4 +1,4 @@
-"""SIGKILL of each process in the middle of a run: every prompt ends as exactly one record, equal to an undisturbed run's."""
+"""SIGKILL of each process in the middle of a run: every prompt ends as exactly one record, equal to an undisturbed worker's."""
 
 import json
 import os
@@ -10,9 +10,12 @@ import psutil
 import pytest
 
 import raylens
+from raylens.scheduler.corpus import Corpus, CorpusSettings
 from raylens.storage.layout import RunFolder
 from raylens.storage.record import Record
 from raylens.storage.run import Run
+from raylens.workers.settings import LensSettings, ModelSettings, WorkerSettings
+from raylens.workers.worker import Worker
 from tests.kill.comparing import same_results, times_entered
 from tests.running import Running, command_line
 from tests.tiny import sentences
@@ -64,11 +67,11 @@ class Killed(Running):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny: Path) -> Run:
-    store = tmp_path_factory.mktemp("undisturbed") / "store"
-    with Killed(corpus, tiny, store) as running:
-        assert running.finish() == 0, running.stderr()
-    return raylens.open(store)["killed"]
+def undisturbed(corpus: Path, tiny: Path) -> dict[str, Record]:
+    """What the model gives for each prompt, from a worker in this process, with neither Ray nor a server to disturb it."""
+    worker = Worker(WorkerSettings(ModelSettings(str(tiny)), LensSettings(positions="all", logprobs="float32")))
+    outcomes = worker.run(list(Corpus(CorpusSettings((str(corpus),))).prompts()))
+    return {outcome.id: outcome for outcome in outcomes if isinstance(outcome, Record)}
 
 
 def assert_each_prompt_once(store: Path) -> Run:
@@ -79,15 +82,13 @@ def assert_each_prompt_once(store: Path) -> Run:
     return run
 
 
-def assert_same_records(run: Run, other: Run) -> None:
+def assert_same_records(run: Run, undisturbed: dict[str, Record]) -> None:
     """The same results, up to what the float32 model itself differs by between batch shapes."""
     for record in run.records():
-        twin = other[record.id]
-        assert isinstance(twin, Record)
-        assert same_results(record, twin), record.id
+        assert same_results(record, undisturbed[record.id]), record.id
 
 
-def test_run_mends_itself(tmp_path: Path, corpus: Path, tiny: Path, undisturbed: Run) -> None:
+def test_run_mends_itself(tmp_path: Path, corpus: Path, tiny: Path, undisturbed: dict[str, Record]) -> None:
     """The run goes on without an actor, the writer and the server; the same command again finds nothing to do."""
     store = tmp_path / "store"
     with Killed(corpus, tiny, store) as running:
@@ -105,7 +106,9 @@ def test_run_mends_itself(tmp_path: Path, corpus: Path, tiny: Path, undisturbed:
     assert_each_prompt_once(store)
 
 
-def test_driver_is_killed_and_the_same_command_resumes(tmp_path: Path, corpus: Path, tiny: Path, undisturbed: Run) -> None:
+def test_driver_is_killed_and_the_same_command_resumes(
+    tmp_path: Path, corpus: Path, tiny: Path, undisturbed: dict[str, Record]
+) -> None:
     """After SIGKILL of the driver its processes end; the same command does the rest, and nothing twice."""
     store = tmp_path / "store"
     with Killed(corpus, tiny, store) as running:
