@@ -223,7 +223,8 @@ def test_options_from_environment_and_file(tmp_path: Path, tiny: Path) -> None:
         ({"on_long": "cut"}, "cut"),
         ({"actors": "2"}, "actors"),
         ({"stats": "kk"}, "kk"),
-        ({"top_k": np.int64(3)}, "numpy.int64"),
+        ({"top_k": np.float64(3)}, "top_k: give a whole number"),
+        ({"actors": np.array([1, 2])}, "actors: give a whole number or None"),
         ({"intervene": []}, "intervene is a list"),
     ],
 )
