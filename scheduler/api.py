@@ -14,6 +14,7 @@ from raylens.scheduler.settings import RunSettings
 from raylens.scheduler.stopping import Stopping
 from raylens.storage.layers import as_text
 from raylens.storage.paths import given_path
+from raylens.storage.positions import position_text
 from raylens.storage.run import Run
 from raylens.storage.store import Store
 from raylens.storage.taps import parse_taps
@@ -130,7 +131,7 @@ def run(
         top_k,
         as_text(layers),
         parse_taps(taps) if taps is not None else None,
-        as_text(positions, "--positions"),
+        position_text(positions),
         logprobs,
         parse_stats(stats) if stats is not None else None,
         track_names(track),

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from raylens.storage.errors import UsageError
+from raylens.storage.python_values import plain
 
 #: What may be written, for messages and help.
 FORMS = "all, last, last:N, a position, or A:B with A before B (B not included)"
@@ -17,6 +18,12 @@ _SPAN = re.compile(r"(-?[0-9]{1,9})?:(-?[0-9]{1,9})?")
 def forms_for(text: str) -> str:
     """What to write in place of a text that is none of the forms, or has a number that no position is."""
     return f"{FORMS}, in numbers of at most 9 digits" if re.search(r"[0-9]{10}", text) else FORMS
+
+
+def position_text(given: Any) -> Any:
+    """A number as the text that stands for it; anything else as it is, also a list, whose numbers need not follow each other."""
+    given = plain(given, "--positions")
+    return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
 
 
 @dataclass(frozen=True, slots=True)

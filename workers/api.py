@@ -8,6 +8,7 @@ from typing import Any
 
 from raylens.storage.errors import RaylensError, UsageError
 from raylens.storage.layers import as_text
+from raylens.storage.positions import position_text
 from raylens.storage.python_values import plain
 from raylens.storage.record import Failure, Prompt, Record
 from raylens.storage.taps import parse_taps
@@ -142,7 +143,7 @@ def lens(
             top_k,
             as_text(layers),
             parse_taps(taps) if taps is not None else None,
-            as_text(positions, "--positions") if positions is not None else "all" if generate is None else "last",
+            position_text(positions) if positions is not None else "all" if generate is None else "last",
             "float32",
             parse_stats(plain(stats, "--stats") or ()),
             track_names(track),
