@@ -34,6 +34,8 @@ MAX_MESSAGE = 1000
 MAX_LAYERS, MAX_TRACKED = 4096, 4096
 #: Ids of tokens are below it where the vocabulary is not known.
 MAX_VOCABULARY = 1 << 32
+#: The arrays that every ``TapLens`` has.
+_ARRAYS = ("ids", "logprobs", "logsumexp", "entropy")
 
 
 class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -84,6 +86,16 @@ class TapLens:
     entropy: NDArray[np.float32]
     stats: dict[str, NDArray[Any]] = field(default_factory=dict)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all numbers are the same; where neither has a value, as in NaN, nothing differs."""
+        if not isinstance(other, TapLens):
+            return NotImplemented
+        if (self.layers, self.stats.keys()) != (other.layers, other.stats.keys()):
+            return False
+        pairs = [(getattr(self, name), getattr(other, name)) for name in _ARRAYS]
+        pairs += [(values, other.stats[name]) for name, values in self.stats.items()]
+        return all(np.array_equal(one, another, equal_nan=True) for one, another in pairs)
+
     def __repr__(self) -> str:  # one line: the arrays would fill pages
         layers, positions, k = self.ids.shape
         stats = f"; {', '.join(self.stats)}" if self.stats else ""
@@ -91,7 +103,7 @@ class TapLens:
 
     def part(self, positions: slice | NDArray[np.int64]) -> "TapLens":
         """The lens at some of the positions, by their indices along P."""
-        arrays = {name: getattr(self, name)[:, positions] for name in ("ids", "logprobs", "logsumexp", "entropy")}
+        arrays = {name: getattr(self, name)[:, positions] for name in _ARRAYS}
         return TapLens(self.layers, stats={name: values[:, positions] for name, values in self.stats.items()}, **arrays)
 
 

@@ -1,5 +1,7 @@
 """The JSON of records: exact, short, and refused when it is not a record."""
 
+import copy
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,7 +12,7 @@ from hypothesis import given
 from numpy.typing import NDArray
 
 from raylens.storage.errors import StoreError
-from raylens.storage.record import Failure, TapLens
+from raylens.storage.record import Failure, Record, TapLens
 from raylens.storage.record_json import decode_outcome, encode_outcome
 from tests.builders import make_failure, make_generated, make_record, same
 from tests.strategies import failures, records
@@ -209,3 +211,24 @@ def test_a_failure_is_told_by_its_error() -> None:
     """A line with an error is a failure, whatever else it holds."""
     outcome = decode_outcome(changed(error={"kind": "crash", "message": "died"}))
     assert outcome == Failure("prompt-0", 0, "crash", "died", {})
+
+
+@given(outcome=records())
+def test_records_are_equal_where_all_their_numbers_are(outcome: Record) -> None:
+    """With ``==``, as programs and tests of users compare what was read; NaN is no value on both sides."""
+    assert decode_outcome(encode_outcome(outcome)) == outcome
+
+
+@pytest.mark.parametrize("name", ["ids", "logprobs", "logsumexp", "entropy", "stats", "layers"])
+def test_records_that_differ_in_a_tap_are_not_equal(name: str) -> None:
+    """By one number, or by a statistic that one of them lacks."""
+    record = make_record(0, stats=True, taps=("resid_post",))
+    lens = record.taps["resid_post"]
+    value = getattr(lens, name)
+    other: Any = {} if name == "stats" else (0, 4) if name == "layers" else value.copy()
+    if isinstance(other, np.ndarray):
+        other.flat[-1] += 1
+    changed = replace(record, taps={"resid_post": replace(lens, **{name: other})})
+    assert changed != record
+    assert record == replace(record, taps={"resid_post": replace(lens, **{name: copy.copy(value)})})
+    assert lens != name
