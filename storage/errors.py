@@ -51,7 +51,11 @@ class InputError(RaylensError):
     exit_code = 4
 
     def __init__(self, place: str, problem: str, remedy: str) -> None:
-        super().__init__(f"{place}: {problem}; {remedy}")
+        super().__init__(place, problem, remedy)  # as they came, so that a copy, or another process, can make it of them
+
+    def __str__(self) -> str:
+        place, problem, remedy = self.args
+        return f"{place}: {problem}; {remedy}"
 
 
 class ModelError(RaylensError):
