@@ -12,6 +12,7 @@ from raylens.scheduler.progress import choose
 from raylens.scheduler.run import run_corpus
 from raylens.scheduler.settings import RunSettings
 from raylens.scheduler.stopping import Stopping
+from raylens.storage.arguments import arguments
 from raylens.storage.layers import as_text
 from raylens.storage.paths import given_path
 from raylens.storage.positions import position_text
@@ -36,6 +37,7 @@ from raylens.workers.settings import (
 from raylens.workers.tracked import track_names
 
 
+@arguments()
 def run(
     corpus: str | Path | Iterable[str | Mapping[str, Any]],
     *,
@@ -155,6 +157,7 @@ def run(
     return Store(store)[outcome.run]
 
 
+@arguments()
 def fit_lens(
     corpus: str | Path | Iterable[str | Mapping[str, Any]],
     *,

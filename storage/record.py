@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from raylens.storage.arguments import arguments
 from raylens.storage.errors import UsageError
 from raylens.storage.generated import MAX_SAMPLES, Generated, fault
 from raylens.storage.vocabulary import Vocabulary, token_texts
@@ -187,6 +188,7 @@ class Record:
             raise UsageError("this record is without its vocabulary; take one of a run, or of raylens.lens")
         return self.vocabulary
 
+    @arguments()
     def plot(
         self,
         kind: str = "grid",

@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 import pyarrow as pa
 
+from raylens.storage.arguments import arguments
 from raylens.storage.database import Database, LeftOut
 from raylens.storage.dataframes import DataFrames, to_xarray
 from raylens.storage.errors import StoreError, UsageError
@@ -85,7 +86,7 @@ class Result(DataFrames):
         return reading
 
     def _batches(self) -> Generator[pa.RecordBatch]:
-        with self.reader() as reader:
+        with arguments(), self.reader() as reader:
             yield from reader
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -98,7 +99,7 @@ class Result(DataFrames):
 
     def to_arrow(self) -> pa.Table:
         """All rows as one Arrow table."""
-        with self.reader() as reader:
+        with arguments(), self.reader() as reader:
             return reader.read_all()
 
     def to_xarray(self, *axes: str) -> "xr.Dataset":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from numpy.typing import ArrayLike
 
+from raylens.storage.arguments import arguments
 from raylens.storage.certificate import read_certificate
 from raylens.storage.committed import Committed
 from raylens.storage.dataframes import DataFrames
@@ -194,6 +195,7 @@ class Run(DataFrames):
 
         return status(self.folder)
 
+    @arguments()
     def query(self, name: str, **options: Any) -> "Result":
         """A named query over this run (docs/QUERIES.md), such as ``run.query("token", token=" Paris", layers="5:20", rank=5)``.
 
@@ -223,6 +225,7 @@ class Run(DataFrames):
 
         return compare(self, other)
 
+    @arguments()
     def plot(
         self,
         prompt_id: str | None = None,

@@ -212,8 +212,8 @@ def _needs_attribution(has: Lensed, values: Mapping[str, Any]) -> str:
     if values.get("to") is not None:
         return "" if has.attribution else "it needs --stats attribution, which is not"
     if values.get("minus") is not None:
-        return "--minus needs --to as well, another token tracked"
-    return "" if has.best_attribution else "without --to it needs --stats best_attribution, which is not"
+        return "--minus goes only with --to, another tracked token"
+    return "" if has.best_attribution else "it needs --to, a tracked token, or --stats best_attribution, which is not"
 
 
 #: What the header of a query may say that it needs -> what is wrong with a run that lacks it, or nothing.

@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from raylens.storage.arguments import arguments
 from raylens.storage.errors import RaylensError, UsageError
 from raylens.storage.layers import as_text
 from raylens.storage.positions import position_text
@@ -95,6 +96,7 @@ def read(worker: Worker, text: str) -> Record:
     return replace(outcome, vocabulary=worker.vocabulary)
 
 
+@arguments()
 def lens(
     text: str,
     *,

@@ -53,11 +53,13 @@ def command(
             raise UsageError("--csv, --parquet: apply to the result of a query; name one")
         _list(as_json)
         return
+    from raylens.storage.result import run_query
+
     run, prompt = open_run(store, str(address))
     if prompt is not None:
         raise UsageError(f"{address!r} names a prompt; queries are of a run: {run.name}")
     given = {option: value for option, value in options.items() if value not in {None, ()}}
-    print_rows(run.query(name, **given), as_json, as_csv, parquet)
+    print_rows(run_query(run, name, given), as_json, as_csv, parquet)
 
 
 def _list(as_json: bool) -> None:

@@ -92,7 +92,7 @@ def test_linear_lens_from_python(place: Path, capfd: pytest.CaptureFixture[str])
     assert sorted(maps) == ["A.0", "A.1", "b.0", "b.1"]
     assert np.diag(maps["A.1"]).mean() > 0.5
     assert list(raylens.lens("call me ishmael", model=model, lens=report.lens).taps) == ["resid_post"]
-    for actors, told in ((0, "--actors 0"), ("2", "actors: give a whole number")):
+    for actors, told in ((0, "^actors 0"), ("2", "actors: give a whole number")):
         with pytest.raises(raylens.UsageError, match=told):
             raylens.fit_lens(["call me"], model=model, output=place / "new", actors=actors)  # type: ignore[arg-type]
 

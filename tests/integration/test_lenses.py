@@ -132,9 +132,9 @@ def test_bad_lens_is_told_before_the_model_loads(
 
 def test_lens_of_a_run_from_python(place: Path, tiny: Path) -> None:
     """raylens.run takes a lens; one that is not there is told before anything starts."""
-    with pytest.raises(ModelError, match=r"--lens: .*nowhere.pt: No such file or directory; check the path"):
+    with pytest.raises(ModelError, match=r"^lens: .*nowhere.pt: No such file or directory; check the path"):
         raylens.run(["call me"], model=str(tiny), store=place / "st", lens=f"linear:{place / 'nowhere.pt'}", quiet=True)
-    with pytest.raises(UsageError, match="--taps mlp_out: the linear lens does not read it"):
+    with pytest.raises(UsageError, match=r"^taps mlp_out: the linear lens does not read it"):
         raylens.run(["call me"], model=str(tiny), store=place / "st", lens="linear:x", taps="mlp_out", quiet=True)
 
 

@@ -64,7 +64,7 @@ def test_what_is_no_text_from_python(folders: tuple[str, str]) -> None:
     record = raylens.lens("call me ishmael", model=folders[0], generate=None, seed=np.int64(0), **given)  # type: ignore[arg-type]
     assert (record.layers, record.positions, record.tracked, record.taps["resid_post"].ids.shape[-1]) == ([0, 1], [1], [7], 3)
     assert raylens.lens("call me", model=Path(folders[0]), layers=1).layers == [1]
-    with pytest.raises(RaylensError, match="--layers '9': the model has layers 0 to 1"):
+    with pytest.raises(RaylensError, match="layers '9': the model has layers 0 to 1"):
         raylens.lens("call me", model=folders[0], layers=9)
     with pytest.raises(RaylensError, match=r"layers: give text, .* not a number"):
         raylens.lens("call me", model=folders[0], layers=1.5)  # type: ignore[arg-type]

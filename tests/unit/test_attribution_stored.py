@@ -155,7 +155,7 @@ def test_a_record_with_fewer_tracked_tokens_than_its_run(tmp_path: Path) -> None
 def test_a_field_that_was_not_tracked(run: Run) -> None:
     """A prompt's field is known to a query only where --track named it."""
     with pytest.raises(
-        UsageError, match="--token 'field:other': not a tracked token of run 'demo'; it tracks 'field:right', 'id:7'"
+        UsageError, match="token 'field:other': not a tracked token of run 'demo'; it tracks 'field:right', 'id:7'"
     ):
         run.query("trajectory", token="field:other").rows()
 
@@ -227,7 +227,7 @@ def test_the_query_of_best_tokens(run: Run) -> None:
     [
         ({"to": "field:other"}, "not a tracked token of run 'demo'; it tracks 'field:right', 'id:7', 'field:wrong'"),
         ({"to": "id:8"}, "not a tracked token"),
-        ({"minus": "id:7"}, "--minus needs --to as well, another token tracked"),
+        ({"minus": "id:7"}, "minus goes only with to, another tracked token"),
         ({"tap": "head_9"}, "it has resid_pre, attn_out, mlp_out, resid_post, head_0"),
     ],
 )
@@ -247,7 +247,7 @@ def test_a_run_without_attributions(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path, 1, identity={"lens": {"track": ["id:1"]}})
     commit_outcomes(folder, make_record(0))
     bare = open_store(tmp_path)["demo"]
-    for asked, words in (({}, "--stats best_attribution, which is not"), ({"to": 1}, "--stats attribution, which is not")):
+    for asked, words in (({}, "stats best_attribution, which is not"), ({"to": 1}, "it needs stats attribution, which is not")):
         with pytest.raises(UsageError, match=words):
             bare.query("attribution", **asked).rows()
 

@@ -96,21 +96,21 @@ def test_a_picture_of_a_prompt_names_its_run(run: Run, record: Record, tmp_path:
 @pytest.mark.parametrize(
     ("prompt", "choices", "part"),
     [
-        (True, {"kind": "pie"}, "--kind pie: choose from attribution, grid, rank, trajectory, aggregate, compare"),
-        (True, {"kind": "aggregate"}, "--kind aggregate draws a whole run, and .* is a prompt"),
-        (True, {"by": "kind"}, "--by: does not go with --kind grid"),
-        (True, {"important": 2}, "--important: does not go with --kind grid"),
-        (True, {"kind": "rank", "token": 0}, "--token: does not go with --kind rank"),
-        (True, {"layer_step": -1}, "--layer-step -1: give a number from 1"),
-        (True, {"kind": "rank", "important": 0}, "--important 0: give a number from 1"),
-        (True, {"layer_step": 1.0}, "--layer-step 1.0: give a number from 1"),
-        (True, {"kind": "rank", "important": "2"}, "--important 2: give a number from 1"),
-        (True, {"kind": "rank", "important_threshold": [1]}, r"--important-threshold \[1\]: give a number"),
+        (True, {"kind": "pie"}, "kind pie: choose from attribution, grid, rank, trajectory, aggregate, compare"),
+        (True, {"kind": "aggregate"}, "kind aggregate draws a whole run, and .* is a prompt"),
+        (True, {"by": "kind"}, "by: does not go with kind grid"),
+        (True, {"important": 2}, "important: does not go with kind grid"),
+        (True, {"kind": "rank", "token": 0}, "token: does not go with kind rank"),
+        (True, {"layer_step": -1}, "layer_step -1: give a number from 1"),
+        (True, {"kind": "rank", "important": 0}, "important 0: give a number from 1"),
+        (True, {"layer_step": 1.0}, "layer_step 1.0: give a number from 1"),
+        (True, {"kind": "rank", "important": "2"}, "important 2: give a number from 1"),
+        (True, {"kind": "rank", "important_threshold": [1]}, r"important_threshold \[1\]: give a number"),
         (True, {"output": "x.jpg"}, r"x\.jpg: the name of a picture must end in \.png, \.svg or \.pdf"),
         (True, {"positions": [1, 2]}, "positions"),
-        (False, {"kind": "rank"}, "--kind rank draws one prompt: name one of run 'one'"),
-        (False, {"tap": "mlp_out"}, "--tap: does not go with --kind aggregate"),
-        (False, {"kind": "compare"}, "--kind compare needs the other run"),
+        (False, {"kind": "rank"}, "kind rank draws one prompt: name one of run 'one'"),
+        (False, {"tap": "mlp_out"}, "tap: does not go with kind aggregate"),
+        (False, {"kind": "compare"}, "kind compare needs the other run"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -141,9 +141,9 @@ def test_a_record_of_no_run(run: Run, record: Record, tmp_path: Path) -> None:
     assert f">prompt {record.id}<" in svg
     assert b">Mine<" in record.plot("rank", tmp_path / "y.svg", title="Mine").pages[0]
     assert record.plot(token="id:1").pages == record.plot(token=[1]).pages
-    with pytest.raises(UsageError, match="--kind aggregate draws a whole run; choose from attribution, grid, rank, trajectory"):
+    with pytest.raises(UsageError, match="kind aggregate draws a whole run; choose from attribution, grid, rank, trajectory"):
         record.plot("aggregate")
-    with pytest.raises(UsageError, match="--token 'no such token'"):
+    with pytest.raises(UsageError, match=r"^token 'no such token'"):
         record.plot(token="no such token")
     with pytest.raises(UsageError, match="this record is without its vocabulary"):
         make_record(0).plot()

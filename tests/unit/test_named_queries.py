@@ -370,11 +370,11 @@ def test_a_key_of_any_name(tmp_path_factory: pytest.TempPathFactory, key: str, v
     ("name", "options", "problem"),
     [
         ("nothing", {}, "no query 'nothing'; there are attribution, depth, depths,"),
-        ("depth", {"tap": "mlp_out"}, "--tap: query depth does not take it; it takes --positions, --by"),
-        ("token", {}, "query token needs --token"),
-        ("token", {"token": None}, "query token needs --token"),
-        ("promoted", {"rank": None}, "--rank None: give a number from 1"),
-        ("layers", {"layers": None}, "--layers 'None': 'None' is not a layer; write all"),
+        ("depth", {"tap": "mlp_out"}, "tap: query depth does not take it; it takes positions, by"),
+        ("token", {}, "query token needs token"),
+        ("token", {"token": None}, "query token needs token"),
+        ("promoted", {"rank": None}, "rank None: give a number from 1"),
+        ("layers", {"layers": None}, "layers 'None': 'None' is not a layer; write all"),
         ("token", {"token": "Paris"}, "no single token of this run"),
         ("token", {"token": "T7"}, r"similar ones are ·t7 \(id:7\)"),
         ("token", {"token": " t7x"}, r"similar ones are ·t7 \(id:7\)"),
@@ -382,17 +382,17 @@ def test_a_key_of_any_name(tmp_path_factory: pytest.TempPathFactory, key: str, v
         ("token", {"token": "id:500"}, "ids are from 0 to 499"),
         ("token", {"token": 2.5}, "named by its text or its id"),
         ("token", {"token": 2, "rank": 4}, "only the top 3 tokens"),
-        ("token", {"token": 2, "rank": 0}, "--rank 0: give a number from 1"),
-        ("token", {"token": 2, "rank": "all"}, "--rank all: give a number from 1"),
-        ("token", {"token": 2, "limit": -1}, "--limit -1: give a number from 1"),
-        ("token", {"token": 2, "layers": "5:5"}, "--layers '5:5': chooses no layer of 4; write all, a list such as 0,5-10"),
-        ("token", {"token": 2, "layers": 9}, "--layers '9': the model has layers 0 to 3"),
-        ("token", {"token": 2, "layers": "x"}, "--layers 'x': 'x' is not a layer"),
-        ("token", {"token": 2, "positions": "last:0"}, "--positions 'last:0': write all"),
+        ("token", {"token": 2, "rank": 0}, "rank 0: give a number from 1"),
+        ("token", {"token": 2, "rank": "all"}, "rank all: give a number from 1"),
+        ("token", {"token": 2, "limit": -1}, "limit -1: give a number from 1"),
+        ("token", {"token": 2, "layers": "5:5"}, "layers '5:5': chooses no layer of 4; write all, a list such as 0,5-10"),
+        ("token", {"token": 2, "layers": 9}, "layers '9': the model has layers 0 to 3"),
+        ("token", {"token": 2, "layers": "x"}, "layers 'x': 'x' is not a layer"),
+        ("token", {"token": 2, "positions": "last:0"}, "positions 'last:0': write all"),
         ("token", {"token": 2, "tap": "nose"}, "unknown tap 'nose'"),
         ("layers", {"tap": "attn_out,mlp_out"}, "name one tap, or all"),
         *(
-            (name, {"by": "kin"}, "--by kin: no prompt of run 'demo' has it; their metadata has .*kind")
+            (name, {"by": "kin"}, "by kin: no prompt of run 'demo' has it; their metadata has .*kind")
             for name in ("depth", "depths", "failures", "flips", "handoff", "layers", "outliers", "promoted")
         ),
     ],
@@ -416,7 +416,7 @@ def test_a_key_where_there_is_none(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path)
     assert query(Store(tmp_path)["demo"], "failures", by="kind") == []
     commit_outcomes(folder, make_record(0))
-    with pytest.raises(UsageError, match=r"--by kind: .* has it; they have no metadata"):
+    with pytest.raises(UsageError, match=r"by kind: .* has it; they have no metadata"):
         query(Store(tmp_path)["demo"], "layers", by="kind")
     commit_outcomes(folder, make_failure(1, metadata={"kind": None}))
     assert {row["split"] for row in query(Store(tmp_path)["demo"], "layers", by="kind")} == {None}

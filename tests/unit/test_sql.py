@@ -177,7 +177,7 @@ def test_a_result_says_what_it_is_of(run: Run) -> None:
     ways = ": read by a loop, rows(), to_pandas(), to_polars(), to_arrow() or to_xarray()>"
     assert repr(run.query("depth")) == f"<Result of query 'depth' over 'demo'{ways}"
     assert repr(run.sql("SELECT\n  1")) == f"<Result of 'SELECT 1' over 'demo'{ways}"
-    with pytest.raises(UsageError, match="--tok: query token does not take it; it takes --token,"):
+    with pytest.raises(UsageError, match="tok: query token does not take it; it takes token,"):
         run.query("token", tok=7)  # before it is read
     assert repr(compare(run, run)) == f"<Result of a comparison over 'demo'{ways}"
 
