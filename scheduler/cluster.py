@@ -27,8 +27,14 @@ from raylens.storage.temporary import temporary
 
 #: Shared memory of a local Ray: prompts and receipts are small, results never pass through it.
 OBJECT_STORE_BYTES = 200 * 10**6
-#: Variables that are set while a local Ray runs.
-_ENVIRONMENT = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+#: Variables that are set while Ray is joined.
+_ENVIRONMENT = (
+    "RAY_USAGE_STATS_ENABLED",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN_PATH",
+    "PYTHONBREAKPOINT",  # to which Ray gives a debugger of its own
+)
 #: Seconds to wait for an address to answer.
 REACH_SECONDS = 10.0
 #: Seconds to wait for a first node that may hold actors: what an autoscaler takes to start a machine.

@@ -1,5 +1,6 @@
 """Runs that a program begins, several of them or beside other work: they take turns, and leave the rest of it alone."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -60,3 +61,13 @@ def test_an_address_that_names_no_cluster(tmp_path: Path, monkeypatch: pytest.Mo
     with cluster("auto") as started:
         assert started.here
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("debugger", [None, "0"])
+def test_breakpoints_stay(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, debugger: str | None) -> None:
+    """``breakpoint()`` does after a run what it did before, for which Ray sets a variable."""
+    monkeypatch.delenv("PYTHONBREAKPOINT", raising=False)
+    if debugger is not None:
+        monkeypatch.setenv("PYTHONBREAKPOINT", debugger)
+    raylens.run(["water"], model=str(tiny), store=tmp_path / "st", ray="local", quiet=True)
+    assert os.environ.get("PYTHONBREAKPOINT") == debugger
