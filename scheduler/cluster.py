@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import os
+import random
 import secrets
 import signal
 import socket
@@ -83,16 +84,28 @@ def _joined(address: str) -> Iterator[None]:
     named = (os.environ.get("RAY_ADDRESS") or "local") if address == "auto" else address
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     try:
-        _join(address, None if named == "local" else named)
+        with _random_kept():
+            _join(address, None if named == "local" else named)
         yield
     finally:  # also where Ray did not start: its variables are set before it does
-        ray.shutdown()
+        with _random_kept():
+            ray.shutdown()
         for name, value in before.items():  # the caller's own
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
         _forget_token()
+
+
+@contextmanager
+def _random_kept() -> Iterator[None]:
+    """Ray draws from Python's one generator as it starts and ends; a program that has seeded it goes on as without Ray."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _join(address: str, target: str | None) -> None:

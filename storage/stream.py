@@ -4,6 +4,7 @@ Only commands of Redis 6.2 are used, so Redis and Valkey of any current version 
 what is done: a server may lose everything at any time.
 """
 
+import random
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -61,8 +62,17 @@ def stream_key(run: str) -> str:
     return f"raylens:{{{run}}}:frames"
 
 
+class _Jitter(ExponentialWithJitterBackoff):
+    """redis-py's, which draws from Python's one generator; a program that has seeded that goes on as without a server."""
+
+    _random = random.SystemRandom()
+
+    def compute(self, failures: int) -> float:
+        return float(min(self._cap, self._random.random() * self._base * 2**failures))
+
+
 def _waiting(retries: int, *errors: type[Exception]) -> Retry:
-    return Retry(ExponentialWithJitterBackoff(base=0.02, cap=2.0), retries, supported_errors=errors)
+    return Retry(_Jitter(base=0.02, cap=2.0), retries, supported_errors=errors)
 
 
 def connect(url: str, retries: int = RETRIES, seconds: float = ANSWER_SECONDS) -> "redis.Redis":

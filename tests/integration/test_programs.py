@@ -1,6 +1,7 @@
 """Runs that a program begins, several of them or beside other work: they take turns, and leave the rest of it alone."""
 
 import os
+import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -61,6 +62,15 @@ def test_an_address_that_names_no_cluster(tmp_path: Path, monkeypatch: pytest.Mo
     with cluster("auto") as started:
         assert started.here
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_seeded_generator_goes_on(tmp_path: Path, tiny: Path) -> None:
+    """Ray draws from it as it starts and ends, and a client that waits for a server as often as it waits."""
+    random.seed(0)
+    expected = random.random()
+    random.seed(0)
+    raylens.run(["water"], model=str(tiny), store=tmp_path / "st", ray="local", quiet=True)
+    assert random.random() == expected
 
 
 @pytest.mark.parametrize("debugger", [None, "0"])
