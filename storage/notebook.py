@@ -65,12 +65,16 @@ def run_html(run: "Run") -> str:
         ("records", f"{counts['records']:,}"),
         ("failures", failures or "0"),
         ("tokens", f"{counts['tokens']:,}"),
-        (
-            "lens",
-            ", ".join(f"{name} {value}" for name, value in run.manifest.identity.get("lens", {}).items() if value is not None),
-        ),
+        *((section, _settings(run, section)) for section in ("lens", "generation", "intervention")),
     ]
+    rows = [(name, value) for name, value in rows if value or name not in ("generation", "intervention")]
     return _table(f"run {run.name}", [_cells([value], name) for name, value in rows])
+
+
+def _settings(run: "Run", section: str) -> str:
+    """Those of a section that are given; nothing if the run has no such section."""
+    given = run.manifest.identity.get(section, {})
+    return ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
 
 
 def store_html(store: "Store") -> str:

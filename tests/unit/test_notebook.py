@@ -105,6 +105,16 @@ def test_a_run_and_a_store_show_a_summary(tmp_path: Path) -> None:
     assert row[row.index("demo") : row.index("demo") + 5] == ["demo", "1", "1", "4", "4"]
 
 
+def test_a_run_shows_how_it_was_made(tmp_path: Path) -> None:
+    """What was generated and edited too, where that is so."""
+    make_run(tmp_path, name="plain")
+    edited = {"lens": {"top_k": 3}, "generation": {"tokens": 8, "top_k": None}, "intervention": {"1": "scale 0"}}
+    make_run(tmp_path, name="edited", identity=edited)
+    plain, more = (safe(Store(tmp_path)[name]._repr_html_()).texts for name in ("plain", "edited"))
+    assert more[more.index("lens") :] == ["lens", "top_k 3", "generation", "tokens 8", "intervention", "1 scale 0"]
+    assert not {"generation", "intervention"} & set(plain)
+
+
 def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     """Its row says what is wrong."""
     make_run(tmp_path, name="good")
