@@ -21,13 +21,14 @@ class Store:
     oldest first; ``name in store`` takes whole names only.
 
     Raises:
-        StoreError: there is no such folder.
+        StoreError: there is no such folder, or it is a part of a store.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = given_path(path, "store")
         if not self.path.is_dir():
             raise StoreError(f"{self.path}: no such store; give the folder that raylens run wrote to")
+        _check_whole(self.path)
 
     def names(self) -> list[str]:
         """The names of the runs, oldest first; runs without a run.json come before all others."""
@@ -95,10 +96,23 @@ class Store:
         return store_html(self)
 
 
+def _check_whole(path: Path) -> None:
+    """Refuse a folder within a store, in which there are no runs.
+
+    Raises:
+        StoreError: naming the store.
+    """
+    path = path.absolute()
+    if RunFolder(path).is_run:
+        raise StoreError(f"{path}: is a run; give its store, {path.parent.parent}, which has it by its name, {path.name!r}")
+    if path.name == "runs" and not runs_folder(path).is_dir() and any(RunFolder(child).is_run for child in path.iterdir()):
+        raise StoreError(f"{path}: holds the runs of a store; give that, {path.parent}")
+
+
 def open_store(path: str | Path) -> Store:
     """Open a store for reading, as ``raylens.open``; ``raylens.open("raylens-store")["first"]`` is a run.
 
     Raises:
-        StoreError: there is no such folder.
+        StoreError: there is no such folder, or it is a part of a store.
     """
     return Store(path)

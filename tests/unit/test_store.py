@@ -206,6 +206,19 @@ def test_no_store_is_one_clear_error(tmp_path: Path) -> None:
             open_store(missing)
 
 
+def test_a_part_of_a_store_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's own folder and that of all runs have no runs in them: the store is named. Either name is fit for a store."""
+    make_run(tmp_path / "st")
+    with pytest.raises(StoreError, match=f"{tmp_path}/st/runs/demo: is a run; give its store, {tmp_path}/st, .* name, 'demo'"):
+        open_store(tmp_path / "st" / "runs" / "demo")
+    monkeypatch.chdir(tmp_path / "st" / "runs")
+    for path in (".", tmp_path / "st" / "runs"):
+        with pytest.raises(StoreError, match=f"{tmp_path}/st/runs: holds the runs of a store; give that, {tmp_path}/st"):
+            open_store(path)
+    make_run(tmp_path / "runs")
+    assert open_store(tmp_path / "runs").names() == ["demo"]
+
+
 def test_a_store_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``~`` is the home also where no shell has filled it in; what names no folder is told."""
     monkeypatch.setenv("HOME", str(tmp_path))
