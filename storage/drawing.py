@@ -4,7 +4,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raylens.storage import charts, plots
 from raylens.storage.errors import UsageError, brief
@@ -15,16 +15,24 @@ from raylens.storage.plots.canvas import DPI
 from raylens.storage.plots.request import Request, for_record
 from raylens.storage.python_values import plain
 from raylens.storage.record import Record
+from raylens.storage.run import Run
 from raylens.storage.vocabulary import Vocabulary
 from raylens.storage.wanted import Wanted, ids_of, wanted
-
-if TYPE_CHECKING:
-    from raylens.storage.run import Run
 
 #: Choices that only pictures of prompts have, only charts of runs, and only rank pictures.
 _OF_PROMPTS = ("stat", "tap", "layer_step", "token", "important", "important_threshold", "pages")
 _OF_RUNS = ("against", "by")
 _OF_RANKS = ("important", "important_threshold")
+#: What choices are, in words too.
+_TYPES: dict[str, tuple[type, str]] = {
+    "stat": (str, "text"),
+    "tap": (str, "the name of one tap"),
+    "layer_step": (int, "a whole number"),
+    "important": (int, "a whole number"),
+    "important_threshold": (int | float, "a number"),
+    "against": (Run, "a run, such as store['name']"),
+    "by": (str, "text"),
+}
 #: Characters of a text that is a title.
 _TITLE = 80
 
@@ -47,7 +55,7 @@ class Choices:
     important: int | None = None
     important_threshold: float | None = None
     pages: bool = False
-    against: "Run | None" = None
+    against: Run | None = None
     by: str | None = None
     font: str | Path | None = None
 
@@ -61,12 +69,11 @@ class Choices:
         Raises:
             UsageError: naming the option.
         """
+        self._check_types()
         for name in ("layer_step", "important"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise UsageError(f"--{name.replace('_', '-')} {brief(value)}: give a number from 1")
-        if not isinstance(self.important_threshold, int | float | None):
-            raise UsageError(f"--important-threshold {brief(self.important_threshold)}: give a number")
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: give a number from 1")
         if self.kind in charts.KINDS:
             self._refuse(_OF_PROMPTS)
             if (self.kind == "compare") != (self.against is not None):
@@ -77,13 +84,20 @@ class Choices:
         self._refuse(_OF_RUNS)
         self._refuse(("token",) if self.kind == "rank" else _OF_RANKS)
 
+    def _check_types(self) -> None:
+        """Of what Python gives; the command line gives the right ones."""
+        for name, (kind, words) in _TYPES.items():
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise UsageError(f"--{name.replace('_', '-')}: give {words}, not {type(value).__name__} {brief(value)!r}")
+
     def _refuse(self, names: tuple[str, ...]) -> None:
         for name in names:
             value = getattr(self, name)
             if value is not None and value is not False and value not in ((), []):  # the token of id 0 is one
                 raise UsageError(f"--{name.replace('_', '-')}: does not go with --kind {self.kind}; leave it out")
 
-    def request(self, run: "Run | None", title: str | None = None) -> Request:
+    def request(self, run: Run | None, title: str | None = None) -> Request:
         """What is asked of the picture of any prompt, of a run or of none."""
         return Request(
             source="" if run is None else f"{run.manifest.title} · run {run.name}",
@@ -100,7 +114,7 @@ class Choices:
         """The positions as text; None for those of the kind."""
         return None if self.positions is None else str(as_text(self.positions))
 
-    def tokens(self, run: "Run") -> Wanted | None:
+    def tokens(self, run: Run) -> Wanted | None:
         """The tokens in the run's terms."""
         return wanted(self.token, run) if self.token not in ((), []) else None
 
@@ -129,7 +143,7 @@ class Picture:
         return self.pages[0].decode() if self.format == "svg" else None
 
 
-def draw(run: "Run", prompt_id: str | None, choices: Choices, output: str | Path | None = None) -> Picture:
+def draw(run: Run, prompt_id: str | None, choices: Choices, output: str | Path | None = None) -> Picture:
     """Draw a prompt of a run, or without one the run.
 
     Args:

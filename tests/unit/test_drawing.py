@@ -103,11 +103,15 @@ def test_a_picture_of_a_prompt_names_its_run(run: Run, record: Record, tmp_path:
         (True, {"kind": "rank", "token": 0}, "token: does not go with kind rank"),
         (True, {"layer_step": -1}, "layer_step -1: give a number from 1"),
         (True, {"kind": "rank", "important": 0}, "important 0: give a number from 1"),
-        (True, {"layer_step": 1.0}, "layer_step 1.0: give a number from 1"),
-        (True, {"kind": "rank", "important": "2"}, "important 2: give a number from 1"),
-        (True, {"kind": "rank", "important_threshold": [1]}, r"important_threshold \[1\]: give a number"),
         (True, {"output": "x.jpg"}, r"x\.jpg: the name of a picture must end in \.png, \.svg or \.pdf"),
         (True, {"positions": [1, 2]}, "positions"),
+        (True, {"tap": ["mlp_out"]}, r"tap: give the name of one tap, not list \"\['mlp_out'\]\""),
+        (True, {"layer_step": "2"}, "layer_step: give a whole number, not str '2'"),
+        (True, {"layer_step": True}, "layer_step: give a whole number"),
+        (True, {"kind": "rank", "important": 1.5}, "important: give a whole number, not float '1.5'"),
+        (True, {"kind": "rank", "important_threshold": "3"}, "important_threshold: give a number"),
+        (False, {"by": 3}, "by: give text, not int '3'"),
+        (False, {"against": "other"}, r"against: give a run, such as store\['name'\], not str 'other'"),
         (False, {"kind": "rank"}, "kind rank draws one prompt: name one of run 'one'"),
         (False, {"tap": "mlp_out"}, "tap: does not go with kind aggregate"),
         (False, {"kind": "compare"}, "kind compare needs the other run"),
@@ -121,6 +125,13 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(UsageError, match=part):
         run.plot(record.id if prompt else None, **choices)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", [0, ["x"], None])
+def test_only_a_text_is_a_prompts_id(run: Run, record: Record, what: Any) -> None:
+    """Nor is a record or a list of ids, which no dictionary looks up."""
+    with pytest.raises(UsageError, match=r"run 'one' has no prompt .*; it has "):
+        run.plot(record if what is None else what)
 
 
 def test_a_failed_prompt_has_no_picture(tmp_path: Path) -> None:
