@@ -1,6 +1,6 @@
 """``raylens.run`` and ``raylens.fit_lens``: what is done to a corpus, from Python."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -49,9 +49,9 @@ def run(
     device_map: str | None = None,
     trust_remote_code: bool = False,
     top_k: int = 10,
-    layers: str | int | Sequence[int] = "all",
+    layers: str | int | Collection[int] = "all",
     taps: str | Sequence[str] | None = None,
-    heads: str | int | Sequence[int] | None = None,
+    heads: str | int | Collection[int] | None = None,
     positions: str | int = "last",
     logprobs: LogprobType = "float16",
     stats: str | Sequence[str] | None = None,
@@ -94,7 +94,7 @@ def run(
         store: the folder that holds the runs; created if missing.
         name: of the run; by default made from the model and the corpus.
         top_k: tokens to keep at each place (a position, tap and layer).
-        layers: ``all``, a list such as ``0,5-10``, a layer such as -1, a slice such as ``::4``, or a sequence of numbers.
+        layers: ``all``, a list such as ``0,5-10``, a layer such as -1, a slice such as ``::4``, or a list or set of numbers.
         taps: names, in a sequence or separated by commas; by default ``attn_out``, ``resid_mid``, ``mlp_out`` and
             ``resid_post``.
         heads: layers whose attention heads are lensed one by one too, such as ``5,8`` or ``all``.

@@ -24,12 +24,12 @@ _OF_PROMPTS = ("stat", "tap", "layer_step", "token", "important", "important_thr
 _OF_RUNS = ("against", "by")
 _OF_RANKS = ("important", "important_threshold")
 #: What choices are, in words too.
-_TYPES: dict[str, tuple[type, str]] = {
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "stat": (str, "text"),
     "tap": (str, "the name of one tap"),
     "layer_step": (int, "a whole number"),
     "important": (int, "a whole number"),
-    "important_threshold": (int | float, "a number"),
+    "important_threshold": ((int, float), "a number"),
     "against": (Run, "a run, such as store['name']"),
     "by": (str, "text"),
 }

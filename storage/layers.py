@@ -14,15 +14,17 @@ _ONE = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
 def as_text(given: Any, option: str = "--layers") -> Any:
-    """A number, or a list or array of numbers, as the text that stands for it, also of positions; anything else as it is.
+    """A number, or a list, set or array of numbers, as the text that stands for it, also of positions; anything else as it is.
 
     Raises:
         UsageError: a number that is far too large.
     """
     given = plain(given, option)
-    numbers = given if isinstance(given, list | tuple | range) else [given]
-    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
-    return ",".join(map(str, numbers)) if whole else given
+    several = isinstance(given, list | tuple | range | set | frozenset)
+    numbers = plain(list(given), option) if several else [given]
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        return given
+    return ",".join(map(str, sorted(numbers) if isinstance(given, set | frozenset) else numbers))
 
 
 def select_layers(spec: str, n_layers: int, option: str = "--layers") -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """``raylens.lens``: one text, in this process, without Ray, Redis or a store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -106,9 +106,9 @@ def lens(
     device_map: str | None = None,
     trust_remote_code: bool = False,
     top_k: int = 10,
-    layers: str | int | Sequence[int] = "all",
+    layers: str | int | Collection[int] = "all",
     taps: str | Sequence[str] | None = None,
-    heads: str | int | Sequence[int] | None = None,
+    heads: str | int | Collection[int] | None = None,
     positions: str | int | None = None,
     stats: str | Sequence[str] | None = None,
     track: str | int | Sequence[str | int] = (),

@@ -72,9 +72,12 @@ def test_any_text_chooses_or_is_refused(spec: str, n: int) -> None:
         assert chosen == sorted(set(chosen) & set(range(n)))
 
 
-@pytest.mark.parametrize("given", [[0, 3], (0, 3), np.array([0, 3]), [np.int64(0), np.int32(3)], "0,3"])
+@pytest.mark.parametrize(
+    "given", [[0, 3], (0, 3), np.array([0, 3]), {3, 0}, frozenset({0, 3}), range(0, 6, 3), [np.int64(0), np.int32(3)], "0,3"]
+)
 def test_numbers_of_python_and_numpy(given: Any) -> None:
     """Stand for the text of them."""
     assert as_text(given) == "0,3"
     assert as_text(np.int64(3)) == as_text(3) == "3"
     assert as_text([0, True]) == [0, True]
+    assert as_text({0, "a"}) == {0, "a"}
