@@ -1,5 +1,7 @@
 """``raylens.run`` and ``raylens.fit_lens``: what is done to a corpus, from Python."""
 
+import errno
+import glob
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +15,8 @@ from raylens.scheduler.run import run_corpus
 from raylens.scheduler.settings import RunSettings
 from raylens.scheduler.stopping import Stopping
 from raylens.storage.arguments import arguments
+from raylens.storage.errors import InputError
+from raylens.storage.labels import fit, text_label
 from raylens.storage.layers import as_text
 from raylens.storage.paths import given_path
 from raylens.storage.positions import position_text
@@ -219,7 +223,37 @@ def _corpus(
     id_column: str | None,
     limit: int | None,
 ) -> Corpus:
-    """Of files, whose format may be told, or of rows."""
+    """Of files, whose format may be told, or of rows.
+
+    Raises:
+        InputError: a text that names no file.
+    """
     if isinstance(given, str | Path):
+        if isinstance(given, str):
+            _check_path(given)
         return Corpus(CorpusSettings((str(given),), (), format, column, id_column, limit))
     return Corpus.from_rows(given, column=column, id_column=id_column, limit=limit)
+
+
+def _check_path(given: str) -> None:
+    """Refuse what may be a prompt, in the place of a path or a list.
+
+    Raises:
+        InputError: it names no file.
+    """
+    if given == "-" or given.startswith("~") or _is_path(given):
+        return
+    if not glob.has_magic(given) or not glob.glob(given, recursive=True):  # noqa: PTH207  as of the corpus
+        remedy = "check the path; a text itself is given as [text], or to raylens.lens"
+        raise InputError(fit(text_label(given), 80), "no such file", remedy)
+
+
+def _is_path(given: str) -> bool:
+    """Whether there is such a file, which may be one that cannot be read."""
+    try:
+        Path(given).stat()
+    except (FileNotFoundError, ValueError):
+        return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True

@@ -3,6 +3,7 @@
 import datetime
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import raylens
 from raylens.scheduler.corpus import Corpus, CorpusSettings
 from raylens.storage.errors import InputError, UsageError
 
@@ -277,3 +279,17 @@ def test_only_the_first_columns_are_listed(tmp_path: Path) -> None:
 def test_a_text_of_the_command_line_that_is_not_utf8() -> None:
     with pytest.raises(InputError, match=r"^--text 2: 'text' holds half of a surrogate pair; "):
         Corpus(CorpusSettings(texts=("fine", "caf\udce9"))).scan()
+
+
+@pytest.mark.parametrize("given", ["The sky is", "What is 2+2?", "x" * 5000, "half\0of it", "Zeile\nZeile", "no.jsonl", "no*"])
+@pytest.mark.parametrize("call", [raylens.run, partial(raylens.fit_lens, output="lens")])
+def test_a_text_is_no_corpus(given: str, call: Any) -> None:
+    """A single prompt in the place of a list is no path of a file; how it is given is said."""
+    with pytest.raises(InputError, match=r"no such file; .* a text itself is given as \[text\], or to raylens\.lens"):
+        call(given, model="demo", quiet=True)
+
+
+def test_a_path_without_its_file_is_told_as_ever(tmp_path: Path) -> None:
+    """It is no text."""
+    with pytest.raises(InputError, match=r"no\.jsonl: no such file; check the path$"):
+        raylens.run(tmp_path / "no.jsonl", model="demo", store=tmp_path / "st", quiet=True)
