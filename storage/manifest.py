@@ -49,7 +49,12 @@ class Manifest(msgspec.Struct, frozen=True):
         """The model's name; with the lens if it is not the logit lens, and ``edited`` if there is an intervention."""
         kind = self.lens_kind
         words = [str(self.sources.get("label", "")), "" if kind == "logit" else f"{kind} lens"]
-        return ", ".join(word for word in [*words, "edited" if "intervention" in self.identity else ""] if word)
+        return ", ".join(word for word in [*words, "edited" if self.edited else ""] if word)
+
+    @property
+    def edited(self) -> bool:
+        """Whether there is an intervention."""
+        return "intervention" in self.identity
 
     @property
     def lens_kind(self) -> str:

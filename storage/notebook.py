@@ -93,7 +93,8 @@ def _run_cells(store: "Store", name: str) -> Sequence[str]:
     except RaylensError as error:
         return ["", "", "", "", str(error)]
     numbers = (counts["records"], sum(counts["failures"].values()), counts["prompts"], counts["tokens"])
-    return [*(f"{number:,}" for number in numbers), str(run.manifest.sources.get("model", ""))]
+    model = str(run.manifest.sources.get("model", ""))
+    return [*(f"{number:,}" for number in numbers), f"{model}, edited" if run.manifest.edited else model]
 
 
 def _table(title: str, rows: Iterable[str]) -> str:

@@ -40,8 +40,10 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
 def _cells(row: dict[str, Any]) -> list[str]:
     numbers = [f"{number:,}" for number in (row["prompts"], row["records"], sum(row["failures"].values()))]
     model = "?" if row["model"] is None else str(row["model"])
+    model += ", edited" if row["edited"] else ""
     return [row["run"], row["created"], model, *numbers, "complete" if row["complete"] else "unfinished"]
 
 
 def _row(run: "Run") -> dict[str, Any]:
-    return {"run": run.name, "created": run.manifest.created, "model": run.manifest.sources.get("model"), **run.counts()}
+    model, edited = run.manifest.sources.get("model"), run.manifest.edited
+    return {"run": run.name, "created": run.manifest.created, "model": model, "edited": edited, **run.counts()}

@@ -90,7 +90,7 @@ def _show_run(run: "Run", as_json: bool) -> None:
         click.echo(orjson.dumps(value))
         return
     manifest = run.manifest
-    edited = "of an edited model, " if "intervention" in manifest.identity else ""
+    edited = "of an edited model, " if manifest.edited else ""
     say(f"run {run.name}, {edited}made {manifest.created}, {'complete' if counts['complete'] else 'unfinished'}")
     say(f"model {manifest.sources.get('model', '?')}, corpus {manifest.sources.get('corpus', '?')}")
     failed = sum(counts["failures"].values())

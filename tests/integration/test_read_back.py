@@ -93,6 +93,7 @@ def test_runs_lists_the_run(store: Path) -> None:
     done = raylens_command("runs", str(store), "--json")
     (row,) = json.loads(done.stdout)
     assert (row["run"], row["prompts"], row["records"], row["failures"], row["complete"]) == ("r", 3, 2, {"empty": 1}, True)
+    assert row["edited"] is False
 
 
 def test_show_run_names_settings_and_failures(store: Path) -> None:

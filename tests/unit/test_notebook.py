@@ -113,6 +113,8 @@ def test_a_run_shows_how_it_was_made(tmp_path: Path) -> None:
     plain, more = (safe(Store(tmp_path)[name]._repr_html_()).texts for name in ("plain", "edited"))
     assert more[more.index("lens") :] == ["lens", "top_k 3", "generation", "tokens 8", "intervention", "1 scale 0"]
     assert not {"generation", "intervention"} & set(plain)
+    rows = safe(Store(tmp_path)._repr_html_()).texts
+    assert [rows[rows.index(name) + 5] for name in ("plain", "edited")] == ["demo", "demo, edited"]
 
 
 def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
