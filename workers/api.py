@@ -123,7 +123,9 @@ def lens(
     """Lens one text in this process, without Ray, Redis or a store.
 
     The model stays loaded for the next call; it is freed when another one is asked for or its files change. Calls from
-    several threads take turns. Logprobs are float32. Arguments not listed below are as for ``raylens.run``.
+    several threads take turns. A process that has used it must not be forked: its child has no threads to compute with, and
+    hangs here. Start processes by ``spawn``, as by ``multiprocessing.get_context("spawn")``. Logprobs are float32. Arguments
+    not listed below are as for ``raylens.run``.
 
     Args:
         text: the prompt.
