@@ -64,6 +64,7 @@ def _environment() -> Environment:
         whole_text=lambda text: text_label(str(text)),
         token=lambda text: "" if text is None else label_of(text),
         number=_number,
+        count=lambda value, noun: f"{value:,} {noun}{'' if value == 1 else 's'}",
     )
     environment.globals.update(address=address, place=place, run_links=run_links)
     return environment

@@ -316,10 +316,10 @@ def test_progress_is_live(tmp_path: Path, view: View, open_page: Open) -> None:
     page = open_page(view(tmp_path).url("/runs/demo"))
     assert page.get_by_role("status").inner_text().startswith("0 records and 0 failures")
     commit_outcomes(folder, make_record(0))
-    expect(page.locator("#records")).to_have_text("1")
+    expect(page.locator("#records")).to_have_text("1 record")
     commit_outcomes(folder, make_record(1), make_failure(2))
     page.wait_for_selector("section[data-complete]")
-    assert page.get_by_role("status").inner_text().startswith("2 records and 1 failures of 3 prompts, 8 tokens")
+    assert page.get_by_role("status").inner_text().startswith("2 records and 1 failure of 3 prompts, 8 tokens")
 
 
 def test_a_fresh_run_of_the_same_name_is_seen(tmp_path: Path, view: View) -> None:

@@ -6,8 +6,9 @@ const section = document.getElementById("progress");
 function show(counts) {
   const failed = Object.values(counts.failures).reduce((sum, count) => sum + count, 0);
   section.querySelector("progress").value = counts.records + failed;
-  for (const [id, value] of Object.entries({ records: counts.records, failed, tokens: counts.tokens })) {
-    document.getElementById(id).textContent = value.toLocaleString("en");
+  const shown = [["records", counts.records, "record"], ["failed", failed, "failure"], ["tokens", counts.tokens, "token"]];
+  for (const [id, value, noun] of shown) {
+    document.getElementById(id).textContent = `${value.toLocaleString("en")} ${noun}${value === 1 ? "" : "s"}`;
   }
 }
 
