@@ -394,7 +394,7 @@ def test_a_missing_page_says_so(site: Site) -> None:
         ("prompts?value=x", "value=x: of which metadata key?"),
         ("prompts?key=kin", "metadata key kin: no prompt of run 'first' has it; their metadata has "),
         ("tokens?token=id:1&rank=0", "rank=0: give a number from 1"),
-        ("tokens?token=id:1&layers=x", "--layers 'x': 'x' is not a layer"),
+        ("tokens?token=id:1&layers=x", "layers 'x': 'x' is not a layer"),
     ],
 )
 def test_a_wrong_question_is_answered_in_the_page(site: Site, query: str, problem: str) -> None:
