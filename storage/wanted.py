@@ -70,8 +70,10 @@ def ids_of(names: str | int | Sequence[str | int], vocabulary: Vocabulary) -> tu
     """The tokens of no run, by text or as ``id:N``.
 
     Raises:
-        UsageError: no token, or several.
+        UsageError: no token, or several, or a field, which is of a run.
     """
+    if field := next((name for name in _each(names) if isinstance(name, str) and name.startswith(FIELD)), None):
+        raise UsageError(f"--token {field!r}: a run knows what it tracked, a record does not; plot the prompt by its run")
     return tuple(dict.fromkeys(token for name in _each(names) for token in token_ids(name, vocabulary)))
 
 

@@ -156,5 +156,7 @@ def test_a_record_of_no_run(run: Run, record: Record, tmp_path: Path) -> None:
         record.plot("aggregate")
     with pytest.raises(UsageError, match=r"^token 'no such token'"):
         record.plot(token="no such token")
+    with pytest.raises(UsageError, match=r"^token 'field:right': a run knows .*; plot the prompt by its run"):
+        record.plot(token="field:right")
     with pytest.raises(UsageError, match="this record is without its vocabulary"):
         make_record(0).plot()
