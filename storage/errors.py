@@ -21,6 +21,7 @@ it as one line, without a traceback.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 
 class RaylensError(Exception):
@@ -51,11 +52,11 @@ class InputError(RaylensError):
     exit_code = 4
 
     def __init__(self, place: str, problem: str, remedy: str) -> None:
-        super().__init__(place, problem, remedy)  # as they came, so that a copy, or another process, can make it of them
+        super().__init__(f"{place}: {problem}; {remedy}")
 
-    def __str__(self) -> str:
-        place, problem, remedy = self.args
-        return f"{place}: {problem}; {remedy}"
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made anew, by a copy or in another process, from the message, and not by what the message was made of."""
+        return type(self).__new__, (type(self), *self.args), vars(self)
 
 
 class ModelError(RaylensError):

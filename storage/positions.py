@@ -22,7 +22,7 @@ def forms_for(text: str) -> str:
 
 def position_text(given: Any) -> Any:
     """A number as the text that stands for it; anything else as it is, also a list, whose numbers need not follow each other."""
-    given = plain(given, "--positions")
+    given = plain(list(given) if isinstance(given, range | set | frozenset) else given, "--positions")
     return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
 
 

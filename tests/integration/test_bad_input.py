@@ -235,7 +235,9 @@ def test_python_values_of_the_wrong_type(tmp_path: Path, tiny: Path, arguments: 
     assert not (tmp_path / "st").exists()
 
 
-@pytest.mark.parametrize("arguments", [{"layers": [0.5]}, {"layers": {0}}, {"positions": [0]}, {"heads": [True]}, {"top_k": "3"}])
+@pytest.mark.parametrize(
+    "arguments", [{"layers": [0.5]}, {"layers": {0.5}}, {"positions": [0]}, {"heads": [True]}, {"top_k": "3"}]
+)
 def test_values_of_the_wrong_type_for_one_text(tiny: Path, arguments: dict[str, Any]) -> None:
     """raylens.lens says so too."""
     with pytest.raises(UsageError):

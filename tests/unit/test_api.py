@@ -68,7 +68,7 @@ def test_what_is_no_text_from_python(folders: tuple[str, str]) -> None:
         raylens.lens("call me", model=folders[0], layers=9)
     for many in ([0, 1], {0, 1}, range(2)):
         assert raylens.lens("call me", model=folders[0], layers=many).layers == [0, 1]
-        with pytest.raises(RaylensError, match="positions"):
+        with pytest.raises(RaylensError, match=r"positions: give text, .* not a list"):
             raylens.lens("call me", model=folders[0], positions=many)  # type: ignore[arg-type]
     with pytest.raises(RaylensError, match=r"layers: give text, .* not a number"):
         raylens.lens("call me", model=folders[0], layers=1.5)  # type: ignore[arg-type]
