@@ -125,6 +125,21 @@ def test_numbers_that_are_not_finite_stay_in_their_row(kernel: Kernel | None) ->
 
 
 @each_kernel
+def test_torch_may_multiply_between_blocks(kernel: Kernel) -> None:
+    """torch's own products of bfloat16 set up the same tiles of the processor as they need them, in the same thread."""
+    short = torch.randn(129, 257, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = short @ short.T
+    unembedding = by(kernel, linear(3 * SIZE, 75))
+    rows = torch.randn(70, 75, generator=torch.Generator().manual_seed(1))
+    alone = product(unembedding, rows)
+    found = []
+    for _, block in unembedding.blocks(rows, SIZE):
+        assert torch.equal(short @ short.T, expected)
+        found.append(block.clone())
+    assert torch.equal(torch.cat(found, dim=1), alone)
+
+
+@each_kernel
 def test_threads_share_rows_where_that_pays(kernel: Kernel) -> None:
     """A panel is enough for a thread of our own products; torch divides its own better among its threads when rows are few."""
     head = linear(300, 64)
