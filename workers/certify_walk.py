@@ -2,13 +2,14 @@
 
 import torch
 from accelerate.utils import align_module_device
-from torch import Tensor, nn
+from torch import Tensor
 
 from raylens.workers.blocks import device_of
 from raylens.workers.capture import Site
 from raylens.workers.linear import LinearNorm, find_linear_norm
 from raylens.workers.plan import WALKABLE
 from raylens.workers.probe import BlockProbe
+from raylens.workers.product import Unembedding
 from raylens.workers.projection import Projection
 from raylens.workers.running import may_compile
 from raylens.workers.tolerances import of_logits
@@ -46,7 +47,7 @@ def find_walk(
     norm = find_linear_norm(projection.norm, torch.cat([*terms, *(probe.output for probe in probes)]))
     if norm is None:
         return None
-    error, size = _error(norm, head, terms, [probe.output for probe in probes])
+    error, size = _error(norm, unembedding, terms, [probe.output for probe in probes])
     if not error <= of_logits(ALLOWED, size):
         return None
     return Walk(norm, unembedding, projection.step, error)
@@ -57,15 +58,17 @@ def _written(site: Site, probe: BlockProbe) -> Tensor:
     return value if site.scale == 1.0 else value * site.scale
 
 
-def _error(norm: LinearNorm, head: nn.Linear, terms: list[Tensor], residuals: list[Tensor]) -> tuple[float, float]:
+def _error(norm: LinearNorm, unembedding: Unembedding, terms: list[Tensor], residuals: list[Tensor]) -> tuple[float, float]:
     """Largest difference between the logits of the stored residuals in float64 and as sums, and the largest logit."""
-    with align_module_device(head):
-        weight = head.weight[:: max(1, len(head.weight) // _ENTRIES)].clone()
+    with align_module_device(unembedding.head):
+        whole = unembedding.head.weight
+        weight = whole[:: max(1, len(whole) // _ENTRIES)].clone()
+    multiply = unembedding.multiplier(weight)
     wide = LinearNorm(norm.gain.double(), norm.bias.double(), norm.eps, norm.centred)
-    running, error, size = norm.weighted(terms[0]) @ weight.T, 0.0, 0.0
+    running, error, size = multiply(norm.weighted(terms[0])), 0.0, 0.0
     for first, second, residual in zip(terms[1::2], terms[2::2], residuals, strict=True):
         for term in (first, second):
-            running = running + norm.weighted(term) @ weight.T
+            running = running + multiply(norm.weighted(term))
         found = running * norm.scale(residual).unsqueeze(1)
         exact = (wide(residual.double()) - wide.bias) @ weight.double().T
         gap = float((found - exact).abs().max())

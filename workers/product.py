@@ -4,7 +4,7 @@ Shapes: N rows, D width, V vocabulary, B entries of a block.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -90,6 +90,15 @@ class Unembedding:
             else:
                 terms_product(*split, part, products)
             yield start, products
+
+    def multiplier(self, entries: Tensor) -> Callable[[Tensor], Tensor]:
+        """What makes [N, B] products of [N, D] float32 rows with [B, D] other entries, as threads make those with the head's."""
+        if self.laid_out is None:
+            return lambda rows: rows @ entries.float().T
+        from raylens.workers.kernels.laid_out import LaidOut
+
+        laid_out = LaidOut(entries, self.laid_out.kernel)
+        return lambda rows: next(laid_out.blocks(rows, len(entries)))[1]
 
     def try_faster(self, rows: Tensor) -> None:
         """Take a faster product where there is one for the weight's type and device, and it is found to be right.

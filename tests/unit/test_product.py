@@ -125,6 +125,18 @@ def test_numbers_that_are_not_finite_stay_in_their_row(kernel: Kernel | None) ->
 
 
 @each_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_entries_are_multiplied_as_the_heads_own(kernel: Kernel, dtype: torch.dtype) -> None:
+    """So that an error that is measured on some entries is that of what is read; by our own products to the bit."""
+    head = linear(301, 75, dtype)
+    rows = torch.randn(40, 75, generator=torch.Generator().manual_seed(0))
+    some = head.weight.detach()[::3].clone()
+    assert torch.equal(by(kernel, head).multiplier(some)(rows), product(by(kernel, head), rows)[:, ::3])
+    exact = rows.double() @ some.double().T
+    torch.testing.assert_close(by(None, head).multiplier(some)(rows).double(), exact, rtol=0, atol=1e-4)
+
+
+@each_kernel
 def test_torch_may_multiply_between_blocks(kernel: Kernel) -> None:
     """torch's own products of bfloat16 set up the same tiles of the processor as they need them, in the same thread."""
     short = torch.randn(129, 257, generator=torch.Generator().manual_seed(0)).bfloat16()
