@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-@dataclass(slots=True)
+@dataclass(slots=True)  # not frozen: benchmarks put a clock around what multiplies
 class Kernel:
     """A product on one core, of copies of both factors that lie as its innermost loop reads them.
 
