@@ -122,9 +122,13 @@ def test_steps_from_and_to_anywhere(terms: Terms) -> None:
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False))
 def test_three_terms_are_the_number(number: float) -> None:
-    """Nothing of a float32 number is lost, unless it is all but infinite or its last bits are smaller than any number."""
+    """Nothing of a float32 number is lost, unless it is all but infinite or its last bits are smaller than any number.
+
+    The first is the nearest there is, so that products of later terms, some of which are left out, are as small as they can be.
+    """
     found = widened(lay_out(torch.tensor([[number]]), 3, paired=False)).reshape(3, 2, 16, 32)
     assert not found[:, 1].any()
+    assert found[0, 0, 0, 0] == float(torch.tensor(number).bfloat16())
     if 2.0**-100 < abs(number) < 2.0**127 or number == 0:
         assert found[:, 0, 0, 0].astype(np.float64).sum() == number
 

@@ -6,6 +6,7 @@ Shapes: N rows, V entries, D width, T terms, P panels of 32 rows or entries, L n
 import ctypes
 import sys
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ from raylens.workers.kernels.laid_out import Kernel
 
 Halves = NDArray[np.uint16]
 
-#: Rows or entries of a panel, and numbers of one of its tiles.
-SIZE, _TILE = TILES * EDGE, TILE // 2
+#: Rows or entries of a panel, and numbers of one of its tiles, and pairs of numbers.
+SIZE, _TILE, _PAIRS = TILES * EDGE, TILE // 2, TILE // 4
 #: Steps of the width whose products are added up one after the other; so much of the rows stays in the second cache, and these
 #: sums are added then, which rounds less than one sum of a whole width.
 _STEPS = 24
@@ -30,8 +31,8 @@ _STEPS = 24
 _ROW, _LONG, _SHORT = (count * TILES * _TILE for count in (LONG.rows, LONG.entries, SHORT.entries))
 #: Rows whose tiles and sums leave room in the second cache for those of the entries.
 _MOST_ROWS = 256
-#: Entries laid out at once, which bounds what that takes beside the result.
-_CHUNK = 4096
+#: Bits that a float32 number has more than one of bfloat16, a mask of the others, and just less than half of the last of these.
+_LOWER, _UPPER, _HALF = 16, 0xFFFF0000, 0x7FFF
 #: arch_prctl's number on 64-bit x86, its code for "may this process use", and what: the contents of tiles
 #: (Linux, Documentation/arch/x86/xstate.rst).
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18
@@ -57,20 +58,55 @@ def lay_out(matrix: Tensor, terms: int, paired: bool) -> Halves:
             lie, or 32 numbers of one row.
     """
     count, width = matrix.shape
-    rows, steps = -(-count // SIZE), -(-width // DEPTH)
-    rest = matrix.new_zeros(rows * SIZE, steps * DEPTH, dtype=torch.float32)
-    rest[:count, :width] = matrix
-    split = torch.empty(terms, *rest.shape, dtype=torch.bfloat16)
-    for term in split:
-        term.copy_(rest)
-        rest -= term
-    tiles = split.view(terms, rows, TILES, EDGE, steps, DEPTH)
-    if paired:
-        lines = tiles.view(terms, rows, TILES, EDGE, steps, DEPTH // 2, 2).permute(1, 4, 0, 2, 5, 3, 6)
-    else:
-        lines = tiles.permute(1, 4, 0, 2, 3, 5)
-    halves: Halves = lines.reshape(rows, -1).view(torch.uint16).numpy()
-    return halves
+    panels = np.empty((-(-count // SIZE), -(-width // DEPTH) * terms * TILES * _TILE // 2), np.uint32)
+    long = matrix.dtype == torch.float32
+    bits = matrix.contiguous().view(torch.uint32 if long else torch.uint16).numpy()
+    _lay_out(bits, 0 if long else _LOWER, terms, paired, panels)
+    return panels.view(np.uint16)
+
+
+@compiled()
+def _lay_out(bits: NDArray[Any], shift: int, terms: int, paired: bool, panels: NDArray[np.uint32]) -> None:
+    """Put into ``panels`` pairs of neighbours in the width.
+
+    Args:
+        bits: of [N, D] numbers.
+        shift: what makes them those of float32 numbers.
+        terms, paired: as above.
+        panels: [P, L / 2].
+    """
+    steps, across, down = panels.shape[1] // (terms * TILES * _PAIRS), EDGE if paired else 1, 1 if paired else DEPTH // 2
+    line = np.empty(DEPTH, np.float32)
+    for panel in range(panels.shape[0]):
+        for step in range(steps):
+            for place in range(SIZE):
+                _take(bits, panel * SIZE + place, step * DEPTH, np.uint32(shift), line)
+                for term in range(terms):
+                    first = ((step * terms + term) * TILES + place // EDGE) * _PAIRS + place % EDGE * down
+                    for pair in range(DEPTH // 2):
+                        lower, upper = _leading(line[2 * pair]), _leading(line[2 * pair + 1])
+                        line[2 * pair] -= lower
+                        line[2 * pair + 1] -= upper
+                        low, high = np.float32(lower).view(np.uint32), np.float32(upper).view(np.uint32)
+                        panels[panel, first + pair * across] = (low >> np.uint32(_LOWER)) | high
+
+
+@compiled()
+def _take(bits: NDArray[Any], row: int, start: int, shift: np.uint32, line: Floats) -> None:
+    """The next 32 numbers of a row, zeros where there are none."""
+    here = max(0, min(DEPTH, bits.shape[1] - start)) if row < bits.shape[0] else 0
+    for i in range(here):
+        line[i] = np.uint32(np.uint32(bits[row, start + i]) << shift).view(np.float32)
+    line[here:] = 0
+
+
+@compiled()
+def _leading(number: np.float32) -> np.float32:
+    """The nearest number of bfloat16, the even one of two."""
+    bits = np.float32(number).view(np.uint32)
+    even = (bits >> np.uint32(_LOWER)) & np.uint32(1)
+    nearest = np.uint32(np.uint32(bits + np.uint32(_HALF) + even) & np.uint32(_UPPER)).view(np.float32)
+    return nearest if number == number else np.float32(np.nan)
 
 
 @compiled()
@@ -111,14 +147,8 @@ def _add(part: Floats, out: Floats, at: int, width: int) -> None:
 
 
 def _entries(matrix: Tensor) -> Halves:
-    """The panels of [V, D] float32 or bfloat16 entries, laid out part by part."""
-    terms = (LONG if matrix.dtype == torch.float32 else SHORT).entries
-    width = -(-matrix.shape[1] // DEPTH) * terms * TILES * _TILE
-    panels = torch.empty(-(-len(matrix) // SIZE), width, dtype=torch.uint16).numpy()
-    for start in range(0, len(matrix), _CHUNK):
-        part = lay_out(matrix[start : start + _CHUNK], terms, paired=True)
-        panels[start // SIZE :][: len(part)] = part
-    return panels
+    """The panels of [V, D] float32 or bfloat16 entries."""
+    return lay_out(matrix, (LONG if matrix.dtype == torch.float32 else SHORT).entries, paired=True)
 
 
 _rows = partial(lay_out, terms=LONG.rows, paired=False)
