@@ -11,6 +11,7 @@ from raylens.scheduler.progress import Progress
 from raylens.scheduler.run_metrics import RunMetrics
 from raylens.scheduler.tracker import Tracker
 from raylens.scheduler.writer_process import WriterProcess
+from raylens.storage.counted import counted
 from raylens.storage.errors import BrokerError, ClusterError, ServerFull
 from raylens.storage.ledger import Commit
 
@@ -134,9 +135,7 @@ class Dispatch:
             return
         self._grown = time.monotonic()
         if started := self._pool.grow(self._room()):
-            self._progress.waiting(
-                f"the cluster has grown: loading the model in {started} more actor{'s' if started > 1 else ''}"
-            )
+            self._progress.waiting(f"the cluster has grown: loading the model in {counted(started, 'more actor')}")
 
     def _beat(self) -> None:
         prompts, size = self._tracker.unstored()

@@ -13,6 +13,7 @@ from typing import Literal
 from raylens import __version__
 from raylens.scheduler.requirements import requirements
 from raylens.storage.cores import cores
+from raylens.storage.counted import counted
 from raylens.storage.errors import RaylensError
 from raylens.storage.temporary import temporary
 
@@ -223,4 +224,4 @@ def _ray(address: str) -> Finding:
     except RaylensError as error:
         return Finding("ray", "problem", str(error), "correct --ray, or use --ray local")
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
-    return Finding("ray", "ok", f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}, {cpus:g} CPUs, {one.gpus:g} GPUs")
+    return Finding("ray", "ok", f"{counted(len(nodes), 'node')}, {cpus:g} CPUs, {one.gpus:g} GPUs")

@@ -22,6 +22,7 @@ from raylens.scheduler.stopping import heeding
 from raylens.scheduler.tracker import Tracker, open_bytes
 from raylens.scheduler.writer_process import WriterProcess
 from raylens.storage.certificate import write_certificate
+from raylens.storage.counted import counted
 from raylens.storage.durable import store_errors
 from raylens.storage.errors import BrokerError, StoreError
 from raylens.storage.layout import RunFolder, check_writable, runs_folder
@@ -152,7 +153,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         if ours.here:  # the actors of other machines fetch the model themselves
             waiting = heartbeat.while_waiting("fetching the model from the hub", ended)
             fetch_weights(plan.facts.source, heeding(waiting, progress.fetched))
-        progress.stage(f"loading the model in {parts.actors} actor{'s' if parts.actors > 1 else ''}")
+        progress.stage(f"loading the model in {counted(parts.actors, 'actor')}")
         pool = stack.enter_context(Pool(worker, run, broker.url, parts, nodes))
         fresh = cut(_remaining(plan), plan.manifest.prompts - plan.ledger.count, parts.actors, worker)
         give_up = partial(publish, stream, run)

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from raylens.storage.arguments import arguments
 from raylens.storage.certificate import read_certificate
 from raylens.storage.committed import Committed
+from raylens.storage.counted import counted
 from raylens.storage.dataframes import DataFrames
 from raylens.storage.durable import store_errors
 from raylens.storage.errors import StoreError, UsageError, brief
@@ -161,9 +162,7 @@ class Run(DataFrames):
         """The records in corpus order."""
         for entry in self.entries:
             if entry.failure is None:
-                outcome = self[entry.id]
-                assert isinstance(outcome, Record)
-                yield outcome
+                yield self.record(entry.id)
 
     def failures(self) -> Iterator[Failure]:
         """The failures in corpus order; memory is used only for prompts that failed."""
@@ -290,8 +289,8 @@ class Run(DataFrames):
 
     def __repr__(self) -> str:
         counts = self.counts()
-        failed = sum(counts["failures"].values())
-        return f"<Run {self.name!r}: {counts['records']} records, {failed} failures of {counts['prompts']} prompts>"
+        failed = counted(sum(counts["failures"].values()), "failure")
+        return f"<Run {self.name!r}: {counted(counts['records'], 'record')}, {failed} of {counted(counts['prompts'], 'prompt')}>"
 
     def _repr_html_(self) -> str:
         from raylens.storage.notebook import run_html

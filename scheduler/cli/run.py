@@ -25,6 +25,7 @@ from raylens.scheduler.cli._options import (
 )
 from raylens.scheduler.cli._output import only_data, say, show_command
 from raylens.scheduler.cli._running import run_from_command
+from raylens.storage.counted import counted, failed
 from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED
 from raylens.storage.positions import FORMS
 
@@ -218,10 +219,9 @@ def _summary(store: str, ended: "RunResult", as_json: bool, quiet: bool) -> int:
         event = "done" if ended.complete else "stopped"
         click.echo(event_line(event, run=name, store=store, **counts, quarantined=quarantined))
     elif not quiet:
-        failures = ", ".join(f"{number:,} {kind}" for kind, number in counts["failures"].items())
-        words = [f"{counts['records']:,} records", f"{failures or 'no'} failures", f"{counts['tokens']:,} tokens"]
+        words = [counted(counts["records"], "record"), failed(counts["failures"]), counted(counts["tokens"], "token")]
         if quarantined:
-            words.append(f"{quarantined:,} entries in quarantine")
+            words.append(f"{quarantined:,} in quarantine")
         say(f"{name}: {', '.join(words)}")
         click.echo(f"next: {show_command(store, name)}", err=True)
     return sum(number for kind, number in counts["failures"].items() if kind != "skipped")

@@ -8,6 +8,7 @@ import orjson
 
 from raylens.scheduler.cli._options import open_run, store_option
 from raylens.scheduler.cli._output import print_table, say, show_command
+from raylens.storage.counted import counted
 from raylens.storage.errors import UsageError
 from raylens.storage.important import THRESHOLD
 from raylens.storage.labels import label, text_label
@@ -94,9 +95,8 @@ def _show_run(run: "Run", as_json: bool) -> None:
     say(f"run {run.name}, {edited}made {manifest.created}, {'complete' if counts['complete'] else 'unfinished'}")
     say(f"model {manifest.sources.get('model', '?')}, corpus {manifest.sources.get('corpus', '?')}")
     failed = sum(counts["failures"].values())
-    click.echo(
-        f"{counts['records']:,} records, {failed:,} failures, of {counts['prompts']:,} prompts; {counts['tokens']:,} tokens"
-    )
+    made = f"{counted(counts['records'], 'record')}, {counted(failed, 'failure')}"
+    click.echo(f"{made}, of {counted(counts['prompts'], 'prompt')}; {counted(counts['tokens'], 'token')}")
     for section, values in manifest.identity.items():
         say(f"{section}: " + ", ".join(f"{name} {value}" for name, value in values.items() if value is not None))
     if run.certificate:

@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from raylens.scheduler.cli._options import one_store, open_store, store_option, typed
 from raylens.scheduler.cli._output import print_table, say, show_command
+from raylens.storage.counted import counted, failed
 from raylens.storage.errors import RaylensError, StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -104,10 +105,12 @@ def _cells(one: "Status") -> list[str]:
 
 def _lines(one: "Status", store: str) -> list[tuple[str, str]]:
     share = one.stored / one.prompts if one.prompts else 1.0
-    failures = ", ".join(f"{number:,} {kind}" for kind, number in one.failures.items()) or "no"
     lines = [
         ("run", f"{one.run}: {one.state}"),
-        ("prompts", f"{one.stored:,} of {one.prompts:,} stored ({share:.0%}), {one.tokens:,} tokens; {failures} failures"),
+        (
+            "prompts",
+            f"{one.stored:,} of {one.prompts:,} stored ({share:.0%}), {counted(one.tokens, 'token')}; {failed(one.failures)}",
+        ),
     ]
     if one.state in {"running", "silent"}:
         left = _duration(one.seconds_left)

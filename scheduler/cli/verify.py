@@ -9,6 +9,7 @@ import orjson
 
 from raylens.scheduler.cli._options import one_store, store_option
 from raylens.scheduler.cli._output import print_table, say, show_command
+from raylens.storage.counted import counted
 from raylens.storage.errors import StoreError
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _row(found: "Findings") -> list[str]:
     prompts = found.manifest.prompts if found.manifest is not None else None
     done = found.records + found.failures
     damaged = len(found.damage)
-    state = f"damaged: {damaged} file{'s' if damaged > 1 else ''}" if damaged else "good"
+    state = f"damaged: {counted(damaged, 'file')}" if damaged else "good"
     numbers = [f"{number:,}" for number in (found.records, found.failures)]
     to_do = "?" if prompts is None else f"{prompts - done:,}"
     return [

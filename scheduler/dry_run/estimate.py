@@ -20,6 +20,7 @@ from raylens.scheduler.stopping import heeding
 from raylens.scheduler.tracker import OPEN_BYTES
 from raylens.scheduler.writer_process import helpers_here
 from raylens.storage.cores import cores
+from raylens.storage.counted import counted
 from raylens.storage.layers import select_layers
 from raylens.workers.preflight import inspect_model
 from raylens.workers.source import fetch_weights
@@ -83,7 +84,7 @@ class Estimate(msgspec.Struct, frozen=True):
             f"prompts  {self.prompts:,}{failing}",
             f"tokens   {self.tokens:,}",
             f"places   {self.places:,} (tap, layer, position)",
-            f"shards   {self.shards:,}, for {self.actors} actor{'s' if self.actors > 1 else ''}",
+            f"shards   {self.shards:,}, for {counted(self.actors, 'actor')}",
             f"store    about {size(self.store_bytes)}",
             f"memory   about {size(self.host_bytes)} for each actor, {self._gpu()}; weights {size(self.model_bytes)}; "
             f"results in the server at most {size(self.server_bytes)}",
@@ -194,7 +195,7 @@ def _crew(parts: "Share", gpus: float, shards: int, writers: int) -> Crew:
 
 def _measured(found: "Rehearsal", threads: int) -> str:
     device = found.worker.certificate["device"]
-    where = f"{threads} CPU thread{'s' if threads > 1 else ''}"
+    where = counted(threads, "CPU thread")
     if device != "cpu":
         import torch
 

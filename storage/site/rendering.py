@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.requests import Request
 
+from raylens.storage.counted import counted
 from raylens.storage.labels import fit, text_label
 from raylens.storage.labels import label as label_of
 from raylens.storage.site.links import address, place, run_links
@@ -64,7 +65,7 @@ def _environment() -> Environment:
         whole_text=lambda text: text_label(str(text)),
         token=lambda text: "" if text is None else label_of(text),
         number=_number,
-        count=lambda value, noun: f"{value:,} {noun}{'' if value == 1 else 's'}",
+        count=counted,
     )
     environment.globals.update(address=address, place=place, run_links=run_links)
     return environment

@@ -100,7 +100,7 @@ def test_show_run_names_settings_and_failures(store: Path) -> None:
     """Counts, settings, what was certified, and each failure with its reason."""
     text = show(store, "show", "r")
     for part in (
-        "2 records, 1 failures, of 3 prompts",
+        "2 records, 1 failure, of 3 prompts",
         "positions all",
         "resid_pre, attn_out, resid_post",
         "failed empty (empty)",
