@@ -186,7 +186,7 @@ class Dispatch:
             waiting = f"waiting for the writer to store {prompts:,} published prompts, {size / 1e6:,.1f} MB"
             self._wait(f"{waiting}{self._writer.remedy}")
         elif self._pool.deaths and not self._pool.ready:
-            self._wait("no actor is ready any more; Ray restarts them on nodes that have room, or that join")
+            self._wait("no actor is ready; Ray starts them again on nodes that have room, or that join")
 
     def _tell_quiet(self) -> None:
         """A batch may take its time, and a prompt may hang its actor for ever: the user knows which is likely."""

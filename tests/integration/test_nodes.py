@@ -151,7 +151,7 @@ def test_a_run_waits_for_a_node_and_outlives_it(tmp_path: Path, tiny: Path) -> N
         second.until("stage", "waiting up to ")
         with node(tmp_path / "left.log", env, "--address", f"127.0.0.1:{port}"):
             assert 0 < second.until("progress")["done"] < count
-        second.until("waiting", "no actor is ready any more")
+        second.until("waiting", "no actor is ready; Ray starts them again")
         stack.enter_context(node(tmp_path / "next.log", env, "--address", f"127.0.0.1:{port}"))
         wait_until(lambda: pulse(tmp_path).ready == 1, "an actor is on the node that joined")
         second.until("progress")
