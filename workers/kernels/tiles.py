@@ -31,8 +31,8 @@ _STEPS = 24
 _ROW, _LONG, _SHORT = (count * TILES * _TILE for count in (LONG.rows, LONG.entries, SHORT.entries))
 #: Rows whose tiles and sums leave room in the second cache for those of the entries.
 _MOST_ROWS = 256
-#: Bits that a float32 number has more than one of bfloat16, a mask of the others, and just less than half of the last of these.
-_LOWER, _UPPER, _HALF = 16, 0xFFFF0000, 0x7FFF
+#: Bits that a float32 number has more than one of bfloat16, a mask of the others, just less than half of the last of them, a NaN.
+_LOWER, _UPPER, _HALF, _NAN = 16, 0xFFFF0000, 0x7FFF, 0x7FC00000
 #: arch_prctl's number on 64-bit x86, its code for "may this process use", and what: the contents of tiles
 #: (Linux, Documentation/arch/x86/xstate.rst).
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18
@@ -76,19 +76,17 @@ def _lay_out(bits: NDArray[Any], shift: int, terms: int, paired: bool, panels: N
         panels: [P, L / 2].
     """
     steps, across, down = panels.shape[1] // (terms * TILES * _PAIRS), EDGE if paired else 1, 1 if paired else DEPTH // 2
-    line = np.empty(DEPTH, np.float32)
+    line, term = np.empty(DEPTH, np.float32), np.empty(DEPTH, np.uint16)
+    pairs = term.view(np.uint32)
     for panel in range(panels.shape[0]):
         for step in range(steps):
             for place in range(SIZE):
                 _take(bits, panel * SIZE + place, step * DEPTH, np.uint32(shift), line)
-                for term in range(terms):
-                    first = ((step * terms + term) * TILES + place // EDGE) * _PAIRS + place % EDGE * down
+                for number in range(terms):
+                    _split(line, term)
+                    first = ((step * terms + number) * TILES + place // EDGE) * _PAIRS + place % EDGE * down
                     for pair in range(DEPTH // 2):
-                        lower, upper = _leading(line[2 * pair]), _leading(line[2 * pair + 1])
-                        line[2 * pair] -= lower
-                        line[2 * pair + 1] -= upper
-                        low, high = np.float32(lower).view(np.uint32), np.float32(upper).view(np.uint32)
-                        panels[panel, first + pair * across] = (low >> np.uint32(_LOWER)) | high
+                        panels[panel, first + pair * across] = pairs[pair]
 
 
 @compiled()
@@ -101,12 +99,16 @@ def _take(bits: NDArray[Any], row: int, start: int, shift: np.uint32, line: Floa
 
 
 @compiled()
-def _leading(number: np.float32) -> np.float32:
-    """The nearest number of bfloat16, the even one of two."""
-    bits = np.float32(number).view(np.uint32)
-    even = (bits >> np.uint32(_LOWER)) & np.uint32(1)
-    nearest = np.uint32(np.uint32(bits + np.uint32(_HALF) + even) & np.uint32(_UPPER)).view(np.float32)
-    return nearest if number == number else np.float32(np.nan)
+def _split(line: Floats, term: Halves) -> None:
+    """Put the bits of the nearest numbers of bfloat16, the even one of two, into ``term``, and leave what is lost by that."""
+    for i in range(DEPTH):
+        number = line[i]
+        bits = np.float32(number).view(np.uint32)
+        even = (bits >> np.uint32(_LOWER)) & np.uint32(1)
+        nearest = np.uint32(np.uint32(bits + np.uint32(_HALF) + even) & np.uint32(_UPPER))
+        nearest = nearest if number == number else np.uint32(_NAN)
+        line[i] = number - np.uint32(nearest).view(np.float32)
+        term[i] = np.uint16(nearest >> np.uint32(_LOWER))
 
 
 @compiled()
