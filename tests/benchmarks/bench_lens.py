@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from raylens.storage.record import Prompt
 from raylens.workers.adapter import Adapter, adapt
 from raylens.workers.capture import capture
 from raylens.workers.kernels import panels, tiles
-from raylens.workers.kernels.laid_out import LaidOut
+from raylens.workers.kernels.laid_out import Kernel, LaidOut
 from raylens.workers.lens import Lens
 from raylens.workers.model import load_model
 from raylens.workers.product import Unembedding
@@ -100,9 +101,25 @@ def products(model: Any, adapter: Adapter, rows: Tensor, rounds: int) -> None:
         measure(works, rounds, "float32 product alone")
 
 
+def own_kernels() -> list[Kernel]:
+    """Products of our own that this machine can run."""
+    return [kernel for kernel, here in ((panels.KERNEL, panels.SUPPORTED), (tiles.KERNEL, tiles.may_use())) if here]
+
+
+def laying_out(head: Any, rounds: int) -> None:
+    """What a load pays once for a product of our own, beside a plain copy of the weights."""
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = head.weight.detach().to(dtype)
+        ways: dict[str, Work] = {kernel.name: partial(kernel.lay_out_entries, weight) for kernel in own_kernels()}
+        for work in ways.values():  # compiled code is loaded at the first call
+            work()
+        print(f"weights in {str(dtype)[6:]}, laid out")
+        measure({"a copy of them": weight.clone, **ways}, rounds, "a copy of them")
+
+
 def product_rates(head: Any, rounds: int) -> None:
     """Products alone, all cores: torch's, which it divides among them, and our own, each core with rows of its own."""
-    kernels = [kernel for kernel, here in ((panels.KERNEL, panels.SUPPORTED), (tiles.KERNEL, tiles.may_use())) if here]
+    kernels = own_kernels()
     names = "".join(f" {kernel.name} | the ratio |" for kernel in kernels)
     print(f"| GFLOP/s of weights in | rows | torch.mm |{names}\n|---|---|---|{'---|---|' * len(kernels)}")
     for dtype in (torch.float32, torch.bfloat16):
@@ -170,6 +187,7 @@ def main() -> None:
     print(f"transformers {transformers.__version__}, SmolLM2-135M in float32\n")
     model, tokenizer = load_model(ModelSettings("demo", dtype="float32"))
     adapter = adapt(model)
+    laying_out(model.lm_head, 9)
     product_rates(model.lm_head, 9)
     products(model, adapter, hidden_rows(model, tokenizer, adapter, 240), 5)
     products(model, adapter, hidden_rows(model, tokenizer, adapter, 1024), 3)

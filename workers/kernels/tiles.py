@@ -58,7 +58,7 @@ def lay_out(matrix: Tensor, terms: int, paired: bool) -> Halves:
             lie, or 32 numbers of one row.
     """
     count, width = matrix.shape
-    panels = np.empty((-(-count // SIZE), -(-width // DEPTH) * terms * TILES * _TILE // 2), np.uint32)
+    panels = np.empty((-(-count // SIZE), -(-width // DEPTH) * terms * TILES * _PAIRS), np.uint32)
     long = matrix.dtype == torch.float32
     bits = matrix.contiguous().view(torch.uint32 if long else torch.uint16).numpy()
     _lay_out(bits, 0 if long else _LOWER, terms, paired, panels)
