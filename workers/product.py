@@ -97,7 +97,7 @@ class Unembedding:
             return lambda rows: rows @ entries.float().T
         from raylens.workers.kernels.laid_out import LaidOut
 
-        laid_out = LaidOut(entries, self.laid_out.kernel)
+        laid_out = LaidOut(entries.to(self.laid_out.dtype), self.laid_out.kernel)
         return lambda rows: next(laid_out.blocks(rows, len(entries)))[1]
 
     def try_faster(self, rows: Tensor) -> None:
@@ -124,12 +124,12 @@ class Unembedding:
     def _try_laid_out(self, rows: Tensor) -> None:
         """Lay the weight out for a product of our own where there is one that was faster, if it is found to be right.
 
-        The copy takes as much memory as the weight, or half as much again. Which way is taken does not depend on a clock, so that
-        the same machine gives the same numbers every time (docs/decisions/0017, 0024).
+        The copy takes as much memory as the weight, half as much again, or half as much (shortest). Which way is taken does not
+        depend on a clock, so that the same machine gives the same numbers every time (docs/decisions/0017, 0024).
         """
         if not is_compiled():
             return
-        weight = self.head.weight.detach()
+        weight = shortest(self.head.weight.detach())
         few = weight[:TRIED]
         try:
             from raylens.workers.kernels.laid_out import LaidOut
@@ -142,6 +142,14 @@ class Unembedding:
             return
         if _right(found, rows, few):
             self.laid_out = LaidOut(weight, kernel)
+
+
+def shortest(weight: Tensor) -> Tensor:
+    """A float32 weight in bfloat16 if it loses nothing by that, as one that was stored so and widened when it was loaded."""
+    exact = weight.dtype == torch.float32 and all(
+        torch.equal(part.bfloat16().float(), part) for part in torch.split(weight, TRIED)
+    )
+    return weight.bfloat16() if exact else weight
 
 
 def own_kernel() -> "Kernel | None":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from raylens.workers.kernels import panels, tiles
 from raylens.workers.kernels.laid_out import Kernel, LaidOut
-from raylens.workers.product import FEWEST_ROWS, Unembedding, own_kernel
+from raylens.workers.product import FEWEST_ROWS, TRIED, Unembedding, own_kernel
 
 #: Our own products; not every processor multiplies tiles.
 KERNELS = [panels.KERNEL, *([tiles.KERNEL] if tiles.may_use() else [])]
@@ -205,6 +205,29 @@ def test_a_product_is_tried_before_it_is_used(kernel: Kernel, monkeypatch: pytes
         with monkeypatch.context() as patch:
             patch.setattr(module, name, other) if name else patch.setattr(module, other)
             assert not taken()
+
+
+@each_kernel
+def test_what_is_bfloat16_is_laid_out_as_that(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight that was widened to float32 takes no more memory or products than before, unless one number of it would lose."""
+    monkeypatch.setattr("raylens.workers.product.own_kernel", lambda: kernel)
+    rows = torch.randn(ROWS, 64, generator=torch.Generator().manual_seed(0))
+
+    def tried(head: nn.Linear) -> tuple[Unembedding, int]:
+        unembedding = Unembedding(head)
+        unembedding.try_faster(rows)
+        assert unembedding.laid_out is not None
+        return unembedding, unembedding.laid_out.nbytes
+
+    short, size = tried(linear(TRIED + 1, 64, torch.bfloat16))
+    widened, same_size = tried(linear(TRIED + 1, 64, torch.bfloat16).float())
+    assert size == same_size
+    assert torch.equal(product(widened, rows), product(short, rows))
+    some = widened.head.weight[::3].clone()
+    assert torch.equal(widened.multiplier(some)(rows), product(widened, rows)[:, ::3])
+    for number in (1 + 2.0**-8, torch.nan):
+        widened.head.weight[TRIED, 63] = number
+        assert tried(widened.head)[1] == LaidOut(widened.head.weight, kernel).nbytes > size
 
 
 @pytest.mark.cuda

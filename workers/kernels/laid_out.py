@@ -39,11 +39,12 @@ class LaidOut:
 
     Attributes:
         kernel: that multiplies.
+        dtype: of the entries.
         nbytes: of the copy.
     """
 
     def __init__(self, entries: Tensor, kernel: Kernel) -> None:
-        self.kernel = kernel
+        self.kernel, self.dtype = kernel, entries.dtype
         self._count = len(entries)
         self._panels = kernel.lay_out_entries(entries)
         self.nbytes = self._panels.nbytes
