@@ -34,6 +34,7 @@ _ENVIRONMENT = (
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
     "RAY_AUTH_MODE",
     "RAY_AUTH_TOKEN_PATH",
+    "RAY_prestart_worker_first_driver",
     "PYTHONBREAKPOINT",  # to which Ray gives a debugger of its own
 )
 #: Seconds to wait for an address to answer.
@@ -175,6 +176,8 @@ def _init(address: str | None) -> None:
         # Ray guards a local cluster by a token; without a file of ours it would write one to the user's home, which every
         # later cluster would then enforce
         os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token_file()))
+        # it would begin with a Python for each CPU of the machine, where a run needs one for each actor
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
 
 
