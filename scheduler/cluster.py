@@ -176,7 +176,7 @@ def _init(address: str | None) -> None:
         # Ray guards a local cluster by a token; without a file of ours it would write one to the user's home, which every
         # later cluster would then enforce
         os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token_file()))
-        # it would begin with a Python for each CPU of the machine, where a run needs one for each actor
+        # Ray would begin with a Python for each CPU of the machine, 80 MB each, where a run needs one for each actor
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
 
