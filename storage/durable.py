@@ -164,10 +164,19 @@ def write_file(path: Path, data: bytes) -> None:
     fsync_folder(path.parent)
 
 
+def _has_other_name(temporary: Path) -> bool:
+    try:
+        return temporary.stat().st_nlink > 1
+    except FileNotFoundError:  # as below
+        return False
+
+
 def create_file(path: Path, data: bytes) -> bool:
     """Write ``path`` whole if and only if nothing has that name; False if something has.
 
-    link(2) fails when the name exists, on local disks and NFS alike, so of two processes exactly one succeeds.
+    link(2) fails when the name exists, on local disks and NFS alike, so of two processes exactly one succeeds. Over NFS it may
+    also fail after it has succeeded, when the answer was lost and it was asked again; the name is then this very file's
+    (open(2), of O_EXCL).
 
     Raises:
         StoreError: it would be larger than ``read_file`` takes.
@@ -176,7 +185,8 @@ def create_file(path: Path, data: bytes) -> bool:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        return False
+        if not _has_other_name(temporary):
+            return False
     except FileNotFoundError:  # a newer owner took this temporary file for garbage
         if path.exists():
             return False

@@ -14,6 +14,8 @@ from raylens.storage.tally import Tally
 
 #: Seconds over which the rate is taken.
 RATE_SECONDS = 60.0
+#: States of a run whose driver may be at work. What is written to others, such as by a compaction, is not new.
+AT_WORK = ("running", "silent")
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -26,7 +28,7 @@ class Status(msgspec.Struct, frozen=True):
         prompts, stored: how many prompts the corpus has, and how many of them are in the ledger.
         failures: how many of the stored prompts failed, by kind.
         tokens: of the stored prompts.
-        prompts_per_second, tokens_per_second: the rate of the last minute.
+        prompts_per_second, tokens_per_second: the rate of the last minute of a run that is running or silent, 0 of others.
         seconds_left: to the end at that rate; None without a rate.
         seconds_since_commit: by file times; None before the first commit.
         quarantined: how many entries of the stream the writer refused.
@@ -74,6 +76,8 @@ def status(folder: RunFolder, tally: Tally | None = None) -> Status:
     stored, pulse = tally.records + tally.failures.total(), read_pulse(folder)
     state = _state(pulse, now, complete=stored == manifest.prompts)
     prompts_rate, tokens_rate, since = _rates(tally, now)
+    if state not in AT_WORK:
+        prompts_rate = tokens_rate = 0.0
     left = (manifest.prompts - stored) / prompts_rate if prompts_rate and state == "running" else None
     return Status(
         run=folder.root.name,

@@ -1,5 +1,6 @@
 """The ledger: commits appear once, in order, and two writers never share a number."""
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,21 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
 def test_create_file_never_replaces(tmp_path: Path) -> None:
     """A name that is taken keeps its contents, and no temporary file stays."""
     path = tmp_path / "commit"
+    assert create_file(path, b"first")
+    assert not create_file(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert [child.name for child in tmp_path.iterdir()] == ["commit"]
+
+
+def test_create_file_over_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the answer to a link that was made is lost, the server is asked again, and says that the name is taken."""
+    path, link = tmp_path / "commit", os.link
+
+    def asked_again(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", asked_again)
     assert create_file(path, b"first")
     assert not create_file(path, b"second")
     assert path.read_bytes() == b"first"
