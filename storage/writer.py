@@ -83,7 +83,7 @@ class Writer:
     def take_over(self) -> None:
         """Own the run: an empty commit fences any older writer, whose uncommitted segments are then garbage."""
         self._named.update(commit.segment for commit in self._ledger.take_over(self._id))
-        remove_garbage(self._folder, self._ledger.next - 1, self._named)
+        self._remove_garbage()
 
     def step(self) -> int:
         """Read once, commit if due; how many entries were read.
@@ -172,6 +172,10 @@ class Writer:
         if read_manifest(self._folder).uid != self._run:
             raise Fenced(f"{self._folder.root}: is another run now; this one was moved by run --fresh")
 
+    def _remove_garbage(self) -> None:
+        self._check_unmoved()  # or what another run's writer is about to commit would be taken for garbage
+        remove_garbage(self._folder, self._ledger.next - 1, self._named)
+
     def _read(self) -> list[tuple[str, bytes]]:
         try:
             entries = self._stream.read(self._cursor, BLOCK_MS)
@@ -238,7 +242,7 @@ class Writer:
             self.step()
         self._read_left()
         self.commit()
-        remove_garbage(self._folder, self._ledger.next - 1, self._named)
+        self._remove_garbage()
 
     def _read_left(self) -> None:
         """Read what the stream holds now. Actors of an external server may go on adding to it; that is the next writer's."""

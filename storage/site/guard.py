@@ -3,7 +3,7 @@
 import hashlib
 import ipaddress
 import secrets
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
@@ -72,8 +72,9 @@ class Guard:
         if not _same(connection.query_params.get("token", ""), self._token):
             return PlainTextResponse("open the site at the address that raylens view printed, which holds its token", 403)
         # The token leaves the address at once, so that it is in no history, bookmark or copied address.
-        query = urlencode([(name, value) for name, value in parse_qsl(scope["query_string"].decode()) if name != "token"])
-        answer = RedirectResponse(scope["path"] + (f"?{query}" if query else ""), 303)
+        query = urlencode([(name, value) for name, value in connection.query_params.multi_items() if name != "token"])
+        path = "/" + scope["raw_path"].decode("latin-1").lstrip("/")  # as it was asked for; two slashes would name another host
+        answer = RedirectResponse(path + (f"?{query}" if query else ""), 303)
         # "lax": a link to the site from a page elsewhere is followed; nothing there is changed by a request
         answer.set_cookie(self._cookie, self._token, httponly=True, samesite="lax")
         return answer

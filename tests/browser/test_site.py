@@ -479,6 +479,9 @@ def test_other_addresses_need_the_token(store: Path, view: View, open_page: Open
     entered = site.get(f"/runs/first?token={token}&x=1")
     assert entered.status == 303
     assert entered.headers["Location"] == "/runs/first?x=1"
+    # as it was asked for, and on no other host
+    assert site.get(f"/runs/a%23b%3F?x=%23&token={token}").headers["Location"] == "/runs/a%23b%3F?x=%23"
+    assert site.get(f"//elsewhere.example/x?token={token}&x=%ff").headers["Location"].startswith("/elsewhere.example/x?x=")
     assert "HttpOnly" in entered.headers["Set-Cookie"]
     assert "samesite=lax" in entered.headers["Set-Cookie"].lower()
     page = open_page(site.address.replace("0.0.0.0", "127.0.0.1"))

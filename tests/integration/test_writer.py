@@ -307,7 +307,6 @@ def test_what_a_fenced_writer_deletes_is_in_the_ledger(bench: Bench) -> None:
 
 
 @pytest.mark.usefixtures("never_commit")
-@pytest.mark.usefixtures("never_commit")
 def test_a_writer_whose_run_was_moved_away_writes_nothing_into_the_new_one(bench: Bench) -> None:
     """On another machine no lock holds ``run --fresh`` back; the old run's writer then stops before it commits."""
     bench.publish(make_record(0))
@@ -319,6 +318,22 @@ def test_a_writer_whose_run_was_moved_away_writes_nothing_into_the_new_one(bench
         writer.commit()
     assert Ledger(bench.folder).refresh() == []
     assert list(bench.folder.records.iterdir()) == []
+
+
+def test_a_writer_whose_run_was_moved_away_takes_nothing_of_the_new_one_for_garbage(bench: Bench) -> None:
+    """Also where it has nothing to commit when it is told to end."""
+    made = []
+
+    def begun_anew() -> bool:
+        bench.folder.move_aside()
+        make_run(bench.store, prompts=PROMPTS)
+        made.append(bench.folder.records / "000000000-0a1b2c3d.jsonl.zst")
+        made[0].touch()  # of its writer, which is about to commit it
+        return True
+
+    with pytest.raises(Fenced, match="moved by run --fresh"):
+        Writer(bench.folder, bench.stream).run(begun_anew)
+    assert list(bench.folder.records.iterdir()) == made
 
 
 def test_a_take_over_removes_files_that_were_never_whole(bench: Bench) -> None:
