@@ -1,8 +1,11 @@
 """What went wrong in an actor, from Ray's exceptions."""
 
-from ray.exceptions import ActorUnavailableError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 
 from raylens.storage.errors import ModelError, RaylensError
+
+#: What tells that an actor died; the second where Ray itself ended it, to save its node.
+DEATHS = (RayActorError, OutOfMemoryError)
 
 
 def cause(error: RayTaskError) -> RaylensError:

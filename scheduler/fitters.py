@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
-from raylens.scheduler.actor_errors import cause, reason
+from raylens.scheduler.actor_errors import DEATHS, cause, reason
 from raylens.scheduler.sizing import Share
 from raylens.storage.errors import ClusterError
 from raylens.workers.fitting.fitter import Fitter
@@ -89,6 +89,6 @@ class Fitters:
             return ray.get(answer)
         except RayTaskError as error:
             raise cause(error) from None
-        except (RayActorError, OutOfMemoryError) as error:  # the second where Ray itself ended it, to save its node
+        except DEATHS as error:
             remedy = "is there enough memory for the model? Try fewer --actors or --dtype bfloat16"
             raise ClusterError(f"an actor died ({reason(error)}); {remedy}") from None

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
-from raylens.scheduler.actor_errors import cause, reason
+from raylens.scheduler.actor_errors import DEATHS, cause, reason
 from raylens.scheduler.nodes import Nodes
 from raylens.scheduler.shards import Shard
 from raylens.scheduler.sizing import Share
@@ -155,7 +155,7 @@ class Pool:
             certificate = ray.get(call)
         except RayTaskError as error:
             raise cause(error) from None
-        except RayActorError as error:
+        except DEATHS as error:
             slot.load_deaths += 1
             self.deaths += 1
             if slot.load_deaths >= MAX_LOAD_DEATHS:
@@ -182,7 +182,7 @@ class Pool:
                 raise found from None
             slot.cut_off = True
             yield Lost(shard, f"server away ({found})", blame=False, broker=True)
-        except RayActorError as error:
+        except DEATHS as error:
             self.deaths += 1
             # the oldest shard was at work; those behind it had not begun
             behind = [waiting for _, waiting in slot.shards]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
-from raylens.storage.durable import fsync_folder
+from raylens.storage.durable import fsync_folder, read_file
 from raylens.storage.errors import StoreError
 from raylens.storage.layout import RunFolder
 from raylens.storage.ledger import Commit, Ledger
@@ -104,7 +104,7 @@ def _frames(folder: RunFolder, commit: Commit) -> Iterator[tuple[Record | Failur
         StoreError: it is damaged.
     """
     path = segment_path(folder, commit)
-    data = path.read_bytes() if path.stat().st_size == commit.bytes else b""
+    data = read_file(path)
     if len(data) != commit.bytes or zlib.crc32(data) != commit.crc32:
         raise StoreError(f"{path}: damaged; raylens verify STORE --repair first")
     for entry in commit.entries:

@@ -47,15 +47,13 @@ class Tally:
             "complete": self.records + self.failures.total() == prompts,
         }
 
-    def follow(self) -> bool:
-        """Read what was committed since; whether there was anything.
+    def follow(self) -> None:
+        """Read what was committed since.
 
         Raises:
             StoreError: the ledger is damaged.
         """
-        grown = False
         for commit in self.ledger.follow():
-            grown = True
             # a merged segment has its prompts again, where compaction was killed or is at work
             new = [entry for entry in commit.entries if entry.index not in self._seen]
             for entry in new:
@@ -66,4 +64,3 @@ class Tally:
             self.tokens += tokens
             self.failures.update(failures)
             self.last.append(Counted(commit.n, len(new), tokens))
-        return grown

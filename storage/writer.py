@@ -278,8 +278,8 @@ def main() -> int:
     threading.Thread(target=watch, daemon=True).start()
     folder = RunFolder(Path(orders.run))
     try:
-        stream = Stream(orders.redis, read_manifest(folder).uid, retries=0, seconds=CHECK_SECONDS)
         with folder.writing():
+            stream = Stream(orders.redis, read_manifest(folder).uid, retries=0, seconds=CHECK_SECONDS)
             Writer(folder, stream, orders.helpers).run(owner_gone.is_set)
     except RaylensError as error:
         log.error("%s", error)

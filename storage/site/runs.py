@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from raylens.storage.errors import RaylensError
@@ -26,6 +27,8 @@ def _line(shelf: Shelf, name: str) -> dict[str, Any]:
         return {"run": name, "state": state_of(one.folder, complete=progress["complete"]), **about, **progress, "error": None}
     except RaylensError as error:
         return {"run": name, "error": str(error)}
+    except HTTPException as error:  # it was moved aside meanwhile
+        return {"run": name, "error": error.detail}
 
 
 def run(shelf: Shelf, request: Request) -> dict[str, Any]:

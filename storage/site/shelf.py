@@ -15,9 +15,10 @@ from raylens.storage.tally import Tally
 
 @dataclass(slots=True)
 class _Followed:
-    """A run, what its ledger came to so far, and when files of it were last moved aside."""
+    """A run as of so many commits, what its ledger came to so far, and when files of it were last moved aside."""
 
     run: Run
+    commits: int
     tally: Tally
     repaired: int
 
@@ -64,9 +65,10 @@ class Shelf:
         repaired = _repaired(run)
         # new, or a fresh run took the name, or commits that were read have been replaced
         if one is None or one.run.manifest.uid != run.manifest.uid or one.repaired != repaired:
-            one = self._followed[name] = _Followed(run, Tally(run.folder), repaired)
-        if one.tally.follow():
-            one.run = one.run.later()
+            one = self._followed[name] = _Followed(run, 0, Tally(run.folder), repaired)
+        one.tally.follow()
+        if one.commits != one.tally.ledger.next:  # also where an error came between the two before
+            one.run, one.commits = one.run.later(), one.tally.ledger.next
         return one
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from raylens.storage.labels import text_label
 from raylens.storage.pages.page import policy
@@ -320,6 +320,19 @@ def test_progress_is_live(tmp_path: Path, view: View, open_page: Open) -> None:
     commit_outcomes(folder, make_record(1), make_failure(2))
     page.wait_for_selector("section[data-complete]")
     assert page.get_by_role("status").inner_text().startswith("2 records and 1 failure of 3 prompts, 8 tokens")
+
+
+def test_progress_goes_on_after_an_answer_that_failed(tmp_path: Path, view: View, browser: Browser) -> None:
+    """As while a run is moved aside, or the site is started again."""
+    folder, _ = make_run(tmp_path, 2)
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(view(tmp_path).url("/runs/demo"))
+        with page.expect_response(lambda answer: answer.status == 404):
+            folder.root.rename(tmp_path / "away")
+        (tmp_path / "away").rename(folder.root)
+        commit_outcomes(folder, make_record(0))
+        expect(page.locator("#records")).to_have_text("1 record")
 
 
 def test_a_fresh_run_of_the_same_name_is_seen(tmp_path: Path, view: View) -> None:

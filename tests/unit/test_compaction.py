@@ -259,6 +259,17 @@ def test_what_it_was_merged_from_stays_while_the_merged_segment_is_damaged(
     assert_whole(folder)
 
 
+def test_a_merged_segment_of_any_size_is_not_read_into_memory(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store may be anybody's, and a file of a terabyte have no more than a hole."""
+    path = killed_after_the_rename(folder, monkeypatch)
+    ledger = Ledger(folder)
+    last = ledger.refresh()[-1]
+    os.truncate(path, 1 << 40)
+    ledger.path(last.n).write_bytes(msgspec.json.encode(msgspec.structs.replace(last, bytes=1 << 40)))
+    with pytest.raises(StoreError, match="more than such a file has"):
+        compact(folder)
+
+
 def test_wrong_entries_of_a_merged_commit_are_repaired(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A repair of the merged commit still stands for the commits before it."""
     killed_after_the_rename(folder, monkeypatch)

@@ -13,11 +13,10 @@ function show(counts) {
 }
 
 async function ask() {
-  const answer = await fetch(section.dataset.address);
-  if (!answer.ok) return;
-  const counts = await answer.json();
-  show(counts);
-  if (counts.complete) location.reload();
+  const answer = await fetch(section.dataset.address).catch(() => null); // whoever serves it may be away for a while
+  const counts = answer?.ok ? await answer.json() : null;
+  if (counts) show(counts);
+  if (counts?.complete) location.reload();
   else setTimeout(ask, PAUSE);
 }
 
