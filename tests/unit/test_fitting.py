@@ -1,5 +1,6 @@
 """Fitted lenses: the divergence and its gradient against float64, the maps read back by ``--lens``, the split, refusals."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,11 +268,18 @@ def test_a_model_in_a_short_type(tmp_path: Path) -> None:
     assert all(np.isfinite(one.kl_after) for one in found.reports)
 
 
-def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
-    """Told with the place, instead of a lens of NaN."""
-    folder = save_family(tmp_path / "m", spoiled=5)
-    parts = {part: [[4, 5, 6, 7]] for part in PARTS}
-    with pytest.raises(ModelError, match=r"hidden states at resid_pre 0 are not finite \(overflow\); try --dtype float32"):
+@pytest.mark.parametrize("spoiled", PARTS)
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [(torch.float32, ", in float32 already"), (torch.bfloat16, "; try --dtype float32")],
+    ids=["long", "short"],
+)
+def test_numbers_that_are_not_finite(tmp_path: Path, spoiled: str, dtype: torch.dtype, remedy: str) -> None:
+    """Told with the place, instead of a lens of NaN, or one that changes nothing; in whichever part they are."""
+    folder = save_family(tmp_path / "m", spoiled=5, dtype=dtype)
+    parts = {part: [[4, 5 if part == spoiled else 8, 6, 7]] for part in PARTS}
+    told = re.escape(f"hidden states at resid_pre 0 are not finite (NaN or overflow){remedy}")
+    with pytest.raises(ModelError, match=f"{told}$"):
         fit(settings_of(folder), Texts(parts))
 
 

@@ -79,6 +79,7 @@ class Fitter:
         self._fit, self._validation, self._held_out = (batched(self._texts[part], most, switch) for part in PARTS)
         adapter = adapt(model)
         adapter.taps(tuple({tap for tap, _ in self._places}))
+        self._dtype = adapter.certificate["dtype"]
         self._divergence = Divergence(adapter.projection)
         self._device = self._divergence.device
         self._width = int(model.config.get_text_config().hidden_size)
@@ -116,6 +117,9 @@ class Fitter:
             rows = self._rows(batch)
             for place, sums in moments.items():
                 sums.add(rows[place], rows[self._rows.last])
+        for place, sums in moments.items():
+            if not sums.finite:
+                raise self._not_finite(place)
         plain = identity(self._width, self._device)
         candidates = {
             place: {"identity": plain, **{f"ridge {penalty:g}": sums.ridge(penalty) for penalty in PENALTIES}}
@@ -171,10 +175,14 @@ class Fitter:
             place: {name: value / count if np.isfinite(value) else float("inf") for name, value in found.items()}
             for place, found in sums.items()
         }
-        for (tap, layer), found in means.items():
+        for place, found in means.items():
             if not np.isfinite(found.get("identity", 0.0)):
-                raise ModelError(f"the model's hidden states at {tap} {layer} are not finite (overflow); try --dtype float32")
+                raise self._not_finite(place)
         return means
+
+    def _not_finite(self, place: Place) -> ModelError:
+        why = ", in float32 already" if self._dtype == "float32" else "; try --dtype float32"
+        return ModelError(f"the model's hidden states at {place[0]} {place[1]} are not finite (NaN or overflow){why}")
 
     @torch.no_grad()
     def _add(self, sums: Divergences, rows: dict[Place, Tensor], candidates: Candidates) -> int:

@@ -37,6 +37,11 @@ class Moments:
         self._cross += x.T @ y
 
     @property
+    def finite(self) -> bool:
+        """Whether all rows were, and their products."""
+        return all(bool(sums.isfinite().all()) for sums in (self._gram, self._cross, self._y_squares))
+
+    @property
     def mean(self) -> Tensor:
         """[D] float32 of the layer's rows."""
         return (self._x / self._count).float()
