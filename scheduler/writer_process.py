@@ -91,7 +91,7 @@ class WriterProcess:
 
     def _told(self, code: int) -> str:
         log = self._folder.writer_log
-        unsaid = f"killed by signal {-code}" if code < 0 else "it could not write its log; is the disk full?"
+        unsaid = f"killed by signal {-code}" if code < 0 else "its log says nothing; is the disk full, or the run's folder gone?"
         return f"the writer ended with code {code}: {last_message(log, self._log_before) or unsaid} (see {log})"
 
     def tell_to_end(self) -> None:

@@ -61,6 +61,8 @@ def _listed(given: str, text: str, n_layers: int) -> set[int]:
             first = last = int(part) + n_layers if part.startswith("-") else int(part)
         else:
             raise UsageError(f"{given}: {brief(part, repr)} is not a layer; write {FORMS}")
+        if first > last:
+            raise UsageError(f"{given}: {brief(part, repr)} runs downwards; write {FORMS}")
         if first < 0 or last >= n_layers:
             raise UsageError(f"{given}: the model has layers 0 to {n_layers - 1}")
         chosen.update(range(first, last + 1))

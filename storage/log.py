@@ -49,11 +49,14 @@ def last_message(log: Path, start: int) -> str:
     """What the last line of a log says; a line that is none of ours, such as of a traceback, is given as it is.
 
     Args:
-        start: bytes that are not looked at; if nothing is after them, the message is empty.
+        start: bytes that are not looked at; if nothing is after them, or the log cannot be read, the message is empty.
     """
-    with log.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode(errors="replace").strip().splitlines()
+    try:
+        with log.open("rb") as file:
+            file.seek(start)
+            lines = file.read().decode(errors="replace").strip().splitlines()
+    except OSError:  # such as of a run that was moved or deleted, and its log with it
+        return ""
     if not lines:
         return ""
     try:

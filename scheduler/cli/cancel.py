@@ -24,13 +24,14 @@ def command(words: tuple[str, ...], store: str) -> None:
 
     *stores, run = words
     store = one_store(stores, store)
-    folder = open_store(store)[run].folder
-    pulse = ask_to_stop(folder)
+    one = open_store(store)[run]
+    folder, pulse = one.folder, ask_to_stop(one.folder)
     say(f"asked process {pulse.pid} on {pulse.host} to stop; it stores what is published first", err=True)
     until = time.monotonic() + WAIT_SECONDS
     while (last := read_pulse(folder)) is not None and last.pid == pulse.pid and last.state(time.time()) != "died":
         if time.monotonic() > until:
             raise StoreError(f"{folder.root}: its driver has not stopped within {WAIT_SECONDS:.0f} seconds; see raylens status")
         time.sleep(0.2)
-    counts = open_store(store)[run].counts()
-    say(f"{run}: stopped with {counts['records'] + sum(counts['failures'].values()):,} of {counts['prompts']:,} prompts stored")
+    counts = one.counts()
+    stored = counts["records"] + sum(counts["failures"].values())
+    say(f"{one.name}: stopped with {stored:,} of {counts['prompts']:,} prompts stored")

@@ -153,6 +153,18 @@ def test_a_death_costs_nothing(bench: Bench, victim: str) -> None:
     bench.assert_no_garbage()
 
 
+def test_a_writer_whose_run_was_moved_away_with_its_log(bench: Bench) -> None:
+    """It ends, and whoever started it tells what is known, instead of failing at its log."""
+    with WriterProcess(bench.folder, bench.server.url, 0) as process:
+        wait_until(lambda: Ledger(bench.folder).refresh(), "the writer has taken over")
+        bench.folder.root.rename(bench.folder.root.with_name("demo.old-1"))  # from a machine that its lock does not reach
+        make_run(bench.store, prompts=PROMPTS)
+        told = process.finish()
+    assert told.startswith(
+        "the writer ended with code 6: its log says nothing; is the disk full, or the run's folder gone? (see "
+    )
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_a_writer_ends_whose_helper_dies_while_another_starts(bench: Bench, before: bool) -> None:
     """It is not left waiting for the one that its pool began as it broke, which the pool does not end."""
