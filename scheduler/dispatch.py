@@ -6,20 +6,18 @@ from collections.abc import Callable
 from raylens.scheduler.broker import Broker
 from raylens.scheduler.external_writer import ExternalWriter
 from raylens.scheduler.heartbeat import Heartbeat
+from raylens.scheduler.placing import Placing
 from raylens.scheduler.pool import Done, Event, LoadDeath, Loaded, Lost, Pool
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.run_metrics import RunMetrics
 from raylens.scheduler.tracker import Tracker
 from raylens.scheduler.writer_process import WriterProcess
 from raylens.storage.counted import counted
-from raylens.storage.errors import BrokerError, ClusterError, ServerFull
+from raylens.storage.errors import BrokerError, ServerFull
 from raylens.storage.ledger import Commit
 
 #: Seconds to wait for an actor before looking at everything else.
 POLL_SECONDS = 0.2
-#: Seconds after which the user is told that no actor has a place yet, and after which the run ends.
-PLACE_SECONDS = 10.0
-MAX_PLACE_SECONDS = 600.0
 #: Seconds without a commit after which the user is told what the run waits for, again and again.
 STANDSTILL_SECONDS = 10.0
 #: Seconds without an answer of any actor after which the user is told what they are at, again and again.
@@ -68,8 +66,9 @@ class Dispatch:
         self._stopping = stopping
         self._room = room
         self._broker_losses = 0
-        self._began = self._moved = self._grown = self._heard = time.monotonic()
-        self._told_waiting = self._told_away = False
+        self._placing = Placing(self._wait)
+        self._moved = self._grown = self._heard = time.monotonic()
+        self._told_away = False
         self._resubmitted = 0
         self._waiting = ""
 
@@ -205,22 +204,12 @@ class Dispatch:
         )
 
     def _check_placed(self) -> None:
-        waited = time.monotonic() - self._began
-        if self._pool.placed:
-            if self._told_waiting and not self._pool.ready:
-                self._wait("an actor has started and is loading the model")
-            self._told_waiting = False
+        if not self._pool.placed:
+            self._placing.check("no actor has started;")
             return
-        if waited < PLACE_SECONDS:
-            return
-        if waited >= MAX_PLACE_SECONDS:
-            raise ClusterError(
-                "no actor has started; check whether something else uses the cluster's CPUs or GPUs, and whether Ray's logs on "
-                "its nodes (/tmp/ray/session_latest/logs) say why processes end"
-            )
-        if not self._told_waiting:
-            self._told_waiting = True
-            self._wait("waiting for the Ray cluster to place and start the actors")
+        if self._placing.told and not self._pool.ready:
+            self._wait("an actor has started and is loading the model")
+        self._placing.told = False
 
     def _tell(self, commits: list[Commit]) -> None:
         for commit in commits:

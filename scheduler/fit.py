@@ -81,7 +81,7 @@ def fit_corpus(
         fitters = Fitters(settings, texts.parts, fitted, share(actors.actors, actors.gpus_per_actor), stopping)
         stack.callback(fitters.stop)
         progress.stage(f"fitting {len(fitted)} maps on {texts.tokens('fit'):,} tokens")
-        fitters.run(progress.steps)
+        fitters.run(progress.steps, progress.waiting)
         maps = fitters.maps()
         report = FitReport(
             lens_option(settings.kind, output),

@@ -7,6 +7,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from raylens.scheduler.actor_errors import DEATHS, cause, reason
+from raylens.scheduler.placing import Placing
 from raylens.scheduler.sizing import Share
 from raylens.storage.errors import ClusterError
 from raylens.workers.fitting.fitter import Fitter
@@ -45,21 +46,38 @@ class Fitters:
         actor = ray.remote(Fitter).options(num_cpus=share.cpus, num_gpus=share.gpus)
         self._actors = [actor.remote(settings, given, own, threads) for own in self._places]
 
-    def run(self, told: Callable[[int, int], None]) -> None:
+    def run(self, told: Callable[[int, int], None], waiting: Callable[[str], None]) -> None:
         """Load the models and make all steps.
 
         Args:
             told: called with the steps that every actor has made, and their number.
+            waiting: told what is waited for.
 
         Raises:
             ModelError: the model cannot be loaded, lensed or fitted.
-            ClusterError: an actor died.
+            ClusterError: an actor died, or the cluster has no room for all of them.
             KeyboardInterrupt: the user wants to stop.
         """
+        self._await_places(waiting)
         total = self._all(lambda actor: actor.load.remote())[0]
         for done in range(total):
             told(done, total)
             self._all(lambda actor: actor.advance.remote())
+        told(total, total)
+
+    def _await_places(self, waiting: Callable[[str], None]) -> None:
+        """All at once, since each step is one of all: the cluster may have room for fewer, for now or for ever."""
+        starting, count = [actor.__ray_ready__.remote() for actor in self._actors], len(self._actors)
+        placing = Placing(waiting)
+        while starting:
+            started, starting = ray.wait(starting, num_returns=len(starting), timeout=_POLL_SECONDS)
+            for answer in started:
+                self._got(answer)
+            if self._stopping():
+                raise KeyboardInterrupt
+            if starting:
+                there = f"{count - len(starting)} of {count} actors have started"
+                placing.check(f"{there}, and a fit needs all at once; try fewer --actors, or")
 
     def reports(self) -> list[LayerReport]:
         """Of every place, in the order of the model."""

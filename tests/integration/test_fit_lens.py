@@ -9,12 +9,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import msgspec
 import numpy as np
 import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.numpy import load_file
 
 import raylens
+from raylens.scheduler import placing
 from raylens.scheduler.cli import group
 from raylens.scheduler.cluster import cluster
 from tests.command import raylens_command
@@ -63,8 +67,11 @@ def test_tuned_lens_of_two_actors(place: Path) -> None:
     assert list(record.taps) == ["resid_post"]
 
 
-def test_linear_lens_from_python(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Its maps are near the identity, --lens linear: reads its file, and quiet is quiet; the command's JSON is the same."""
+def test_linear_lens_from_python(place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its maps are near the identity, --lens linear: reads its file, and quiet is quiet; the command's JSON is the same.
+
+    Of a cluster that has no room for all its actors a fit says so, and ends.
+    """
     model, output = str(place / "m"), place / "linear"
     with cluster("local"):  # both use the Ray that is there
         report = raylens.fit_lens(
@@ -80,10 +87,23 @@ def test_linear_lens_from_python(place: Path, capfd: pytest.CaptureFixture[str])
         )
         assert json.loads((output / "provenance.json").read_text())["settings"]["model"]["device_map"] == "cpu"
         assert capfd.readouterr() == ("", "")
-        arguments = ["c.jsonl", "-m", model, "--column", "words", "-o", str(place / "again"), "--kind", "linear", *SIZES]
+        command = ["fit-lens", "c.jsonl", "-m", model, "--column", "words", "--kind", "linear", *SIZES]
         with contextlib.chdir(place):
-            group(["fit-lens", *arguments, "--json"], standalone_mode=False)
+            group([*command, "-o", str(place / "again"), "--json"], standalone_mode=False)
         again = json.loads(capfd.readouterr().out)
+
+        monkeypatch.setattr(placing, "PLACE_SECONDS", 0.0)
+        monkeypatch.setattr(placing, "MAX_PLACE_SECONDS", 1.0)
+        taken = placement_group([{"CPU": ray.cluster_resources()["CPU"] / 2}])
+        ray.get(taken.ready())
+        with (
+            contextlib.chdir(place),
+            pytest.raises(click.ClickException, match=r"^[01] of 2 actors have started"),
+        ):
+            group([*command, "--actors", "2", "-o", "crowded"], standalone_mode=False)
+        assert "waiting for the Ray cluster to place and start the actors" in capfd.readouterr().err
+        assert not (place / "crowded").exists()
+        remove_placement_group(taken)
     assert report.lens == f"linear:{output / 'lens.safetensors'}"
     assert again == {**msgspec.to_builtins(report), "lens": f"linear:{place / 'again' / 'lens.safetensors'}"}
     assert [(one.tap, one.layer) for one in report.layers] == [("resid_post", 0), ("resid_post", 1)]

@@ -11,7 +11,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from transformers import AutoTokenizer
 
 import raylens
-from raylens.scheduler import dispatch, pool
+from raylens.scheduler import dispatch, placing, pool
 from raylens.scheduler.cluster import cluster
 from raylens.storage.layout import RunFolder
 from raylens.storage.pulse import read_pulse
@@ -99,8 +99,8 @@ def test_a_prompt_that_hangs_its_actor(model: Path, tmp_path: Path, shared_ray: 
 
 def test_a_cluster_whose_cpus_are_taken(model: Path, tmp_path: Path, shared_ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No actor gets a place: the run says so and ends; when the cluster is free again, it goes on."""
-    monkeypatch.setattr(dispatch, "PLACE_SECONDS", 0.0)
-    monkeypatch.setattr(dispatch, "MAX_PLACE_SECONDS", 1.0)
+    monkeypatch.setattr(placing, "PLACE_SECONDS", 0.0)
+    monkeypatch.setattr(placing, "MAX_PLACE_SECONDS", 1.0)
     given = {"model": str(model), "store": tmp_path / "st", "name": "r", "quiet": True}
     with cluster(shared_ray):
         taken = placement_group([{"CPU": 2}])
