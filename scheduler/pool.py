@@ -141,7 +141,8 @@ class Pool:
         if not waited_for:  # only the writer is at work
             time.sleep(seconds)
             return
-        finished = ray.wait(waited_for, timeout=seconds)[0]
+        ray.wait(waited_for, timeout=seconds)  # for one of them, or the others would be waited for too
+        finished = ray.wait(waited_for, num_returns=len(waited_for), timeout=0)[0]
         for slot in self._slots:
             if slot.loading in finished:
                 yield from self._loaded(slot)
