@@ -32,6 +32,9 @@ class Progress:
     def start(self, run: str, total: int, done: int, failed: int) -> None:
         """The run begins with ``done`` of ``total`` prompts in the ledger, ``failed`` of them failures."""
 
+    def passed(self, prompts: int) -> None:
+        """So many that are in the ledger have been read past, to find the next that is not."""
+
     def working(self) -> None:
         """An actor holds a model: rates count from here."""
 
@@ -126,6 +129,9 @@ class _ForPeople(Progress, ABC):
     def tokenized(self, done: int, total: int) -> None:
         self._so_far(f"tokenizing: {done:,} of {total:,} tokens")
 
+    def passed(self, prompts: int) -> None:
+        self._so_far(f"reading past what is stored: {prompts:,} prompts so far")
+
     def in_flight(self, size: int) -> None:
         self._meter.in_flight = size
 
@@ -210,7 +216,7 @@ class Bar(_ForPeople):
     def committed(self, records: int, failures: int, tokens: int) -> None:
         self._meter.add(records, failures, tokens)
         note = self._meter.line().partition(", ")[2]
-        self._show(completed=self._meter.done, note=note)
+        self._show(description=self._meter.run, completed=self._meter.done, note=note)
 
     def waiting(self, text: str) -> None:
         self._show(note=text)

@@ -37,6 +37,9 @@ from raylens.workers.publish import publish
 from raylens.workers.source import fetch_weights
 from raylens.workers.tracked import tracked_fields
 
+#: Prompts in a row that are stored already, and read past, between two looks at everything else.
+PASSED_EVERY = 8192
+
 
 class RunResult(msgspec.Struct, frozen=True):
     """How a run ended: its name, and whether every prompt is in the ledger."""
@@ -155,7 +158,8 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
             fetch_weights(plan.facts.source, heeding(waiting, progress.fetched))
         progress.stage(f"loading the model in {counted(parts.actors, 'actor')}")
         pool = stack.enter_context(Pool(worker, run, broker.url, parts, nodes))
-        fresh = cut(_remaining(plan), plan.manifest.prompts - plan.ledger.count, parts.actors, worker)
+        passing = heartbeat.while_waiting("reading past the prompts that are stored", ended)
+        fresh = cut(_remaining(plan, progress, passing), plan.manifest.prompts - plan.ledger.count, parts.actors, worker)
         give_up = partial(publish, stream, run)
         positions, most = estimated_positions(worker), open_bytes(broker.memory().limit)
         tracker = Tracker(fresh, plan.manifest.prompts, plan.ledger, stream, give_up, positions, most)
@@ -180,17 +184,28 @@ def _writer(plan: _Plan, redis: str) -> WriterProcess | ExternalWriter:
     return WriterProcess(plan.folder, redis, plan.settings.writer_helpers)
 
 
-def _remaining(plan: _Plan) -> Iterator[Prompt]:
+def _remaining(plan: _Plan, progress: Progress, stopping: Callable[[], bool]) -> Iterator[Prompt]:
     """The prompts that are not in the ledger.
+
+    Args:
+        progress: told now and then how many that are there have been read past: of millions, it takes its time.
+        stopping: asked as often; if so there are no more.
 
     Raises:
         InputError: the corpus is no longer what was scanned.
     """
-    generation = plan.settings.worker.generation
+    generation, passed = plan.settings.worker.generation, 0
     for prompt in plan.corpus.unchanged(plan.summary):
         for one in samples_of(prompt, generation.samples if generation else 1):
             if one.index not in plan.ledger:
+                passed = 0
                 yield one
+                continue
+            passed += 1
+            if passed % PASSED_EVERY == 0:
+                progress.passed(passed)
+                if stopping():
+                    return
 
 
 def _drop(url: str, run: str | None, progress: Progress, retries: int) -> None:

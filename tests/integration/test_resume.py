@@ -12,10 +12,15 @@ import psutil
 import pytest
 
 import raylens
+from raylens.scheduler import run
+from raylens.scheduler.corpus import Corpus
+from raylens.scheduler.progress import Progress
+from raylens.scheduler.settings import RunSettings
 from raylens.storage.layout import RunFolder
 from raylens.storage.pulse import read_pulse
 from raylens.storage.quarantine import Quarantine
-from tests.builders import make_run, same
+from raylens.workers.settings import ModelSettings, WorkerSettings
+from tests.builders import commit_outcomes, make_failure, make_run, same
 from tests.command import raylens_command
 from tests.running import Running
 from tests.tiny import sentences
@@ -188,6 +193,34 @@ def test_another_machine_resumes_a_copied_store(stopped: Stopped, tmp_path: Path
     assert run.counts()["records"] == LONG
     assert all(same(run[prompt], outcome) for prompt, outcome in before.items())
     assert raylens_command("verify", str(place / "st")).returncode == 0
+
+
+class Passed(Progress):
+    """Who hears what was read past; may wish to stop as soon as something was."""
+
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+
+    def passed(self, prompts: int) -> None:
+        self.heard.append(prompts)
+
+
+def test_what_is_stored_is_read_past_with_an_ear_for_the_user(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of millions it takes a minute, in which the run may be stopped, and says what it does."""
+    monkeypatch.setattr(run, "PASSED_EVERY", 4)
+    settings = RunSettings(WorkerSettings(ModelSettings(str(tiny))), tmp_path / "st", name="r", actors=1)
+    corpus, folder = Corpus.from_rows(sentences(PROMPTS, 5)), RunFolder(tmp_path / "st" / "runs" / "r")
+    assert not run.run_corpus(settings, corpus, Progress(), folder.manifest.exists).complete
+    commit_outcomes(folder, *map(make_failure, range(PROMPTS - 1)))
+    stopping = Passed()
+    assert not run.run_corpus(settings, corpus, stopping, lambda: bool(stopping.heard)).complete
+    assert stopping.heard == [4]
+    going_on = Passed()
+    assert run.run_corpus(settings, corpus, going_on).complete
+    assert going_on.heard == [4, 8]
+    assert raylens.open(tmp_path / "st")["r"].counts()["records"] == 1
 
 
 def test_show_quarantine(tmp_path: Path) -> None:

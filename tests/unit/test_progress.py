@@ -114,10 +114,14 @@ def test_lines_come_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str
     clock.now += 1
     lines.committed(1, 0, tokens=5)
     assert said() == ""
+    clock.now += LINE_SECONDS
+    lines.passed(8_192)
+    lines.passed(16_384)
+    assert said() == "reading past what is stored: 8,192 prompts so far\n"
     lines.waiting("the server is full")
     assert said() == "the server is full\n"
     lines.committed(1, 0, tokens=5)
-    assert said() == "3/3 prompts, 10.0 tokens/s\n"
+    assert said() == "3/3 prompts, 0.9 tokens/s\n"
 
 
 def test_lines_tell_failures_and_what_is_in_flight(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
