@@ -135,7 +135,8 @@ class Corpus:
                 progress(count)
         if not count:
             raise InputError(self.name, "no prompts", "give at least one")
-        for field in sorted(lacking):
+        if lacking:
+            field = min(lacking)
             raise InputError(self.name, f"no prompt has the field {field!r} besides its text", f"correct --track field:{field}")
         if progress is not None:
             progress(count)

@@ -1,15 +1,13 @@
 """Parquet through pyarrow."""
 
-import shutil
 from collections.abc import Iterator
-from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 from raylens.scheduler.corpus.files import InputFile
 from raylens.scheduler.corpus.rows import BadRow, RowKeys
+from raylens.scheduler.corpus.spool import Spool
 from raylens.scheduler.corpus.values import plain_row
 from raylens.storage.errors import InputError
-from raylens.storage.temporary import temporary
 
 #: Rows that are in memory at a time, and bytes of them on average.
 _BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20
@@ -26,8 +24,7 @@ def rows(file: InputFile, keys: RowKeys) -> Iterator[tuple[int, dict[str, Any]]]
             yield from _rows(file, stream, keys)
             return
         # Parquet is read from its end, a compressed stream only from its start.
-        with temporary(TemporaryFile) as whole:
-            shutil.copyfileobj(stream, whole)
+        with Spool(stream, file.name).open() as whole:
             yield from _rows(file, whole, keys)
 
 

@@ -1,4 +1,4 @@
-"""Standard input and pipes, kept in an unnamed temporary file so that they can be read more than once."""
+"""Standard input, pipes and what is decompressed, in an unnamed temporary file, to be read more than once or from its end."""
 
 import io
 import os
@@ -63,7 +63,9 @@ class Spool:
                 file.flush()
                 self.descriptor = os.dup(file.fileno())
         except OSError as error:
-            remedy = f"make room in {tempfile.gettempdir()}, or save the input as a file and name it"
+            if error.errno is None:  # not the system's: the stream is decompressed, and damaged
+                raise
+            remedy = f"make room in {tempfile.gettempdir()}, or save the input as a plain file and name it"
             raise InputError(name, f"cannot be read to its end and kept in a temporary file ({error.strerror})", remedy) from None
         weakref.finalize(self, os.close, self.descriptor)
 

@@ -3,6 +3,7 @@
 import gzip
 import os
 import random
+import resource
 import subprocess
 import sys
 import threading
@@ -202,6 +203,24 @@ def test_compressed_files_cut_short_or_damaged(tmp_path: Path, extension: str, c
         message = refusal(path)
         assert message.startswith(f"{path}: cannot be decompressed (")
         assert message.endswith("); it is damaged or cut short: copy or compress it again")
+
+
+def test_no_room_to_unpack_a_compressed_parquet_file(tmp_path: Path) -> None:
+    """It is the temporary folder that is at fault, not the file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": noise(2000).decode().splitlines()}), tmp_path / "c.parquet")
+    path = tmp_path / "c.parquet.zst"
+    path.write_bytes(zstandard.ZstdCompressor().compress((tmp_path / "c.parquet").read_bytes()))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        message = refusal(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert message.startswith(f"{path}: cannot be read to its end and kept in a temporary file (File too large); make room in ")
+    assert corpus(path).scan().count == 2000
 
 
 def test_a_zstd_window_of_two_gigabytes_is_read(tmp_path: Path) -> None:
