@@ -4,7 +4,8 @@ import time
 
 from raylens.storage.errors import BrokerError, ServerRefuses
 from raylens.storage.server import EmbeddedServer
-from raylens.storage.stream import CHECK_SECONDS, Memory, Stream, check_server
+from raylens.storage.server_memory import Memory
+from raylens.storage.stream import CHECK_SECONDS, Stream, check_server
 from raylens.storage.urls import redact
 
 #: Seconds between two looks at the server.

@@ -54,6 +54,11 @@ def read_certificate(folder: RunFolder) -> dict[str, Any]:
     return found
 
 
+def model_layers(certificate: dict[str, Any], highest: int) -> int:
+    """Layers of the model; where no certificate says so, as many as the highest that was read is the last of."""
+    return int(certificate.get("layers", 1 + highest))
+
+
 def other_ways(certificate: dict[str, Any]) -> list[dict[str, Any]]:
     """``device`` and ``lens`` of actors that read in another way than the one whose certificate it is."""
     others = certificate.get("others")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from raylens.storage.errors import FrameError
 from raylens.storage.frame import Frame
-from raylens.storage.stream import Memory
+from raylens.storage.server_memory import Memory
 
 #: Bytes of incomplete attempts that are held; four of the largest records. Beyond it the youngest are forgotten, so that the
 #: oldest are completed: the entries of the others stay in the stream and are read again when it is read from its start.

@@ -56,7 +56,7 @@ class Run(DataFrames):
         """The run's name."""
         return self.folder.root.name
 
-    @cached_property
+    @property
     def vocabulary(self) -> Vocabulary:
         """The bytes of each token, by token id."""
         return self._stored_vocabulary.tokens
@@ -89,6 +89,7 @@ class Run(DataFrames):
         run = Run(self.folder)
         if "_committed" in self.__dict__:
             run._committed = Committed(self.folder, self._committed)
+        run._stored_vocabulary = self._stored_vocabulary  # of a run it stays what it is, and may be large
         return run
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from raylens.storage.certificate import model_layers
 from raylens.storage.database import Database
 from raylens.storage.errors import UsageError, brief
 from raylens.storage.layers import as_text, select_layers
@@ -68,7 +69,7 @@ def lensed(run: Run, database: Database) -> Lensed:
     if not rows:
         raise UsageError(f"run {run.name!r} has no records to query yet")
     taps = {row["tap"]: sorted(row["layers"]) for row in rows}
-    layers = run.certificate.get("layers", 1 + max(max(found) for found in taps.values()))
+    layers = model_layers(run.certificate, max(max(found) for found in taps.values()))
     return Lensed(taps, max(row["k"] for row in rows), layers, rows[0]["attribution"], rows[0]["best_attribution"])
 
 

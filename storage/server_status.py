@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import redis
 
+from raylens.storage.server_memory import memory_of
 from raylens.storage.stream import CHECK_SECONDS, connect, refusal, stream_key
 
 _KEYS = stream_key("*").replace("{", "[{]").replace("}", "[}]")
@@ -40,12 +41,12 @@ def server_status(url: str, uids: list[str] | None = None) -> ServerStatus:
     """
     try:
         with connect(url, retries=1, seconds=CHECK_SECONDS) as client:
-            memory = client.info("memory")
+            memory = memory_of(client)
             found = uids if uids is not None else _found(client)
             streams = {uid: int(client.xlen(stream_key(uid))) for uid in found} if found is not None else None
     except redis.RedisError as error:
         raise refusal(url, error) from error
-    return ServerStatus(int(memory["used_memory"]), int(memory.get("maxmemory", 0)), streams)
+    return ServerStatus(memory.used, memory.limit, streams)
 
 
 def _found(client: "redis.Redis") -> list[str] | None:

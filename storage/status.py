@@ -49,6 +49,11 @@ class Status(msgspec.Struct, frozen=True):
     quarantined: int
     driver: Pulse | None
 
+    @property
+    def at_work(self) -> bool:
+        """Whether its driver may be at work, and there is a rate."""
+        return self.state in AT_WORK
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         value: dict[str, Any] = msgspec.to_builtins(self)

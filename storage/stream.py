@@ -9,7 +9,6 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -17,6 +16,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from raylens.storage.errors import BrokerError, ServerFull, ServerRefuses, StreamGone, one_line
+from raylens.storage.server_memory import Memory, memory_of
 from raylens.storage.urls import redact
 
 #: A full or restarting server is waited for about this many times, up to 2 s each, before the caller hears of it.
@@ -31,11 +31,6 @@ READ_COUNT = 16
 MAX_VALUE_BYTES = 2 << 20
 #: Entries asked for at once by ``missing``, whose answers hold their frames.
 ASK_COUNT = 64
-
-#: A server counts as full from this part of its memory limit, or where this much is left: a frame that arrives takes its
-#: size twice, and is refused before it is stored.
-FULL = 0.9
-FRAME_ROOM = 3 << 20
 
 #: The consumer group that ``create`` makes, as no other command makes an empty stream; nobody reads through it.
 GROUP = "raylens"
@@ -166,19 +161,6 @@ def _remedy(url: str, error: redis.RedisError) -> str:
     return "is the server running and the password right?"
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes that a server holds, and that it may hold; a limit of 0 is none."""
-
-    used: int
-    limit: int
-
-    @property
-    def full(self) -> bool:
-        """Whether the server is at its limit, or so close that a frame may be refused."""
-        return self.limit > 0 and self.used >= min(self.limit * FULL, self.limit - FRAME_ROOM)
-
-
 class Stream:
     """One run's stream.
 
@@ -271,8 +253,7 @@ class Stream:
     def memory(self) -> Memory:
         """What the server holds, of this run and of others."""
         with self._asking() as client:
-            found = client.info("memory")
-        return Memory(int(found["used_memory"]), int(found.get("maxmemory", 0)))
+            return memory_of(client)
 
     def largest_value(self) -> int | None:
         """Bytes of a value that the server takes at most; None where it does not tell this user."""

@@ -112,7 +112,7 @@ def _lines(one: "Status", store: str) -> list[tuple[str, str]]:
             f"{one.stored:,} of {one.prompts:,} stored ({share:.0%}), {counted(one.tokens, 'token')}; {failed(one.failures)}",
         ),
     ]
-    if one.state in {"running", "silent"}:
+    if one.at_work:
         left = _duration(one.seconds_left)
         lines.append(
             (

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, BinaryIO
 
+from raylens.storage.certificate import model_layers
 from raylens.storage.errors import UsageError
 from raylens.storage.important import SURE, sure_layers, whole_percents
 from raylens.storage.record import Record
@@ -69,7 +70,7 @@ def _object(members: Iterable[tuple[str, Any]]) -> Iterator[bytes]:
 
 def _said(run: Run, record: Record) -> dict[str, str]:
     """The text, and the token that the model predicts after it."""
-    last = run.certificate.get("layers", 1 + max(record.layers)) - 1
+    last = model_layers(run.certificate, max(record.layers)) - 1
     block = record.taps.get("resid_post")
     if block is None or block.layers[-1] != last:
         raise UsageError(f"run {run.name!r} lacks resid_post of the last layer, {last}, which tells the predicted token")

@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from raylens.storage.certificate import model_layers
 from raylens.storage.record import Record
 from raylens.storage.run import Run
 
@@ -46,7 +47,7 @@ def aggregate(run: Run) -> dict[str, Any]:
     means: dict[str, dict[str, _Mean]] = defaultdict(lambda: defaultdict(_Mean))
     records = tokens = size = 0
     for record in run.records():
-        _add(means, record, run.certificate.get("layers", 1 + max(record.layers)))
+        _add(means, record, model_layers(run.certificate, max(record.layers)))
         records += 1
         tokens += len(record.token_ids)
         size += sum(len(run.vocabulary[token] or b"") for token in record.token_ids)
@@ -63,7 +64,7 @@ def aggregate(run: Run) -> dict[str, Any]:
             "run": run.name,
             "model": str(run.manifest.sources.get("model", "")),
             "lens": kind,
-            "edited": "intervention" in run.manifest.identity,
+            "edited": run.manifest.edited,
             "records": records,
             "places": {metric: max(mean.count for mean in layers.values()) for metric, layers in means.items()},
             "unit": "nats",

@@ -33,15 +33,6 @@ class _Kind(Protocol):
     def draw(self, picture: Any, fonts: "Fonts") -> "Sheet": ...
 
 
-def stats(kind: str) -> tuple[str, ...]:
-    """The stats that can colour a kind of picture, the default first.
-
-    Raises:
-        UsageError: no such kind.
-    """
-    return _kind(kind).STATS
-
-
 def write(
     record: "Record",
     kind: str,

@@ -18,7 +18,8 @@ from raylens.storage import server as server_module
 from raylens.storage.errors import BrokerError
 from raylens.storage.frame import MAX_FRAME_BYTES
 from raylens.storage.server import EmbeddedServer
-from raylens.storage.stream import MAX_VALUE_BYTES, Memory, Stream, check_server, connect, stream_key
+from raylens.storage.server_memory import Memory
+from raylens.storage.stream import MAX_VALUE_BYTES, Stream, check_server, connect, stream_key
 from raylens.storage.urls import redact
 from tests.servers import answers
 from tests.waiting import wait_until

@@ -27,7 +27,7 @@ from PIL import Image
 
 from raylens.storage.errors import UsageError
 from raylens.storage.fonts import choose_fonts
-from raylens.storage.plots import FORMATS, KINDS, attribution, canvas, files, grid, rank, stats, trajectory, write
+from raylens.storage.plots import FORMATS, KINDS, attribution, canvas, files, grid, rank, trajectory, write
 from raylens.storage.plots.request import Request, coverage, spans
 from raylens.storage.record import Record, TapLens
 from raylens.storage.taps import DEFAULT_TAPS
@@ -45,10 +45,10 @@ def drawn(kind: str, record: Record, vocabulary: list[bytes | None], request: Re
 
 def test_kinds_and_their_stats() -> None:
     assert KINDS == ("attribution", "grid", "rank", "trajectory")
-    assert stats("attribution") == ("best", "next")
-    assert stats("grid") == ("rank", "prob", "logprob", "entropy", "kl", "final_prob", "final_logprob")
-    assert stats("rank") == ("prob",)
-    assert stats("trajectory") == ("prob", "logprob", "rank")
+    assert attribution.STATS == ("best", "next")
+    assert grid.STATS == ("rank", "prob", "logprob", "entropy", "kl", "final_prob", "final_logprob")
+    assert rank.STATS == ("prob",)
+    assert trajectory.STATS == ("prob", "logprob", "rank")
 
 
 # --- what a grid shows
