@@ -1,29 +1,21 @@
 """One run of a store read back: its records, failures, queries and pictures; needs no torch, ray or redis."""
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
 from raylens.storage.arguments import arguments
 from raylens.storage.certificate import read_certificate
-from raylens.storage.committed import Committed
 from raylens.storage.counted import counted
 from raylens.storage.dataframes import DataFrames
-from raylens.storage.durable import store_errors
-from raylens.storage.errors import StoreError, UsageError, brief
-from raylens.storage.layout import RunFolder
-from raylens.storage.ledger import Entry
-from raylens.storage.manifest import Manifest, read_manifest
+from raylens.storage.outcomes import Outcomes
+from raylens.storage.paths import given_path
 from raylens.storage.quarantine import Quarantine, Quarantined
-from raylens.storage.record import Failure, Record
-from raylens.storage.segments import read_line, read_outcome
 from raylens.storage.tally import Tally
-from raylens.storage.vocabulary import StoredVocabulary, Vocabulary, token_texts
+from raylens.storage.vocabulary import token_texts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,10 +25,8 @@ if TYPE_CHECKING:
     from raylens.storage.result import Result
     from raylens.storage.status import Status
 
-T = TypeVar("T")
 
-
-class Run(DataFrames):
+class Run(Outcomes, DataFrames):
     """One run of a store.
 
     ``run[prompt_id]`` is a ``Record`` or a ``Failure``, iteration yields them in corpus order, ``prompt_id in run`` tells
@@ -45,21 +35,6 @@ class Run(DataFrames):
     The run is seen as it was committed when it was first read; only ``counts``, ``failures`` and ``status`` look anew each
     time. ``later`` returns the run as it is now.
     """
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-        self.manifest: Manifest = read_manifest(folder)
-        self._stored_vocabulary = StoredVocabulary(folder.vocabulary)
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return self.folder.root.name
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The bytes of each token, by token id."""
-        return self._stored_vocabulary.tokens
 
     def to_str_tokens(self, ids: ArrayLike) -> Any:
         """The texts of token ids: an array of strings of the same shape, or the string of a single id.
@@ -74,105 +49,6 @@ class Run(DataFrames):
     def certificate(self) -> dict[str, Any]:
         """What was measured when the model loaded: taps, errors, how the lens is computed. Empty until a model has loaded."""
         return read_certificate(self.folder)
-
-    @cached_property
-    def _committed(self) -> Committed:
-        return Committed(self.folder)
-
-    @property
-    def entries(self) -> list[Entry]:
-        """The ledger's entries in corpus order."""
-        return self._committed.entries
-
-    def later(self) -> "Run":
-        """The run as it is committed now; only what is new in its ledger is read."""
-        run = Run(self.folder)
-        if "_committed" in self.__dict__:
-            run._committed = Committed(self.folder, self._committed)
-        run._stored_vocabulary = self._stored_vocabulary  # of a run it stays what it is, and may be large
-        return run
-
-    def __len__(self) -> int:
-        return len(self._committed.by_id)
-
-    def __contains__(self, prompt_id: object) -> bool:
-        return prompt_id in self._committed.by_id
-
-    def __getitem__(self, prompt_id: str) -> Record | Failure:
-        outcome = self._read(prompt_id, partial(read_outcome, vocabulary_size=self.manifest.vocabulary_size))
-        return replace(outcome, vocabulary=self._stored_vocabulary) if isinstance(outcome, Record) else outcome
-
-    def record(self, prompt_id: str) -> Record:
-        """The record of a prompt.
-
-        Raises:
-            UsageError: no such prompt, or it failed; with the reason.
-            StoreError: its segment is damaged.
-        """
-        outcome = self[prompt_id]
-        if not isinstance(outcome, Record):
-            raise UsageError(f"prompt {prompt_id!r} has no record: it failed ({outcome.kind}): {outcome.message}")
-        return outcome
-
-    def neighbours(self, prompt_id: str) -> tuple[str | None, str | None]:
-        """The ids of the stored prompts before and after one in corpus order; None at either end.
-
-        Raises:
-            UsageError: there is no such prompt.
-        """
-        _, entry = self._place(prompt_id)
-        at = bisect_left(self.entries, entry.index, key=lambda one: one.index)
-        before, after = self.entries[at - 1 : at] if at else [], self.entries[at + 1 : at + 2]
-        return (before[0].id if before else None, after[0].id if after else None)
-
-    def line(self, prompt_id: str) -> bytes:
-        """The JSON line of one prompt, as stored.
-
-        Raises:
-            UsageError: there is no such prompt.
-            StoreError: its segment is damaged.
-        """
-        return self._read(prompt_id, read_line)
-
-    def _read(self, prompt_id: str, read: Callable[[Path, Entry], T]) -> T:
-        while True:
-            path, entry = self._place(prompt_id)
-            try:
-                return read(path, entry)
-            except StoreError:
-                with store_errors(path):
-                    if path.exists():
-                        raise
-                # compacted since it was read: the ledger names another segment now; another thread may have been here first
-                self.__dict__.pop("_committed", None)
-                if self._place(prompt_id)[0] == path:
-                    raise
-
-    def _place(self, prompt_id: str) -> tuple[Path, Entry]:
-        if not isinstance(prompt_id, str) or prompt_id not in self._committed.by_id:
-            some = ", ".join(repr(entry.id) for entry in self.entries[:3])
-            asked = brief(prompt_id, repr)  # a number is no id, though the prompt '0' may be there
-            raise UsageError(f"run {self.name!r} has no prompt {asked}; it has {len(self)}, such as {some or 'none yet'}")
-        return self._committed.by_id[prompt_id]
-
-    def __iter__(self) -> Iterator[Record | Failure]:
-        for entry in self.entries:
-            yield self[entry.id]
-
-    def records(self) -> Iterator[Record]:
-        """The records in corpus order."""
-        for entry in self.entries:
-            if entry.failure is None:
-                yield self.record(entry.id)
-
-    def failures(self) -> Iterator[Failure]:
-        """The failures in corpus order; memory is used only for prompts that failed."""
-        failed = Run(self.folder)
-        failed._committed = Committed(self.folder, wanted=lambda entry: entry.failure is not None)
-        for entry in failed.entries:
-            outcome = failed[entry.id]
-            assert isinstance(outcome, Failure)
-            yield outcome
 
     def counts(self) -> dict[str, Any]:
         """How far the run is now, in numbers.
@@ -263,6 +139,31 @@ class Run(DataFrames):
         by_default = "grid" if prompt_id is not None else "aggregate" if against is None else "compare"
         shown = stat, tap, positions, layer_step, token, important, important_threshold, pages
         return draw(self, prompt_id, Choices(kind or by_default, *shown, against, by, font), output)
+
+    @arguments()
+    def export(
+        self,
+        output: str | Path,
+        format: str | None = None,  # noqa: A002  the name of the option
+        prompt_id: str | None = None,
+        positions: str | int | None = None,
+    ) -> None:
+        """Write the run for other tools, or one prompt as a page to explore, as ``raylens export`` (docs/EXPORTS.md).
+
+        Args:
+            output: file, or folder for a format of several files.
+            format: by default as the name says: .parquet, .csv, .html, otherwise jsonl.
+            prompt_id: of the prompt that ``html`` shows, or of which ``logitlens4llms`` has the generated steps.
+            positions: those that the page shows; by default all.
+
+        Raises:
+            UsageError: what is asked does not go together or with the run, or a file cannot be written.
+            StoreError: a segment is damaged.
+        """
+        from raylens.storage.exporting import export, kind_of
+
+        path = given_path(output, "output")
+        export(self, path, kind_of(path) if format is None else format, prompt_id, positions)
 
     def to_arrow(self) -> "pa.Table":
         """All records as one table with a row for each prompt, tap, layer, position and rank (docs/EXPORTS.md, section Rows).

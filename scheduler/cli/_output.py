@@ -1,6 +1,5 @@
 """What commands print and write: lines and tables that a terminal takes no orders from, and files that appear whole."""
 
-import secrets
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import click
 
 from raylens.scheduler.printable import printable
-from raylens.storage.errors import UsageError
+from raylens.storage.written import write_whole
 
 
 def only_data() -> AbstractContextManager[object]:
@@ -40,7 +39,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo(text.rstrip())
 
 
-def write_bytes(output: str | None, data: Callable[[Any], None], option: str = "--output") -> None:
+def write_bytes(output: str | None, data: Callable[[Any], object], option: str = "--output") -> None:
     """Hand ``data`` the file to write, or stdout where no file or ``-`` is given.
 
     Raises:
@@ -48,27 +47,5 @@ def write_bytes(output: str | None, data: Callable[[Any], None], option: str = "
     """
     if output in {None, "-"}:
         data(sys.stdout.buffer)
-        return
-    path = Path(str(output))
-    try:
-        if path.exists() and not path.is_file():  # a device or pipe is written, never replaced
-            with path.open("wb") as file:
-                data(file)
-        else:
-            _write_whole(path, data)
-    except OSError as error:
-        raise UsageError(f"{option} {path}: {error.strerror or error}") from error
-
-
-def _write_whole(path: Path, data: Callable[[Any], None]) -> None:
-    """Write beside the file and rename, so that an error leaves an older file as it was.
-
-    Under a name that nobody knows before: in a folder like /tmp it could be a link of a stranger's, or another command's.
-    """
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with unfinished.open("xb") as file:
-            data(file)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    else:
+        write_whole(Path(str(output)), data, option)

@@ -174,6 +174,47 @@ def test_the_name_of_a_file_says_its_format(store: Path, tmp_path: Path, kind: s
     assert (tmp_path / f"x.{kind}").read_bytes() == (tmp_path / "given").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.parquet", "page.html", "folder", "x.json"])
+def test_from_python(store: Path, tmp_path: Path, name: str) -> None:
+    """The same files as by the command; the format by the name, or as said."""
+    said = {"folder": "logitlens4llms", "x.json": "tuned-lens"}.get(name)
+    prompt, positions = ("a/1", "last") if name == "page.html" else (None, None)
+    options = [*(("--format", said) if said else ()), *(("--positions", positions) if positions else ())]
+    address, theirs, ours = f"r/{prompt}" if prompt else "r", tmp_path / "theirs", tmp_path / "ours"
+    theirs.mkdir()
+    ours.mkdir()
+    done = raylens_command("export", address, *options, "-o", str(theirs / name), "--store", str(store))
+    assert done.returncode == 0, done.stderr
+    raylens.open(store)["r"].export(ours / name, said, prompt, positions)
+    found = [path.relative_to(theirs) for path in theirs.rglob("*") if path.is_file()]
+    assert found
+    assert all((ours / path).read_bytes() == (theirs / path).read_bytes() for path in found)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"output": "x.html"}, r"^format html: a page is of one prompt; name it as r/PROMPT, in Python by prompt_id"),
+        ({"output": "x.csv", "prompt_id": "a/0"}, r"^format csv: 'a/0' names a prompt; of one there are html and"),
+        ({"output": "x.csv", "positions": 3}, r"^positions: does not go with format csv"),
+        ({"output": "x", "format": "pickle"}, r"^format pickle: choose from jsonl, "),
+        ({"output": "x.html", "prompt_id": "a/0", "positions": 0}, r"^positions '0': none of them was lensed"),
+        ({"output": "x.html", "prompt_id": "b"}, r"^run 'r' has no prompt 'b'"),
+        ({"output": "nowhere/x.csv"}, r"^output nowhere/x\.csv: No such file"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else value["output"],
+)
+def test_refused_from_python(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], told: str
+) -> None:
+    """In the words of Python, and nothing is written."""
+    run = raylens.open(store)["r"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(raylens.UsageError, match=told):
+        run.export(**given)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_is_written_through_no_link_of_a_stranger(store: Path, tmp_path: Path) -> None:
     """In a folder like /tmp anybody may have put one where the file is written before it is whole."""
     kept = tmp_path / "kept"
