@@ -105,7 +105,7 @@ class Dispatch:
                 self._tracker.produced(receipts)
             case Lost(shard, reason, blame, broker):
                 if reason:
-                    self._wait(f"{reason}; resubmitting {len(shard.prompts)} prompts")
+                    self._wait(f"{reason}; resubmitting {counted(len(shard.prompts), 'prompt')}")
                 self._resubmitted += len(shard.prompts)
                 self._broker_losses += broker
                 if self._broker_losses > MAX_BROKER_LOSSES * self._pool.size:
@@ -121,7 +121,7 @@ class Dispatch:
         vanished = self._tracker.vanished
         self._ask_server()
         if lost := self._tracker.vanished - vanished:
-            self._wait(f"results vanished from the server; resubmitting {lost} prompts")
+            self._wait(f"results vanished from the server; resubmitting {counted(lost, 'prompt')}")
         self._progress.in_flight(self._tracker.open_bytes)
         self._tell_waiting()
         self._tell_quiet()
@@ -182,7 +182,7 @@ class Dispatch:
             self._wait(f"the server is full; actors wait until the writer has made room{self._writer.remedy}")
         elif prompts:
             self._writer.ask_again()
-            waiting = f"waiting for the writer to store {prompts:,} published prompts, {size / 1e6:,.1f} MB"
+            waiting = f"waiting for the writer to store {counted(prompts, 'published prompt')}, {size / 1e6:,.1f} MB"
             self._wait(f"{waiting}{self._writer.remedy}")
         elif self._pool.deaths and not self._pool.ready:
             self._wait("no actor is ready; Ray starts them again on nodes that have room, or that join")

@@ -103,7 +103,7 @@ def _show_run(run: "Run", as_json: bool) -> None:
         _say_measured(run.certificate)
     if refused := Quarantine(run.folder).count():
         quarantined = show_command(run.folder.root.parents[1], run.name, "--quarantine")
-        say(f"quarantine: {refused:,} entries refused; {quarantined} lists them")
+        say(f"quarantine: {refused:,} {'entry' if refused == 1 else 'entries'} refused; {quarantined} lists them")
     for number, failure in enumerate(run.failures()):
         if number == MAX_FAILURES:
             click.echo("more failures: --json lists all")

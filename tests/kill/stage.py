@@ -155,7 +155,7 @@ class Stage:
         """Prompts that the drivers said they submitted again."""
         lines = self._events.read_text().splitlines()
         texts = [event["text"] for line in lines if (event := _event(line)).get("event") == "waiting"]
-        return sum(int(number) for text in texts for number in re.findall(r"resubmitting (\d+)", text))
+        return sum(int(number.replace(",", "")) for text in texts for number in re.findall(r"resubmitting ([\d,]+)", text))
 
     def last_words(self) -> str:
         """The ends of the logs."""
