@@ -118,7 +118,7 @@ def run(
         max_tokens: the longest prompt allowed, in tokens; by default the model's limit.
         on_long: what to do with a longer prompt: ``truncate``, ``skip`` or ``error`` (count it as failed).
         batch_tokens: tokens in one batch, generated ones included; by default it depends on the device.
-        actors: how many; None is as many as the GPUs allow, or without GPUs one per node.
+        actors: how many; None is as many as the GPUs allow, or without GPUs one per node, more on a much larger one.
         fresh: start over, and keep an earlier run of this name as ``NAME.old-1``.
         quiet: show no progress.
 

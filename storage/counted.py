@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """``1 record``, ``1,200 records``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def failed(kinds: Mapping[str, int]) -> str:

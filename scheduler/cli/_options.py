@@ -157,7 +157,7 @@ cluster_options = together(
         "--actors",
         default="auto",
         show_default=True,
-        help="Number of actors; auto is as many as the GPUs allow, or without GPUs one per node.",
+        help="Number of actors; auto is as many as the GPUs allow, or without GPUs one per node, more on a much larger one.",
     ),
     click.option("--gpus-per-actor", type=float, default=1.0, show_default=True, help="GPUs for each actor; may be a fraction."),
     ray_option,

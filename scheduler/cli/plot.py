@@ -105,7 +105,7 @@ def command(
     if suffix is not None:
         raise UsageError("--format: does not go with one prompt, whose --output ends in .png, .svg or .pdf; leave it out")
     if prompt is None and not of_run:
-        raise UsageError(f"{address!r} names a run; name a prompt of it as {run.name}/PROMPT")
+        raise UsageError(f"{address!r} names a run; name a prompt as {run.name}/PROMPT, or draw all of it by --kind aggregate")
     paths = draw(run, prompt, choices, output).paths
     if as_json:
         files = {"files": [str(path) for path in paths]} if choices.pages else {"file": str(paths[0])}

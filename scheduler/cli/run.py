@@ -67,7 +67,8 @@ _HEADINGS = {
 @layers_option
 @click.option(
     "--taps",
-    help="Taps to lens, separated by commas: resid_pre, attn_out, resid_mid, mlp_out, resid_post; by default the last four.",
+    help="Taps to lens, separated by commas: resid_pre (of layer 0 only), attn_out, resid_mid, mlp_out, resid_post; "
+    "by default the last four.",
 )
 @click.option("--heads", metavar="LAYERS", help="Also lens each attention head of these layers, as taps head_0, head_1, ...")
 @click.option("--positions", default="last", help=f"Positions to lens: {FORMS}.")

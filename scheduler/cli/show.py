@@ -103,7 +103,7 @@ def _show_run(run: "Run", as_json: bool) -> None:
         _say_measured(run.certificate)
     if refused := Quarantine(run.folder).count():
         quarantined = show_command(run.folder.root.parents[1], run.name, "--quarantine")
-        say(f"quarantine: {refused:,} {'entry' if refused == 1 else 'entries'} refused; {quarantined} lists them")
+        say(f"quarantine: {counted(refused, 'entry', 'entries')} refused; {quarantined} lists them")
     for number, failure in enumerate(run.failures()):
         if number == MAX_FAILURES:
             click.echo("more failures: --json lists all")
@@ -134,6 +134,9 @@ def _show_quarantine(run: "Run", as_json: bool) -> None:
     refused = run.quarantine()
     if as_json:
         click.echo(orjson.dumps(msgspec.to_builtins(refused)))
+        return
+    if not refused:
+        say("nothing was refused", err=True)
         return
     rows = [
         [one.entry, one.time or "?", "?" if one.index is None else str(one.index), f"{one.size:,}", text_label(one.reason)]

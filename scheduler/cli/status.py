@@ -1,6 +1,7 @@
 """``raylens status``."""
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -38,8 +39,7 @@ def command(words: tuple[str, ...], store: str, redis: str | None, healthy_withi
     of_server = redis is not None and not named
     if of_server and healthy_within is not None:
         raise UsageError("--healthy-within: give the STORE whose runs are meant")
-    # a word alone is the store, unless --store names it
-    stores, runs = (words, ()) if len(words) == 1 and not typed("store") else (words[:-1], words[-1:])
+    stores, runs = (words, ()) if len(words) == 1 and _is_store(words[0], store) else (words[:-1], words[-1:])
     store = one_store(stores, store)
     found, damaged = ([], []) if of_server else _statuses(store, runs)
     server = _server(redis, None if of_server else [one.uid for one in found])
@@ -55,6 +55,11 @@ def command(words: tuple[str, ...], store: str, redis: str | None, healthy_withi
         raise RaylensError(
             f"neither complete, nor running with a commit in the last {healthy_within:g} seconds: {', '.join(ill)}"
         )
+
+
+def _is_store(word: str, store: str) -> bool:
+    """Whether a word alone is the store, and not a run of the store that --store or its default names."""
+    return not typed("store") and ("/" in word or Path(word).exists() or not Path(store).exists())
 
 
 def _statuses(store: str, runs: tuple[str, ...]) -> "tuple[list[Status], list[str]]":
@@ -94,7 +99,7 @@ def _print(found: "list[Status]", store: str, whole: bool, server: "ServerStatus
                 "streams    not known: this user may not SCAN; name the store too, whose runs are then asked for one by one"
             )
         for uid, entries in (server.streams or {}).items():
-            say(f"{'stream':<10} {entries:,} entries wait for the writer of {names.get(uid, uid)}")
+            say(f"{'stream':<10} {counted(entries, 'entry', 'entries')} for the writer of {names.get(uid, uid)} to store")
 
 
 def _cells(one: "Status") -> list[str]:
@@ -124,7 +129,9 @@ def _lines(one: "Status", store: str) -> list[tuple[str, str]]:
     if one.seconds_since_commit is not None:
         lines.append(("stored", f"last {_duration(one.seconds_since_commit)} ago"))
     if one.quarantined:
-        lines.append(("refused", f"{one.quarantined:,} entries; {show_command(store, one.run, '--quarantine')}"))
+        lines.append(
+            ("refused", f"{counted(one.quarantined, 'entry', 'entries')}; {show_command(store, one.run, '--quarantine')}")
+        )
     pulse = one.driver
     if pulse is None:
         return lines

@@ -95,7 +95,7 @@ def _print(runs: "list[Findings]") -> None:
             say(f"{more:,} more leftovers in {root}: --json lists all")
         if found.quarantined:
             listing = show_command(root.parents[1], root.name, "--quarantine")
-            say(f"quarantine of {root.name}: {found.quarantined:,} entries; {listing}")
+            say(f"quarantine of {root.name}: {counted(found.quarantined, 'entry', 'entries')}; {listing}")
 
 
 def _row(found: "Findings") -> list[str]:

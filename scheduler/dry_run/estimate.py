@@ -201,4 +201,4 @@ def _measured(found: "Rehearsal", threads: int) -> str:
 
         where = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     seconds = sum(call.seconds for call in found.calls)
-    return f"{found.stored.prompts} prompts in {seconds:.1f} s, in this process, with {where}"
+    return f"{counted(found.stored.prompts, 'prompt')} in {seconds:.1f} s, in this process, with {where}"

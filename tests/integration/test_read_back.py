@@ -70,6 +70,9 @@ def test_the_store_is_named_in_front_or_by_an_option(store: Path) -> None:
         by_option = raylens_command(command, *rest, "-s", str(store))
         assert by_option.returncode == 0, by_option.stderr
         assert by_option.stdout.splitlines()[0] == raylens_command(command, str(store), *rest).stdout.splitlines()[0]
+    alone = raylens_command("status", "r", cwd=store.parent, env={"RAYLENS_STORE": store.name})
+    assert alone.stdout.splitlines()[0] == raylens_command("status", str(store), "r").stdout.splitlines()[0]
+    assert "nowhere: no such store" in raylens_command("status", "nowhere", cwd=store.parent / store.name).stderr
     twice = raylens_command("runs", str(store), "-s", str(store))
     assert twice.returncode == 2
     assert f"{store}: give one store" in twice.stderr

@@ -59,7 +59,7 @@ def test_a_run_is_watched_cancelled_killed_and_finished(server: EmbeddedServer, 
         words = raylens_command("status", store, "r", "--redis", server.url).stdout
         assert f"0 of {PROMPTS} stored" in words
         assert f"process {driver.process.pid} on" in words
-        assert f"{PROMPTS} entries wait for the writer of r" in words
+        assert f"{PROMPTS} entries for the writer of r to store" in words
         unhealthy = raylens_command("status", store, "--healthy-within", "60")
         assert unhealthy.returncode == 1
         assert "nor running with a commit in the last 60 seconds: r" in unhealthy.stderr
@@ -140,7 +140,7 @@ def test_rates_failures_and_refusals_are_told(server: EmbeddedServer, tmp_path: 
     for expected in (
         "3 of 10 stored (30%)",
         "2 actors died; 16 prompts submitted again",
-        f"1 entries; raylens show demo --quarantine --store {tmp_path}",
+        f"1 entry; raylens show demo --quarantine --store {tmp_path}",
         "3 of 4 actors up",
         "the server is full",
         "5.0 MB, of which 1.0 MB (7 prompts) wait",
@@ -190,7 +190,7 @@ def test_a_server_tells_of_every_run_where_it_may(server: EmbeddedServer) -> Non
         assert server_status(own.url).streams == {"0123456789abcdef": 1}
         words = raylens_command("status", "--redis", own.url).stdout
         assert "of 17 MB in use" in words
-        assert "1 entries wait for the writer of 0123456789abcdef" in words
+        assert "1 entry for the writer of 0123456789abcdef to store" in words
         stream.close()
     refused = raylens_command("status", "--redis", server.url)
     assert refused.returncode == 0, "as a health check it serves without"

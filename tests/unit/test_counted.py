@@ -8,6 +8,7 @@ from raylens.storage.counted import counted, failed
 @pytest.mark.parametrize(("number", "words"), [(0, "0 records"), (1, "1 record"), (2, "2 records"), (1200, "1,200 records")])
 def test_one_of_a_thing_is_said_as_one(number: int, words: str) -> None:
     assert counted(number, "record") == words
+    assert counted(number, "entry", "entries") == words.replace("records", "entries").replace("record", "entry")
 
 
 @pytest.mark.parametrize(
