@@ -9,15 +9,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from packaging.version import Version
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 # products this small lose time waiting for a second thread
@@ -308,6 +306,14 @@ FAMILIES: dict[str, Family] = {
         scale=0.6,
         after=partial(times, factor=1 / 2.0),
     ),
+    # as Granite, with norms on the writes, and a factor on the logits that is not divided by
+    "hyperclovax": Family(
+        _merge(_COMMON, residual_multiplier=0.6, logits_scaling=2.0, embedding_multiplier=1.7, attention_multiplier=0.3),
+        attn="post_norm1",
+        mlp="post_norm2",
+        scale=0.6,
+        after=partial(times, factor=2.0),
+    ),
     "granitemoe": Family(
         _merge(_COMMON, _MOE, residual_multiplier=0.6, logits_scaling=2.0, embedding_multiplier=1.7),
         mlp="block_sparse_moe",
@@ -430,6 +436,13 @@ FAMILIES: dict[str, Family] = {
         mlp="feed_forward",
         mid="ffn_norm",
     ),
+    "lfm3": Family(
+        _merge(_COMMON, layer_types=["conv", "full_attention", "conv"]),
+        norm="model.embedding_norm",
+        attn="post_operator_norm",
+        mlp="post_ffn_norm",
+        mid="ffn_norm",
+    ),
     "helium": Family(_COMMON),
     "ernie4_5": Family(_COMMON),
     "arcee": Family(_COMMON),
@@ -447,8 +460,9 @@ FAMILIES: dict[str, Family] = {
     # post-norm blocks: the residual itself is normed, so no sum holds; there is no final norm
     "openai-gpt": Family(_GPT, stack="transformer.h", norm="", attn="", mlp="", mid="", refused=_NO_SUM),
 }
-if Version(version("transformers")) < Version("5.14"):  # raylens takes older ones too, which do not have it
-    del FAMILIES["minicpm3"]
+for _name in ("minicpm3", "hyperclovax", "lfm3"):  # raylens takes older transformers too, which do not have them
+    if _name not in CONFIG_MAPPING:
+        del FAMILIES[_name]
 
 
 def path(module: nn.Module, name: str) -> nn.Module | None:

@@ -1,5 +1,6 @@
 """Finding the parts of a model by the names its authors use; which of them is right is then measured (sums.py, calibrate.py)."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,9 @@ _NORM_NAMES = (
 ATTENTION_NAMES = (
     "post_attention_layernorm",
     "post_self_attn_layernorm",
+    "post_operator_norm",
+    "post_norm1",
+    "attn_sconv",
     "self_attn",
     "attn",
     "attention",
@@ -43,6 +47,9 @@ ATTENTION_NAMES = (
 MLP_NAMES = (
     "post_feedforward_layernorm",
     "post_mlp_layernorm",
+    "post_ffn_norm",
+    "post_norm2",
+    "mlp_sconv",
     "mlp",
     "ffn",
     "feed_forward",
@@ -105,12 +112,12 @@ def submodules(block: nn.Module, names: tuple[str, ...]) -> list[tuple[str, nn.M
 
 
 def numbers(holders: tuple[object, ...], names: tuple[str, ...]) -> list[float]:
-    """The numbers, other than 0 and 1, that the holders keep under the names: plain or as one-element tensors."""
+    """The finite numbers, other than 0 and 1, that the holders keep under the names: plain or as one-element tensors."""
     found = []
     for value in (getattr(holder, name, None) for holder in holders for name in names):
         if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta:
             value = value.item()
-        if isinstance(value, int | float) and value not in (0, 1):
+        if isinstance(value, int | float) and value not in (0, 1) and math.isfinite(value):
             found.append(float(value))
     return list(dict.fromkeys(found))
 

@@ -1,5 +1,6 @@
 """What turns the last block's output into the model's own logits: tried by name, told by value."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,11 @@ class _Distance:
     spread: float
     spread_allowed: float
     factor: float
+
+    @property
+    def off(self) -> float:
+        """The error; where it is not a number, further off than all others."""
+        return math.inf if math.isnan(self.error) else self.error
 
     @property
     def holds(self) -> bool:
@@ -78,7 +84,7 @@ def find_projection(model: Any, owner: nn.Module, last: Tensor, logits: Tensor) 
             raise ModelError(f"{type(model).__name__}: {sizes}; not supported")
         for step_name, step in candidate_steps(model.config):
             distance = _distance(step(before_step), logits, eps)
-            if best is None or not best[0].error <= distance.error:  # also where the best so far is not a number
+            if best is None or distance.off < best[0].off:
                 best = (distance, norm_name, step_name, Projection(norm, head, step))
     if best is None or not best[0].holds:
         found = "no final norm was found" if best is None else _shortfall(best[0])

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raylens.storage.errors import ModelError
+from raylens.storage.errors import ModelError, named_line
 from raylens.workers.blocks import first_tensor, flat_rows
 from raylens.workers.tolerances import apart, of_rows, rounding
 
@@ -48,18 +48,18 @@ def find_trunk(model: Any, owner: nn.Module, last_block: nn.Module, ids: Tensor,
     batch = ids * mask
     spacing = rounding(model)  # batches of other shapes are rounded otherwise
     allowed = of_rows(spacing)
-    error = float("inf")
+    problem = ""
     bodies = [module for module in (model.base_model, owner) if module is not model]  # Llama-4 text is its own base_model
     for module in (*bodies, model):
         found = _last_output(module, last_block, batch, mask)
-        if found is not None and found.shape[0] == batch.numel():
-            error = _off(found.view(len(batch), *expected.shape), expected, lengths, spacing)
-            if error <= allowed:
-                return Trunk(module, error, allowed)
-    raise ModelError(
-        f"{type(model).__name__}: a prompt in a padded batch does not give what it gives alone (off by {error:.1e}, "
-        f"allowed {allowed:.1e}); only causal models that take an attention mask are supported"
-    )
+        if isinstance(found, str):
+            problem = f"it fails on a padded batch ({found})"
+            continue
+        error = _off(found.view(len(batch), *expected.shape), expected, lengths, spacing)
+        if error <= allowed:
+            return Trunk(module, error, allowed)
+        problem = f"a prompt in a padded batch does not give what it gives alone (off by {error:.1e}, allowed {allowed:.1e})"
+    raise ModelError(f"{type(model).__name__}: {problem}; only causal models that take an attention mask are supported")
 
 
 def _off(found: Tensor, expected: Tensor, lengths: Tensor, spacing: float) -> float:
@@ -75,14 +75,15 @@ def _off(found: Tensor, expected: Tensor, lengths: Tensor, spacing: float) -> fl
     return float(torch.stack([apart(*pair, spacing) for pair in pairs]).max())
 
 
-def _last_output(module: nn.Module, last_block: nn.Module, ids: Tensor, mask: Tensor) -> Tensor | None:
-    """[B*T, D] what the last block gives when the module runs; None if the module cannot run so."""
+def _last_output(module: nn.Module, last_block: nn.Module, ids: Tensor, mask: Tensor) -> Tensor | str:
+    """[B*T, D] what the last block gives when the module runs; a reason if the module cannot run so."""
     outputs: list[Tensor | None] = []
     hook = last_block.register_forward_hook(lambda _module, _args, output: outputs.append(first_tensor(output)))
     try:
         module(input_ids=ids, attention_mask=mask, use_cache=False)
-    except Exception:  # noqa: BLE001  it needs what the whole model makes for it, and may miss that in any way
-        return None
+    except Exception as error:  # noqa: BLE001  it needs what the whole model makes for it, and may miss that in any way
+        return named_line(error)
     finally:
         hook.remove()
-    return flat_rows(outputs[0]).cpu() if len(outputs) == 1 and outputs[0] is not None else None
+    rows = flat_rows(outputs[0]).cpu() if len(outputs) == 1 and outputs[0] is not None else torch.empty(0)
+    return rows if len(rows) == ids.numel() else f"its last block gave {len(rows)} rows for {ids.numel()} tokens"

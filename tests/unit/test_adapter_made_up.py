@@ -295,6 +295,19 @@ def test_model_that_fails_is_refused_with_its_error() -> None:
         adapt(model)
 
 
+def test_model_that_fails_on_a_mask_is_refused_with_its_error() -> None:
+    """It reads the probe prompt alone."""
+    model = made()
+
+    def alone(_module: nn.Module, args: Any) -> None:
+        if len(args[0]) > 1:
+            raise ValueError("one prompt at a time")
+
+    model.get_input_embeddings().register_forward_pre_hook(alone)
+    with pytest.raises(ModelError, match=r"it fails on a padded batch \(ValueError: one prompt at a time\); only causal models"):
+        adapt(model)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_model_whose_logits_are_no_numbers_is_refused_for_that(value: float) -> None:
     """Not for a lens that is off by nan."""
@@ -303,6 +316,15 @@ def test_model_whose_logits_are_no_numbers_is_refused_for_that(value: float) -> 
         model.get_output_embeddings().weight[3] = value
     with pytest.raises(ModelError, match="its own logits for a probe prompt are not finite: a weight is damaged"):
         adapt(model)
+
+
+def test_a_part_that_gives_no_numbers_is_not_taken_for_the_final_norm() -> None:
+    """Whether it comes before the one that is, or after."""
+    model = made()
+    model.body.layer_norm = nn.LayerNorm(model.head.in_features)
+    with torch.no_grad():
+        model.body.layer_norm.weight.fill_(torch.nan)
+    assert adapt(model).certificate["lens"]["norm"] == adapt(made()).certificate["lens"]["norm"]
 
 
 def test_shared_part_is_refused() -> None:

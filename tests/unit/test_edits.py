@@ -256,6 +256,7 @@ def test_identity(tmp_path: Path) -> None:
     assert found == identity(read_edits(tmp_path / "two.yaml"))
     assert list(found) == ["digest", "1"]
     assert found["1"]["positions"] == "all"
+    assert identity(read_edits(one(positions="0, -1"))) == identity(read_edits(one(positions=[0, -1])))
     assert found["1"]["add"]["values"].startswith("2 numbers, sha256 ")
     others = [one(add={"values": [0.1, 0.3]}), one(add={"values": [0.1, 0.2], "scale": 2}), one(layers=2), one(positions="last")]
     digests = {identity(read_edits(other))["digest"] for other in others} | {found["digest"]}

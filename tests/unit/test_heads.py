@@ -25,7 +25,7 @@ COUNT = 4
 #: Family -> layers without heads, and words of the reason; no layers at all where none is given.
 WITHOUT: dict[str, tuple[tuple[int, ...], str]] = {
     **dict.fromkeys(
-        ("qwen3_next", "qwen3_5_text", "granitemoehybrid", "jamba", "bamba", "lfm2"), ((0, 2), "no attention over heads")
+        ("qwen3_next", "qwen3_5_text", "granitemoehybrid", "jamba", "bamba", "lfm2", "lfm3"), ((0, 2), "no attention over heads")
     ),
     "recurrent_gemma": ((0, 1), "no attention over heads"),
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), ((0, 1, 2), "no attention over heads")),

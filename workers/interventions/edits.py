@@ -167,11 +167,12 @@ def _checked(name: str, place: str, edit: Edit, folder: Path) -> Edit:
         raise bad(name, place, "holds half of a surrogate pair", "write the whole character, or remove it") from error
     if not edit.layers:
         raise bad(name, f"{place}.layers", "chooses no layer", f"write {LAYERS}")
+    edit = msgspec.structs.replace(edit, positions=edit.positions.replace(" ", ""), layers=edit.layers.replace(" ", ""))
     try:
         check_positions(edit.positions)
     except UsageError as error:
         raise bad(name, f"{place}.positions", str(error)) from error
-    edit = msgspec.structs.replace(edit, tap=_tap(name, f"{place}.tap", edit.tap), layers=edit.layers.replace(" ", ""))
+    edit = msgspec.structs.replace(edit, tap=_tap(name, f"{place}.tap", edit.tap))
     if edit.add is not None:
         return msgspec.structs.replace(edit, add=_checked_add(name, f"{place}.add", edit.add, folder))
     if edit.patch is not None and edit.patch.tap is not None:
@@ -252,7 +253,7 @@ def _tensor(name: str, place: str, path: Path, key: str) -> tuple[float, ...]:
 def identity(edits: tuple[Edit, ...]) -> dict[str, Any]:
     """What a run's results depend on: the edits by number, vectors by their hash, and the digest of all.
 
-    Equal interventions give equal values, however and wherever their files are written.
+    The same edits give equal values, wherever they and their vectors are kept.
     """
     if not edits:
         return {}

@@ -59,7 +59,7 @@ def exp(y: Any) -> Any:
 
 @compiled()
 def _largest(row: Floats) -> Any:
-    """The largest of [B] logits; NaN counts as more than infinity.
+    """The largest of [B] logits; NaN counts as more than infinity, or with its sign set as less than all: sums carry it on.
 
     As whole numbers, which order as floats do once negative ones are turned around, and whose maximum is vectorised.
     """
