@@ -68,7 +68,7 @@ def fit_corpus(
             raise ModelError("--kind linear: the model has one layer, whose output is the last; give --kind tuned")
         progress.stage("tokenizing")
         texts = _texts(settings, corpus, facts, heeding(stopping, progress.tokenized))
-        from raylens.scheduler.cluster import cluster
+        from raylens.scheduler.cluster import cluster, resources
         from raylens.scheduler.fitters import Fitters
         from raylens.scheduler.nodes import ANSWER_SECONDS, Nodes
         from raylens.scheduler.sizing import share
@@ -78,7 +78,8 @@ def fit_corpus(
         Nodes().check(ANSWER_SECONDS)
         if ours.here:  # the actors of other machines fetch the model themselves
             fetch_weights(facts.source, heeding(stopping, progress.fetched))
-        fitters = Fitters(settings, texts.parts, fitted, share(actors.actors, actors.gpus_per_actor), stopping)
+        parts = share(resources(), actors.actors, actors.gpus_per_actor)
+        fitters = Fitters(settings, texts.parts, fitted, parts, stopping)
         stack.callback(fitters.stop)
         progress.stage(f"fitting {len(fitted)} maps on {texts.tokens('fit'):,} tokens")
         fitters.run(progress.steps, progress.waiting)

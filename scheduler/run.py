@@ -129,7 +129,7 @@ def _uid(folder: RunFolder) -> str | None:
 def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Callable[[], bool]) -> bool:
     """Start server, Ray, writer and actors, and run what is not in the ledger; whether all of it is then."""
     # imported here, so that bad input is told before Ray's second of import
-    from raylens.scheduler.cluster import check_reached, cluster
+    from raylens.scheduler.cluster import check_reached, cluster, resources
     from raylens.scheduler.dispatch import Dispatch
     from raylens.scheduler.nodes import ANSWER_SECONDS, Nodes
     from raylens.scheduler.pool import Pool
@@ -152,7 +152,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         writer = stack.push(_writer(plan, broker.url))
         worker = settled(settings.worker, plan.facts, ours.gpus)
         host = next(iter(ours.hosts)) if settings.redis == "embedded" else None  # no machine that joins would reach it
-        parts = share(settings.actors, settings.gpus_per_actor, host)
+        parts = share(resources(host), settings.actors, settings.gpus_per_actor, host)
         if ours.here:  # the actors of other machines fetch the model themselves
             waiting = heartbeat.while_waiting("fetching the model from the hub", ended)
             fetch_weights(plan.facts.source, heeding(waiting, progress.fetched))
@@ -165,7 +165,7 @@ def _work(plan: _Plan, progress: Progress, heartbeat: Heartbeat, stopping: Calla
         tracker = Tracker(fresh, plan.manifest.prompts, plan.ledger, stream, give_up, positions, most)
         metrics = RunMetrics(plan.manifest.name, plan.manifest.prompts)
         loaded = partial(write_certificate, plan.folder)
-        grown = partial(room, parts) if settings.actors is None else None
+        grown = None if settings.actors is not None else lambda: room(resources(host), parts)
         Dispatch(pool, tracker, writer, broker, progress, heartbeat, metrics, loaded, ended, grown).run()
         progress.stage("finishing")
         pool.stop()

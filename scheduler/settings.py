@@ -77,7 +77,7 @@ def check_actors(actors: int | None, gpus_per_actor: float) -> None:
     """
     if actors is not None and actors < 1:
         raise UsageError(f"--actors {actors}: must be at least 1")
-    if not 0 <= gpus_per_actor < 1000:
-        raise UsageError(f"--gpus-per-actor {gpus_per_actor:g}: must be from 0 to less than 1000")
+    if not (gpus_per_actor == 0 or 0.0001 <= gpus_per_actor < 1000):  # less is none to Ray
+        raise UsageError(f"--gpus-per-actor {gpus_per_actor:g}: must be 0, or from 0.0001 to less than 1000")
     if gpus_per_actor > 1 and gpus_per_actor != int(gpus_per_actor):  # Ray's rule
         raise UsageError(f"--gpus-per-actor {gpus_per_actor:g}: use a whole number, or a fraction of one")

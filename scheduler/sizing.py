@@ -1,14 +1,15 @@
-"""How a cluster is divided among actors: how many there are, and what each gets."""
+"""How a cluster is divided among actors: how many there are, and what each gets. Knows no Ray, only what its nodes have."""
 
 import heapq
 import math
 from dataclasses import dataclass
 
-from raylens.scheduler.cluster import resources
 from raylens.storage.errors import ClusterError
 
 #: Of the CPUs of unequal nodes this part may be left idle, for actors that are few and large: each holds a model.
 IDLE_PART = 0.25
+#: In which Ray counts what a node has, of one.
+_STEPS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +22,11 @@ class Share:
     host: str | None = None
 
 
-def share(actors: int | None, gpus_per_actor: float, host: str | None = None) -> Share:
+def share(nodes: list[dict[str, float]], actors: int | None, gpus_per_actor: float, host: str | None = None) -> Share:
     """How the cluster is divided: by GPUs where it has any, else by CPUs, of equal nodes one actor a node.
 
     Args:
+        nodes: what each that may hold actors has, as ``cluster.resources``.
         actors: how many; None for as many as there is room for.
         gpus_per_actor: of each, where there are GPUs.
         host: the machine on which they may be; None for any.
@@ -32,7 +34,6 @@ def share(actors: int | None, gpus_per_actor: float, host: str | None = None) ->
     Raises:
         ClusterError: no node has what one actor needs.
     """
-    nodes = resources(host)
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     if not gpus or not gpus_per_actor:
         return _cpu_share(actors, nodes, host)
@@ -63,19 +64,23 @@ def _few_and_large(cpus: list[float]) -> float:
     """CPUs of an actor that has a whole node, but leaves few idle: richer nodes may hold several, much poorer ones none."""
 
     def used(each: float) -> float:
-        return min((1 - IDLE_PART) * sum(cpus), sum(cpu // each * each for cpu in cpus))
+        return min((1 - IDLE_PART) * sum(cpus), sum(_times(cpu, each) * each for cpu in cpus))
 
     return max(cpus, key=lambda each: (used(each), each))
 
 
 def _in_ray(cpus: float) -> float:
-    """Not more than so many, in Ray's steps of a ten-thousandth."""
-    return math.floor(cpus * 10_000) / 10_000
+    """Not more than so many, in Ray's steps."""
+    return math.floor(cpus * _STEPS) / _STEPS
 
 
-def room(parts: Share) -> int:
-    """How many actors of such a share the nodes that are there now have room for."""
-    nodes = resources(parts.host)
+def _times(whole: float, each: float) -> int:
+    """How often one is in the other, as Ray counts: five times 0.2 is 1, which division of floats says is too much."""
+    return round(whole * _STEPS) // round(each * _STEPS)
+
+
+def room(nodes: list[dict[str, float]], parts: Share) -> int:
+    """How many actors of such a share the nodes have room for."""
     if parts.gpus:
         return sum(_gpu_places(node, parts.gpus) for node in nodes)
     return _cpu_places(nodes, parts.cpus)
@@ -83,11 +88,11 @@ def room(parts: Share) -> int:
 
 def _cpu_places(nodes: list[dict[str, float]], each: float) -> int:
     """Actors of so many CPUs that the nodes hold, where they take no GPUs: one a node if there are some nevertheless."""
-    places = [int(node.get("CPU", 0.0) // each) for node in nodes]
+    places = [_times(node.get("CPU", 0.0), each) for node in nodes]
     return sum(min(one, 1) for one in places) if any(node.get("GPU") for node in nodes) else sum(places)
 
 
 def _gpu_places(node: dict[str, float], each: float) -> int:
     """Actors of so many GPUs that a node holds: none is spread over two nodes, and none of a fraction over two GPUs."""
     gpus = node.get("GPU", 0.0)
-    return int(gpus // each) if each >= 1 else int(gpus) * int(1 / each + 1e-9)
+    return _times(gpus, each) if each >= 1 else int(gpus) * _times(1.0, each)

@@ -132,12 +132,12 @@ def estimate(settings: RunSettings, corpus: Corpus, progress: Progress, stopping
     check_chat(summary, facts)
     preparing = time.perf_counter() - checked
     tell("starting Ray")
-    from raylens.scheduler.cluster import check_reached, cluster
+    from raylens.scheduler.cluster import check_reached, cluster, resources
     from raylens.scheduler.sizing import share
 
     with cluster(settings.ray, tell, stopping) as ours:
         check_reached(settings.redis, ours)
-        parts = share(settings.actors, settings.gpus_per_actor)
+        parts = share(resources(), settings.actors, settings.gpus_per_actor)
     starting = time.perf_counter() - began
     worker = settled(with_stats(settings.worker, facts), facts, ours.gpus)
     extent = measure(corpus, summary.count, worker, facts, parts.actors, heeding(stopping, _now_and_then(tell)))

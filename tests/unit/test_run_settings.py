@@ -19,7 +19,8 @@ def asked(**changes: Any) -> RunSettings:
     [
         ({"actors": 0}, "--actors 0: must be at least 1"),
         ({"actors": -1}, "--actors -1: must be at least 1"),
-        ({"gpus_per_actor": -0.5}, "--gpus-per-actor -0.5: must be from 0 to less than 1000"),
+        ({"gpus_per_actor": -0.5}, "--gpus-per-actor -0.5: must be 0, or from 0.0001 to less than 1000"),
+        ({"gpus_per_actor": 0.00005}, "--gpus-per-actor 5e-05: must be 0, or from 0.0001"),
         ({"gpus_per_actor": float("nan")}, "--gpus-per-actor nan"),
         ({"gpus_per_actor": float("inf")}, "--gpus-per-actor inf"),
         ({"gpus_per_actor": 2.5}, "--gpus-per-actor 2.5: use a whole number, or a fraction of one"),
