@@ -18,7 +18,7 @@ from raylens.scheduler.samples import samples_of
 from raylens.scheduler.settings import RunSettings, check
 from raylens.scheduler.settled import settled, with_stats
 from raylens.scheduler.shards import cut, estimated_positions
-from raylens.scheduler.stopping import heeding
+from raylens.scheduler.stopping import NotBegun, heeding
 from raylens.scheduler.tracker import Tracker, open_bytes
 from raylens.scheduler.writer_process import WriterProcess
 from raylens.storage.certificate import write_certificate
@@ -68,16 +68,16 @@ def run_corpus(
 
     Raises:
         RaylensError: the corpus, model, store or a service cannot be used; nothing that is stored is lost.
-        KeyboardInterrupt: ``stopping`` said so while the corpus was read, Ray started or the model was fetched.
+        NotBegun: ``stopping`` said so before there was a run.
+        KeyboardInterrupt: it said so while Ray started or the model was fetched.
     """
     check(settings)
     check_writable(settings.store)
-    progress.stage("checking the corpus")
-    summary = corpus.scan(heeding(stopping, progress.scanned), tracked_fields(settings.worker.lens.track))
-    progress.stage("reading the model's configuration")
-    facts = inspect_model(settings.worker)
+    try:
+        summary, facts = _read(settings, corpus, progress, stopping)
+    except KeyboardInterrupt:
+        raise NotBegun from None
     settings = msgspec.structs.replace(settings, worker=with_stats(settings.worker, facts))
-    check_chat(summary, facts)
     wanted = manifest_of(settings, corpus, summary, facts)
     folder = RunFolder(runs_folder(settings.store) / wanted.name)
     if settings.redis != "embedded" and (settings.fresh or not folder.is_run):
@@ -99,6 +99,20 @@ def run_corpus(
         if complete:  # also where a driver was killed after the last commit
             _drop(settings.redis, manifest.uid, progress, retries=0 if was_complete else RETRIES)
     return RunResult(manifest.name, complete)
+
+
+def _read(
+    settings: RunSettings, corpus: Corpus, progress: Progress, stopping: Callable[[], bool]
+) -> tuple[CorpusSummary, ModelFacts]:
+    """What corpus and model are."""
+    progress.stage("checking the corpus")
+    summary = corpus.scan(heeding(stopping, progress.scanned), tracked_fields(settings.worker.lens.track))
+    progress.stage("reading the model's configuration")
+    facts = inspect_model(settings.worker)
+    check_chat(summary, facts)
+    if stopping():  # or an earlier run would be moved aside for one that does not begin
+        raise KeyboardInterrupt
+    return summary, facts
 
 
 def _opened(folder: RunFolder, ledger: Ledger, wanted: Manifest, facts: ModelFacts) -> Manifest:

@@ -11,6 +11,10 @@ from typing import ParamSpec
 _P = ParamSpec("_P")
 
 
+class NotBegun(KeyboardInterrupt):
+    """The user stopped a run before there was one: none was made, and no earlier one moved aside."""
+
+
 def heeding(stopping: Callable[[], bool], told: Callable[_P, None]) -> Callable[_P, None]:
     """For what is told how far something is: ends it with KeyboardInterrupt as soon as the user wants to stop."""
 

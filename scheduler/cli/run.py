@@ -25,6 +25,7 @@ from raylens.scheduler.cli._options import (
 )
 from raylens.scheduler.cli._output import only_data, say, show_command
 from raylens.scheduler.cli._running import run_from_command
+from raylens.scheduler.stopping import NotBegun
 from raylens.storage.counted import counted, failed
 from raylens.storage.errors import EXIT_FAILED_PROMPTS, EXIT_STOPPED
 from raylens.storage.positions import FORMS
@@ -154,8 +155,8 @@ def command(context: click.Context, /, show_config: bool, **options: Any) -> Non
         return
     try:
         outcome = run_from_command(settings, corpus, as_json=options["as_json"], quiet=options["quiet"])
-    except KeyboardInterrupt:
-        _say_how_to_resume(options["redis"])
+    except KeyboardInterrupt as stopped:
+        _say_how_to_resume(options["redis"], begun=not isinstance(stopped, NotBegun))
         sys.exit(EXIT_STOPPED)
     failed = _summary(options["store"], outcome, options["as_json"], options["quiet"])
     if not outcome.complete:
@@ -241,9 +242,9 @@ def _dry_run(settings: Any, corpus: Any, as_json: bool, quiet: bool) -> None:
     click.echo(orjson.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
 
 
-def _say_how_to_resume(redis: str) -> None:
+def _say_how_to_resume(redis: str, begun: bool = True) -> None:
     from raylens.storage.urls import redact  # without redis, which the interrupt may have left half imported
 
-    again = [argument for argument in sys.argv[1:] if argument != "--fresh"]
+    again = [argument for argument in sys.argv[1:] if argument != "--fresh" or not begun]
     words = [word.replace(redis, redact(redis)) for word in again]  # a log must not get the password
     click.echo(f"stopped; what is stored stays. To resume: {shlex.join(['raylens', *words])}", err=True)

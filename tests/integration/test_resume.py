@@ -175,6 +175,20 @@ def test_ctrl_c_twice_ends_at_once(stopped: Stopped) -> None:
     assert "--fresh" not in stopped.stderr
 
 
+def test_the_hint_begins_anew_where_nothing_was_begun(made: Path, tmp_path: Path) -> None:
+    """Ctrl-C while a corpus is waited for: without --fresh the same command would go on with the earlier run."""
+    os.mkfifo(tmp_path / "c.jsonl")
+    words = [str(tmp_path / "c.jsonl") if word.endswith("c.jsonl") else word for word in command(made)]
+    with Running(tmp_path / "log", *words, "--fresh") as running:
+        running.until("stage", "checking the corpus")
+        running.stop()
+        wait_until(lambda: "a second Ctrl-C stops at once" in running.stderr(), "the first Ctrl-C is heard")
+        running.stop()
+        assert running.finish() == 130
+        assert running.stderr().splitlines()[-1].endswith("--json --fresh")
+    assert raylens.open(made / "st").names() == ["r"]
+
+
 def test_another_machine_resumes_a_copied_store(stopped: Stopped, tmp_path: Path) -> None:
     """Store, model and corpus at other paths, another home and temporary folder: nothing is computed twice.
 

@@ -14,6 +14,7 @@ from raylens.scheduler.corpus import Corpus
 from raylens.scheduler.progress import Progress
 from raylens.scheduler.run import RunResult, run_corpus
 from raylens.scheduler.settings import RunSettings
+from raylens.scheduler.stopping import NotBegun
 from raylens.storage.errors import ModelError, StoreError, UsageError
 from raylens.storage.layout import RunFolder, runs_folder
 from raylens.storage.manifest import Manifest, read_manifest
@@ -206,3 +207,13 @@ def test_begun_anew(place: Place) -> None:
     assert anew.told == ("again", 2, 0, 0)
     assert "the earlier run again is now again.old-1" in anew.stages
     assert (runs_folder(place.store) / "again.old-1" / "run.json").exists()
+
+
+def test_stopped_before_it_is_begun_anew(place: Place) -> None:
+    """While the model's configuration is read: the earlier run stays where it is."""
+    place.begin(name="kept")
+    progress = Stopped()
+    settings = RunSettings(WorkerSettings(ModelSettings(place.model())), place.store, name="kept", fresh=True)
+    with pytest.raises(NotBegun):
+        run_corpus(settings, Corpus.from_rows(ROWS), progress, lambda: "reading the model's configuration" in progress.stages)
+    assert sorted(path.name for path in runs_folder(place.store).glob("kept*")) == ["kept"]
