@@ -12,6 +12,7 @@ from torch import Tensor
 from raylens.storage.errors import ModelError, named_line
 from raylens.storage.layers import select_layers
 from raylens.workers.adapter import Adapter
+from raylens.workers.blocks import device_of
 from raylens.workers.capture import Site, capture
 from raylens.workers.interventions.edits import Add, Edit
 from raylens.workers.interventions.hooks import wide
@@ -90,7 +91,9 @@ class Sources:
         source = edit.source
         assert source is not None
         if isinstance(source, Add) and source.values is not None:
-            return torch.tensor(source.values) * (source.scale / scale)
+            # there once, and not copied at each pass
+            device = device_of(site_of(self._adapter, edit.tap, layer).module, torch.device("cpu"))
+            return torch.tensor(source.values, device=device) * (source.scale / scale)
         tap, at = source_place(edit, layer)
         found = [self._rows[prompt, tap, at, source.position] for prompt in edit.prompts]
         whole = wide(found[0]) - wide(found[1]) if len(found) > 1 else found[0]
