@@ -46,7 +46,8 @@ def export(run: Run, output: Path | None, kind: str, prompt_id: str | None = Non
     if positions is not None:
         raise UsageError(f"--positions: does not go with --format {kind}; leave it out")
     if prompt_id is not None and kind != "logitlens4llms":
-        raise UsageError(f"--format {kind}: {brief(prompt_id, repr)} names a prompt; of one there are html and logitlens4llms")
+        there = "html and logitlens4llms, and its JSON by raylens show"
+        raise UsageError(f"--format {kind}: {brief(prompt_id, repr)} names a prompt; of one there are {there}")
     module = import_module(f"raylens.storage.exports.{kind.replace('-', '_')}")
     if not hasattr(module, "FILES"):
         _write(output, partial(module.write, run))

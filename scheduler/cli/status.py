@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 def command(words: tuple[str, ...], store: str, redis: str | None, healthy_within: float | None, as_json: bool) -> None:
     """Show how far the runs of STORE are, or everything about one RUN, from any terminal or machine.
 
+    A word alone is the STORE, or where there is no such folder, a RUN of the default store.
+
     States: complete; running; silent (nothing heard of the driver for a minute); died (its process is gone); stopped. To
     resume a run, repeat the command that began it.
     """
