@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from raylens.storage.labels import text_label, token_label
 from raylens.storage.pages.packing import packed, packed_logprobs, packed_texts, smallest_unsigned
 from raylens.storage.plots.canvas import Scale
-from raylens.storage.plots.request import columns_of, prediction, taps_of
+from raylens.storage.plots.request import columns_of, heads_of, prediction, taps_of
 from raylens.storage.plots.scales import entropy_scale, exact_rank_scale, kl_scale, logprob_scale, prob_scale, rank_scale
 from raylens.storage.record import Record, TapLens
 from raylens.storage.vocabulary import Vocabulary
@@ -39,7 +39,7 @@ def lens_data(
     shown = [record.positions[column] for column in columns]
     read = [record.token_ids[position] for position in shown]
     following = [record.token_ids[position + 1] if position + 1 < len(record.token_ids) else -1 for position in shown]
-    taps = {name: record.taps[name] for name in taps_of(record)}
+    taps = {name: record.taps[name] for name in [*taps_of(record), *heads_of(record)]}
     asked = np.array([*read, *(token for token in following if token >= 0), *record.tracked], dtype=np.uint32)
     ids = np.unique(np.concatenate([asked, *(np.unique(lens.ids[:, columns]) for lens in taps.values())]))
     final = prediction(record)

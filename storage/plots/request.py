@@ -80,7 +80,7 @@ class Request:
         if self.tap is None:
             return taps_of(record)[-1]
         tap = ALIASES.get(self.tap, self.tap)
-        present = [*taps_of(record), *sorted(filter(is_head, record.taps), key=tap_order)]
+        present = [*taps_of(record), *heads_of(record)]
         if tap not in present:
             raise UsageError(f"tap {brief(self.tap, repr)} is not in prompt {record.id!r}; it has {', '.join(present)}")
         return tap
@@ -155,6 +155,11 @@ def taps_of(record: Record) -> list[str]:
     if not present:
         raise UsageError(f"prompt {record.id!r} has no tap to draw")
     return present
+
+
+def heads_of(record: Record) -> list[str]:
+    """The taps of heads, in their order."""
+    return sorted(filter(is_head, record.taps), key=tap_order)
 
 
 def spans(positions: Sequence[int]) -> str:

@@ -38,5 +38,5 @@ def _tap(request: Request) -> str:
 
 
 def _shown(place: dict[str, Any]) -> dict[str, Any]:
-    """What a link to the prompt's page chooses there; the page has no heads."""
-    return {name: place[name] for name in (["layer", "position"] if is_head(place["tap"]) else ["tap", "layer", "position"])}
+    """What a link to the prompt's page chooses there."""
+    return {name: place[name] for name in ("tap", "layer", "position")}

@@ -451,6 +451,24 @@ def test_the_command_writes_the_page(run: Run, tmp_path: Path, open_page: Open) 
     assert "demo/PROMPT" in refused.stderr
 
 
+def test_heads_are_shown_of_the_layers_that_have_them(tmp_path: Path, open_page: Open) -> None:
+    """Behind the taps of the block, which are shown first; a tenth head comes after the second."""
+    folder, _ = make_run(tmp_path / "store", 1)
+    record = make_record(0, id="one", tokens=3, layers=tuple(range(4)), taps=("attn_out", "resid_post"), vocabulary_size=12)
+    heads = make_record(0, tokens=3, layers=(1, 2), taps=("head_10", "head_2"), vocabulary_size=12, seed=5)
+    commit_outcomes(folder, dataclasses.replace(record, taps={**heads.taps, **record.taps}))
+    run = Run(folder)
+    page = shown(open_page, run, tmp_path)
+    assert page.locator("#tap option").all_inner_texts() == ["attn_out", "resid_post", "head_2", "head_10"]
+    assert page.locator("#tap").input_value() == "resid_post"
+    page.locator("#tap").select_option("head_2")
+    rows = page.locator(".grid tbody tr")
+    assert rows.locator("th").all_inner_texts() == ["layer 2", "layer 1"]
+    lens = record_of(run).taps["head_2"]
+    tokens = [[token_label(run.vocabulary, int(token)) for token in lens.ids[row, :, 0]] for row in (1, 0)]
+    assert [rows.nth(row).locator("td").all_inner_texts() for row in range(2)] == tokens
+
+
 def test_records_without_some_taps_or_statistics(tmp_path: Path, open_page: Open) -> None:
     """The last tap there is; KL is offered where a tap has it, and is no colour of the others."""
     folder, _ = make_run(tmp_path / "store", 1)

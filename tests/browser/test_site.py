@@ -525,13 +525,17 @@ def test_all_taps_can_be_asked_for(site: Site) -> None:
 
 
 def test_a_head_is_asked_for_and_leads_to_its_prompt(tmp_path: Path, view: View, open_page: Open) -> None:
-    """Pages of prompts have no heads: the link says no tap."""
+    """Its page shows that head, at the layer where the token is."""
     write_run(tmp_path, taps=("head_0", "resid_post"), stats=False)
     page = open_page(view(tmp_path).url("/runs/demo/tokens?token=id:3&rank=3&tap=head_0"))
     assert page.get_by_label("of tap").input_value() == "head_0"
-    link = page.get_by_role("region", name="Places").get_by_role("link").first.get_attribute("href") or ""
-    assert "layer=" in link
-    assert "tap=" not in link
+    link = page.get_by_role("region", name="Places").get_by_role("link").first
+    layer = re.search(r"layer=(\d+)", link.get_attribute("href") or "")
+    assert layer is not None
+    link.click()
+    page.wait_for_selector("html[data-ready]")
+    assert page.locator("#tap").input_value() == "head_0"
+    assert page.locator(".detail h3").inner_text().startswith(f"layer {layer[1]} head_0, position ")
 
 
 def test_side_by_side_shows_what_both_have_on_one_scale(tmp_path: Path, view: View, open_page: Open) -> None:

@@ -23,7 +23,8 @@ function stateFrom(hash, lenses) {
   const asked = new URLSearchParams(hash.replace(/^#/, ""));
   const [lens] = lenses;
   const taps = commonTaps(lenses);
-  const tap = taps.includes(asked.get("tap")) ? asked.get("tap") : taps.at(-1);
+  const ofBlocks = taps.filter((name) => !name.startsWith("head_"));
+  const tap = taps.includes(asked.get("tap")) ? asked.get("tap") : (ofBlocks.length ? ofBlocks : taps).at(-1);
   const layers = common(lenses, (one) => one.taps.get(tap)?.layers ?? []);
   const positions = common(lenses, (one) => one.positions);
   const layer = whole(asked.get("layer"));
