@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from raylens.workers.kernels.laid_out import Kernel, LaidOut
 
 #: Types whose weights may be laid out for our own product.
-OURS = (torch.float32, torch.bfloat16)
+OURS = (torch.float32, torch.float16, torch.bfloat16)
 #: Rows below which a core of its own does not pay where torch multiplies: small products are far from a core's full speed.
 FEWEST_ROWS = 64
 #: Rows that torch multiplies at once in a thread.
@@ -124,8 +124,8 @@ class Unembedding:
     def _try_laid_out(self, rows: Tensor) -> None:
         """Lay the weight out for a product of our own where there is one that was faster, if it is found to be right.
 
-        The copy takes as much memory as the weight, half as much again, or half as much (shortest). Which way is taken does not
-        depend on a clock, so that the same machine gives the same numbers every time (docs/decisions/0017, 0024).
+        The copy takes from half to twice the memory of the weight (shortest, docs/decisions/0024). Which way is taken does not
+        depend on a clock, so that the same machine gives the same numbers every time (docs/decisions/0017).
         """
         if not is_compiled():
             return
@@ -145,11 +145,12 @@ class Unembedding:
 
 
 def shortest(weight: Tensor) -> Tensor:
-    """A float32 weight in bfloat16 if it loses nothing by that, as one that was stored so and widened when it was loaded."""
-    exact = weight.dtype == torch.float32 and all(
-        torch.equal(part.bfloat16().float(), part) for part in torch.split(weight, TRIED)
-    )
-    return weight.bfloat16() if exact else weight
+    """A float32 weight in a short type if it loses nothing by that, as one that was stored so and widened when it was loaded."""
+    if weight.dtype == torch.float32:
+        for short in (torch.bfloat16, torch.float16):
+            if all(torch.equal(part.to(short).float(), part) for part in torch.split(weight, TRIED)):
+                return weight.to(short)
+    return weight
 
 
 def own_kernel() -> "Kernel | None":

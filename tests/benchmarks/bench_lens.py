@@ -108,7 +108,7 @@ def own_kernels() -> list[Kernel]:
 
 def laying_out(head: Any, rounds: int) -> None:
     """What a load pays once for a product of our own, beside a plain copy of the weights."""
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
         weight = head.weight.detach().to(dtype)
         ways: dict[str, Work] = {kernel.name: partial(kernel.lay_out_entries, weight) for kernel in own_kernels()}
         for work in ways.values():  # compiled code is loaded at the first call
@@ -122,7 +122,7 @@ def product_rates(head: Any, rounds: int) -> None:
     kernels = own_kernels()
     names = "".join(f" {kernel.name} | the ratio |" for kernel in kernels)
     print(f"| GFLOP/s of weights in | rows | torch.mm |{names}\n|---|---|---|{'---|---|' * len(kernels)}")
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
         weights = copy.deepcopy(head).to(dtype)
         ways = [Unembedding(weights) for _ in range(len(kernels) + 1)]
         for way, kernel in zip(ways[1:], kernels, strict=True):

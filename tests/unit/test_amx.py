@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from llvmlite import binding, ir
 from numpy.typing import NDArray
 
-from raylens.workers.kernels.amx import LONG, SHORT, TILES, MatrixTile, Terms, schedule
+from raylens.workers.kernels.amx import LONG, MIDDLE, SHORT, TILES, MatrixTile, Terms, schedule
 from raylens.workers.kernels.tiles import SIZE, lay_out
 
-each_terms = pytest.mark.parametrize("terms", [LONG, SHORT], ids=["float32", "bfloat16"])
+TYPES = {LONG: torch.float32, MIDDLE: torch.float16, SHORT: torch.bfloat16}
+each_terms = pytest.mark.parametrize("terms", TYPES, ids=lambda terms: str(TYPES[terms]).removeprefix("torch."))
+#: Loads of a step.
+LOADS = {LONG: 14, MIDDLE: 12, SHORT: 8}
 _LONG, _POINTER = ir.IntType(64), ir.IntType(8).as_pointer()
 
 
@@ -96,7 +99,7 @@ def test_a_tile_is_a_product(terms: Terms, width: int, rows: int, entries: int, 
     """Of 32 rows and 32 entries, fewer filled up with zeros, of any width, put anywhere into a wider matrix."""
     generator = torch.Generator().manual_seed(seed)
     left, right = (torch.randn(count, width, generator=generator) for count in (rows, entries))
-    right = right if terms == LONG else right.bfloat16()
+    right = right.to(TYPES[terms])
     places = [lay_out(left, terms.rows, paired=False), lay_out(right, terms.entries, paired=True)]
     out = np.full((SIZE, SIZE + gap), 7.0, np.float32)
     steps = -(-width // 32)
@@ -112,7 +115,7 @@ def test_a_tile_is_a_product(terms: Terms, width: int, rows: int, entries: int, 
 def test_steps_from_and_to_anywhere(terms: Terms) -> None:
     """Some steps of a width give the products of their part of it."""
     left, right = (torch.randn(SIZE, 5 * 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    right = right if terms == LONG else right.bfloat16()
+    right = right.to(TYPES[terms])
     places = [lay_out(left, terms.rows, paired=False), lay_out(right, terms.entries, paired=True)]
     out = np.empty((SIZE, SIZE), np.float32)
     played(terms)[1](places[0].ctypes.data, places[1].ctypes.data, out.ctypes.data, 1, 4, 4 * SIZE, 0)
@@ -133,6 +136,13 @@ def test_three_terms_are_the_number(number: float) -> None:
         assert found[:, 0, 0, 0].astype(np.float64).sum() == number
 
 
+@given(st.floats(width=16, allow_nan=False, allow_infinity=False))
+def test_two_terms_are_a_float16_number(number: float) -> None:
+    """The smallest too."""
+    found = widened(lay_out(torch.tensor([[number]], dtype=torch.float16), 2, paired=False)).reshape(2, 2, 16, 32)
+    assert found[:, 0, 0, 0].sum() == number
+
+
 @each_terms
 def test_a_step_multiplies_every_pair(terms: Terms) -> None:
     """Each pair of terms of each pair of tiles once, with what the registers hold by then, and few loads."""
@@ -145,7 +155,7 @@ def test_a_step_multiplies_every_pair(terms: Terms) -> None:
         else:
             multiplied.append((held[0, which[0]], held[1, which[1]], *which))
     assert sorted(multiplied) == sorted((*pair, *tiles) for pair in terms.pairs for tiles in product(range(TILES), repeat=2))
-    assert loads == {LONG: 14, SHORT: 8}[terms]
+    assert loads == LOADS[terms]
 
 
 @each_terms
@@ -155,7 +165,7 @@ def test_sums_stay_in_registers(terms: Terms) -> None:
     blocks = re.split(r"\n\.L", target.emit_assembly(binding.parse_assembly(code(terms))))
     loop = max(blocks, key=lambda block: block.count("tdpbf16ps"))
     assert loop.count("tdpbf16ps") == 4 * len(terms.pairs)
-    assert loop.count("tileloadd") == {LONG: 14, SHORT: 8}[terms]
+    assert loop.count("tileloadd") == LOADS[terms]
     assert loop.count("prefetcht0") == 32 * (terms.rows + terms.entries)
     assert "tilestored" not in loop
     assert "rsp" not in loop

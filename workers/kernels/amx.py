@@ -3,7 +3,7 @@
 A tile is a register of 16 rows of 64 bytes. One instruction adds to 16 x 16 float32 sums the products of 16 rows with 16 entries
 over 32 numbers of the width (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS). A float32
 number is the sum of three of bfloat16, so six such products are one of float32 numbers (Henry, Tang & Heinecke 2019,
-arXiv:1904.06376).
+arXiv:1904.06376). One of float16 is the sum of two.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,8 +43,9 @@ class Terms:
     pairs: tuple[tuple[int, int], ...]
 
 
-#: Of float32 entries, and of bfloat16 ones. Left out is what is no larger than the rounding of a float32 product.
+#: Of float32, float16 and bfloat16 entries. Left out is what is no larger than the rounding of a float32 product.
 LONG = Terms(3, 3, ((0, 2), (0, 0), (0, 1), (1, 1), (1, 0), (2, 0)))
+MIDDLE = Terms(3, 2, ((2, 0), (1, 0), (0, 0), (0, 1), (1, 1)))
 SHORT = Terms(3, 1, ((2, 0), (1, 0), (0, 0)))
 
 

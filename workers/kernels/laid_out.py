@@ -19,8 +19,8 @@ class Kernel:
         name: of the way it goes, for the certificate.
         rows, entries: that one panel holds.
         most_rows: that are best multiplied at once.
-        lay_out_rows, lay_out_entries: from [N, D] float32 and [V, D] float32 or bfloat16, on the CPU, panels one after the other,
-            zeros filling up the last.
+        lay_out_rows, lay_out_entries: from [N, D] float32 and [V, D] float32, float16 or bfloat16, on the CPU, panels one after
+            the other, zeros filling up the last.
         multiply: puts all products of panels of rows and of entries into its third argument, [N, V] contiguous float32, both
             filled up as the panels are.
     """
@@ -35,7 +35,7 @@ class Kernel:
 
 
 class LaidOut:
-    """A matrix of [V, D] float32 or bfloat16 entries, laid out once for many products.
+    """A matrix of [V, D] float32, float16 or bfloat16 entries, laid out once for many products.
 
     Attributes:
         kernel: that multiplies.

@@ -33,10 +33,11 @@ _tile = register_tile(SHAPE)
 def lay_out(matrix: Tensor, size: int) -> NDArray[Any]:
     """[N, D] as [P, D, S] panels of S rows, the same number of all side by side; zeros fill up the last.
 
-    float32 stays so; of bfloat16 come the bits, uint16, which are the upper halves of float32 numbers.
+    float32 stays so, float16 becomes it; of bfloat16 come the bits, uint16, which are the upper halves of float32 numbers.
     """
     width, whole = matrix.shape[1], len(matrix) // size
-    panels = matrix.new_zeros(-(-len(matrix) // size), width, size)
+    wide = torch.float32 if matrix.dtype == torch.float16 else matrix.dtype
+    panels = matrix.new_zeros(-(-len(matrix) // size), width, size, dtype=wide)
     panels[:whole] = matrix[: whole * size].reshape(whole, size, width).transpose(1, 2)
     if rest := len(matrix) % size:
         panels[whole, :, :rest] = matrix[whole * size :].T

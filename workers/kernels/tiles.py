@@ -15,7 +15,7 @@ from numba import config
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raylens.workers.kernels.amx import DEPTH, EDGE, LONG, SHORT, TILE, TILES, close_tiles, matrix_tile, open_tiles
+from raylens.workers.kernels.amx import DEPTH, EDGE, LONG, MIDDLE, SHORT, TILE, TILES, close_tiles, matrix_tile, open_tiles
 from raylens.workers.kernels.compiled import compiled
 from raylens.workers.kernels.floats import Floats
 from raylens.workers.kernels.laid_out import Kernel
@@ -27,8 +27,12 @@ SIZE, _TILE, _PAIRS = TILES * EDGE, TILE // 2, TILE // 4
 #: Steps of the width whose products are added up one after the other; so much of the rows stays in the second cache, and these
 #: sums are added then, which rounds less than one sum of a whole width.
 _STEPS = 24
-#: Numbers of a step: of rows, of long entries, of short ones.
-_ROW, _LONG, _SHORT = (count * TILES * _TILE for count in (LONG.rows, LONG.entries, SHORT.entries))
+#: What is added up for entries of a type.
+_TERMS = {torch.float32: LONG, torch.float16: MIDDLE, torch.bfloat16: SHORT}
+#: Numbers of a step: of rows, of long entries, of middle and of short ones.
+_ROW, _LONG, _MIDDLE, _SHORT = (count * TILES * _TILE for count in (LONG.rows, LONG.entries, MIDDLE.entries, SHORT.entries))
+#: Panels of float16 numbers that are widened at once.
+_WIDENED = 64
 #: Rows whose tiles and sums leave room in the second cache for those of the entries.
 _MOST_ROWS = 256
 #: Bits that a float32 number has more than one of bfloat16, a mask of the others, just less than half of the last of them, a NaN.
@@ -37,7 +41,7 @@ _LOWER, _UPPER, _HALF, _NAN = 16, 0xFFFF0000, 0x7FFF, 0x7FC00000
 #: (Linux, Documentation/arch/x86/xstate.rst).
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18
 
-_long_tile, _short_tile = matrix_tile(LONG), matrix_tile(SHORT)
+_long_tile, _middle_tile, _short_tile = matrix_tile(LONG), matrix_tile(MIDDLE), matrix_tile(SHORT)
 
 
 @cache
@@ -52,16 +56,19 @@ def lay_out(matrix: Tensor, terms: int, paired: bool) -> Halves:
     """[N, D] as [P, L] panels: for each 32 numbers of the width, for each term, two tiles; zeros fill up the last.
 
     Args:
-        matrix: float32 or bfloat16.
+        matrix: float32, float16 or bfloat16.
         terms: of each number, the largest first.
         paired: whether a tile's line holds pairs of neighbours in the width of each of 16 entries, as the second factor has to
             lie, or 32 numbers of one row.
     """
     count, width = matrix.shape
     panels = np.empty((-(-count // SIZE), -(-width // DEPTH) * terms * TILES * _PAIRS), np.uint32)
-    long = matrix.dtype == torch.float32
-    bits = matrix.contiguous().view(torch.uint32 if long else torch.uint16).numpy()
-    _lay_out(bits, 0 if long else _LOWER, terms, paired, panels)
+    if matrix.dtype == torch.bfloat16:
+        _lay_out(matrix.contiguous().view(torch.uint16).numpy(), _LOWER, terms, paired, panels)
+        return panels.view(np.uint16)
+    for first in range(0, len(panels), _WIDENED):
+        part = matrix[first * SIZE : (first + _WIDENED) * SIZE].float().contiguous()
+        _lay_out(part.view(torch.uint32).numpy(), 0, terms, paired, panels[first : first + _WIDENED])
     return panels.view(np.uint16)
 
 
@@ -117,10 +124,11 @@ def multiply(rows: Halves, entries: Halves, out: Floats) -> None:
 
     Args:
         rows: [P, L] of three terms.
-        entries: [P, L] of as many, or of one.
+        entries: [P, L] of as many, of two or of one.
         out: [N, V] contiguous, both filled up as the panels are.
     """
-    short, steps, width = entries.shape[1] != rows.shape[1], rows.shape[1] // _ROW, out.shape[1]
+    steps, width = rows.shape[1] // _ROW, out.shape[1]
+    step = entries.shape[1] // steps
     left, right, whole, part = rows.reshape(-1), entries.reshape(-1), out.reshape(-1), np.empty(SIZE * SIZE, np.float32)
     open_tiles()
     for first in range(0, steps, _STEPS):
@@ -130,11 +138,12 @@ def multiply(rows: Halves, entries: Halves, out: Floats) -> None:
             for r in range(rows.shape[0]):
                 row, entry, at = r * rows.shape[1], e * entries.shape[1], r * SIZE * width + e * SIZE
                 following, place = entry + entries.shape[1], 0 if first else at
-                if short:
-                    ahead = following + r % (_SHORT // _TILE) * _TILE
+                ahead = following + r % (step // _TILE) * _TILE
+                if step == _SHORT:
                     _short_tile(left, row, right, entry, sums, place, first, stop, stride, ahead)
+                elif step == _MIDDLE:
+                    _middle_tile(left, row, right, entry, sums, place, first, stop, stride, ahead)
                 else:
-                    ahead = following + r % (_LONG // _TILE) * _TILE
                     _long_tile(left, row, right, entry, sums, place, first, stop, stride, ahead)
                 if first:
                     _add(part, whole, at, width)
@@ -149,8 +158,8 @@ def _add(part: Floats, out: Floats, at: int, width: int) -> None:
 
 
 def _entries(matrix: Tensor) -> Halves:
-    """The panels of [V, D] float32 or bfloat16 entries."""
-    return lay_out(matrix, (LONG if matrix.dtype == torch.float32 else SHORT).entries, paired=True)
+    """The panels of [V, D] float32, float16 or bfloat16 entries."""
+    return lay_out(matrix, _TERMS[matrix.dtype].entries, paired=True)
 
 
 _rows = partial(lay_out, terms=LONG.rows, paired=False)
